@@ -1,0 +1,1 @@
+"""Version 1 of the wire: the schema and its generated stubs."""
