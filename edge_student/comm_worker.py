@@ -1,0 +1,143 @@
+"""The comm worker: a light program of its own that receives logits into the ring. `python -m edge_student.comm_worker FD`.
+
+It is started by the trainer's process with one end of a socket pair, does what the messages say, and ends with it. It never imports
+torch, and it never decides anything: the scheduler pins its threads from outside and holds it with a flag in the ring.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+
+from edge_student import messages
+from edge_student.messages import (
+    BatchReceived,
+    Configure,
+    Failed,
+    Finished,
+    Go,
+    LinkTrouble,
+    PeerGone,
+    Ready,
+    UseRing,
+    Wake,
+)
+from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
+from edge_student.ring import Ring
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Entry point; exit status 0 when all batches were received, 1 when not (the reason went to the trainer)."""
+    if len(sys.argv) != 2 or not sys.argv[1].isdigit():
+        print("edge_student.comm_worker is started by edge-student, with a socket's descriptor", file=sys.stderr)
+        return 2
+    die_with_parent()
+    # Ctrl-C in a terminal reaches both processes; the trainer decides when to stop, and this one ends with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        return serve(control)
+    except PeerGone:
+        return 1
+
+
+def serve(control: socket.socket) -> int:
+    """Do what the trainer asks over `control`, until all batches are received or one end fails."""
+    config, _ = messages.receive(control)
+    assert isinstance(config, Configure), config
+    logging.basicConfig(level=config.log_level.upper(), format="comm worker: %(message)s")
+    receiver = Receiver(config, lambda cause, attempt: messages.send(control, _trouble(cause, attempt)))
+    try:
+        messages.send(control, receiver.describe())
+        job, fds = messages.receive(control)
+        assert isinstance(job, UseRing), job
+        ring = Ring.attach(fds[0])
+        messages.send(control, Ready())
+        go, _ = messages.receive(control)
+        assert isinstance(go, Go), go
+        receive_all(control, receiver, ring, job)
+    except RequestRefusedError as error:
+        messages.send(control, Failed(cause=str(error), is_user_error=True))
+        return 1
+    except (LinkLostError, BadTeacherError) as error:
+        messages.send(control, Failed(cause=str(error), is_user_error=False))
+        return 1
+    finally:
+        receiver.close()
+    return 0
+
+
+def receive_all(control: socket.socket, receiver: Receiver, ring: Ring, job: UseRing) -> None:
+    """Receive batches `job.start` .. `job.stop - 1` into the ring, each as soon as its slot is free and nobody holds us."""
+    gate = Gate(control, ring, num_consumed=job.start)
+    cpu_before = time.process_time()
+    total_bytes = 0
+    for index in range(job.start, job.stop):
+        gate.wait_for_slot(index)
+        gate.wait_while_held()
+        started = time.monotonic()
+        num_bytes = receiver.receive(
+            index,
+            job.stop,
+            logits=ring.logits(index),
+            sample_ids=ring.sample_ids(index),
+            between_chunks=gate.wait_while_held,
+        )
+        total_bytes += num_bytes
+        cpu_now = time.process_time()
+        message = BatchReceived(
+            index=index, started=started, ended=time.monotonic(), cpu_s=cpu_now - cpu_before, num_bytes=num_bytes
+        )
+        cpu_before = cpu_now
+        messages.send(control, message)
+    finished = Finished(
+        cpu_s=time.process_time(),
+        num_bytes=total_bytes,
+        num_reconnects=receiver.num_reconnects,
+        num_refused_chunks=receiver.num_refused_chunks,
+    )
+    messages.send(control, finished)
+
+
+class Gate:
+    """Lets the worker go on when it may: its slot is free, and it is not held. Asleep on the socket otherwise."""
+
+    def __init__(self, control: socket.socket, ring: Ring, *, num_consumed: int) -> None:
+        self._control = control
+        self._ring = ring
+        self._num_consumed = num_consumed
+
+    def wait_for_slot(self, index: int) -> None:
+        """Wait until the batch that lay in the slot of `index` has been consumed."""
+        while index - self._num_consumed >= self._ring.shape.num_slots:
+            self._wait_for_message()
+
+    def wait_while_held(self) -> None:
+        """Wait until the scheduler lets comm have cores."""
+        while self._ring.is_held:
+            self._wait_for_message()
+
+    def _wait_for_message(self) -> None:
+        message, _ = messages.receive(self._control)
+        assert isinstance(message, Wake), message
+        self._num_consumed = max(self._num_consumed, message.num_consumed)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the trainer dies in whatever way (prctl(2), PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        sys.exit(1)  # it died before we asked
+
+
+def _trouble(cause: str, attempt: int) -> LinkTrouble:
+    return LinkTrouble(time=time.monotonic(), cause=cause, attempt=attempt)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What the trainer's process and its comm worker say to each other, over one Unix SOCK_SEQPACKET pair.
+
+One message is one packet of JSON. The socket keeps message boundaries, carries the ring's descriptor, and tells each side when the
+other has died. Times are seconds of CLOCK_MONOTONIC, which all processes of one Linux machine share.
+"""
+
+import json
+import socket
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_MAX_PACKET = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configure:
+    """Trainer -> worker, first: whom to ask and how. `max_wait_s` bounds the time without any progress."""
+
+    teacher: str
+    batch_size: int
+    seed: int
+    encoding: str
+    window: int
+    max_wait_s: float
+    log_level: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """Worker -> trainer: what the teacher says of itself."""
+
+    teacher_digest: str
+    dataset_digest: str
+    dataset_name: str
+    num_samples: int
+    num_classes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseRing:
+    """Trainer -> worker, with the ring's descriptor: receive batches start .. stop-1 into it."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Worker -> trainer: connected and mapped; waits for Go."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Go:
+    """Trainer -> worker: the wall-clock runs from now on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wake:
+    """Trainer -> worker: the hold was lifted, or slots were freed: batches 0 .. num_consumed-1 are no longer needed."""
+
+    num_consumed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchReceived:
+    """Worker -> trainer: a batch lies complete in the ring. CPU seconds are those of all the worker's threads."""
+
+    index: int
+    started: float
+    ended: float
+    cpu_s: float
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkTrouble:
+    """Worker -> trainer: an attempt failed and another follows."""
+
+    time: float
+    cause: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """Worker -> trainer, last: every batch has been received."""
+
+    cpu_s: float
+    num_bytes: int
+    num_reconnects: int
+    num_refused_chunks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """Worker -> trainer, last: it cannot go on. `is_user_error` tells a wrong request from a failing world."""
+
+    cause: str
+    is_user_error: bool
+
+
+Message = Configure | Described | UseRing | Ready | Go | Wake | BatchReceived | LinkTrouble | Finished | Failed
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Configure, Described, UseRing, Ready, Go, Wake, BatchReceived, LinkTrouble, Finished, Failed)
+}
+
+
+class PeerGone(ConnectionError):
+    """The other process has closed its end, or died."""
+
+
+def send(sock: socket.socket, message: Message, *, fds: tuple[int, ...] = ()) -> None:
+    """Send one message, with descriptors if any; PeerGone if nobody is there to hear it."""
+    packet = json.dumps([type(message).__name__, asdict(message)]).encode()
+    try:
+        socket.send_fds(sock, [packet], list(fds))
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise PeerGone("the other process is gone") from error
+
+
+def receive(sock: socket.socket) -> tuple[Message, list[int]]:
+    """Wait for one message and the descriptors that came with it; PeerGone at the end, TimeoutError as the socket says."""
+    try:
+        packet, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 1)
+    except ConnectionResetError as error:
+        raise PeerGone("the other process is gone") from error
+    if not packet:
+        raise PeerGone("the other process is gone")
+    kind, fields = json.loads(packet)
+    return _KINDS[kind](**fields), fds

@@ -1,0 +1,254 @@
+"""The edge's end of the wire: asks a teacher for windows of batches, verifies every chunk, and resumes by index when the link fails.
+
+It knows gRPC and the schema. It does not know what the logits are for, nor who else runs on this machine. gRPC never retries a
+stream after its first message, so the retrying is ours: a lost stream is asked for again from the first batch that is incomplete.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import tenacity
+
+from edge_student.messages import Configure, Described
+from edgekd.codec import ChunkError, Encoding, decode_into, from_wire, to_wire
+from edgekd.order import batch_ids
+from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
+from edgekd.wire import PROTOCOL_VERSION, channel_options
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_FINAL_CODES = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+}
+_MAX_REFUSED_IN_A_ROW = 5
+_DESCRIBE_TIMEOUT_S = 10.0
+
+
+class LinkLostError(ConnectionError):
+    """The teacher cannot be reached, or its stream broke off; another attempt may succeed."""
+
+
+class RequestRefusedError(ValueError):
+    """The teacher understood the request and will never grant it."""
+
+
+class BadTeacherError(RuntimeError):
+    """The teacher keeps sending chunks that break the protocol."""
+
+
+class Receiver:
+    """Receives batch after batch from one teacher.
+
+    `on_trouble(cause, attempt)` hears of every failed attempt before the next one. Not thread-safe.
+    """
+
+    def __init__(self, config: Configure, on_trouble: Callable[[str, int], None]) -> None:
+        self._config = config
+        self._encoding = Encoding(config.encoding)
+        self._on_trouble = on_trouble
+        self._channel: grpc.Channel | None = None
+        self._stream: Iterator[teacher_pb2.LogitsChunk] | None = None
+        self._described: Described | None = None
+        self._refused_in_a_row = 0
+        self.num_reconnects = 0
+        self.num_refused_chunks = 0
+        self.num_duplicate_chunks = 0
+
+    def describe(self) -> Described:
+        """Ask the teacher who it is, waiting for it to appear for up to `max_wait_s`.
+
+        Raises LinkLostError when the time is up, RequestRefusedError if the two ends cannot understand each other.
+        """
+        answer = self._patiently(self._describe_once)
+        if answer.protocol_version != PROTOCOL_VERSION:
+            raise RequestRefusedError(
+                f"the teacher at {self._config.teacher} speaks protocol version {answer.protocol_version}, "
+                f"this edge speaks {PROTOCOL_VERSION}: update the older end"
+            )
+        if to_wire(self._encoding) not in answer.encodings:
+            raise RequestRefusedError(f"the teacher at {self._config.teacher} cannot send encoding {self._encoding}")
+        if self._config.batch_size > answer.max_batch_size:
+            raise RequestRefusedError(
+                f"public batch of {self._config.batch_size} is over the teacher's limit of {answer.max_batch_size}"
+            )
+        self._window = min(self._config.window, answer.max_window)
+        self._described = Described(
+            teacher_digest=answer.teacher_digest,
+            dataset_digest=answer.dataset_digest,
+            dataset_name=answer.dataset_name,
+            num_samples=answer.num_samples,
+            num_classes=answer.num_classes,
+        )
+        return self._described
+
+    def receive(
+        self,
+        index: int,
+        stop: int,
+        *,
+        logits: npt.NDArray[np.float32],
+        sample_ids: npt.NDArray[np.int64],
+        between_chunks: Callable[[], None],
+    ) -> int:
+        """Fill `logits` (float32 [batch, classes]) and `sample_ids` (int64 [batch]) with batch `index`; return the payload bytes.
+
+        Batches must be asked for in order; `stop` bounds how far the teacher may run ahead. `between_chunks` may block.
+        Raises LinkLostError after `max_wait_s` without success, RequestRefusedError and BadTeacherError at once.
+        """
+        assert self._described is not None, "describe() comes first"
+        sample_ids[:] = batch_ids(self._config.seed, self._described.num_samples, self._config.batch_size, index)
+        self._refused_in_a_row = 0
+        return self._patiently(lambda: self._receive_once(index, stop, logits, sample_ids, between_chunks))
+
+    def close(self) -> None:
+        """Drop the connection. The next call makes a new one."""
+        self._stream = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _describe_once(self) -> teacher_pb2.DescribeResponse:
+        try:
+            answer: teacher_pb2.DescribeResponse = self._stub().Describe(teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S)
+            return answer
+        except grpc.RpcError as error:
+            raise self._translate(error) from None
+
+    def _receive_once(
+        self,
+        index: int,
+        stop: int,
+        logits: npt.NDArray[np.float32],
+        sample_ids: npt.NDArray[np.int64],
+        between_chunks: Callable[[], None],
+    ) -> int:
+        row = num_bytes = 0
+        while row < len(logits):
+            between_chunks()
+            chunk = self._next_chunk(index, stop)
+            if (chunk.batch_index, chunk.row_start) < (index, row):
+                self.num_duplicate_chunks += 1
+                continue
+            try:
+                row += self._accept(chunk, index, row, logits, sample_ids)
+            except ChunkError as error:
+                self._refuse(index, error)
+            num_bytes += len(chunk.payload)
+        return num_bytes
+
+    def _next_chunk(self, index: int, stop: int) -> teacher_pb2.LogitsChunk:
+        try:
+            if self._stream is None:
+                self._stream = self._open_window(index, stop)
+            chunk = next(self._stream, None)
+            if chunk is None:  # the window is used up
+                self._stream = self._open_window(index, stop)
+                chunk = next(self._stream, None)
+        except grpc.RpcError as error:
+            raise self._translate(error) from None
+        if chunk is None:
+            raise LinkLostError(f"the teacher ended its stream before batch {index} was complete")
+        return chunk
+
+    def _open_window(self, index: int, stop: int) -> Iterator[teacher_pb2.LogitsChunk]:
+        assert self._described is not None
+        request = teacher_pb2.StreamLogitsRequest(
+            start=index,
+            count=min(self._window, stop - index),
+            batch_size=self._config.batch_size,
+            seed=self._config.seed,
+            teacher_digest=self._described.teacher_digest,
+            dataset_digest=self._described.dataset_digest,
+            encoding=to_wire(self._encoding),
+        )
+        return iter(self._stub().StreamLogits(request))
+
+    def _accept(
+        self,
+        chunk: teacher_pb2.LogitsChunk,
+        index: int,
+        row: int,
+        logits: npt.NDArray[np.float32],
+        sample_ids: npt.NDArray[np.int64],
+    ) -> int:
+        """Verify one chunk and decode it to its rows; return how many. ChunkError says what is wrong with it."""
+        if (chunk.batch_index, chunk.row_start) != (index, row):
+            raise ChunkError(f"row {chunk.row_start} of batch {chunk.batch_index} came, row {row} of {index} was due")
+        end = row + chunk.num_rows
+        if end > len(logits):
+            raise ChunkError(f"rows {row} .. {end - 1} were sent of a batch of {len(logits)}")
+        if chunk.num_classes != logits.shape[1]:
+            raise ChunkError(f"{chunk.num_classes} classes were sent, the teacher described {logits.shape[1]}")
+        if from_wire_or_refuse(chunk.encoding) is not self._encoding:
+            raise ChunkError(f"encoding number {chunk.encoding} was sent, {self._encoding} was asked for")
+        if not np.array_equal(np.fromiter(chunk.sample_ids, np.int64), sample_ids[row:end]):
+            raise ChunkError("the sample ids are not those of this batch: teacher and edge disagree on the order")
+        decode_into(
+            chunk.payload,
+            encoding=self._encoding,
+            rows=chunk.num_rows,
+            num_classes=chunk.num_classes,
+            crc32=chunk.crc32,
+            out=logits[row:end],
+        )
+        return chunk.num_rows
+
+    def _refuse(self, index: int, error: ChunkError) -> None:
+        self.num_refused_chunks += 1
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row >= _MAX_REFUSED_IN_A_ROW:
+            raise BadTeacherError(
+                f"batch {index} was refused {self._refused_in_a_row} times, the last time because: {error}"
+            ) from error
+        raise LinkLostError(f"batch {index}: chunk refused: {error}") from error
+
+    def _stub(self) -> teacher_pb2_grpc.TeacherStub:
+        if self._channel is None:
+            # A pool of its own, so that a new channel tries at once instead of inheriting an old one's backoff.
+            options = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
+            self._channel = grpc.insecure_channel(self._config.teacher, options=options)
+        return teacher_pb2_grpc.TeacherStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def _translate(self, error: grpc.RpcError) -> Exception:
+        cause = f"teacher {self._config.teacher}: {error.code().name}: {error.details()}"
+        if error.code() in _FINAL_CODES:
+            return RequestRefusedError(cause)
+        return LinkLostError(cause)
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(LinkLostError),
+            wait=tenacity.wait_exponential_jitter(initial=0.2, max=5.0, jitter=0.3),
+            stop=tenacity.stop_after_delay(self._config.max_wait_s),
+            before_sleep=self._before_next_attempt,
+            reraise=True,
+        )
+        try:
+            return retrying(action)
+        except LinkLostError as error:
+            raise LinkLostError(f"gave up after {self._config.max_wait_s:g} s without success: {error}") from error
+
+    def _before_next_attempt(self, attempt: tenacity.RetryCallState) -> None:
+        self.close()
+        self.num_reconnects += 1
+        error = attempt.outcome.exception() if attempt.outcome else None
+        self._on_trouble(str(error), attempt.attempt_number)
+
+
+def from_wire_or_refuse(number: int) -> Encoding:
+    """`codec.from_wire`, with a chunk's error for a number that does not exist."""
+    try:
+        return from_wire(number)
+    except ValueError as error:
+        raise ChunkError(str(error)) from error
