@@ -74,7 +74,7 @@ def serve(control: socket.socket) -> int:
 
 def receive_all(control: socket.socket, receiver: Receiver, ring: Ring, job: UseRing) -> None:
     """Receive batches `job.start` .. `job.stop - 1` into the ring, each as soon as its slot is free and nobody holds us."""
-    gate = Gate(control, ring, num_consumed=job.start)
+    gate = Gate(control, ring)
     cpu_before = time.process_time()
     total_bytes = 0
     for index in range(job.start, job.stop):
@@ -107,25 +107,23 @@ def receive_all(control: socket.socket, receiver: Receiver, ring: Ring, job: Use
 class Gate:
     """Lets the worker go on when it may: its slot is free, and it is not held. Asleep on the socket otherwise."""
 
-    def __init__(self, control: socket.socket, ring: Ring, *, num_consumed: int) -> None:
+    def __init__(self, control: socket.socket, ring: Ring) -> None:
         self._control = control
         self._ring = ring
-        self._num_consumed = num_consumed
 
     def wait_for_slot(self, index: int) -> None:
         """Wait until the batch that lay in the slot of `index` has been consumed."""
-        while index - self._num_consumed >= self._ring.shape.num_slots:
-            self._wait_for_message()
+        while not self._ring.has_slot_for(index):
+            self._wait_for_wake()
 
     def wait_while_held(self) -> None:
         """Wait until the scheduler lets comm have cores."""
         while self._ring.is_held:
-            self._wait_for_message()
+            self._wait_for_wake()
 
-    def _wait_for_message(self) -> None:
+    def _wait_for_wake(self) -> None:
         message, _ = messages.receive(self._control)
         assert isinstance(message, Wake), message
-        self._num_consumed = max(self._num_consumed, message.num_consumed)
 
 
 def die_with_parent() -> None:

@@ -4,6 +4,7 @@ One message is one packet of JSON. The socket keeps message boundaries, carries 
 other has died. Times are seconds of CLOCK_MONOTONIC, which all processes of one Linux machine share.
 """
 
+import contextlib
 import json
 import socket
 from dataclasses import asdict, dataclass
@@ -56,9 +57,7 @@ class Go:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wake:
-    """Trainer -> worker: the hold was lifted, or slots were freed: batches 0 .. num_consumed-1 are no longer needed."""
-
-    num_consumed: int
+    """Trainer -> worker: the hold was lifted, or slots were freed; look into the ring's header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +115,16 @@ def send(sock: socket.socket, message: Message, *, fds: tuple[int, ...] = ()) ->
         socket.send_fds(sock, [packet], list(fds))
     except (BrokenPipeError, ConnectionResetError) as error:
         raise PeerGone("the other process is gone") from error
+
+
+def wake(sock: socket.socket) -> None:
+    """Send Wake without ever blocking, to a worker that may sleep, work, or have ended.
+
+    A full queue is as good as a message delivered: the worker has wakes to read, and reads the ring's header after each.
+    """
+    packet = json.dumps([Wake.__name__, {}]).encode()
+    with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+        sock.send(packet, socket.MSG_DONTWAIT)
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]]:

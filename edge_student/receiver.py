@@ -1,4 +1,4 @@
-"""The edge's end of the wire: asks a teacher for windows of batches, verifies every chunk, and resumes by index when the link fails.
+"""The edge's end of the wire: asks for windows of batches, verifies every chunk, and resumes by index when the link fails.
 
 It knows gRPC and the schema. It does not know what the logits are for, nor who else runs on this machine. gRPC never retries a
 stream after its first message, so the retrying is ours: a lost stream is asked for again from the first batch that is incomplete.

@@ -1,8 +1,8 @@
 """The ring: shared memory through which the comm worker hands decoded logits to the compute worker.
 
-One writer, one reader. Batch i lies in slot i % slots. Which slots are full and which are free is not kept here: that travels as
-messages (messages.py), and the system call that carries a message is also the memory barrier between the two processes. The only
-flag in the header is `is_held`, which the scheduler raises to stop the comm worker between chunks.
+One writer, one reader. Batch i lies in slot i % slots. That a slot is full travels as a message (messages.py). Two words in the
+header go the other way: how many batches have been consumed, and whether the scheduler holds the comm worker. Whoever changes one
+sends a Wake afterwards; the system calls that send and receive it are also the memory barrier between the two processes.
 
 The memory is a memfd that is passed by descriptor: nothing to clean up after a crash, and no limit from a small /dev/shm.
 """
@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 _HEADER = struct.Struct("<8sIII")
 _MAGIC = b"EDGEKD01"
-_HOLD_OFFSET = 64  # a cache line of its own, away from the constants
+_HOLD_OFFSET = 64  # each word on a cache line of its own
+_CONSUMED_OFFSET = 128
 _PAGE = 4096
 
 
@@ -53,6 +54,7 @@ class Ring:
         self.shape = shape
         self._memory = mmap.mmap(fd, shape.num_bytes)
         self._held = np.frombuffer(self._memory, np.uint8, count=1, offset=_HOLD_OFFSET)
+        self._consumed = np.frombuffer(self._memory, np.uint64, count=1, offset=_CONSUMED_OFFSET)
         ids_bytes = 8 * shape.batch_size
         num_logits = shape.batch_size * shape.num_classes
         self._ids: list[npt.NDArray[np.int64]] = []
@@ -94,8 +96,21 @@ class Ring:
         return bool(self._held[0])
 
     def set_held(self, held: bool) -> None:
-        """Raise or lower the hold flag. Whoever lowers it also sends a message, because the worker sleeps on its socket."""
+        """Raise or lower the hold flag. Whoever lowers it also sends a Wake, because the worker sleeps on its socket."""
         self._held[0] = held
+
+    @property
+    def num_consumed(self) -> int:
+        """Batches 0 .. num_consumed-1 have been consumed; their slots are free."""
+        return int(self._consumed[0])
+
+    def set_consumed(self, num_batches: int) -> None:
+        """Free the slots of batches 0 .. num_batches-1. Send a Wake afterwards."""
+        self._consumed[0] = num_batches
+
+    def has_slot_for(self, batch_index: int) -> bool:
+        """Whether the batch that lay in the slot of `batch_index` has been consumed."""
+        return batch_index - self.num_consumed < self.shape.num_slots
 
     def close(self) -> None:
         """Close the descriptor; the memory goes when the last view of it goes."""

@@ -1,0 +1,227 @@
+"""The one door to CPU affinity: pins the native threads of the comm worker, and those of the calling compute worker.
+
+What it can NOT do: bind a thread that does not exist yet (it looks again when the set of threads changes), move another process'
+OpenMP team, or widen what the kernel allows. `sched_setaffinity(2)` moves one thread, not a process, so everything here works thread
+by thread over /proc/PID/task. A mask that is only partly allowed is silently intersected by the kernel; masks are therefore read
+back, and what was read is what is reported. `restore()` puts masks and thread counts back.
+
+It knows nothing of torch: the compute worker's thread team comes as an object that can be resized and exercised.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+ThreadMasks = dict[int, tuple[int, ...]]
+"""Native thread id -> sorted core ids it may run on, as read back from the kernel."""
+
+_MAX_LOOKS = 5
+_CHURN_LIMIT = 3
+
+
+class ThreadTeam(Protocol):
+    """A native thread pool whose master is the calling thread (OpenMP under torch)."""
+
+    def size(self) -> int:
+        """Number of threads, master included."""
+
+    def resize(self, num_threads: int) -> None:
+        """Change the number of threads, master included, of the calling thread's team."""
+
+    def exercise(self) -> None:
+        """Run one short parallel operation on every thread of the team, so that all of them exist and burn CPU time."""
+
+
+class BindingRefusedError(OSError):
+    """The kernel refused a mask (seccomp, a container's rules). The run may go on, but unpinned."""
+
+
+def allowed_cores() -> frozenset[int]:
+    """The cores that the calling thread may use, from `sched_getaffinity`: containers and cpusets make it less than the machine."""
+    return frozenset(os.sched_getaffinity(0))
+
+
+class CommBinding:
+    """Pins every native thread of the comm worker, gRPC's included, to one shared mask."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._mask: frozenset[int] | None = None
+        self._known: frozenset[int] = frozenset()
+
+    def apply(self, cores: frozenset[int]) -> ThreadMasks:
+        """Pin all threads to `cores` (not empty) and return the masks read back. A process that is gone has no threads."""
+        assert cores, "a mask needs a core; holding a worker is not done by masks"
+        self._mask = cores
+        for _ in range(_MAX_LOOKS):  # a thread born by one not yet pinned has the old mask: look until nothing changes
+            before = threads_of(self._pid)
+            changed = [tid for tid in before if set_mask(tid, cores)]
+            self._known = threads_of(self._pid)
+            if not changed and self._known == before:
+                break
+        return read_masks(self._known)
+
+    def look_again(self) -> ThreadMasks | None:
+        """Pin threads that came since; None if nothing has changed. Cheap enough (about 10 us) for every message."""
+        if self._mask is None or threads_of(self._pid) == self._known:
+            return None
+        return self.apply(self._mask)
+
+
+class CompBinding:
+    """Sizes and pins the OpenMP team of the calling thread, one thread to one core.
+
+    `apply` may only be called by the thread that runs the parallel code, at a task boundary. `foreign` are threads of this process
+    that are not compute's (the scheduler's own) and are left alone.
+    """
+
+    def __init__(self, team: ThreadTeam, *, max_threads: int) -> None:
+        self._team = team
+        self._max_threads = max_threads
+        self._pid = os.getpid()
+        self._master = os.getpid()  # the main thread's native id is the process id
+        self._foreign: set[int] = set()
+        self._members: list[int] = []
+        self._known: frozenset[int] = frozenset()
+        self._cores: tuple[int, ...] = ()
+        self._original_masks: dict[int, set[int]] = {}
+        self._original_size = team.size()
+        self._num_churned = 0
+
+    def leave_alone(self, tid: int) -> None:
+        """Never touch this thread of our process."""
+        self._foreign.add(tid)
+
+    def apply(self, cores: Iterable[int]) -> ThreadMasks:
+        """Run compute on exactly these cores, highest first, with at most one thread per core; return the masks read back."""
+        wanted = tuple(sorted(cores, reverse=True))
+        assert wanted, "compute with no cores is held at its boundary, not bound"
+        if wanted == self._cores and not self._has_new_threads():
+            return {}
+        num_threads = min(len(wanted), self._max_threads)
+        if num_threads < self._team.size():
+            self._team.resize(num_threads)  # fewer threads before fewer cores: spinning threads must never share one
+        self._pin([self._master], wanted)
+        if num_threads > self._team.size():
+            self._team.resize(num_threads)
+        members = self._find_members(num_threads)
+        if wanted == self._cores and set(members) != set(self._members):
+            self._num_churned += 1
+        self._members = members
+        self._pin_all(wanted)
+        self._cores = wanted
+        return read_masks(self._known - self._foreign)
+
+    def masks(self) -> ThreadMasks:
+        """The masks of compute's threads as they are now."""
+        return read_masks(threads_of(self._pid) - self._foreign)
+
+    @property
+    def team(self) -> list[int]:
+        """Native ids of the OpenMP team at the last `apply`, master first."""
+        return [self._master, *self._members]
+
+    @property
+    def num_churned(self) -> int:
+        """How often threads of the team were replaced behind our back (oneDNN shrinks the team for small work)."""
+        return self._num_churned
+
+    def restore(self) -> None:
+        """Put back the masks and the thread count that were found at first. Call it in the compute thread."""
+        if not self._original_masks:
+            return
+        widest: set[int] = set().union(*self._original_masks.values())
+        for tid in threads_of(self._pid) - self._foreign:
+            set_mask(tid, frozenset(self._original_masks.get(tid, widest)))
+        self._team.resize(self._original_size)
+        self._cores = ()
+
+    def _has_new_threads(self) -> bool:
+        return not threads_of(self._pid) - self._foreign <= self._known
+
+    def _find_members(self, num_threads: int) -> list[int]:
+        """The team's threads besides the master: those whose CPU clock advances during a parallel operation."""
+        if num_threads == 1:
+            return []
+        grown: dict[int, int] = {}
+        for _ in range(_MAX_LOOKS):
+            before = {tid: cpu_ns(tid) for tid in threads_of(self._pid)}
+            self._team.exercise()
+            for tid in threads_of(self._pid) - self._foreign - {self._master}:
+                grown[tid] = grown.get(tid, 0) + cpu_ns(tid) - before.get(tid, 0)
+            busy = [tid for tid, spent in grown.items() if spent > 0]
+            if len(busy) >= num_threads - 1:
+                return sorted(busy, key=lambda tid: -grown[tid])[: num_threads - 1]
+        return [tid for tid, spent in grown.items() if spent > 0]
+
+    def _pin_all(self, cores: tuple[int, ...]) -> None:
+        team = self.team
+        if self._num_churned >= _CHURN_LIMIT:
+            # Threads are born with the mask of the master. Where they keep being replaced, one core each would pile the new ones
+            # onto the master's core, which is far worse than a shared mask.
+            self._pin(team, cores)
+        else:
+            for tid, core in zip(team, cores, strict=False):
+                self._pin([tid], (core,))
+        self._known = threads_of(self._pid) - self._foreign
+        self._pin(self._known - set(team), cores)  # idle pools: they must not wake up on comm's cores
+
+    def _pin(self, tids: Iterable[int], cores: tuple[int, ...]) -> None:
+        for tid in tids:
+            with contextlib.suppress(ProcessLookupError):
+                self._original_masks.setdefault(tid, os.sched_getaffinity(tid))
+            set_mask(tid, frozenset(cores))
+
+
+def threads_of(pid: int) -> frozenset[int]:
+    """Native thread ids of a process; empty if it is gone."""
+    try:
+        return frozenset(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    except FileNotFoundError:
+        return frozenset()
+
+
+def set_mask(tid: int, cores: frozenset[int]) -> bool:
+    """Pin one thread; True if its mask had to change. A thread that has ended needs no mask."""
+    try:
+        if os.sched_getaffinity(tid) == cores:
+            return False
+        os.sched_setaffinity(tid, cores)
+    except ProcessLookupError:
+        return False
+    except OSError as error:
+        raise BindingRefusedError(
+            error.errno, f"the kernel refused cores {sorted(cores)} for thread {tid}: {error.strerror}"
+        ) from error
+    return True
+
+
+def read_masks(tids: Iterable[int]) -> ThreadMasks:
+    """Masks as the kernel has them; threads that have ended are left out."""
+    masks: ThreadMasks = {}
+    for tid in sorted(tids):
+        with contextlib.suppress(ProcessLookupError):
+            masks[tid] = tuple(sorted(os.sched_getaffinity(tid)))
+    return masks
+
+
+def cpu_ns(tid: int) -> int:
+    """CPU time of one thread of this process in ns, up to this moment even while it runs; 0 if it has ended.
+
+    The clock id is the one of pthread_getcpuclockid(3): the complement of the id, shifted, with the bits for "thread" and "sched".
+    """
+    try:
+        return time.clock_gettime_ns((~tid << 3) | 6)
+    except OSError:
+        return 0
+
+
+def name_this_thread(name: str) -> int:
+    """Give the calling thread a name that /proc and top show (at most 15 bytes) and return its native id."""
+    tid = threading.get_native_id()
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{tid}/comm", "w") as file:
+        file.write(name[:15])
+    return tid

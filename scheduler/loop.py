@@ -1,0 +1,295 @@
+"""The live loop: carries real events to the controller and its decisions to the kernel.
+
+Two threads meet here under one lock. The compute worker wraps each task in `with loop.task(...)`: it reports the boundary, waits if it
+has no logits or no cores, and binds itself. The scheduler thread hears the comm worker through a CommPort. Whichever thread has an
+event has it decided at once; comm is pinned at once, compute at its own next boundary, because a team of threads that shrinks in the
+middle of a parallel operation spins on cores it has lost. For the same reason comm does not get a core before compute has left it.
+
+It refuses to know what a policy is called, what travels, and what is trained.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from scheduler.binding import BindingRefusedError, CommBinding, CompBinding, ThreadMasks, name_this_thread
+from scheduler.controller import Controller
+from scheduler.placement import Placement, place
+from scheduler.state import Decision, Event, Started, Task, TaskDone
+
+_POLL_S = 0.5
+Record = dict[str, Any]
+"""One line of the log; times in it are seconds of the loop's clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchArrived:
+    """The comm worker has put batch `index` into the ring, between `started` and `ended`, for `cpu_s` of its CPU time."""
+
+    index: int
+    started: float
+    ended: float
+    cpu_s: float
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommEnded:
+    """The comm worker has received everything and exits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommFailed:
+    """The comm worker cannot go on; `error` is raised in the compute worker."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommTrouble:
+    """An attempt to receive failed at `time`, and another follows."""
+
+    time: float
+    cause: str
+
+
+CommEvent = BatchArrived | CommEnded | CommFailed | CommTrouble
+
+
+class CommPort(Protocol):
+    """The comm worker as the scheduler sees it."""
+
+    def go(self) -> None:
+        """Let the worker start."""
+
+    def next_event(self, timeout_s: float) -> CommEvent | None:
+        """Wait for its next event; None when the time is up. Only the scheduler thread calls this."""
+
+    def hold(self) -> None:
+        """Stop it at its next chunk."""
+
+    def release(self) -> None:
+        """Let it go on."""
+
+    def free_slots(self, num_batches: int) -> None:
+        """Batches 0 .. num_batches-1 have been consumed."""
+
+
+class SchedulerLoop:
+    """Runs one controller against one comm worker and the calling compute worker, on `cores`.
+
+    `record` receives the log line by line. Use: `start()`, then `with task(...)` around every task in order, then `finish()`,
+    all in the compute thread. Times are seconds of `clock`.
+    """
+
+    def __init__(
+        self,
+        *,
+        controller: Controller,
+        cores: Sequence[int],
+        comm_port: CommPort,
+        comm_binding: CommBinding,
+        comp_binding: CompBinding,
+        record: Callable[[Record], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._controller = controller
+        self._cores = tuple(cores)
+        self._comm_port = comm_port
+        self._comm_binding = comm_binding
+        self._comp_binding = comp_binding
+        self._record = record
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="edgekd-scheduler", daemon=True)
+        self._thread_is_known = threading.Event()
+        self._decision: Decision | None = None
+        self._placement: Placement | None = None
+        self._effective: dict[str, ThreadMasks] = {}
+        self._comp_in_use: frozenset[int] = frozenset()  # the cores of the task that runs now
+        self._comm_cores: frozenset[int] = frozenset()
+        self._comm_is_held = False
+        self._comm_has_ended = False
+        self._is_stopping = False
+        self._failure: Exception | None = None
+        self.binding_refusals: list[str] = []
+        self.comm_troubles: list[str] = []
+
+    def start(self) -> None:
+        """Start both sides; the wall-clock of the run starts here."""
+        self._thread.start()
+        self._thread_is_known.wait()
+        with self._changed:
+            self._decide(Started(time=self._clock()))
+        self._comm_port.go()
+
+    @contextmanager
+    def task(self, task: Task) -> Iterator[None]:
+        """Surround one FORWARD or BACKWARD: waits until it may run, binds compute to its cores, reports its end.
+
+        Raises what made the comm worker fail.
+        """
+        index = self._enter(task)
+        started = self._clock()
+        yield
+        ended = self._clock()
+        self._record({"event": "task", "task": task.value, "index": index, "started": started, "ended": ended})
+        with self._changed:
+            self._comp_in_use = frozenset()
+            if task is Task.BACKWARD:
+                self._comm_port.free_slots(index + 1)
+            self._decide(TaskDone(task=task, time=ended))
+
+    def finish(self) -> None:
+        """Stop the scheduler thread and put masks and thread counts back. Safe to call after a failure, and twice."""
+        with self._changed:
+            self._is_stopping = True
+            self._emit_decision()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._comp_binding.restore()
+
+    def _enter(self, task: Task) -> int:
+        waiting_since = self._clock()
+        why = ""
+        with self._changed:
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                assert self._decision is not None and self._placement is not None, "start() comes first"
+                state, placement = self._decision.state, self._placement
+                if task is Task.BACKWARD and state.comp_is_blocked:
+                    why = why or "logits"
+                elif not placement.comp:
+                    why = why or "hold"
+                else:
+                    break
+                self._changed.wait()
+            self._comp_in_use = frozenset(placement.comp)
+        if why:
+            waited = {"started": waiting_since, "ended": self._clock()}
+            self._record({"event": "wait", "why": why, "index": state.next_comp_index, **waited})
+        self._bind_comp(placement)
+        return state.next_comp_index
+
+    def _bind_comp(self, placement: Placement) -> None:
+        if not placement.is_pinned or self.binding_refusals:
+            return
+        try:
+            masks = self._comp_binding.apply(placement.comp)
+        except BindingRefusedError as error:
+            self._refused(error)
+            return
+        if masks:
+            with self._changed:
+                self._effective["comp"] = masks
+
+    def _decide(self, event: Event) -> None:
+        """Have an event decided and carry out comm's half. The lock is held."""
+        decision = self._controller.handle(event)
+        self._emit_decision()
+        self._decision = decision
+        self._placement = place(decision.allocation, self._cores)
+        if self._placement.is_pinned and not self._comm_has_ended:
+            self._bind_comm(self._placement.comm)
+        self._changed.notify_all()
+
+    def _bind_comm(self, wanted: frozenset[int]) -> None:
+        if not wanted:
+            if not self._comm_is_held:
+                self._comm_port.hold()
+                self._comm_is_held = True
+            return
+        cores = wanted - self._comp_in_use
+        if not cores:
+            return  # every core is still compute's; its boundary is the next event, and decides again
+        if cores != self._comm_cores and not self.binding_refusals:
+            try:
+                self._effective["comm"] = self._comm_binding.apply(cores)
+                self._comm_cores = cores
+            except BindingRefusedError as error:
+                self._refused(error)
+        if self._comm_is_held:
+            self._comm_port.release()
+            self._comm_is_held = False
+
+    def _refused(self, error: BindingRefusedError) -> None:
+        self.binding_refusals.append(str(error))
+        self._record({"event": "binding-refused", "time": self._clock(), "cause": str(error)})
+
+    def _emit_decision(self) -> None:
+        """Log the decision that was in force until now, with the masks that the kernel really gave. The lock is held."""
+        if self._decision is None or self._placement is None:
+            return
+        decision, placement = self._decision, self._placement
+        self._decision = None
+        self._record(
+            {
+                "event": "decision",
+                "sequence": decision.sequence,
+                "time": decision.time,
+                "policy": decision.policy,
+                "reason": decision.reason.value,
+                "state": [decision.state.num_comm, decision.state.num_forward, decision.state.num_backward],
+                "allocation": {
+                    "comm": decision.allocation.comm,
+                    "comp": decision.allocation.comp,
+                    "pinned": decision.allocation.pinned,
+                },
+                "requested": {"comm": sorted(placement.comm), "comp": sorted(placement.comp)},
+                "effective": {
+                    "comm": {str(tid): list(mask) for tid, mask in self._effective.get("comm", {}).items()},
+                    "comp": {str(tid): list(mask) for tid, mask in self._effective.get("comp", {}).items()},
+                },
+                "comm_is_held": self._comm_is_held,
+            }
+        )
+
+    def _run(self) -> None:
+        self._comp_binding.leave_alone(name_this_thread("edgekd-sched"))
+        self._thread_is_known.set()
+        while not self._is_stopping and not self._comm_has_ended and self._failure is None:
+            event = self._comm_port.next_event(_POLL_S)
+            if event is not None:
+                with self._changed:
+                    self._hear(event)
+
+    def _hear(self, event: CommEvent) -> None:
+        """Take in one event of the comm worker. The lock is held."""
+        if isinstance(event, BatchArrived):
+            self._record(
+                {
+                    "event": "task",
+                    "task": Task.COMM.value,
+                    "index": event.index,
+                    "started": event.started,
+                    "ended": event.ended,
+                    "cpu_s": event.cpu_s,
+                    "num_bytes": event.num_bytes,
+                }
+            )
+            self._look_for_new_comm_threads()
+            self._decide(TaskDone(task=Task.COMM, time=self._clock()))
+        elif isinstance(event, CommEnded):
+            self._comm_has_ended = True
+            self._effective.pop("comm", None)
+        elif isinstance(event, CommFailed):
+            self._failure = event.error
+            self._changed.notify_all()
+        else:
+            self.comm_troubles.append(event.cause)
+            self._record({"event": "comm-trouble", "time": event.time, "cause": event.cause})
+
+    def _look_for_new_comm_threads(self) -> None:
+        if self.binding_refusals:
+            return
+        try:
+            masks = self._comm_binding.look_again()
+        except BindingRefusedError as error:
+            self._refused(error)
+            return
+        if masks is not None:
+            self._effective["comm"] = masks
