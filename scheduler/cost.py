@@ -134,6 +134,14 @@ class Profile:
         if self.rates.num_cores != self.cores:
             raise ValueError(f"the profile has {self.cores} cores, but rates for {self.rates.num_cores}")
 
+    def check_cores(self, num_cores: int) -> None:
+        """ValueError unless the profile is of this many cores."""
+        if self.cores != num_cores:
+            raise ValueError(
+                f"the profile is of {self.cores} cores, and this run has {num_cores};"
+                " run on as many cores as were measured, or measure again"
+            )
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Profile:
         """Read {"cores", "forward", "backward", "comm"} and "cost" {"a1".."b3"} or "modes" [{"name", "comm_rate", "comp_rate"}].

@@ -1,0 +1,215 @@
+"""The controller: an event in, a decision out. No clock, no thread, no I/O; the live loop and a simulator share it.
+
+Between two events the allocation is constant, so from the events' times alone it knows how long each running task has had how
+many cores. From that follow what the running tasks still need, and, when one finishes, how fast its side is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from scheduler.cost import Profile, RateTable, Workload
+from scheduler.estimates import GAIN, Estimates, Share, SideEstimate
+from scheduler.policies import Policy, View
+from scheduler.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, Task, TaskDone
+
+STORY_LENGTH = 20
+"""Decisions that the message of a BrokenInvariant tells."""
+
+_OVERDUE = 0.05
+"""Part of a task that is believed to remain when it takes longer than its rate says: 0 would make it no concern at all."""
+
+
+class Controller:
+    """Follows one run from Started to its last task and decides at every event.
+
+    Units of work: the profile's, if there is one. Without, a Comm task is 1, and Forward and Backward add up to 1, in the
+    proportion of their measured durations on the same cores (halves until the first Backward is done).
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        cycles: int,
+        num_cores: int,
+        prefetch: int | None = None,
+        profile: Profile | None = None,
+    ) -> None:
+        """ValueError for cycles, cores or prefetch below 1, and for a profile of another number of cores."""
+        if num_cores < 1:
+            raise ValueError(f"num_cores is {num_cores}; a run needs at least 1")
+        if profile is not None:
+            profile.check_cores(num_cores)
+        self.policy = policy
+        self.state = State.initial(cycles=cycles, prefetch=prefetch)
+        self.num_cores = num_cores
+        self.allocation: Allocation | None = None
+        self.estimates = Estimates()
+        self.workload = profile.workload if profile else Workload(forward=0.5, backward=0.5, comm=1.0)
+        self._profile = profile
+        self._time = -math.inf
+        self._sequence = 0
+        self._story: deque[str] = deque(maxlen=STORY_LENGTH)
+        # How long the running comm task and both tasks of the running comp cycle have had each share of the cores.
+        self._comm_seconds: dict[Share, float] = {}
+        self._forward_seconds: dict[Share, float] = {}
+        self._backward_seconds: dict[Share, float] = {}
+        self._cycle_is_certain = True
+
+    def handle(self, event: Event) -> Decision:
+        """The decision that holds from this event to the next.
+
+        Events must come in the order of their times, equal times allowed: take the time under the lock that guards this
+        call. BrokenInvariant, with the story of the last decisions, for an event that cannot happen.
+        """
+        try:
+            self._account(event)
+            decision = self._decide(event.time)
+        except BrokenInvariant as broken:
+            story = "\n  ".join(self._story) or "nothing yet"
+            raise BrokenInvariant(f"{broken}\nat {event}\nafter:\n  {story}") from None
+        self._story.append(f"{event} -> {decision}")
+        return decision
+
+    def rates(self) -> dict[str, dict[str, float]]:
+        """What has been learnt, for logs: each side's work per second by its number of cores, and a cycle's work."""
+        work = self.workload
+        return {
+            "comm": _readable(self.estimates.comm),
+            "comp": _readable(self.estimates.comp),
+            "workload": {"forward": work.forward, "backward": work.backward, "comm": work.comm},
+        }
+
+    def _account(self, event: Event) -> None:
+        """Book the time since the last event, then what the event says."""
+        if isinstance(event, Started) != (self.allocation is None):
+            raise BrokenInvariant("a run begins with Started, and only once")
+        if not math.isfinite(event.time) or event.time < self._time:
+            raise BrokenInvariant(f"time goes from {self._time} to {event.time}")
+        if self.allocation is not None:
+            self._book(event.time - self._time, self.allocation)
+        self._time = event.time
+        if isinstance(event, TaskDone):
+            after = self.state.after(event.task)
+            if event.task is Task.COMM:
+                self._finish_comm()
+            else:
+                self._finish_comp(event.task)
+            self.state = after
+        elif not isinstance(event, Started):
+            self.num_cores = event.num_cores
+
+    def _book(self, seconds: float, allocation: Allocation) -> None:
+        """A side runs if it has cores and is neither done nor blocked."""
+        state = self.state
+        if allocation.comm and not state.comm_is_done and not state.comm_is_blocked:
+            _add(self._comm_seconds, (allocation.comm, allocation.pinned), seconds)
+        if allocation.comp and not state.comp_is_done and not state.comp_is_blocked:
+            _add(self._comp_seconds, (allocation.comp, allocation.pinned), seconds)
+
+    @property
+    def _comp_seconds(self) -> dict[Share, float]:
+        is_backward = self.state.num_forward > self.state.num_backward
+        return self._backward_seconds if is_backward else self._forward_seconds
+
+    def _finish_comm(self) -> None:
+        """Learn, unless the task ended while its side had no cores: a hold takes effect between chunks, so we lost count."""
+        if self.allocation is not None and self.allocation.comm:
+            self.estimates.comm.learn(self.workload.comm, self._comm_seconds)
+        self._comm_seconds = {}
+
+    def _finish_comp(self, task: Task) -> None:
+        """Learn from whole cycles, whose work is known before the proportion of Forward and Backward is."""
+        self._cycle_is_certain &= self.allocation is not None and self.allocation.comp > 0
+        if task is Task.FORWARD:
+            return
+        if self._cycle_is_certain:
+            side, seconds = self.estimates.comp, dict(self._forward_seconds)
+            for share, spent in self._backward_seconds.items():
+                _add(seconds, share, spent)
+            side.learn(self.workload.forward + self.workload.backward, seconds)
+            if self._profile is None:
+                self._learn_proportion(side)
+        self._forward_seconds, self._backward_seconds, self._cycle_is_certain = {}, {}, True
+
+    def _learn_proportion(self, side: SideEstimate) -> None:
+        """Forward's part of a cycle, both durations converted to work by the same rates."""
+        forward, backward = side.work_done(self._forward_seconds), side.work_done(self._backward_seconds)
+        if forward <= 0 or backward <= 0:
+            return
+        gain = 1.0 if self.state.num_backward == 0 else GAIN
+        part = self.workload.forward + gain * (forward / (forward + backward) - self.workload.forward)
+        self.workload = Workload(forward=part, backward=1 - part, comm=1.0)
+
+    def _decide(self, time: float) -> Decision:
+        allocation, reason = self._allocate()
+        self.allocation = allocation
+        decision = Decision(
+            sequence=self._sequence,
+            time=time,
+            state=self.state,
+            policy=self.policy.name,
+            allocation=allocation,
+            reason=reason,
+        )
+        self._sequence += 1
+        return decision
+
+    def _allocate(self) -> tuple[Allocation, Reason]:
+        """Eq. 13 first, then what a policy that needs rates has yet to measure, then the policy."""
+        state, num_cores = self.state, self.num_cores
+        if not self.policy.is_work_conserving:
+            reason = Reason.FINISHED if state.is_finished else Reason.UNMANAGED
+            return self.policy.choose(self._view(None)), reason
+        if state.is_finished:
+            return Allocation.all_comp(num_cores), Reason.FINISHED
+        if state.comp_is_blocked:
+            return Allocation.all_comm(num_cores), Reason.COMP_BLOCKED
+        if state.comm_is_done:
+            return Allocation.all_comp(num_cores), Reason.COMM_DONE
+        if state.comm_is_blocked:
+            return Allocation.all_comp(num_cores), Reason.COMM_BLOCKED
+        if self.policy.needs_rates and self._profile is None and num_cores > 2:
+            untried = self.estimates.untried_split(num_cores)
+            if untried is not None:
+                return Allocation.split(untried, num_cores), Reason.LEARNING
+        return self.policy.choose(self._view(self._rates())), Reason.POLICY
+
+    def _rates(self) -> RateTable | None:
+        """The profile's rates, else the estimates', of the cores there are now."""
+        if self._profile is not None:
+            return self._profile.rates.resized(self.num_cores)
+        return self.estimates.table(self.num_cores) if self.num_cores > 2 else None
+
+    def _view(self, rates: RateTable | None) -> View:
+        state, work = self.state, self.workload
+        comp_work = work.backward if state.num_forward > state.num_backward else work.forward
+        comm_done = self.estimates.comm.work_done(self._comm_seconds)
+        comp_done = self.estimates.comp.work_done(self._comp_seconds)
+        if rates is not None:
+            last = rates.num_cores
+            comm_done = sum(rates.comm[min(cores, last)] * s for (cores, _), s in self._comm_seconds.items())
+            comp_done = sum(rates.comp[max(last - cores, 0)] * s for (cores, _), s in self._comp_seconds.items())
+        return View(
+            state=state,
+            num_cores=self.num_cores,
+            comm_left=_left(work.comm, comm_done),
+            comp_left=_left(comp_work, comp_done),
+            workload=work,
+            rates=rates,
+        )
+
+
+def _left(work: float, done: float) -> float:
+    """Work that remains of a task that is running, so never nothing."""
+    return work - done if done < work else _OVERDUE * work
+
+
+def _add(seconds: dict[Share, float], share: Share, spent: float) -> None:
+    seconds[share] = seconds.get(share, 0.0) + spent
+
+
+def _readable(side: SideEstimate) -> dict[str, float]:
+    return {str(cores) if is_pinned else "unpinned": rate for (cores, is_pinned), rate in sorted(side.rates.items())}
