@@ -86,9 +86,7 @@ def decode_into(
     if expected > MAX_CHUNK_BYTES:
         raise ChunkError(f"chunk of {rows} rows x {num_classes} {encoding} is {expected} bytes, over {MAX_CHUNK_BYTES}")
     if len(payload) != expected:
-        raise ChunkError(
-            f"payload has {len(payload)} bytes, {rows} rows x {num_classes} {encoding} are {expected} bytes"
-        )
+        raise ChunkError(f"payload has {len(payload)} bytes, {rows} rows x {num_classes} {encoding} are {expected} bytes")
     actual = checksum(payload)
     if actual != crc32:
         raise ChunkError(f"payload has CRC-32 {actual:08x}, the chunk says {crc32:08x}")

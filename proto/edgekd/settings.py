@@ -1,0 +1,207 @@
+"""One typed dataclass as a command line: flags, a TOML file and help.
+
+A setting comes from its explicit flag, else from `--config FILE.toml`, else from the dataclass. tyro turns the dataclass
+into flags and its field docstrings into help; this room adds the file, and turns every mistake into one line that names
+the value, the rule and where to read on. It relies on nothing of tyro's wording, which changes between versions.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import enum
+import io
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+ConfigT = TypeVar("ConfigT")
+
+
+def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, description: str) -> ConfigT:
+    """Build `config_class`, a frozen dataclass of flags, from a command line and the TOML file it may name.
+
+    Prints help and raises SystemExit(0) for --help. Raises ValueError, always in one line, for an unknown flag or key, a
+    missing required one, a value of the wrong kind, or whatever the dataclass's own __post_init__ refuses.
+    """
+    hints = typing.get_type_hints(config_class)
+    hints = {field.name: hints[field.name] for field in _fields(config_class)}
+    if "-h" in argv or "--help" in argv:
+        _run_tyro(config_class, ["--help"], prog=prog, description=description)
+    given = _given_names(argv, hints, prog)
+    path = _config_path(argv) if "config" in given else None
+    settings = {} if path is None else _read_toml(path, hints)
+    settings = {name: value for name, value in settings.items() if name not in given}
+    _check_required(config_class, given | settings.keys(), prog)
+    args = [arg for name, value in settings.items() for arg in _as_args(name, value)] + list(argv)
+    outcome = _run_tyro(config_class, args, prog=prog, description=description)
+    if isinstance(outcome, str):
+        name = _first_name(outcome, [*hints, "config"])
+        source = f"{path}: {name}" if name in settings else _flag(name)
+        value, kind = _value_of(name, args), _kind(hints.get(name, Path))
+        problem = f"is '{value}', must be {kind}" if value is not None else f"needs a value: {kind}"
+        raise ValueError(f"{source} {problem}; see {prog} --help")
+    values, unexpected = outcome
+    if unexpected:
+        raise ValueError(f"unexpected argument '{unexpected[0]}': every setting is a --flag; see {prog} --help")
+    return config_class(**{name: getattr(values, name) for name in hints})
+
+
+def _run_tyro(config_class: type[Any], args: Sequence[str], *, prog: str, description: str) -> tuple[Any, list[str]] | str:
+    """What tyro read and what it did not understand; or, if it refused a value, its message without any white space.
+
+    tyro draws a box around an error, wrapped to the terminal's width; without white space the flag in it is whole again.
+    """
+    # tyro takes 0.1 s to import, which neither the list of commands nor the version should pay for.
+    import tyro
+
+    help_text = "Read settings from this TOML file. Its keys are the names of these flags; a flag given here wins."
+    # tyro would print a ValueError of __post_init__ in a box of its own. It gets a twin of the class that accepts
+    # everything, and `parse` builds the real one from that.
+    twin = dataclasses.make_dataclass(
+        config_class.__name__,
+        [("config", Annotated[Path | None, tyro.conf.arg(help=help_text)], dataclasses.field(default=None))],
+        bases=(config_class,),
+        namespace={"__post_init__": lambda self: None},
+        frozen=True,
+        kw_only=True,
+    )
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(
+                twin,
+                args=args,
+                prog=prog,
+                description=description,
+                return_unknown_args=True,
+                config=(tyro.conf.EnumChoicesFromValues,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        return re.sub(r"[\s\u2500-\u257f|+]", "", stderr.getvalue())
+
+
+def _given_names(argv: Sequence[str], hints: Mapping[str, Any], prog: str) -> set[str]:
+    """Field names of the flags on a command line. Raises ValueError for a flag that is not one."""
+    names = set()
+    for arg in argv:
+        # tyro's own --tyro-print-completion and --tyro-write-completion stay tyro's.
+        if not arg.startswith("--") or arg.startswith("--tyro-"):
+            continue
+        flag = arg.partition("=")[0]
+        name = flag[2:].replace("-", "_")
+        if name.startswith("no_") and hints.get(name[3:]) is bool:
+            name = name[3:]
+        if name != "config" and name not in hints:
+            flags = [_flag(known) for known in [*hints, "config"]]
+            raise ValueError(f"unknown flag {flag}{closest(flag, flags)}; {prog} --help explains them all")
+        names.add(name)
+    return names
+
+
+def _config_path(argv: Sequence[str]) -> Path:
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = arg.partition("=")
+        if flag == "--config" and (value or (following and not equals)):
+            return Path(value or following)
+    raise ValueError("--config needs a value, the path of a TOML file")
+
+
+def _read_toml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a TOML file by field name. Raises ValueError for a key that is no flag, OSError if unreadable."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    settings = {}
+    for key, value in document.items():
+        name = key.replace("-", "_")
+        if name not in hints:
+            raise ValueError(f"{path}: unknown key '{key}'{closest(name, hints)}; keys are the names of the flags")
+        if isinstance(value, dict) or isinstance(value, bool) is not (hints[name] is bool):
+            raise ValueError(f"{path}: {key} is {_show(value)}, must be {_kind(hints[name])}")
+        settings[name] = value
+    return settings
+
+
+def _as_args(name: str, value: Any) -> list[str]:
+    """A setting of the file as the words of a command line, so that file and flags are read by the same rules."""
+    flag = _flag(name)
+    if isinstance(value, bool):
+        return [flag if value else "--no-" + flag[2:]]
+    return [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
+
+
+def _check_required(config_class: type[Any], given: Iterable[str], prog: str) -> None:
+    missing = [
+        _flag(field.name)
+        for field in _fields(config_class)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and field.name not in set(given)
+    ]
+    if missing:
+        is_or_are = "is" if len(missing) == 1 else "are"
+        raise ValueError(f"{' and '.join(missing)} {is_or_are} required; {prog} --help explains every flag")
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """What the user may have meant, as the end of an error message; empty if nothing is near."""
+    matches = difflib.get_close_matches(word, list(known), n=3)
+    return f" (did you mean {' or '.join(matches)}?)" if matches else ""
+
+
+def _fields(config_class: type[Any]) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(config_class) if field.init]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _first_name(text: str, names: Iterable[str]) -> str:
+    """The field whose flag comes first in a message; of two flags that begin alike, the longer."""
+    flags = sorted(map(_flag, names), key=len, reverse=True)
+    match = re.search("|".join(map(re.escape, flags)), text)
+    assert match is not None, f"tyro refused the command line for a reason that names no flag: {text}"
+    return match[0][2:].replace("-", "_")
+
+
+def _value_of(name: str, args: Sequence[str]) -> str | None:
+    """What the last occurrence of a flag was given, for people; None if nothing."""
+    words: list[str] = []
+    is_ours = False
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if arg.startswith("--"):
+            is_ours = flag.replace("_", "-") == _flag(name)
+            words = ([value] if equals else []) if is_ours else words
+        elif is_ours:
+            words.append(arg)
+    return " ".join(words) if words else None
+
+
+def _show(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else "a table" if isinstance(value, dict) else repr(value)
+
+
+def _kind(hint: Any) -> str:
+    """What a value of this type looks like, in words."""
+    known = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    if hint in known:
+        return known[hint]
+    if hint is None or hint is types.NoneType:
+        return "None"
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return "one of " + ", ".join(str(member.value) for member in hint)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(map(_kind, arguments))
+    if typing.get_origin(hint) in (tuple, list):
+        return f"a list, each {_kind(arguments[0])}"
+    return str(hint)
