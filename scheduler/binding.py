@@ -1,9 +1,9 @@
 """The one door to CPU affinity: pins the native threads of the comm worker, and those of the calling compute worker.
 
-What it can NOT do: bind a thread that does not exist yet (it looks again when the set of threads changes), move another process'
-OpenMP team, or widen what the kernel allows. `sched_setaffinity(2)` moves one thread, not a process, so everything here works thread
-by thread over /proc/PID/task. A mask that is only partly allowed is silently intersected by the kernel; masks are therefore read
-back, and what was read is what is reported. `restore()` puts masks and thread counts back.
+What it can NOT do: bind a thread that does not exist yet (it looks again when the set of threads changes), size another process'
+OpenMP team, or widen what the kernel allows. `sched_setaffinity(2)` moves one thread, not a process, so everything here works
+thread by thread over /proc/PID/task. A mask that is only partly allowed is silently intersected by the kernel; masks are therefore
+read back, and what was read is what is reported. `restore()` puts masks and thread counts back.
 
 It knows nothing of torch: the compute worker's thread team comes as an object that can be resized and exercised.
 """
@@ -42,6 +42,12 @@ class BindingRefusedError(OSError):
 def allowed_cores() -> frozenset[int]:
     """The cores that the calling thread may use, from `sched_getaffinity`: containers and cpusets make it less than the machine."""
     return frozenset(os.sched_getaffinity(0))
+
+
+def confine_process(cores: frozenset[int]) -> None:
+    """Give every thread of this process, and so all that come, the mask `cores`. BindingRefusedError if the kernel says no."""
+    for tid in threads_of(os.getpid()):
+        set_mask(tid, cores)
 
 
 class CommBinding:

@@ -1,9 +1,9 @@
 """The live loop: carries real events to the controller and its decisions to the kernel.
 
-Two threads meet here under one lock. The compute worker wraps each task in `with loop.task(...)`: it reports the boundary, waits if it
-has no logits or no cores, and binds itself. The scheduler thread hears the comm worker through a CommPort. Whichever thread has an
-event has it decided at once; comm is pinned at once, compute at its own next boundary, because a team of threads that shrinks in the
-middle of a parallel operation spins on cores it has lost. For the same reason comm does not get a core before compute has left it.
+Two threads meet here under one lock. The compute worker wraps each task in `with loop.task(...)`: it reports the boundary, waits if
+it has no logits or no cores, and binds itself. The scheduler thread hears the comm worker through a CommPort. Whichever thread has
+an event has it decided at once; comm is pinned at once, compute at its own next boundary, because a team of threads that shrinks in
+the middle of a parallel operation spins on cores it has lost. For the same reason comm gets no core before compute has left it.
 
 It refuses to know what a policy is called, what travels, and what is trained.
 """
@@ -141,7 +141,7 @@ class SchedulerLoop:
             self._comp_in_use = frozenset()
             if task is Task.BACKWARD:
                 self._comm_port.free_slots(index + 1)
-            self._decide(TaskDone(task=task, time=ended))
+            self._decide(TaskDone(task=task, time=self._clock()))  # not `ended`: another event may have been decided since
 
     def finish(self) -> None:
         """Stop the scheduler thread and put masks and thread counts back. Safe to call after a failure, and twice."""
@@ -152,6 +152,11 @@ class SchedulerLoop:
             self._thread.join()
         self._comp_binding.restore()
 
+    @property
+    def num_threads_churned(self) -> int:
+        """How often threads of compute's team were replaced behind our back."""
+        return self._comp_binding.num_churned
+
     def _enter(self, task: Task) -> int:
         waiting_since = self._clock()
         why = ""
@@ -159,7 +164,8 @@ class SchedulerLoop:
             while True:
                 if self._failure is not None:
                     raise self._failure
-                assert self._decision is not None and self._placement is not None, "start() comes first"
+                assert self._decision is not None, "start() comes first"
+                assert self._placement is not None
                 state, placement = self._decision.state, self._placement
                 if task is Task.BACKWARD and state.comp_is_blocked:
                     why = why or "logits"

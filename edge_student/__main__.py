@@ -1,0 +1,64 @@
+"""`edge-student`: train one student, or compare policies."""
+
+import logging
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from edgekd.command import Command, dispatch, run
+
+from edge_student.config import CompareConfig, TrainConfig
+from edge_student.preflight import settle
+
+_DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with the logits of a teacher in the cloud."
+
+
+def train(config: TrainConfig) -> int:
+    """Train one student under one policy."""
+    set_up_logging(config.log_level)
+    cores = settle(os.environ, config.cores)
+    # Imported here: it loads torch, which must find the environment and the cores settled.
+    from edge_student.runtime import Run
+
+    result = Run(config, cores).execute()
+    print(
+        f"{result['policy']}: {result['cycles']} cycles in {result['wall_clock_s']:.2f} s, "
+        f"accuracy {result['accuracy']:.4f}, stalled {result['stall_s']:.2f} s, held {result['hold_s']:.2f} s; see {config.out}"
+    )
+    return 0
+
+
+def compare(config: CompareConfig) -> int:
+    """Train the same student under several policies and compare their wall-clock."""
+    set_up_logging(config.log_level)
+    cores = settle(os.environ, config.cores)
+    from edge_student.compare import compare_policies
+
+    return compare_policies(config, cores)
+
+
+def set_up_logging(level: str) -> None:
+    """Messages for people go to stderr, one line each."""
+    logging.basicConfig(level=level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+_COMMANDS: dict[str, Command] = {
+    "train": (TrainConfig, train, "Train one student under one policy, and save what it learned and how long it took."),
+    "compare": (CompareConfig, compare, "Train the same student under several policies and compare their wall-clock."),
+}
+
+
+def main() -> NoReturn:
+    """Entry point of `edge-student`."""
+    # SIGTERM ends a run as Ctrl-C does: what was trained until then is saved.
+    signal.signal(signal.SIGTERM, _interrupt)
+    run(lambda: dispatch(sys.argv[1:], _COMMANDS, prog="edge-student", description=_DESCRIPTION))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The trainer's end of the comm worker: starts the program, shakes hands with it, and shows it to the scheduler as a CommPort.
+
+The handshake: Configure ->, <- Described, UseRing with the ring's descriptor ->, <- Ready, and Go -> when the wall-clock starts.
+"""
+
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from edgekd.command import WorldError
+from scheduler.loop import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble
+
+from edge_student import messages
+from edge_student.messages import (
+    BatchReceived,
+    Configure,
+    Described,
+    Failed,
+    Finished,
+    Go,
+    LinkTrouble,
+    Message,
+    PeerGone,
+    Ready,
+    UseRing,
+)
+from edge_student.ring import Ring
+
+logger = logging.getLogger(__name__)
+
+_EXIT_WAIT_S = 5.0
+
+
+class TeacherUnavailableError(WorldError):
+    """The teacher could not be reached, or kept failing, for longer than the user wants to wait."""
+
+
+class CommWorkerProcess:
+    """A running comm worker. Use as a context manager: it ends the process, whatever happens."""
+
+    def __init__(self, config: Configure) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "edge_student.comm_worker", str(theirs.fileno())]
+        # Its own session: a terminal's Ctrl-C is for the trainer, who then ends it.
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
+        theirs.close()
+        self._control = ours
+        # A second handle for wakes: Python would let a send on the first one wait as long as a receive may.
+        self._doorbell = ours.dup()
+        self._doorbell.setblocking(False)
+        self._ring: Ring | None = None
+        self.finished: Finished | None = None
+        messages.send(ours, config)
+
+    def __enter__(self) -> "CommWorkerProcess":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker."""
+        return self._process.pid
+
+    def await_description(self) -> Described:
+        """What the teacher says of itself; blocks while the worker keeps trying to reach it.
+
+        Raises TeacherUnavailableError when it gave up, ValueError when the teacher will never answer this edge.
+        """
+        return self._await(Described)
+
+    def use_ring(self, ring: Ring, *, start: int, stop: int) -> None:
+        """Hand over the ring for batches start .. stop-1, and wait until the worker has mapped it."""
+        self._ring = ring
+        messages.send(self._control, UseRing(start=start, stop=stop), fds=(ring.fd,))
+        self._await(Ready)
+
+    def go(self) -> None:
+        """Let the worker start to receive."""
+        messages.send(self._control, Go())
+
+    def next_event(self, timeout_s: float) -> CommEvent | None:
+        """The worker's next event, or None after `timeout_s` seconds."""
+        try:
+            message = self._receive(timeout_s)
+        except TimeoutError:
+            return None
+        except PeerGone:
+            return CommFailed(error=self._death())
+        if isinstance(message, BatchReceived):
+            return BatchArrived(
+                index=message.index,
+                started=message.started,
+                ended=message.ended,
+                cpu_s=message.cpu_s,
+                num_bytes=message.num_bytes,
+            )
+        if isinstance(message, LinkTrouble):
+            self._say_trouble(message)
+            return CommTrouble(time=message.time, cause=message.cause)
+        if isinstance(message, Failed):
+            return CommFailed(error=self._failure(message))
+        assert isinstance(message, Finished), message
+        self.finished = message
+        return CommEnded()
+
+    def hold(self) -> None:
+        """Stop the worker at its next chunk."""
+        assert self._ring is not None
+        self._ring.set_held(True)
+
+    def release(self) -> None:
+        """Let a held worker go on."""
+        assert self._ring is not None
+        self._ring.set_held(False)
+        messages.wake(self._doorbell)
+
+    def free_slots(self, num_batches: int) -> None:
+        """Batches 0 .. num_batches-1 have been consumed."""
+        assert self._ring is not None
+        self._ring.set_consumed(num_batches)
+        messages.wake(self._doorbell)
+
+    def close(self) -> None:
+        """End the process, at the latest by SIGKILL, and reap it."""
+        self._control.close()
+        self._doorbell.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_WAIT_S if self.finished else 0.0)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def _await(self, kind: type[Any]) -> Any:
+        while True:
+            try:
+                message = self._receive(None)
+            except PeerGone:
+                raise self._death() from None
+            if isinstance(message, kind):
+                return message
+            if isinstance(message, Failed):
+                raise self._failure(message)
+            assert isinstance(message, LinkTrouble), message
+            self._say_trouble(message)
+
+    def _receive(self, timeout_s: float | None) -> Message:
+        self._control.settimeout(timeout_s)
+        message, _ = messages.receive(self._control)
+        return message
+
+    def _say_trouble(self, trouble: LinkTrouble) -> None:
+        logger.warning("attempt %d failed: %s; trying again", trouble.attempt, trouble.cause)
+
+    def _failure(self, message: Failed) -> Exception:
+        return ValueError(message.cause) if message.is_user_error else TeacherUnavailableError(message.cause)
+
+    def _death(self) -> Exception:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_WAIT_S)
+        return WorldError(f"the comm worker (process {self.pid}) died: {_describe_status(self._process.returncode)}")
+
+
+def _describe_status(status: int | None) -> str:
+    if status is None:
+        return "it closed its socket and lives on"
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"

@@ -1,0 +1,171 @@
+"""What the edge's commands can be told: one typed value each. The sentence under a field is its --help.
+
+Nothing here imports torch, so that a wrong flag is answered at once and cores are chosen before any library starts a thread.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edgekd.codec import Encoding
+from edgekd.cores import parse_cores
+from edgekd.wire import MAX_BATCH_SIZE, MAX_WINDOW
+
+Device = Literal["cpu", "cuda", "auto"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_MAX_SEED = 2**64 - 1
+DEFAULT_POLICIES = "os-default,static:1,random,comm-priority,comp-priority,dynamic"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentConfig:
+    """What to distil, and how: the settings that `train` and `compare` share."""
+
+    private: str
+    """Private data set to train on, for example digits:private; its test split measures the accuracy."""
+    public: str | None = None
+    """Public data set, the one the teacher serves; without it, the public split of the private data set."""
+    private_samples: int | None = None
+    """Use only the first so many private samples."""
+    model: str = "cnn"
+    """Student by name: cnn, cnn:width=32, torchvision:NAME, timm:NAME or package.module:callable."""
+    cycles: int = 200
+    """Optimiser steps, each with one batch of logits."""
+    alpha: float = 0.3
+    """Weight of the loss on private labels; the rest weighs the teacher's logits (Eq. 1)."""
+    temperature: float = 4.0
+    """Temperature that softens the logits of both."""
+    lr: float = 0.05
+    """Learning rate of SGD."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    batch_size: int = 32
+    """Private samples in one step."""
+    public_batch: int = 128
+    """Public samples in one step, which are the logits received in one cycle."""
+    seed: int = 0
+    """Seed of the initial weights, of both sample orders and of the policy `random`."""
+    prefetch: int | None = None
+    """Batches that receiving may run ahead of training; without it, as many as fit in --ring-mib."""
+    ring_mib: int = 256
+    """Most memory for logits that wait, in MiB."""
+    cores: str | None = None
+    """Cores to use, for example 0-3 or 0,2; without it, all that this process may use."""
+    torch_threads: int | None = None
+    """Most threads of the training step; 1 makes results independent of how cores are split."""
+    device: Device = "cpu"
+    """Where the student computes; auto takes a GPU if there is one."""
+    profile: Path | None = None
+    """Device profile with the rates that `dynamic` plans with; without it, the policy learns them in its first cycles."""
+    encoding: Encoding = Encoding.FLOAT32
+    """How logits travel: float32 is exact, float16 half the bytes."""
+    window: int = 64
+    """Batches asked for in one request."""
+    max_wait: float = 60.0
+    """Seconds without any success after which an unreachable teacher ends the run."""
+    log_level: LogLevel = "info"
+    """Least severe message that is shown on stderr."""
+
+    def __post_init__(self) -> None:
+        positive = ("cycles", "batch_size", "public_batch", "window", "ring_mib")
+        for name in (*positive, "private_samples", "prefetch", "torch_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, must be at least 1")
+        _check_range("--alpha", self.alpha, 0.0, 1.0, "it weighs two losses")
+        _check_range("--momentum", self.momentum, 0.0, 1.0, "it is a decay")
+        for flag, number in (("--temperature", self.temperature), ("--lr", self.lr), ("--max-wait", self.max_wait)):
+            if not 0 < number < float("inf"):
+                raise ValueError(f"{flag} is {number}, must be above 0 and finite")
+        if self.public_batch > MAX_BATCH_SIZE:
+            raise ValueError(f"--public-batch is {self.public_batch}, the protocol allows at most {MAX_BATCH_SIZE}")
+        if self.window > MAX_WINDOW:
+            raise ValueError(f"--window is {self.window}, the protocol allows at most {MAX_WINDOW}")
+        if not 0 <= self.seed < _MAX_SEED:
+            raise ValueError(f"--seed is {self.seed}, must be in 0 .. 2^64-2")
+        if self.cores is not None:
+            parse_cores(self.cores)
+
+    @property
+    def public_dataset(self) -> str:
+        """The public data set's name."""
+        return self.public or split_of(self.private, "public")
+
+    @property
+    def test_dataset(self) -> str:
+        """The name of the test split of the private data set."""
+        return split_of(self.private, "test")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(StudentConfig):
+    """Train one student under one policy."""
+
+    teacher: str
+    """Teacher's address, HOST:PORT."""
+    policy: str = "dynamic"
+    """Who gets which cores: os-default, static:<c>, random, comm-priority, comp-priority or dynamic."""
+    out: Path
+    """Folder for result.json, events.jsonl, trace.json and student.safetensors; files of an earlier run are replaced."""
+
+    def __post_init__(self) -> None:
+        StudentConfig.__post_init__(self)
+        check_address(self.teacher)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompareConfig(StudentConfig):
+    """Train the same student under several policies and compare their wall-clock."""
+
+    teacher: str | None = None
+    """Teacher's address, HOST:PORT; without it, a small teacher is trained once and served on loopback."""
+    policies: str = DEFAULT_POLICIES
+    """Policies to compare, with commas between; os-default is always among them, as the baseline."""
+    repeats: int = 5
+    """Runs of each policy; an interval means little below 5."""
+    out: Path
+    """Folder for report.json and the runs; files of an earlier comparison are replaced."""
+    teacher_model: str = "cnn:width=32"
+    """Model of the teacher that is started when none is given."""
+    rate_limit: str | None = None
+    """Payload rate of that teacher, for example 20mbit, to compare on a slow link; without it, unlimited."""
+
+    def __post_init__(self) -> None:
+        StudentConfig.__post_init__(self)
+        if self.teacher is not None:
+            check_address(self.teacher)
+        if self.repeats < 1:
+            raise ValueError(f"--repeats is {self.repeats}, must be at least 1")
+        if self.teacher is not None and self.rate_limit is not None:
+            raise ValueError(f"--rate-limit {self.rate_limit} is for the teacher that compare starts; give it to your own `serve`")
+
+    @property
+    def policy_names(self) -> tuple[str, ...]:
+        """Names of the policies, the baseline first. ValueError if one is named twice or none is."""
+        names = [name.strip() for name in self.policies.split(",")]
+        if not all(names):
+            raise ValueError(f"--policies is {self.policies!r}, must be names with commas between")
+        if len(set(names)) < len(names):
+            raise ValueError(f"--policies is {self.policies!r}, names a policy twice")
+        return ("os-default", *(name for name in names if name != "os-default"))
+
+
+def split_of(dataset: str, split: str) -> str:
+    """The name of another split of the same data set: fashion-mnist:private, test -> fashion-mnist:test."""
+    base, colon, last = dataset.rpartition(":")
+    if colon and last in ("public", "private", "test"):
+        return f"{base}:{split}"
+    return f"{dataset}:{split}"
+
+
+def check_address(address: str) -> None:
+    """ValueError unless `address` is HOST:PORT."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(f"--teacher is {address!r}, must be HOST:PORT with a port in 1 .. 65535, for example vm.local:50051")
+
+
+def _check_range(flag: str, value: float, low: float, high: float, why: str) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{flag} is {value}, must lie in {low:g} .. {high:g}: {why}")

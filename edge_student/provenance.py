@@ -1,0 +1,57 @@
+"""Where a number comes from: the host, the versions and the commit that go into every file of results."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_PACKAGES = ("edgekd", "torch", "numpy", "grpcio", "protobuf")
+
+
+def describe_host(cores: tuple[int, ...]) -> dict[str, Any]:
+    """The machine and the cores of this run, as plain JSON values."""
+    return {
+        "cpu": _cpu_model(),
+        "architecture": platform.machine(),
+        "cores_used": list(cores),
+        "cores_online": psutil.cpu_count(),
+        "memory_mib": psutil.virtual_memory().total >> 20,
+        "kernel": platform.release(),
+        "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "load_average": list(os.getloadavg()),
+    }
+
+
+def describe_software() -> dict[str, Any]:
+    """Versions of what computed it, and the commit if this is a checkout."""
+    versions: dict[str, Any] = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **versions, "commit": _commit()}
+
+
+def _cpu_model() -> str:
+    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "Model"):  # x86; Raspberry Pi
+            return value.strip()
+    return platform.processor() or "unknown"
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _commit() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,155 @@
+"""The compute worker: one cycle after the other, each a Forward and a Backward.
+
+It trains; it does not know who receives, who schedules, or which cores it runs on. Everything it may wait for is behind
+`schedule.task(...)`. One forward over [private batch ; public batch], one backward, one SGD step (Eq. 1 and 2).
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from edgekd.datasets import ImageDataset, to_input
+from edgekd.order import batch_ids
+from scheduler.state import Task
+
+from edge_student.loss import combined_loss
+
+_EVALUATION_BATCH = 500
+_WARM_UP_STEPS = 2
+_PROBE_ROUNDS = 4
+_PROBE_ELEMENTS_PER_THREAD = 1 << 16  # twice the grain of an element-wise operation in ATen, so that no thread is left out
+
+
+class Schedule(Protocol):
+    """Who says when a task may run."""
+
+    def task(self, task: Task) -> AbstractContextManager[None]:
+        """Surrounds one task; entering may block."""
+
+
+class LogitsSource(Protocol):
+    """Where the teacher's logits lie once their Comm task is done."""
+
+    def logits(self, batch_index: int) -> npt.NDArray[np.float32]:
+        """float32 [public batch, classes]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to train: the loss (Eq. 1), SGD (Eq. 2) and the batches."""
+
+    alpha: float
+    temperature: float
+    lr: float
+    momentum: float
+    batch_size: int
+    public_batch: int
+    seed: int
+    device: str
+
+
+class Trainer:
+    """Trains `student` on `private` with a teacher's logits of `public`. Use: `warm_up()`, then `train()`."""
+
+    def __init__(self, *, student: torch.nn.Module, private: ImageDataset, public: ImageDataset, recipe: Recipe) -> None:
+        if private.images.shape[1:] != public.images.shape[1:]:
+            raise ValueError(
+                f"{private.name} has images of {private.images.shape[1:]}, {public.name} of {public.images.shape[1:]}; "
+                "one forward runs over both, so they must be of one shape"
+            )
+        self.student = student.to(recipe.device)
+        self._private = private
+        self._public = public
+        self._recipe = recipe
+        self._optimizer = self._make_optimizer(self.student)
+        self.num_cycles = 0
+        self.last_loss = float("nan")
+
+    def warm_up(self, num_classes: int) -> None:
+        """Run a few steps on a copy, so that threads exist and kernels are chosen before the clock starts."""
+        student = deepcopy(self.student).train()
+        optimizer = self._make_optimizer(student)
+        teacher_logits = np.zeros((self._recipe.public_batch, num_classes), np.float32)
+        for _ in range(_WARM_UP_STEPS):
+            logits, labels = self._forward(student, 0)
+            self._backward(optimizer, logits, labels, teacher_logits)
+
+    def train(self, cycles: int, schedule: Schedule, source: LogitsSource, on_cycle: Callable[[int], None]) -> None:
+        """Run all cycles; `num_cycles` tells how far it came if something raises on the way."""
+        self.student.train()
+        for cycle in range(cycles):
+            with schedule.task(Task.FORWARD):
+                logits, labels = self._forward(self.student, cycle)
+            with schedule.task(Task.BACKWARD):
+                self.last_loss = self._backward(self._optimizer, logits, labels, source.logits(cycle))
+            self.num_cycles = cycle + 1
+            on_cycle(self.num_cycles)
+
+    def accuracy(self, test: ImageDataset) -> float:
+        """Fraction of `test` that the student gets right."""
+        self.student.eval()
+        num_right = 0
+        with torch.inference_mode():
+            for start in range(0, len(test.labels), _EVALUATION_BATCH):
+                images = to_input(test.images[start : start + _EVALUATION_BATCH]).to(self._recipe.device)
+                predicted = self.student(images).argmax(dim=1).cpu().numpy()
+                num_right += int((predicted == test.labels[start : start + _EVALUATION_BATCH]).sum())
+        return num_right / len(test.labels)
+
+    def _forward(self, student: torch.nn.Module, cycle: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of [private ; public], and the private labels."""
+        recipe = self._recipe
+        # The public order is the protocol's; the private one must not be the same, so it has the next seed.
+        public_ids = batch_ids(recipe.seed, len(self._public.images), recipe.public_batch, cycle)
+        private_ids = batch_ids(recipe.seed + 1, len(self._private.images), recipe.batch_size, cycle)
+        images = np.concatenate([self._private.images[private_ids], self._public.images[public_ids]])
+        labels = torch.from_numpy(self._private.labels[private_ids]).to(recipe.device)
+        return student(to_input(images).to(recipe.device)), labels
+
+    def _backward(
+        self,
+        optimizer: torch.optim.Optimizer,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        teacher_logits: npt.NDArray[np.float32],
+    ) -> float:
+        """Loss, gradient and step; the loss. Everything read from `teacher_logits` has been used when it returns."""
+        recipe = self._recipe
+        loss = combined_loss(
+            logits[: recipe.batch_size],
+            labels,
+            logits[recipe.batch_size :],
+            torch.from_numpy(teacher_logits).to(recipe.device),
+            alpha=recipe.alpha,
+            temperature=recipe.temperature,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    def _make_optimizer(self, student: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(student.parameters(), lr=self._recipe.lr, momentum=self._recipe.momentum)
+
+
+class TorchTeam:
+    """The OpenMP team of the calling thread, as scheduler.binding.ThreadTeam wants it."""
+
+    def size(self) -> int:
+        """Number of threads, master included."""
+        return torch.get_num_threads()
+
+    def resize(self, num_threads: int) -> None:
+        """Change the number of threads; torch applies it to the calling thread only."""
+        torch.set_num_threads(num_threads)
+
+    def exercise(self) -> None:
+        """A few parallel operations that give every thread of the team something to do; about 0.1 ms."""
+        values = torch.zeros(torch.get_num_threads() * _PROBE_ELEMENTS_PER_THREAD)
+        for _ in range(_PROBE_ROUNDS):
+            values.add_(1.0)
