@@ -6,10 +6,9 @@ import signal
 import sys
 from typing import NoReturn
 
-from edgekd.command import Command, dispatch, run
-
 from edge_student.config import CompareConfig, TrainConfig
 from edge_student.preflight import settle
+from edgekd.command import Command, dispatch, run
 
 _DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with the logits of a teacher in the cloud."
 

@@ -10,9 +10,6 @@ import subprocess
 import sys
 from typing import Any
 
-from edgekd.command import WorldError
-from scheduler.loop import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble
-
 from edge_student import messages
 from edge_student.messages import (
     BatchReceived,
@@ -28,6 +25,8 @@ from edge_student.messages import (
     UseRing,
 )
 from edge_student.ring import Ring
+from edgekd.command import WorldError
+from scheduler.loop import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,9 @@ class CommWorkerProcess:
 
         Raises TeacherUnavailableError when it gave up, ValueError when the teacher will never answer this edge.
         """
-        return self._await(Described)
+        message = self._await(Described)
+        assert isinstance(message, Described)
+        return message
 
     def use_ring(self, ring: Ring, *, start: int, stop: int) -> None:
         """Hand over the ring for batches start .. stop-1, and wait until the worker has mapped it."""
@@ -135,7 +136,7 @@ class CommWorkerProcess:
             self._process.kill()
             self._process.wait()
 
-    def _await(self, kind: type[Any]) -> Any:
+    def _await(self, kind: type[Message]) -> Message:
         while True:
             try:
                 message = self._receive(None)

@@ -5,7 +5,7 @@ Nothing here imports torch, so that a wrong flag is answered at once and cores a
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edgekd.codec import Encoding
 from edgekd.cores import parse_cores
@@ -157,6 +157,11 @@ def split_of(dataset: str, split: str) -> str:
     if colon and last in ("public", "private", "test"):
         return f"{base}:{split}"
     return f"{dataset}:{split}"
+
+
+def jsonable(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with paths as text, so that a configuration can be written as JSON."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def check_address(address: str) -> None:

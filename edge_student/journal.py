@@ -33,7 +33,7 @@ class Journal:
     def total_s(self, **match: str) -> float:
         """Seconds that all records with these fields lasted together, for example total_s(event="wait", why="logits")."""
         return sum(
-            record["ended"] - record["started"]
+            float(record["ended"] - record["started"])
             for record in self.records
             if all(record.get(key) == value for key, value in match.items())
         )
@@ -49,17 +49,15 @@ def to_trace(records: Iterable[Record], cores: Sequence[int]) -> dict[str, Any]:
     events: list[dict[str, Any]] = [
         {"ph": "M", "name": "thread_name", "pid": 1, "tid": track, "args": {"name": name}} for name, track in _TRACKS.items()
     ]
-    events += [
-        {"ph": "M", "name": "thread_name", "pid": 2, "tid": core, "args": {"name": f"core {core}"}} for core in cores
-    ]
+    events += [{"ph": "M", "name": "thread_name", "pid": 2, "tid": core, "args": {"name": f"core {core}"}} for core in cores]
     events += [{"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "workers"}}]
     events += [{"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "who may use which core"}}]
     ordered = list(records)
     for record in ordered:
         if record["event"] in ("task", "wait"):
-            is_comm = record.get("task") == "comm"
             name = record.get("task") or f"wait for {record['why']}"
-            events.append(_slice(f"{name} {record['index']}", record["started"], record["ended"], 1, _TRACKS["comm" if is_comm else "comp"]))
+            track = _TRACKS["comm" if record.get("task") == "comm" else "comp"]
+            events.append(_slice(f"{name} {record['index']}", record["started"], record["ended"], 1, track))
         elif record["event"] == "decision":
             name = f"{record['reason']}: comm {record['allocation']['comm']} | comp {record['allocation']['comp']}"
             instant = {"ph": "i", "s": "t", "name": name, "ts": record["time"] * 1e6, "pid": 1, "tid": _TRACKS["scheduler"]}
@@ -71,7 +69,7 @@ def to_trace(records: Iterable[Record], cores: Sequence[int]) -> dict[str, Any]:
 def _core_slices(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Who was given each core, from decision to decision."""
     decisions = [record for record in records if record["event"] == "decision"]
-    end = max((record.get("ended", record.get("time", 0.0)) for record in records), default=0.0)
+    end = max((float(record.get("ended", record.get("time", 0.0))) for record in records), default=0.0)
     slices = []
     for decision, following in zip(decisions, [*decisions[1:], {"time": end}], strict=True):
         owners: dict[int, str] = {}

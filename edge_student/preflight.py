@@ -13,9 +13,7 @@ def check_environment(environ: Mapping[str, str]) -> None:
     """ValueError if a variable is set that makes OpenMP pin threads by itself."""
     for name in _FORBIDDEN_VARIABLES:
         if name in environ:
-            raise ValueError(
-                f"{name}={environ[name]} is set: OpenMP would pin its threads by itself, against the scheduler; run `unset {name}` first"
-            )
+            raise ValueError(f"{name}={environ[name]} is set: OpenMP would pin its threads by itself; run `unset {name}` first")
 
 
 def choose_cores(wanted: str | None) -> tuple[int, ...]:
@@ -27,7 +25,7 @@ def choose_cores(wanted: str | None) -> tuple[int, ...]:
     missing = sorted(cores - allowed)
     if missing:
         raise ValueError(
-            f"--cores {wanted}: core {missing[0]} is offline or not allowed to this process; the allowed cores are {sorted(allowed)}"
+            f"--cores {wanted}: core {missing[0]} is offline or not allowed to this process, which may use {sorted(allowed)}"
         )
     return tuple(sorted(cores))
 

@@ -8,7 +8,8 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +26,15 @@ class Progress:
         self._next_tenth = 1
         self._bar: Bar | None = None
         if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
-            columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
             self._task = self._bar.add_task(label, total=total)
             self._bar.start()
+
+    def describe(self, label: str) -> None:
+        """Say what is being worked on."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=label, refresh=True)
 
     def advance(self, done: int) -> None:
         """`done` steps are complete."""

@@ -1,34 +1,33 @@
 """One run, wired together: comm worker, ring, controller, bindings and trainer; and the files that tell how it went.
 
-Everything that starts here ends here, in whatever way the run ends: the comm worker is reaped, masks and thread counts are restored,
-and what was trained and logged until then is saved.
+Everything that starts here ends here, in whatever way the run ends: the comm worker is reaped, masks and thread counts are put
+back, and what was trained and logged until then is saved.
 """
 
 import json
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from edgekd.datasets import ImageDataset, load_dataset
 from edgekd.models import build_model, save_weights
-from scheduler.binding import CommBinding, CompBinding
-from scheduler.controller import Controller
-from scheduler.cost import Profile
-from scheduler.loop import SchedulerLoop
-from scheduler.policies import make_policy
 
 from edge_student.comm_port import CommWorkerProcess
-from edge_student.config import TrainConfig
+from edge_student.config import TrainConfig, jsonable
 from edge_student.journal import Journal, to_trace, write_json, write_lines
 from edge_student.messages import Configure, Described
 from edge_student.progress import Progress
 from edge_student.provenance import describe_host, describe_software
 from edge_student.ring import Ring, RingShape
 from edge_student.trainer import Recipe, TorchTeam, Trainer
+from edgekd.datasets import ImageDataset, load_dataset
+from scheduler.binding import CommBinding, CompBinding
+from scheduler.controller import Controller
+from scheduler.cost import Profile
+from scheduler.loop import SchedulerLoop
+from scheduler.policies import make_policy
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ class Run:
             )
         if described.num_classes != private.num_classes:
             raise ValueError(
-                f"the teacher knows {described.num_classes} classes, {private.name} has {private.num_classes}: they must be the same"
+                f"the teacher knows {described.num_classes} classes, {private.name} has {private.num_classes}: they must agree"
             )
 
     def _make_trainer(self, private: ImageDataset, public: ImageDataset, num_classes: int) -> Trainer:
@@ -187,7 +186,7 @@ class Run:
         result = self._result(trainer, worker, loop, described, num_slots, interruption)
         write_json(out / "result.json", result)
         if interruption is not None:
-            logger.warning("%d of %d cycles were trained; what there is was saved in %s", trainer.num_cycles, self._config.cycles, out)
+            logger.warning("%d of %d cycles were trained; saved in %s", trainer.num_cycles, self._config.cycles, out)
             raise interruption
         return result
 
@@ -234,11 +233,6 @@ class Run:
             "host": describe_host(self._cores),
             "software": describe_software(),
         }
-
-
-def jsonable(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with paths as text, so that a configuration can be written as JSON."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def load_profile(path: Path) -> Profile:

@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from edge_student.loss import combined_loss
 from edgekd.datasets import ImageDataset, to_input
 from edgekd.order import batch_ids
 from scheduler.state import Task
-
-from edge_student.loss import combined_loss
 
 _EVALUATION_BATCH = 500
 _WARM_UP_STEPS = 2
@@ -129,7 +129,7 @@ class Trainer:
             temperature=recipe.temperature,
         )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.item()
 

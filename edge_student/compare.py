@@ -1,0 +1,111 @@
+"""`compare`: the same training under several policies, each run a fresh process, interleaved, on the same seed and batches.
+
+Policies take turns (A B C, C B A, A B C, ...), so that a machine that slows down or warms up treats them alike. The clock of a run
+starts after its start-up; what is compared is `wall_clock_s` of each run's own result.json.
+"""
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from edge_student.config import CompareConfig, StudentConfig, jsonable
+from edge_student.embedded import embedded_teacher
+from edge_student.journal import write_json
+from edge_student.progress import Progress
+from edge_student.provenance import describe_host, describe_software
+from edge_student.report import print_table
+from edge_student.summary import summarize
+from edgekd.command import WorldError
+from scheduler.policies import make_policy
+
+logger = logging.getLogger(__name__)
+
+_RUN_FIELDS = ("wall_clock_s", "cycles", "accuracy", "stall_s", "hold_s", "forward_s", "backward_s", "comm_cpu_s", "valid", "notes")
+
+
+def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
+    """Run everything, write report.json, print the table; 0 if every run was valid, 1 if some were not (the report says which)."""
+    policies = config.policy_names
+    for name in policies:  # a wrong name is answered before the teacher is trained
+        make_policy(name, num_cores=len(cores), seed=config.seed)
+    config.out.mkdir(parents=True, exist_ok=True)
+    host = describe_host(cores)
+    with _teacher(config, cores) as address:
+        runs = _run_all(config, address, policies)
+    summary = summarize(runs, policies)
+    report = {
+        "host": host,
+        "software": describe_software(),
+        "config": jsonable(dataclasses.asdict(config)),
+        "command": sys.argv,
+        "runs": runs,
+        "summary": [dataclasses.asdict(row) for row in summary],
+    }
+    path = config.out / "report.json"
+    write_json(path, report)
+    print_table(summary, runs, report)
+    print(f"written to {path}; events and timelines of each run lie beside it in runs/")
+    failed = [run for run in runs if not run["valid"]]
+    for run in failed:
+        logger.warning("%s, repeat %d, does not count: %s", run["policy"], run["repeat"], "; ".join(run["notes"]))
+    return 1 if failed else 0
+
+
+def schedule_of_runs(policies: Sequence[str], repeats: int) -> list[tuple[int, str]]:
+    """(repeat, policy) in the order in which they run: A B C, C B A, A B C, ..."""
+    return [(repeat, policy) for repeat in range(repeats) for policy in (policies if repeat % 2 == 0 else reversed(policies))]
+
+
+def _teacher(config: CompareConfig, cores: tuple[int, ...]) -> AbstractContextManager[str]:
+    if config.teacher is not None:
+        return nullcontext(config.teacher)
+    return embedded_teacher(config, cores[0])
+
+
+def _run_all(config: CompareConfig, address: str, policies: Sequence[str]) -> list[dict[str, Any]]:
+    order = schedule_of_runs(policies, config.repeats)
+    progress = Progress(len(order), label="runs")
+    runs = []
+    try:
+        for number, (repeat, policy) in enumerate(order, start=1):
+            progress.describe(policy)
+            runs.append(_run_once(config, address, policy, repeat))
+            progress.advance(number)
+    finally:
+        progress.close()
+    return runs
+
+
+def _run_once(config: CompareConfig, address: str, policy: str, repeat: int) -> dict[str, Any]:
+    """One fresh process; its result, or what it said when it failed."""
+    out = config.out / "runs" / f"{policy.replace(':', '-')}-{repeat}"
+    command = [sys.executable, "-m", "edge_student", "train", *shared_flags(config)]
+    command += ["--teacher", address, "--policy", policy, "--out", str(out)]
+    (out / "result.json").unlink(missing_ok=True)
+    process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    run: dict[str, Any] = {"policy": policy, "repeat": repeat, **dict.fromkeys(_RUN_FIELDS)}
+    if process.returncode != 0:
+        said = process.stderr.strip().splitlines() or ["it said nothing"]
+        if process.returncode == 2:  # the same flags would fail for every policy
+            raise ValueError(said[-1].removeprefix("error: "))
+        if repeat == 0 and policy == config.policy_names[0]:
+            raise WorldError(f"the first run failed: {said[-1].removeprefix('error: ')}")
+        return {**run, "valid": False, "notes": [f"exit status {process.returncode}: {said[-1]}"]}
+    result = json.loads((out / "result.json").read_text())
+    logger.debug("%s: %s", policy, process.stdout.strip())
+    return {**run, **{name: result[name] for name in _RUN_FIELDS}}
+
+
+def shared_flags(config: StudentConfig) -> list[str]:
+    """The settings that `train` shares with `compare`, as its command line."""
+    flags = []
+    for field in dataclasses.fields(StudentConfig):
+        value = getattr(config, field.name)
+        if value is not None:
+            flags += [f"--{field.name.replace('_', '-')}", str(value)]
+    return flags
