@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from scheduler.cost import Profile, RateTable, Workload
-from scheduler.estimates import GAIN, Estimates, Share, SideEstimate
+from scheduler.cost import Profile, RateTable
+from scheduler.estimates import Estimates, Share, SideEstimate
 from scheduler.policies import Policy, View
 from scheduler.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, Task, TaskDone
 
@@ -24,8 +24,7 @@ _OVERDUE = 0.05
 class Controller:
     """Follows one run from Started to its last task and decides at every event.
 
-    Units of work: the profile's, if there is one. Without, a Comm task is 1, and Forward and Backward add up to 1, in the
-    proportion of their measured durations on the same cores (halves until the first Backward is done).
+    Units of work: the profile's, if there is one, else those of `Estimates`.
     """
 
     def __init__(
@@ -46,17 +45,14 @@ class Controller:
         self.state = State.initial(cycles=cycles, prefetch=prefetch)
         self.num_cores = num_cores
         self.allocation: Allocation | None = None
-        self.estimates = Estimates()
-        self.workload = profile.workload if profile else Workload(forward=0.5, backward=0.5, comm=1.0)
+        self.estimates = Estimates(profile.workload if profile else None)
         self._profile = profile
         self._time = -math.inf
         self._sequence = 0
         self._story: deque[str] = deque(maxlen=STORY_LENGTH)
-        # How long the running comm task and both tasks of the running comp cycle have had each share of the cores.
+        # How long the two running tasks have had each share of the cores.
         self._comm_seconds: dict[Share, float] = {}
-        self._forward_seconds: dict[Share, float] = {}
-        self._backward_seconds: dict[Share, float] = {}
-        self._cycle_is_certain = True
+        self._comp_seconds: dict[Share, float] = {}
 
     def handle(self, event: Event) -> Decision:
         """The decision that holds from this event to the next.
@@ -75,7 +71,7 @@ class Controller:
 
     def rates(self) -> dict[str, dict[str, float]]:
         """What has been learnt, for logs: each side's work per second by its number of cores, and a cycle's work."""
-        work = self.workload
+        work = self.estimates.workload
         return {
             "comm": _readable(self.estimates.comm),
             "comp": _readable(self.estimates.comp),
@@ -92,11 +88,9 @@ class Controller:
             self._book(event.time - self._time, self.allocation)
         self._time = event.time
         if isinstance(event, TaskDone):
+            assert self.allocation is not None
             after = self.state.after(event.task)
-            if event.task is Task.COMM:
-                self._finish_comm()
-            else:
-                self._finish_comp(event.task)
+            self._finish(event.task, self.allocation)
             self.state = after
         elif not isinstance(event, Started):
             self.num_cores = event.num_cores
@@ -109,39 +103,14 @@ class Controller:
         if allocation.comp and not state.comp_is_done and not state.comp_is_blocked:
             _add(self._comp_seconds, (allocation.comp, allocation.pinned), seconds)
 
-    @property
-    def _comp_seconds(self) -> dict[Share, float]:
-        is_backward = self.state.num_forward > self.state.num_backward
-        return self._backward_seconds if is_backward else self._forward_seconds
-
-    def _finish_comm(self) -> None:
-        """Learn, unless the task ended while its side had no cores: a hold takes effect between chunks, so we lost count."""
-        if self.allocation is not None and self.allocation.comm:
-            self.estimates.comm.learn(self.workload.comm, self._comm_seconds)
-        self._comm_seconds = {}
-
-    def _finish_comp(self, task: Task) -> None:
-        """Learn from whole cycles, whose work is known before the proportion of Forward and Backward is."""
-        self._cycle_is_certain &= self.allocation is not None and self.allocation.comp > 0
-        if task is Task.FORWARD:
-            return
-        if self._cycle_is_certain:
-            side, seconds = self.estimates.comp, dict(self._forward_seconds)
-            for share, spent in self._backward_seconds.items():
-                _add(seconds, share, spent)
-            side.learn(self.workload.forward + self.workload.backward, seconds)
-            if self._profile is None:
-                self._learn_proportion(side)
-        self._forward_seconds, self._backward_seconds, self._cycle_is_certain = {}, {}, True
-
-    def _learn_proportion(self, side: SideEstimate) -> None:
-        """Forward's part of a cycle, both durations converted to work by the same rates."""
-        forward, backward = side.work_done(self._forward_seconds), side.work_done(self._backward_seconds)
-        if forward <= 0 or backward <= 0:
-            return
-        gain = 1.0 if self.state.num_backward == 0 else GAIN
-        part = self.workload.forward + gain * (forward / (forward + backward) - self.workload.forward)
-        self.workload = Workload(forward=part, backward=1 - part, comm=1.0)
+    def _finish(self, task: Task, allocation: Allocation) -> None:
+        """Learn, unless the side had no cores at the end: a hold takes effect later than it is decided, so we lost count."""
+        cores, seconds = allocation.comp, self._comp_seconds
+        if task is Task.COMM:
+            cores, seconds = allocation.comm, self._comm_seconds
+        if cores:
+            self.estimates.finish(task, seconds)
+        seconds.clear()
 
     def _decide(self, time: float) -> Decision:
         allocation, reason = self._allocate()
@@ -184,7 +153,7 @@ class Controller:
         return self.estimates.table(self.num_cores) if self.num_cores > 2 else None
 
     def _view(self, rates: RateTable | None) -> View:
-        state, work = self.state, self.workload
+        state, work = self.state, self.estimates.workload
         comp_work = work.backward if state.num_forward > state.num_backward else work.forward
         comm_done = self.estimates.comm.work_done(self._comm_seconds)
         comp_done = self.estimates.comp.work_done(self._comp_seconds)

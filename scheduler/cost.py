@@ -206,6 +206,10 @@ def _number(data: Mapping[str, Any], key: str, where: str) -> float:
     value = data[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{where}: {key!r} is {value!r}; it must be a number")
-    if not math.isfinite(value):
-        raise ValueError(f"{where}: {key!r} is {value}; it must be finite")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: {key!r} is {number}; it must be finite")
+    return number

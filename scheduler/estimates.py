@@ -1,54 +1,73 @@
-"""How fast each side runs with so many cores, learnt from tasks as they finish.
+"""How fast each side runs with so many cores, and what part of a cycle Forward is, learnt from tasks as they finish.
 
-A task that ran with one number of cores all the way tells that rate exactly. One that ran with several tells only how much
-they did together; what it says about each is weighted by the time it had. All rates are work per second.
+A task that ran with one number of cores all the way tells that rate exactly. Many do not: where one side is soon blocked, the
+other has its split for a moment only, and then every core. Such a task tells one equation, the sum over its shares of rate
+times seconds being its work. So the rates are those that explain the last tasks together, found by correcting them by factors,
+task after task, the newest last (the multiplicative algebraic reconstruction of tomography). All rates are work per second.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from scheduler.cost import RateTable
+from scheduler.cost import RateTable, Workload
+from scheduler.state import Task
 
 Share: TypeAlias = tuple[int, bool]
 """What one side had while it ran: its number of cores, and whether it was pinned to them."""
 
+MEMORY = 16
+"""Tasks of each side that the rates must explain. A share that none of them had keeps its rate."""
+
+SWEEPS = 4
+"""Corrections by every remembered task whenever one finishes."""
+
 GAIN = 0.2
-"""Weight of the newest whole task in a rate, once several are known (exponential weighting)."""
+"""How much of a task's surprise one correction takes back: the newest tasks weigh most, and noise is averaged."""
 
 PARTIAL_TASKS = 3
 """A rate counts as measured after one task's worth of time, or after this many tasks that had it for a part of theirs: where
-one side is always forced after a moment, no task ever has a split for the whole of its time, and hardly anything depends on it.
+one side is always blocked after a moment, no task ever keeps a split for the whole of its time.
 """
 
 
 @dataclass(slots=True)
 class SideEstimate:
-    """The rates of one side. `weights` counts tasks by the part of their time; `num_tasks` counts them all."""
+    """The rates of one side. `weights` counts its tasks by the part of their time, `num_tasks` counts them all."""
 
     rates: dict[Share, float] = field(default_factory=dict)
     weights: dict[Share, float] = field(default_factory=dict)
     num_tasks: dict[Share, int] = field(default_factory=dict)
+    recent: deque[tuple[Task, dict[Share, float]]] = field(default_factory=lambda: deque(maxlen=MEMORY))
 
-    def learn(self, work: float, seconds: Mapping[Share, float]) -> None:
-        """A task of `work` ran `seconds` with each share. Rates change by factors, so they stay positive."""
+    def remember(self, task: Task, work: float, seconds: dict[Share, float]) -> None:
+        """A task ran `seconds` with each share. A share never seen before is believed as fast as this task was."""
         total = sum(seconds.values())
-        if total <= 0:
-            return  # it finished at the instant it started: the clock is too coarse to tell
-        for share in seconds:
-            self.rates.setdefault(share, work / total)
-        surprise = work / sum(self.rates[share] * spent for share, spent in seconds.items())
         for share, spent in seconds.items():
-            part, weight = spent / total, self.weights.get(share, 0.0)
-            self.rates[share] *= surprise ** (part * max(GAIN, 1 / (1 + weight)))
-            self.weights[share] = weight + part
+            self.rates.setdefault(share, work / total)
+            self.weights[share] = self.weights.get(share, 0.0) + spent / total
             self.num_tasks[share] = self.num_tasks.get(share, 0) + 1
+        self.recent.append((task, seconds))
+
+    def correct(self, works: Mapping[Task, float]) -> None:
+        """Bring the rates nearer to the remembered tasks, given the work of each kind."""
+        for task, seconds in self.recent:
+            surprise = works[task] / self.work_done(seconds)
+            longest = max(seconds.values())
+            for share, spent in seconds.items():
+                self.rates[share] *= surprise ** (GAIN * spent / longest)
 
     def work_done(self, seconds: Mapping[Share, float]) -> float:
         """Work that these seconds are worth; a share never seen is worth nothing."""
         return sum(self.rates.get(share, 0.0) * spent for share, spent in seconds.items())
+
+    def mean_work(self, task: Task) -> float:
+        """Mean over the remembered tasks of this kind, by the rates; 0 if there are none."""
+        works = [self.work_done(seconds) for kind, seconds in self.recent if kind is task]
+        return sum(works) / len(works) if works else 0.0
 
     def is_measured(self, cores: int) -> bool:
         """Whether the rate of this many pinned cores rests on enough tasks."""
@@ -56,12 +75,40 @@ class SideEstimate:
         return self.weights.get(share, 0.0) >= 1 - 1e-9 or self.num_tasks.get(share, 0) >= PARTIAL_TASKS
 
 
-@dataclass(slots=True)
 class Estimates:
-    """Both sides' rates, and the table of a device that they imply."""
+    """Both sides' rates, the work of a cycle, and the table of a device that they imply.
 
-    comm: SideEstimate = field(default_factory=SideEstimate)
-    comp: SideEstimate = field(default_factory=SideEstimate)
+    Without a known workload, a Comm task is 1 unit, and Forward and Backward add up to 1: halves until both have been seen,
+    then in the proportion of their durations, had they run on the same cores.
+    """
+
+    def __init__(self, workload: Workload | None = None) -> None:
+        self._is_workload_known = workload is not None
+        self.workload = workload or Workload(forward=0.5, backward=0.5, comm=1.0)
+        self.comm = SideEstimate()
+        self.comp = SideEstimate()
+
+    def finish(self, task: Task, seconds: Mapping[Share, float]) -> None:
+        """Learn from one finished task. One without duration is too short for the clock, and tells nothing."""
+        felt = {share: spent for share, spent in seconds.items() if spent > 0}
+        if not felt:
+            return
+        side = self.comm if task is Task.COMM else self.comp
+        side.remember(task, self._works()[task], felt)
+        for _ in range(SWEEPS):
+            side.correct(self._works())
+            if side is self.comp and not self._is_workload_known:
+                self._learn_proportion()
+
+    def _works(self) -> dict[Task, float]:
+        work = self.workload
+        return {Task.COMM: work.comm, Task.FORWARD: work.forward, Task.BACKWARD: work.backward}
+
+    def _learn_proportion(self) -> None:
+        forward, backward = self.comp.mean_work(Task.FORWARD), self.comp.mean_work(Task.BACKWARD)
+        if forward > 0 and backward > 0:
+            part = forward / (forward + backward)
+            self.workload = Workload(forward=part, backward=1 - part, comm=1.0)
 
     def untried_split(self, num_cores: int) -> int | None:
         """The next split to measure before `table` can tell, out of at most three; None when all are."""
