@@ -1,0 +1,63 @@
+"""The program cloud-teacher: `train` makes a teacher, `serve` streams its logits.
+
+torch is imported by the command that runs, after `serve --cores` has taken effect: threads keep the cores they were born with.
+"""
+
+import logging
+import os
+import sys
+
+from cloud_teacher.config import LogLevel, ServeConfig, TrainConfig
+from edgekd.command import Command, dispatch, run
+from edgekd.cores import parse_cores
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Run the command that sys.argv names and exit with its status."""
+    run(lambda: dispatch(sys.argv[1:], COMMANDS, prog="cloud-teacher", description="The cloud side of EdgeKD."))
+
+
+def _train(config: TrainConfig) -> int:
+    _start_logging(config.log_level)
+    from cloud_teacher.training import train
+
+    return train(config)
+
+
+def _serve(config: ServeConfig) -> int:
+    _start_logging(config.log_level)
+    if config.cores is not None:
+        pin_process(parse_cores(config.cores))
+    from cloud_teacher.serving import serve
+
+    return serve(config)
+
+
+COMMANDS: dict[str, Command] = {
+    "train": (TrainConfig, _train, "Train a teacher on public data and save its weights with a card."),
+    "serve": (ServeConfig, _serve, "Stream a teacher's logits of a public data set to edges."),
+}
+
+
+def pin_process(cores: frozenset[int]) -> None:
+    """Restrict every thread of this process, and all that it starts later, to `cores`.
+
+    Raises ValueError naming core and allowed set if this process may not run on one of them; Linux would silently ignore it.
+    """
+    allowed = os.sched_getaffinity(0)
+    foreign = sorted(cores - allowed)
+    if foreign:
+        raise ValueError(f"--cores names core {foreign[0]}, but this process may only run on {sorted(allowed)}")
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), cores)
+    logger.info("pinned to cores %s", sorted(cores))
+
+
+def _start_logging(level: LogLevel) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

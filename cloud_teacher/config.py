@@ -1,0 +1,127 @@
+"""What the two commands can be told: one typed value each. The sentence under a field is its --help.
+
+Nothing here imports torch, so that a wrong flag is answered at once and `--cores` is applied before any library starts a thread.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cloud_teacher.pacing import parse_rate
+from edgekd.cores import parse_cores
+
+Device = Literal["cpu", "cuda", "auto"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Train a teacher on public data and save its weights with a card that says what they are."""
+
+    dataset: str
+    """Data set to learn, for example digits:public; without a split, its whole train part."""
+    model: str
+    """Model by name, for example cnn:width=32 or torchvision:resnet18."""
+    out: Path
+    """Weights file to write, NAME.safetensors; its card goes beside it as NAME.json."""
+    epochs: int = 12
+    """Passes over the data set."""
+    batch_size: int = 64
+    """Samples in one optimiser step."""
+    lr: float = 0.1
+    """Highest learning rate of the one-cycle schedule."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """Weight decay of SGD."""
+    seed: int = 0
+    """Seed of the initial weights and of the order of the samples."""
+    device: Device = "cpu"
+    """Where to compute; auto takes a GPU if there is one."""
+    log_level: LogLevel = "info"
+    """Least severe message that is shown on stderr."""
+
+    def __post_init__(self) -> None:
+        if self.out.suffix != ".safetensors":
+            raise ValueError(f"--out is {str(self.out)!r}, must end in .safetensors: weights are saved in no other format")
+        for flag, value in (("--epochs", self.epochs), ("--batch-size", self.batch_size)):
+            if value < 1:
+                raise ValueError(f"{flag} is {value}, must be at least 1")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"--lr is {self.lr}, must be above 0 and finite")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"--momentum is {self.momentum}, must be at least 0 and below 1")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"--weight-decay is {self.weight_decay}, must be at least 0 and finite")
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """Stream a teacher's logits of a public data set to edges."""
+
+    listen: str
+    """Address to listen on, HOST:PORT; port 0 takes a free one. Beyond loopback the wire is plaintext in this version."""
+    dataset: str
+    """Public data set whose logits are served, for example digits:public; the edges need the same one."""
+    model: str
+    """Teacher's architecture by name, as it was trained."""
+    weights: Path | None = None
+    """Teacher's weights, .safetensors or .pt; without them the model's initial weights are served, for load tests."""
+    rate_limit: str | None = None
+    """Payload rate of all streams together, for example 100mbit (units bit, kbit, mbit, gbit); without it, unlimited."""
+    store: Path = Path("~/.cache/edgekd/logits")
+    """Folder of the logit store, where each logit row is kept once it was computed."""
+    precompute: bool = False
+    """Compute all logits before listening, so that serving costs next to nothing."""
+    max_streams: int = 64
+    """Streams that may be open at a time; one more is told RESOURCE_EXHAUSTED."""
+    device: Device = "cpu"
+    """Where the teacher computes; auto takes a GPU if there is one."""
+    cores: str | None = None
+    """Cores the server may run on, for example 0-3 or 0,2; without it, those it was started with."""
+    torch_threads: int | None = None
+    """Threads that compute logits; without it, one per core the server may run on."""
+    seed: int = 0
+    """Seed of the initial weights where no --weights are given."""
+    log_level: LogLevel = "info"
+    """Least severe message that is shown on stderr."""
+
+    def __post_init__(self) -> None:
+        parse_listen(self.listen)
+        if self.rate_limit is not None:
+            parse_rate(self.rate_limit)
+        if self.cores is not None:
+            parse_cores(self.cores)
+        if self.max_streams < 1:
+            raise ValueError(f"--max-streams is {self.max_streams}, must be at least 1")
+        if self.torch_threads is not None and self.torch_threads < 1:
+            raise ValueError(f"--torch-threads is {self.torch_threads}, must be at least 1")
+        _check_seed(self.seed)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of "HOST:PORT"; an IPv6 host stands in brackets and is returned without them. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or (":" in host and not bracketed):
+        raise ValueError(f"--listen is {text!r}, must be HOST:PORT, for example 127.0.0.1:50051 or [::1]:50051")
+    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError(f"--listen is {text!r}: port {port!r} is not a number in 0 .. 65535; 0 takes a free port")
+    return (host[1:-1] if bracketed else host), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`; a name other than localhost counts as reachable."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= _MAX_SEED:
+        raise ValueError(f"--seed is {seed}, must be in 0 .. 2^64-1")

@@ -1,0 +1,45 @@
+"""How fast the logits may leave: a token bucket as arithmetic on a clock that the caller reads.
+
+It knows neither gRPC nor asyncio. The service asks how long to wait before each chunk and does the waiting.
+"""
+
+import re
+
+# A sleep ends late, by the grain of the event loop's timer (1 ms) and more on a busy core. Time lost like that may be caught up, or
+# small chunks on a fast link would never reach the rate; time lost because nobody wanted to send may not.
+CATCH_UP_S = 0.010
+
+_RATE = re.compile(r"(\d+(?:\.\d+)?)(bit|kbit|mbit|gbit)")
+_UNITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+
+
+def parse_rate(text: str) -> float:
+    """Bits per second of "100mbit", "1.5gbit", "64kbit" or "800bit": powers of ten, as networks count.
+
+    Raises ValueError for anything else, spaces and capitals included, and for a rate of zero.
+    """
+    matched = _RATE.fullmatch(text)
+    rate = float(matched[1]) * _UNITS[matched[2]] if matched else 0.0
+    if rate <= 0:
+        raise ValueError(f"rate limit {text!r} is not a number above 0 and a unit; write it like 100mbit or 1.5gbit")
+    return rate
+
+
+class Pacer:
+    """A token bucket for payload bytes, shared by all streams.
+
+    The first chunk goes at once, each later one when those before it have had their time on the link. Not thread-safe.
+    """
+
+    def __init__(self, bits_per_second: float) -> None:
+        self._bytes_per_second = bits_per_second / 8
+        self._free_at = float("-inf")
+
+    def reserve(self, num_bytes: int, now: float) -> float:
+        """Seconds to wait, from `now`, before sending `num_bytes`; their share of the link is taken from here on.
+
+        `now` is the time in seconds of any clock that never goes back.
+        """
+        begin = max(self._free_at, now - CATCH_UP_S)
+        self._free_at = begin + num_bytes / self._bytes_per_second
+        return max(0.0, begin - now)

@@ -1,0 +1,154 @@
+"""The Teacher service of teacher.proto: describes itself and streams windows of batches.
+
+What may take long runs on two threads of its own, so that the event loop only ever writes. One computes: a sample that several
+edges want is computed once, because they queue here. One reads and encodes: a stream whose rows are all there never waits for
+another edge's computing. Each write is awaited, so that HTTP/2's flow control bounds what a slow edge can make us hold: one group
+of chunks.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+import numpy as np
+import numpy.typing as npt
+
+from cloud_teacher.admission import RefusedError, admit, parse
+from cloud_teacher.batches import WindowReader
+from cloud_teacher.pacing import Pacer
+from cloud_teacher.store import LogitStore, StoreInterruptedError
+from edgekd.codec import Encoding, to_wire
+from edgekd.v1 import teacher_pb2
+from edgekd.wire import MAX_BATCH_SIZE, MAX_CHUNK_BYTES, MAX_WINDOW, PROTOCOL_VERSION
+
+SERVICE_NAME = "edgekd.v1.Teacher"
+
+_OUR_FAULT = "the teacher failed; its log says why"
+_GOING_AWAY = "the teacher is shutting down; ask again from the first batch that is incomplete"
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class TeacherService:
+    """Serves the rows of one store."""
+
+    def __init__(self, store: LogitStore, *, dataset_name: str, max_streams: int, pacer: Pacer | None, computing: Executor) -> None:
+        """`computing` runs the teacher; it must have one thread."""
+        self._store = store
+        self._dataset_name = dataset_name
+        self._max_streams = max_streams
+        self._pacer = pacer
+        self._computing = computing
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._going_away = asyncio.Event()
+        self.num_streams = 0
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service as a gRPC server takes it.
+
+        Requests are parsed here, so that garbage is refused like any other mistake, and chunks come as bytes already.
+        """
+        methods = {
+            "Describe": grpc.unary_unary_rpc_method_handler(
+                self.describe, response_serializer=teacher_pb2.DescribeResponse.SerializeToString
+            ),
+            "StreamLogits": grpc.unary_stream_rpc_method_handler(self.stream_logits),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
+    async def describe(self, request: bytes, context: grpc.aio.ServicerContext) -> teacher_pb2.DescribeResponse:
+        """Who we are, what we serve, and within which limits. An empty message asks for it, so there is nothing to parse."""
+        key = self._store.key
+        return teacher_pb2.DescribeResponse(
+            protocol_version=PROTOCOL_VERSION,
+            teacher_digest=key.teacher_digest,
+            dataset_digest=key.dataset_digest,
+            dataset_name=self._dataset_name,
+            num_samples=key.num_samples,
+            num_classes=key.num_classes,
+            encodings=[to_wire(encoding) for encoding in Encoding],
+            max_batch_size=MAX_BATCH_SIZE,
+            max_window=MAX_WINDOW,
+            max_chunk_bytes=MAX_CHUNK_BYTES,
+        )
+
+    async def stream_logits(self, request: bytes, context: grpc.aio.ServicerContext) -> None:
+        """The batches of a window in order, each as one or more chunks; or a status that says why not."""
+        peer = context.peer()
+        try:
+            window = admit(parse(request), self._store.key)
+            if self.num_streams >= self._max_streams:
+                raise RefusedError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"all {self._max_streams} streams are taken; try again later"
+                )
+            self.num_streams += 1
+            try:
+                await self._send(WindowReader(window, self._store), context)
+            finally:
+                # Also when the edge vanishes: its call is cancelled, and the cancellation arrives here.
+                self.num_streams -= 1
+        except RefusedError as refused:
+            logger.info("%s: refused, %s: %s", peer, refused.code.name, refused.details)
+            await context.abort(refused.code, refused.details)
+        except grpc.aio.InternalError:
+            # How a write fails when its edge vanished and the cancellation has not come yet.
+            logger.info("%s: the edge is gone", peer)
+        except (ValueError, OSError) as error:
+            logger.error("%s: %s", peer, error)
+            await context.abort(grpc.StatusCode.INTERNAL, _OUR_FAULT)
+        except Exception:
+            logger.exception("%s: unexpected failure", peer)
+            await context.abort(grpc.StatusCode.INTERNAL, _OUR_FAULT)
+
+    def go_away(self) -> None:
+        """End every stream at its next chunk, with a status that tells the edge to come back."""
+        self._going_away.set()
+
+    def close(self) -> None:
+        """Wait for the reading thread and end it."""
+        self._reading.shutdown(cancel_futures=True)
+
+    async def _send(self, reader: WindowReader, context: grpc.aio.ServicerContext) -> None:
+        while not reader.is_done:
+            group = await _on(self._reading, reader.read)
+            if len(group.missing):
+                await self._compute(group.missing)
+            for message in group.messages:
+                if self._pacer is not None:
+                    await self._pause(self._pacer.reserve(message.payload_bytes, asyncio.get_running_loop().time()))
+                if self._going_away.is_set():
+                    raise RefusedError(grpc.StatusCode.UNAVAILABLE, _GOING_AWAY)
+                await context.write(message.data)
+
+    async def _compute(self, ids: npt.NDArray[np.int64]) -> None:
+        filling = asyncio.get_running_loop().run_in_executor(self._computing, self._store.fill, ids)
+        leaving = asyncio.ensure_future(self._going_away.wait())
+        try:
+            await asyncio.wait((filling, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not filling.done():
+                raise RefusedError(grpc.StatusCode.UNAVAILABLE, _GOING_AWAY)
+            filling.result()
+        except StoreInterruptedError:
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, _GOING_AWAY) from None
+        finally:
+            leaving.cancel()
+            # What already runs goes on, and is kept; what still waits in line for an edge that is gone is dropped.
+            filling.cancel()
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but wake when the server goes away."""
+        if seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._going_away.wait()
+
+
+async def _on(executor: Executor, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(executor, work)

@@ -1,0 +1,110 @@
+"""What `cloud-teacher serve` does from its settings to its exit status: load, open the store, perhaps precompute, listen, stop.
+
+Imported after the server was pinned, because torch and gRPC start threads that keep the cores they were born with.
+"""
+
+import asyncio
+import logging
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from edgekd.models import build_model, load_weights
+
+from cloud_teacher.config import ServeConfig, is_loopback, parse_listen
+from cloud_teacher.pacing import Pacer, parse_rate
+from cloud_teacher.progress import show_progress
+from cloud_teacher.server import TeacherServer, check_port
+from cloud_teacher.store import LogitStore, open_store
+from cloud_teacher.teacher import Teacher, choose_device, make_teacher
+from edgekd.datasets import load_dataset
+
+logger = logging.getLogger(__name__)
+
+
+def serve(config: ServeConfig) -> int:
+    """Serve until SIGTERM or Ctrl-C, then return 0. Raises ValueError for the user's mistakes and OSError for the machine's."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        check_port(*parse_listen(config.listen))
+        threads = _set_torch_threads(config.torch_threads)
+        teacher = load_teacher(config)
+        store = open_store(config.store, teacher.key, teacher.logits)
+        computing = ThreadPoolExecutor(1, thread_name_prefix="compute", initializer=torch.set_num_threads, initargs=(threads,))
+        try:
+            _tell_store(store)
+            if config.precompute:
+                computing.submit(precompute, store).result()
+            asyncio.run(_listen(config, store, computing))
+        finally:
+            store.interrupt()
+            computing.shutdown(cancel_futures=True)
+            store.close()
+    except KeyboardInterrupt:
+        pass
+    logger.info("stopped")
+    return 0
+
+
+def load_teacher(config: ServeConfig) -> Teacher:
+    """Data set and model by name, with the weights that were given. Raises ValueError if they do not go together."""
+    device = choose_device(config.device)
+    dataset = load_dataset(config.dataset)
+    model = build_model(config.model, num_classes=dataset.num_classes, input_shape=dataset.images.shape[1:], seed=config.seed)
+    if config.weights is None:
+        logger.warning("no --weights: serving the initial weights of %s, which have learnt nothing", config.model)
+    else:
+        load_weights(model, config.weights)
+    teacher = make_teacher(model, spec=config.model, dataset=dataset, device=device)
+    key = teacher.key
+    logger.info("teacher %s on %s, digest %s", config.model, device, key.teacher_digest[:16])
+    logger.info(
+        "data set %s, %d samples, %d classes, digest %s",
+        dataset.name,
+        key.num_samples,
+        key.num_classes,
+        key.dataset_digest[:16],
+    )
+    return teacher
+
+
+def precompute(store: LogitStore) -> None:
+    """Compute every row that the store does not have yet. Raises as `LogitStore.fill`."""
+    needed = store.key.num_samples - store.num_ready
+    if needed:
+        with show_progress("computing logits", needed, tenths=True) as progress:
+            store.fill(np.arange(store.key.num_samples), on_progress=progress.advance)
+
+
+async def _listen(config: ServeConfig, store: LogitStore, computing: ThreadPoolExecutor) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    pacer = None if config.rate_limit is None else Pacer(parse_rate(config.rate_limit))
+    server = TeacherServer(store, dataset_name=config.dataset, max_streams=config.max_streams, pacer=pacer, computing=computing)
+    host, port = parse_listen(config.listen)
+    port = await server.start(host, port)
+    if not is_loopback(host):
+        logger.warning("%s is reachable from other machines and the wire is plaintext: use a trusted network or a tunnel", host)
+    if config.rate_limit is not None:
+        logger.info("payload limited to %s, all streams together", config.rate_limit)
+    print(f"listening on {f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    await stop.wait()
+    logger.info("stopping; streams may run on for a moment")
+    await server.stop()
+
+
+def _set_torch_threads(wanted: int | None) -> int:
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    return torch.get_num_threads()
+
+
+def _tell_store(store: LogitStore) -> None:
+    place = "private logit store" if store.is_private else "logit store"
+    logger.info("%s: %d of %d rows are there", place, store.num_ready, store.key.num_samples)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,296 @@
+"""The Teacher service over a real connection: what it sends, what it refuses, and that it lives through both."""
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from cloud_teacher.pacing import Pacer
+from edgekd.codec import Encoding, chunk_rows, decode_into, from_wire
+from edgekd.order import batch_ids
+from edgekd.v1 import teacher_pb2
+from edgekd.wire import MAX_BATCH_SIZE, MAX_CHUNK_BYTES, MAX_START, MAX_WINDOW, PROTOCOL_VERSION
+
+Code = grpc.StatusCode
+
+
+def decoded(chunk: teacher_pb2.LogitsChunk) -> np.ndarray:
+    out = np.empty((chunk.num_rows, chunk.num_classes), np.float32)
+    decode_into(
+        chunk.payload,
+        encoding=from_wire(chunk.encoding),
+        rows=chunk.num_rows,
+        num_classes=chunk.num_classes,
+        crc32=chunk.crc32,
+        out=out,
+    )
+    return out
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.005)
+
+
+def test_describe_says_who_what_and_within_which_limits(harness: Any) -> None:
+    answer = harness.stub.Describe(teacher_pb2.DescribeRequest(), timeout=10)
+    assert answer == teacher_pb2.DescribeResponse(
+        protocol_version=PROTOCOL_VERSION,
+        teacher_digest=harness.key.teacher_digest,
+        dataset_digest=harness.key.dataset_digest,
+        dataset_name="tiny:public",
+        num_samples=harness.key.num_samples,
+        num_classes=harness.key.num_classes,
+        encodings=[teacher_pb2.ENCODING_FLOAT32, teacher_pb2.ENCODING_FLOAT16],
+        max_batch_size=MAX_BATCH_SIZE,
+        max_window=MAX_WINDOW,
+        max_chunk_bytes=MAX_CHUNK_BYTES,
+    )
+
+
+def test_streamed_logits_are_the_teachers_in_the_order_of_the_protocol(harness: Any) -> None:
+    chunks = harness.stream(start=5, count=4, batch_size=9, seed=3)
+    assert [(chunk.batch_index, chunk.row_start, chunk.num_rows) for chunk in chunks] == [(b, 0, 9) for b in range(5, 9)]
+    for chunk in chunks:
+        assert list(chunk.sample_ids) == batch_ids(3, harness.key.num_samples, 9, chunk.batch_index).tolist()
+        assert np.array_equal(decoded(chunk), np.stack([harness.teacher.row(sample) for sample in chunk.sample_ids]))
+
+
+def test_float16_is_the_rounded_teacher(harness: Any) -> None:
+    (chunk,) = harness.stream(count=1, encoding=teacher_pb2.ENCODING_FLOAT16)
+    expected = np.stack([harness.teacher.row(sample) for sample in chunk.sample_ids]).astype(np.float16)
+    assert np.array_equal(decoded(chunk), expected.astype(np.float32))
+
+
+def test_batch_larger_than_the_data_set_visits_it_again(harness: Any) -> None:
+    (chunk,) = harness.stream(count=1, batch_size=120)
+    assert chunk.num_rows == 120
+    assert set(chunk.sample_ids) == set(range(50))
+
+
+def test_batch_is_split_into_chunks_of_whole_rows(make_harness: Callable[..., Any], key: Any) -> None:
+    harness = make_harness(key=replace(key, num_samples=30, num_classes=50_000))
+    rows = chunk_rows(50_000, Encoding.FLOAT32)
+    assert rows == 5
+    chunks = harness.stream(count=2, batch_size=12)
+    assert [(c.batch_index, c.row_start, c.num_rows) for c in chunks] == [
+        (0, 0, 5), (0, 5, 5), (0, 10, 2), (1, 0, 5), (1, 5, 5), (1, 10, 2),
+    ]  # fmt: skip
+    assert all(len(chunk.payload) == chunk.num_rows * 200_000 <= MAX_CHUNK_BYTES for chunk in chunks)
+    first = np.concatenate([decoded(chunk) for chunk in chunks[:3]])
+    ids = [sample for chunk in chunks[:3] for sample in chunk.sample_ids]
+    assert ids == batch_ids(1, 30, 12, 0).tolist()
+    assert np.array_equal(first, np.stack([harness.teacher.row(sample) for sample in ids]))
+
+
+def test_stream_resumed_at_an_index_is_the_tail_of_the_whole_one(harness: Any) -> None:
+    whole = harness.stream(count=20, batch_size=8)
+    assert harness.stream(start=13, count=7, batch_size=8) == whole[13:]
+
+
+def test_full_store_sends_the_same_bytes_as_a_computing_teacher(harness: Any) -> None:
+    computed = harness.stream(count=10)
+    asked = len(harness.teacher.asked)
+    assert harness.stream(count=10) == computed
+    assert len(harness.teacher.asked) == asked
+
+
+def test_two_seeds_differ(harness: Any) -> None:
+    one, other = harness.stream(seed=1, count=1), harness.stream(seed=2**64 - 1, count=1)
+    assert list(one[0].sample_ids) != list(other[0].sample_ids)
+
+
+def test_edges_that_want_the_same_samples_have_them_computed_once(harness: Any) -> None:
+    harness.teacher.gate.clear()
+    calls = [harness.stub.StreamLogits(harness.request(count=10), timeout=30) for _ in range(3)]
+    wait_until(lambda: harness.server.service.num_streams == 3)
+    harness.teacher.gate.set()
+    first, *others = [list(call) for call in calls]
+    assert all(other == first for other in others)
+    assert sorted(harness.teacher.asked) == list(range(50))
+
+
+def test_stream_from_the_store_does_not_wait_for_another_edges_computing(harness: Any) -> None:
+    ready = harness.stream(count=1)
+    harness.teacher.gate.clear()
+    computing = harness.stub.StreamLogits(harness.request(count=10), timeout=30)
+    assert next(computing) == ready[0]
+    assert harness.stream(count=1) == ready
+    harness.teacher.gate.set()
+    assert len(list(computing)) == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({"count": 0}, Code.INVALID_ARGUMENT, "count is 0, must be in 1 .. 1024"),
+        ({"count": MAX_WINDOW + 1}, Code.INVALID_ARGUMENT, "count is 1025"),
+        ({"count": 2**32 - 1}, Code.INVALID_ARGUMENT, "count is 4294967295"),
+        ({"batch_size": 0}, Code.INVALID_ARGUMENT, "batch_size is 0"),
+        ({"batch_size": MAX_BATCH_SIZE + 1}, Code.INVALID_ARGUMENT, "batch_size is 4097, must be in 1 .. 4096"),
+        ({"batch_size": 2**32 - 1}, Code.INVALID_ARGUMENT, "batch_size is 4294967295"),
+        ({"encoding": 0}, Code.INVALID_ARGUMENT, "encoding 0 is unknown"),
+        ({"encoding": 77}, Code.INVALID_ARGUMENT, "encoding 77 is unknown"),
+        ({"start": MAX_START + 1, "count": 1}, Code.OUT_OF_RANGE, "ends at batch 2147483648"),
+        ({"start": MAX_START, "count": 2}, Code.OUT_OF_RANGE, "the last one is 2147483647"),
+        ({"start": 2**64 - 1}, Code.OUT_OF_RANGE, "the last one is 2147483647"),
+        ({"teacher_digest": ""}, Code.INVALID_ARGUMENT, "teacher_digest is empty"),
+        ({"dataset_digest": ""}, Code.INVALID_ARGUMENT, "dataset_digest is empty"),
+        ({"teacher_digest": "ee" * 32}, Code.FAILED_PRECONDITION, "teacher_digest is not this server's"),
+        ({"dataset_digest": "ee" * 32}, Code.FAILED_PRECONDITION, "dataset_digest is not this server's"),
+        ({"teacher_digest": "e" * 100_000}, Code.FAILED_PRECONDITION, "teacher_digest is not this server's"),
+    ],
+)
+def test_hostile_request_is_refused_and_the_next_call_works(
+    harness: Any, changes: dict[str, object], code: grpc.StatusCode, says: str
+) -> None:
+    refused = harness.refusal(**changes)
+    assert refused.code() is code
+    assert says in refused.details()
+    assert len(refused.details()) < 300
+    assert harness.teacher.asked == []
+    assert len(harness.stream()) == 3
+
+
+def test_last_batch_that_can_be_asked_for_comes(harness: Any) -> None:
+    (chunk,) = harness.stream(start=MAX_START, count=1, batch_size=MAX_BATCH_SIZE)
+    assert chunk.batch_index == MAX_START
+
+
+def test_one_stream_too_many_is_told_so_and_the_others_are_unharmed(make_harness: Callable[..., Any]) -> None:
+    harness = make_harness(max_streams=2)
+    harness.teacher.gate.clear()
+    taken = [harness.stub.StreamLogits(harness.request(), timeout=30) for _ in range(2)]
+    wait_until(lambda: harness.server.service.num_streams == 2)
+    refused = harness.refusal()
+    assert (refused.code(), refused.details()) == (
+        Code.RESOURCE_EXHAUSTED,
+        "all 2 streams are taken; try again later",
+    )
+    harness.teacher.gate.set()
+    assert [len(list(call)) for call in taken] == [3, 3]
+    wait_until(lambda: harness.server.service.num_streams == 0)
+    assert len(harness.stream()) == 3
+
+
+def test_slot_of_an_edge_that_vanishes_while_reading_is_freed(make_harness: Callable[..., Any], key: Any) -> None:
+    harness = make_harness(max_streams=1, key=replace(key, num_classes=20_000))
+    vanishing = harness.stub.StreamLogits(harness.request(count=MAX_WINDOW, batch_size=40), timeout=30)
+    next(vanishing)
+    vanishing.cancel()
+    wait_until(lambda: harness.server.service.num_streams == 0)
+    assert len(harness.stream()) == 3
+
+
+def test_slot_of_an_edge_that_vanishes_while_waiting_is_freed(make_harness: Callable[..., Any]) -> None:
+    harness = make_harness(max_streams=1)
+    harness.teacher.gate.clear()
+    vanishing = harness.stub.StreamLogits(harness.request(), timeout=30)
+    wait_until(lambda: harness.server.service.num_streams == 1)
+    vanishing.cancel()
+    wait_until(lambda: harness.server.service.num_streams == 0)
+    harness.teacher.gate.set()
+    assert len(harness.stream()) == 3
+
+
+def test_edge_that_reads_nothing_holds_back_its_own_stream_only(make_harness: Callable[..., Any], key: Any) -> None:
+    """Flow control: of 1024 batches of 3 MB, few leave before the edge reads; meanwhile another edge is served."""
+    harness = make_harness(key=replace(key, num_classes=20_000))
+    harness.store.rows(np.arange(harness.key.num_samples))
+    lazy = harness.stub.StreamLogits(harness.request(count=MAX_WINDOW, batch_size=40), timeout=30)
+    wait_until(lambda: harness.server.service.num_streams == 1)
+    assert len(harness.stream()) == 3
+    assert harness.server.service.num_streams >= 1
+    assert next(lazy).batch_index == 0
+    lazy.cancel()
+
+
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("secret: /home/me/weights"), ValueError("secret"), OSError(28, "secret")], ids=repr
+)
+def test_failure_inside_tells_the_edge_nothing_and_the_log_everything(
+    harness: Any, failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    harness.teacher.failure = failure
+    refused = harness.refusal()
+    assert (refused.code(), refused.details()) == (Code.INTERNAL, "the teacher failed; its log says why")
+    assert "secret" in caplog.text
+    harness.teacher.failure = None
+    assert len(harness.stream()) == 3
+
+
+def test_broken_teacher_is_an_error_that_names_the_sample(harness: Any, caplog: pytest.LogCaptureFixture) -> None:
+    sample = int(batch_ids(1, 50, 8, 0).min())
+    harness.teacher.answer[sample] = np.full(7, np.nan, np.float32)
+    assert harness.refusal().code() is Code.INTERNAL
+    assert f"logits of sample {sample} hold a NaN" in caplog.text
+
+
+def test_garbage_and_oversized_messages_are_refused_and_the_next_call_works(harness: Any) -> None:
+    with socket.create_connection(("127.0.0.1", harness.port)) as raw:
+        raw.sendall(b"\x00garbage\xff" * 1000)
+    name = "/edgekd.v1.Teacher/StreamLogits"
+    not_protobuf = harness.channel.unary_stream(name)
+    with pytest.raises(grpc.RpcError) as refused:
+        list(not_protobuf(b"\xff" * 100, timeout=10))
+    assert refused.value.code() is Code.INVALID_ARGUMENT
+    assert refused.value.details() == "the message is not a StreamLogitsRequest"
+    with grpc.insecure_channel(f"127.0.0.1:{harness.port}", options=[("grpc.max_send_message_length", -1)]) as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            list(channel.unary_stream(name)(bytes(8 << 20), timeout=10))
+        assert refused.value.code() is Code.RESOURCE_EXHAUSTED
+        bomb = channel.unary_stream(name)
+        with pytest.raises(grpc.RpcError) as refused:
+            list(bomb(bytes(64 << 20), timeout=10, compression=grpc.Compression.Gzip))
+        assert refused.value.code() is Code.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.RpcError):
+            list(channel.unary_stream(name)(b"", timeout=10, metadata=[("x-big", "a" * 20_000)]))
+    assert len(harness.stream()) == 3
+
+
+def test_rate_limit_is_asked_for_every_chunk(make_harness: Callable[..., Any]) -> None:
+    reserved: list[int] = []
+
+    class Counting(Pacer):
+        def reserve(self, num_bytes: int, now: float) -> float:
+            reserved.append(num_bytes)
+            return super().reserve(num_bytes, now)
+
+    harness = make_harness(pacer=Counting(1e9))
+    chunks = harness.stream(count=4)
+    assert reserved == [len(chunk.payload) for chunk in chunks]
+
+
+def test_server_that_stops_lets_a_short_stream_end_and_sends_a_long_one_away(make_harness: Callable[..., Any]) -> None:
+    # 8 rows x 7 classes x 4 bytes = 224 bytes a chunk: a second of the link each, so that the window would take 17 minutes.
+    harness = make_harness(pacer=Pacer(224 * 8))
+    short = harness.stub.StreamLogits(harness.request(count=1), timeout=30)
+    long = harness.stub.StreamLogits(harness.request(count=MAX_WINDOW), timeout=30)
+    next(long)
+    begun = time.monotonic()
+    harness.stop_server()
+    assert time.monotonic() - begun < 10
+    assert len(list(short)) == 1
+    with pytest.raises(grpc.RpcError) as ended:
+        list(long)
+    assert ended.value.code() is Code.UNAVAILABLE
+    assert "shutting down" in ended.value.details()
+
+
+def test_stopping_server_does_not_wait_for_a_batch_that_is_being_computed(harness: Any) -> None:
+    harness.teacher.gate.clear()
+    waiting = harness.stub.StreamLogits(harness.request(), timeout=30)
+    wait_until(lambda: harness.server.service.num_streams == 1)
+    begun = time.monotonic()
+    harness.stop_server()
+    assert time.monotonic() - begun < 10
+    with pytest.raises(grpc.RpcError) as ended:
+        list(waiting)
+    assert ended.value.code() is Code.UNAVAILABLE
