@@ -1,70 +1,100 @@
-"""What the documents promise exists: commands and their flags, make targets, linked files, policies."""
+"""What the documents promise exists: commands with their flags, settings files, make targets, linked files, policies."""
 
-import os
 import re
+import shlex
 import subprocess
-import sys
-from functools import cache
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import cloud_teacher.config
+import edge_student.config
+from edgekd.command import parse
 from scheduler.policies import POLICIES
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"cloud-teacher": "cloud_teacher", "edge-student": "edge_student"}
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
-SHELL_BLOCK = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"(?:^|[\s/])(cloud-teacher|edge-student)[ \t]+([a-z]+)\b([^\n#|&;]*)")
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONFIGS: dict[tuple[str, str], type[Any]] = {
+    ("cloud-teacher", "train"): cloud_teacher.config.TrainConfig,
+    ("cloud-teacher", "serve"): cloud_teacher.config.ServeConfig,
+    ("edge-student", "train"): edge_student.config.TrainConfig,
+    ("edge-student", "compare"): edge_student.config.CompareConfig,
+}
+SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TOML_BLOCK = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^(?:\S*/)?(cloud-teacher|edge-student) (.+)$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
 
 
-def shell_of(path: Path) -> str:
-    """The shell that a file shows, with continued lines joined: a document's fenced blocks, a Makefile as it is."""
-    text = path.read_text(encoding="utf-8")
-    shown = text if path.name == "Makefile" else "\n".join(SHELL_BLOCK.findall(text))
-    return re.sub(r"\\\n\s*", " ", shown)
+def shown_shell(text: str) -> str:
+    """The fenced shell of a document, with continued lines joined."""
+    return join_lines("\n".join(SHELL_BLOCK.findall(text)))
 
 
-def shown_commands() -> dict[tuple[str, str], set[str]]:
-    """The flags shown anywhere for each program and subcommand."""
-    flags: dict[tuple[str, str], set[str]] = {}
-    for path in [*DOCUMENTS, ROOT / "Makefile"]:
-        for program, subcommand, rest in COMMAND.findall(shell_of(path)):
-            flags.setdefault((program, subcommand), set()).update(FLAG.findall(rest))
-    return flags
+def join_lines(shell: str) -> str:
+    return re.sub(r"\\\n\s*", " ", shell)
 
 
-@cache
-def help_of(program: str, subcommand: str) -> str:
-    command = [sys.executable, "-m", PACKAGES[program], subcommand, "--help"]
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert shown.returncode == 0, f"{program} {subcommand} --help: {shown.stderr or shown.stdout}"
-    return shown.stdout
+def shown_commands() -> list[str]:
+    """Every command line of our programs in the documents' fenced shell."""
+    shells = [shown_shell(path.read_text(encoding="utf-8")) for path in DOCUMENTS]
+    return [" ".join(found) for shell in shells for found in COMMAND.findall(shell)]
 
 
-@pytest.mark.parametrize(("program", "subcommand"), sorted(shown_commands()))
-def test_every_shown_flag_exists(program: str, subcommand: str) -> None:
-    shown = shown_commands()[program, subcommand]
-    assert shown - set(FLAG.findall(help_of(program, subcommand))) == set()
+def check(command: str, settings: Path) -> None:
+    """Parse a shown command line as its program would, with `settings` for the file it names. ValueError if it is refused."""
+    program, subcommand, *flags = shlex.split(command, comments=True)
+    if "--config" in flags:
+        flags[flags.index("--config") + 1] = str(settings)
+    parse(CONFIGS[program, subcommand], flags, prog=program, description="")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """README's example of a settings file."""
+    (block,) = TOML_BLOCK.findall(README)
+    path = tmp_path / "pi.toml"
+    path.write_text(block, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("command", shown_commands())
+def test_every_shown_command_is_accepted(command: str, settings: Path) -> None:
+    check(command, settings)
 
 
 def test_the_main_commands_are_shown() -> None:
     """Without this, a changed fence would make the test above hold for nothing."""
-    expected = {
-        ("cloud-teacher", "train"),
-        ("cloud-teacher", "serve"),
-        ("edge-student", "train"),
-        ("edge-student", "compare"),
-    }
-    assert expected <= set(shown_commands())
+    shown = {tuple(command.split()[:2]) for command in shown_commands()}
+    assert shown == set(CONFIGS)
+    assert any("--config" in command for command in shown_commands())
+
+
+def test_a_wrong_flag_in_a_document_would_be_noticed(settings: Path) -> None:
+    with pytest.raises(ValueError, match="--cyles"):
+        check("edge-student train --config pi.toml --cyles 3", settings)
+
+
+def test_demo_of_the_makefile_is_accepted(settings: Path) -> None:
+    planned = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    (demo,) = COMMAND.findall(join_lines(planned.stdout))
+    check(" ".join(demo), settings)
+    assert "digits:private" in demo[1]
+
+
+def test_demo_compares_every_policy() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (policies,) = re.findall(r"^DEMO_POLICIES \?= (\S+)$", makefile, re.MULTILINE)
+    assert {policy.partition(":")[0] for policy in policies.split(",")} == set(POLICIES)
 
 
 def test_every_shown_make_target_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    shown = {target for path in DOCUMENTS for target in re.findall(r"^make ([a-z]+)", shell_of(path), re.MULTILINE)}
+    shells = [shown_shell(path.read_text(encoding="utf-8")) for path in DOCUMENTS]
+    shown = {target for shell in shells for target in re.findall(r"^make ([a-z]+)", shell, re.MULTILINE)}
     assert {"demo", "test"} <= shown <= targets
 
 
@@ -79,7 +109,10 @@ def test_every_link_leads_to_a_file() -> None:
 
 
 def test_readme_names_every_policy() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    # A policy with a parameter is shown as `static:<c>`, so the closing backtick may come after a colon.
-    missing = [name for name in POLICIES if not re.search(rf"`{re.escape(name)}[`:]", readme)]
-    assert missing == []
+    # A policy with a parameter is shown as `static:<c>`, so what follows the name may be a colon.
+    assert [name for name in POLICIES if not re.search(rf"^\| `{re.escape(name)}[`:]", README, re.MULTILINE)] == []
+
+
+def test_changelog_has_a_place_for_the_version_in_the_making() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert version in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
