@@ -69,7 +69,7 @@ def to_trace(records: Iterable[Record], cores: Sequence[int]) -> dict[str, Any]:
 def _core_slices(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Who was given each core, from decision to decision."""
     decisions = [record for record in records if record["event"] == "decision"]
-    end = max((float(record.get("ended", record.get("time", 0.0))) for record in records), default=0.0)
+    end = max((float(record["ended"] if "ended" in record else record["time"]) for record in records), default=0.0)
     slices = []
     for decision, following in zip(decisions, [*decisions[1:], {"time": end}], strict=True):
         owners: dict[int, str] = {}

@@ -186,13 +186,13 @@ class Receiver:
         if (chunk.batch_index, chunk.row_start) != (index, row):
             raise ChunkError(f"row {chunk.row_start} of batch {chunk.batch_index} came, row {row} of {index} was due")
         end = row + chunk.num_rows
-        if end > len(logits):
-            raise ChunkError(f"rows {row} .. {end - 1} were sent of a batch of {len(logits)}")
+        if not row < end <= len(logits):
+            raise ChunkError(f"{chunk.num_rows} rows from row {row} were sent of a batch of {len(logits)}")
         if chunk.num_classes != logits.shape[1]:
             raise ChunkError(f"{chunk.num_classes} classes were sent, the teacher described {logits.shape[1]}")
         if from_wire_or_refuse(chunk.encoding) is not self._encoding:
             raise ChunkError(f"encoding number {chunk.encoding} was sent, {self._encoding} was asked for")
-        if not np.array_equal(np.fromiter(chunk.sample_ids, np.int64), sample_ids[row:end]):
+        if list(chunk.sample_ids) != sample_ids[row:end].tolist():
             raise ChunkError("the sample ids are not those of this batch: teacher and edge disagree on the order")
         decode_into(
             chunk.payload,
@@ -229,7 +229,7 @@ class Receiver:
     def _patiently(self, action: Callable[[], T]) -> T:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(LinkLostError),
-            wait=tenacity.wait_exponential_jitter(initial=0.2, max=5.0, jitter=0.3),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=5.0, jitter=0.3),
             stop=tenacity.stop_after_delay(self._config.max_wait_s),
             before_sleep=self._before_next_attempt,
             reraise=True,

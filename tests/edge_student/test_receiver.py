@@ -1,0 +1,160 @@
+"""What the edge does with a teacher that breaks off, repeats itself, lies, or sends garbage."""
+
+import grpc
+import numpy as np
+import pytest
+from scripted_teacher import NUM_CLASSES, NUM_SAMPLES, BreakStream, Fault, RunningTeacher, ScriptedTeacher, logits_of
+
+from edge_student.messages import Configure
+from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
+from edgekd.codec import checksum
+from edgekd.order import batch_ids
+from edgekd.v1 import teacher_pb2
+
+BATCH, CYCLES, SEED = 7, 6, 3
+
+
+def configure(address: str, **changes: object) -> Configure:
+    fields = {
+        "teacher": address,
+        "batch_size": BATCH,
+        "seed": SEED,
+        "encoding": "float32",
+        "window": 4,
+        "max_wait_s": 20.0,
+        "log_level": "info",
+    }
+    return Configure(**(fields | changes))
+
+
+def receive_all(teacher: ScriptedTeacher, **changes: object) -> tuple[np.ndarray, Receiver, list[str]]:
+    """All batches [CYCLES, BATCH, classes] as the edge has them, the receiver, and the troubles it reported."""
+    troubles: list[str] = []
+    with RunningTeacher(teacher) as running:
+        receiver = Receiver(configure(running.address, **changes), lambda cause, attempt: troubles.append(cause))
+        receiver.describe()
+        out = np.full((CYCLES, BATCH, NUM_CLASSES), np.nan, np.float32)
+        ids = np.zeros(BATCH, np.int64)
+        try:
+            for index in range(CYCLES):
+                receiver.receive(index, CYCLES, logits=out[index], sample_ids=ids, between_chunks=lambda: None)
+                assert ids.tolist() == batch_ids(SEED, NUM_SAMPLES, BATCH, index).tolist()
+        finally:
+            receiver.close()
+    return out, receiver, troubles
+
+
+def expected() -> np.ndarray:
+    return np.stack([logits_of(batch_ids(SEED, NUM_SAMPLES, BATCH, index)) for index in range(CYCLES)])
+
+
+def broken(code: grpc.StatusCode) -> Fault:
+    def fault(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
+        raise BreakStream(code)
+
+    return fault
+
+
+def changed(**fields: object) -> Fault:
+    def fault(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
+        for name, value in fields.items():
+            if name == "sample_ids":
+                del chunk.sample_ids[:]
+                chunk.sample_ids.extend(value)
+            else:
+                setattr(chunk, name, value)
+        return [chunk]
+
+    return fault
+
+
+def poisoned(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
+    values = np.frombuffer(chunk.payload, np.float32).copy()
+    values[1] = np.nan
+    chunk.payload = values.tobytes()
+    chunk.crc32 = checksum(chunk.payload)
+    return [chunk]
+
+
+def test_a_whole_session_takes_as_few_requests_as_windows() -> None:
+    teacher = ScriptedTeacher()
+    out, receiver, troubles = receive_all(teacher)
+    assert np.array_equal(out, expected())
+    assert [(request.start, request.count) for request in teacher.requests] == [(0, 4), (4, 2)]
+    assert (receiver.num_reconnects, troubles) == (0, [])
+
+
+def test_float16_arrives_within_its_rounding() -> None:
+    out, _, _ = receive_all(ScriptedTeacher(), encoding="float16")
+    assert np.array_equal(out, expected().astype(np.float16).astype(np.float32))
+
+
+def test_a_stream_that_breaks_in_the_middle_of_a_batch_is_resumed_at_that_batch() -> None:
+    teacher = ScriptedTeacher({4: broken(grpc.StatusCode.UNAVAILABLE)})  # second chunk of batch 1
+    out, receiver, troubles = receive_all(teacher)
+    assert np.array_equal(out, expected())
+    assert [request.start for request in teacher.requests] == [0, 1, 5]
+    assert receiver.num_reconnects == 1
+    assert "UNAVAILABLE" in troubles[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (changed(crc32=1), "CRC-32"),
+        (changed(payload=b"short"), "bytes"),
+        (poisoned, "NaN"),
+        (changed(num_classes=NUM_CLASSES + 1), "classes"),
+        (changed(num_rows=200), "rows"),
+        (changed(num_rows=0), "rows"),
+        (changed(encoding=2), "encoding"),
+        (changed(encoding=77), "encoding"),
+        (changed(sample_ids=[1, 2, 3]), "sample ids"),
+        (changed(sample_ids=[2**63, 2**64 - 1, 0]), "sample ids"),
+        (changed(batch_index=9), "batch 9"),
+        (lambda chunk: [], "was due"),
+    ],
+)
+def test_a_chunk_that_breaks_a_rule_is_refused_by_name_and_asked_for_again(fault: Fault, reason: str) -> None:
+    out, receiver, troubles = receive_all(ScriptedTeacher({3: fault}))
+    assert np.array_equal(out, expected())
+    assert receiver.num_refused_chunks == 1
+    assert reason in troubles[0]
+
+
+def test_a_duplicated_chunk_is_dropped_and_counted() -> None:
+    out, receiver, troubles = receive_all(ScriptedTeacher({3: lambda chunk: [chunk, chunk]}))
+    assert np.array_equal(out, expected())
+    assert (receiver.num_duplicate_chunks, troubles) == (1, [])
+
+
+def test_a_teacher_that_keeps_sending_garbage_ends_the_run_by_name() -> None:
+    with pytest.raises(BadTeacherError, match=r"batch 0 was refused 5 times.*CRC-32"):
+        receive_all(ScriptedTeacher(dict.fromkeys(range(100), changed(crc32=1))))
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT])
+def test_a_refused_request_is_not_repeated(code: grpc.StatusCode) -> None:
+    teacher = ScriptedTeacher({0: broken(code)})
+    with pytest.raises(RequestRefusedError, match=code.name):
+        receive_all(teacher)
+    assert len(teacher.requests) == 1
+
+
+def test_a_teacher_of_another_protocol_version_is_refused() -> None:
+    with pytest.raises(RequestRefusedError, match="protocol version 2"):
+        receive_all(ScriptedTeacher(protocol_version=2))
+
+
+def test_a_teacher_without_the_wanted_encoding_is_refused() -> None:
+    with pytest.raises(RequestRefusedError, match="float16"):
+        receive_all(ScriptedTeacher(encodings=[teacher_pb2.ENCODING_FLOAT32]), encoding="float16")
+
+
+def test_an_absent_teacher_is_given_up_after_max_wait_with_its_address() -> None:
+    with RunningTeacher(ScriptedTeacher()) as running:
+        address = running.address
+    receiver = Receiver(configure(address, max_wait_s=0.5), lambda cause, attempt: None)
+    with pytest.raises(LinkLostError, match=f"gave up after 0.5 s.*{address}.*UNAVAILABLE"):
+        receiver.describe()
+    receiver.close()
