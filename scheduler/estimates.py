@@ -28,6 +28,9 @@ SWEEPS = 4
 GAIN = 0.2
 """How much of a task's surprise one correction takes back: the newest tasks weigh most, and noise is averaged."""
 
+CLOCK_S = 1e-9
+"""Seconds that no clock of a kernel resolves: less is rounding, and no time to learn from."""
+
 PARTIAL_TASKS = 3
 """A rate counts as measured after one task's worth of time, or after this many tasks that had it for a part of theirs: where
 one side is always blocked after a moment, no task ever keeps a split for the whole of its time.
@@ -89,8 +92,8 @@ class Estimates:
         self.comp = SideEstimate()
 
     def finish(self, task: Task, seconds: Mapping[Share, float]) -> None:
-        """Learn from one finished task. One without duration is too short for the clock, and tells nothing."""
-        felt = {share: spent for share, spent in seconds.items() if spent > 0}
+        """Learn from one finished task. One too short for the clock tells nothing."""
+        felt = {share: spent for share, spent in seconds.items() if spent > CLOCK_S}
         if not felt:
             return
         side = self.comm if task is Task.COMM else self.comp
