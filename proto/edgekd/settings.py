@@ -154,6 +154,26 @@ def closest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(matches)}?)" if matches else ""
 
 
+def parse_numbers(name: str, text: str, defaults: Mapping[str, int | None]) -> dict[str, int]:
+    """The options "key=value,key=value" of `name` as positive whole numbers; a default of None means required.
+
+    Raises ValueError for an unknown or missing key, or a value that is not such a number.
+    """
+    numbers = dict(defaults)
+    for option in filter(None, text.split(",")):
+        key, _, value = option.partition("=")
+        if key not in defaults:
+            allowed = ", ".join(defaults)
+            raise ValueError(f"{name}: unknown option '{key}', must be one of {allowed}{closest(key, defaults)}")
+        if not value.isascii() or not value.isdigit() or int(value) < 1:
+            raise ValueError(f"{name}: {key}={value} must be a positive whole number")
+        numbers[key] = int(value)
+    missing = [f"{key}=..." for key, value in numbers.items() if value is None]
+    if missing:
+        raise ValueError(f"{name}: {', '.join(missing)} missing from '{text}'")
+    return {key: value for key, value in numbers.items() if value is not None}
+
+
 def _fields(config_class: type[Any]) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(config_class) if field.init]
 

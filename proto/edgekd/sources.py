@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgekd.command import WorldError
 from edgekd.order import permutation
-from edgekd.settings import closest
+from edgekd.settings import parse_numbers
 from edgekd.wire import MAX_CLASSES
 
 Images = npt.NDArray[np.uint8]
@@ -96,7 +96,7 @@ def _image_folder(argument: str, split: str) -> tuple[Images, Labels, int]:
     from torchvision.datasets import ImageFolder
 
     path, _, options = argument.partition(",")
-    size = _numbers("imagefolder:PATH", options, {"size": 64})["size"]
+    size = parse_numbers("imagefolder:PATH", options, {"size": 64})["size"]
     if not path or not Path(path).expanduser().is_dir():
         raise ValueError(f"imagefolder:PATH needs a folder with a folder of images for each class, not '{path}'")
     try:
@@ -119,7 +119,7 @@ def _synthetic(argument: str, split: str) -> tuple[Images, Labels, int]:
     The noise is that of numpy's RandomState, which is frozen: the same on every version and machine.
     """
     required = {"classes": None, "size": None, "samples": None}
-    numbers = _numbers("synthetic", argument, {**required, "channels": 3})
+    numbers = parse_numbers("synthetic", argument, {**required, "channels": 3})
     classes, size, samples, channels = (numbers[key] for key in ("classes", "size", "samples", "channels"))
     if classes > MAX_CLASSES:
         raise ValueError(f"synthetic: classes={classes} is too large, must be in 1 .. {MAX_CLASSES}")
@@ -149,23 +149,6 @@ SOURCES: dict[str, Source] = {
 def _refuse_argument(name: str, argument: str) -> None:
     if argument:
         raise ValueError(f"data set '{name}' takes no options, but was given '{argument}'; write {name}[:SPLIT]")
-
-
-def _numbers(name: str, text: str, defaults: dict[str, int | None]) -> dict[str, int]:
-    """The options "key=value,key=value" as positive whole numbers; a default of None means required."""
-    numbers = dict(defaults)
-    for option in filter(None, text.split(",")):
-        key, _, value = option.partition("=")
-        if key not in defaults:
-            allowed = ", ".join(defaults)
-            raise ValueError(f"{name}: unknown option '{key}', must be one of {allowed}{closest(key, defaults)}")
-        if not value.isascii() or not value.isdigit() or int(value) < 1:
-            raise ValueError(f"{name}: {key}={value} must be a positive whole number")
-        numbers[key] = int(value)
-    missing = [f"{key}=..." for key, value in numbers.items() if value is None]
-    if missing:
-        raise ValueError(f"{name}: {', '.join(missing)} missing from '{text}'")
-    return {key: value for key, value in numbers.items() if value is not None}
 
 
 def _check_bytes(spec: str, samples: int, channels: int, size: int) -> None:
