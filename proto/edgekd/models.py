@@ -125,9 +125,9 @@ class _Cnn(nn.Sequential):
         for index in range(max(3, num_halvings)):
             out = width * min(2**index, 4)
             stride = 2 if index < num_halvings else 1
-            layers += [nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+            layers += [nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
             channels = out
-        # Four quarters instead of one mean: three points of accuracy on Fashion-MNIST for next to no time.
+        # Four quarters instead of one mean: one to three points of accuracy on Fashion-MNIST for next to no time.
         layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, num_classes)]
         super().__init__(*layers)
 

@@ -1,0 +1,59 @@
+"""The settings of a connection: known to this grpc, and consistent between the two ends."""
+
+import mmap
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc._cython import cygrpc
+
+from edgekd import wire
+from edgekd.v1 import teacher_pb2
+
+
+def test_a_full_chunk_fits_in_a_message_with_room_to_spare() -> None:
+    chunk = teacher_pb2.LogitsChunk(
+        batch_index=2**64 - 1,
+        num_rows=wire.MAX_BATCH_SIZE,
+        sample_ids=[2**64 - 1] * wire.MAX_BATCH_SIZE,
+        payload=bytes(wire.MAX_CHUNK_BYTES),
+    )
+    assert chunk.ByteSize() < wire.MAX_MESSAGE_BYTES / 2
+
+
+def test_one_float32_row_of_the_most_classes_is_exactly_one_chunk() -> None:
+    assert wire.MAX_CLASSES * 4 == wire.MAX_CHUNK_BYTES
+
+
+def test_the_last_batch_index_is_the_one_the_schema_allows() -> None:
+    assert wire.MAX_START == 2**31 - 1
+    assert wire.PROTOCOL_VERSION == 1
+
+
+def test_the_server_agrees_to_what_the_students_do() -> None:
+    student, server = dict(wire.channel_options()), dict(wire.server_options())
+    assert student.items() <= server.items()
+    # A server answers pings that come faster than this with GOAWAY.
+    assert server["grpc.http2.min_ping_interval_without_data_ms"] < student["grpc.keepalive_time_ms"]
+
+
+@pytest.mark.parametrize("name", sorted(dict(wire.server_options())))
+def test_grpc_knows_the_option(name: str) -> None:
+    """gRPC ignores an option that it does not know, so a slip in a name would go unnoticed: look for it in the library."""
+    with Path(cygrpc.__file__).open("rb") as library:
+        with mmap.mmap(library.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            assert content.find(name.encode() + b"\0") >= 0
+
+
+def test_each_call_returns_a_list_of_its_own() -> None:
+    wire.channel_options().clear()
+    assert wire.channel_options() != []
+
+
+def test_a_second_server_on_the_same_port_is_refused() -> None:
+    with_pool = [grpc.server(None, options=wire.server_options()) for _ in range(2)]
+    port = with_pool[0].add_insecure_port("127.0.0.1:0")
+    with pytest.raises(RuntimeError, match="Failed to bind"):
+        with_pool[1].add_insecure_port(f"127.0.0.1:{port}")
+    for server in with_pool:
+        server.stop(None).wait()
