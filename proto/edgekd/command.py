@@ -75,7 +75,8 @@ def _overview(commands: Mapping[str, Command], *, prog: str, description: str) -
     lines = [f"usage: {prog} COMMAND [--flags]", "", *textwrap.wrap(description, width), "", "commands:"]
     for name, (_, _, summary) in commands.items():
         lines += textwrap.wrap(summary, width, initial_indent=f"  {name}".ljust(column), subsequent_indent=" " * column)
-    return "\n".join([*lines, "", f"{prog} COMMAND --help explains the flags of a command, {prog} --version names this one."])
+    lines += ["", f"`{prog} COMMAND --help` explains a command's flags, `{prog} --version` names this version."]
+    return "\n".join(lines)
 
 
 def _report(message: str, status: int) -> int:
