@@ -257,11 +257,16 @@ class SchedulerLoop:
     def _run(self) -> None:
         self._comp_binding.leave_alone(name_this_thread("edgekd-sched"))
         self._thread_is_known.set()
-        while not self._is_stopping and not self._comm_has_ended and self._failure is None:
-            event = self._comm_port.next_event(_POLL_S)
-            if event is not None:
-                with self._changed:
-                    self._hear(event)
+        try:
+            while not self._is_stopping and not self._comm_has_ended and self._failure is None:
+                event = self._comm_port.next_event(_POLL_S)
+                if event is not None:
+                    with self._changed:
+                        self._hear(event)
+        except Exception as error:  # a dead scheduler must not leave training asleep: the compute worker raises it
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
 
     def _hear(self, event: CommEvent) -> None:
         """Take in one event of the comm worker. The lock is held."""

@@ -1,0 +1,193 @@
+"""Real threads, real masks. Each case runs in a process of its own, because masks and thread pools are a process' own."""
+
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from scheduler.binding import CommBinding, CompBinding, allowed_cores, read_masks, threads_of
+
+TWO_CORES = pytest.mark.skipif(len(allowed_cores()) < 2, reason="needs two cores to tell one from the other")
+
+
+def run_in_process(script: str) -> str:
+    """What a script prints; its failure is the test's."""
+    finished = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+PRELUDE = """
+import os, torch
+from edge_student.trainer import TorchTeam
+from scheduler.binding import CompBinding, allowed_cores, cpu_ns, read_masks, threads_of
+cores = tuple(sorted(allowed_cores()))[:2]
+torch.set_num_threads(2)
+before = read_masks(threads_of(os.getpid()))
+binding = CompBinding(TorchTeam(), max_threads=2)
+def team_by_clock():
+    x = torch.zeros(1 << 20)
+    for _ in range(500): x.add_(1)  # the team is born, and threads that have left it stop spinning
+    clocks = {tid: cpu_ns(tid) for tid in threads_of(os.getpid())}
+    for _ in range(50): x.add_(1)
+    return {tid for tid, spent in clocks.items() if cpu_ns(tid) > spent}
+"""
+
+
+@TWO_CORES
+def test_the_openmp_team_sits_one_to_one_on_the_compute_cores() -> None:
+    run_in_process(
+        PRELUDE
+        + """
+binding.apply(cores)
+masks = read_masks(threads_of(os.getpid()))
+team = team_by_clock()
+assert team == set(binding.team), (team, binding.team)
+assert sorted(masks[tid] for tid in team) == [(core,) for core in cores], masks
+assert torch.get_num_threads() == 2
+"""
+    )
+
+
+@TWO_CORES
+def test_a_smaller_share_leaves_no_thread_on_the_lost_cores_and_a_larger_one_spreads_again() -> None:
+    run_in_process(
+        PRELUDE
+        + """
+for share in (cores, cores[1:], cores, cores[:1], cores):
+    binding.apply(share)
+    masks = read_masks(threads_of(os.getpid()))
+    assert torch.get_num_threads() == len(share)
+    assert all(set(mask) <= set(share) for mask in masks.values()), (share, masks)
+    team = team_by_clock()
+    assert sorted(read_masks(team).values()) == [(core,) for core in share], (share, read_masks(team))
+"""
+    )
+
+
+@TWO_CORES
+def test_restoring_puts_back_masks_and_thread_count() -> None:
+    run_in_process(
+        PRELUDE
+        + """
+binding.apply(cores[1:])
+binding.restore()
+after = read_masks(threads_of(os.getpid()))
+assert torch.get_num_threads() == 2
+assert all(after[tid] == mask for tid, mask in before.items()), (before, after)
+assert len(set(after.values())) == 1, after
+assert len(team_by_clock()) == 2
+"""
+    )
+
+
+def test_one_thread_at_most_means_one_thread_on_any_share() -> None:
+    run_in_process(
+        PRELUDE
+        + """
+torch.set_num_threads(1)
+binding = CompBinding(TorchTeam(), max_threads=1)
+binding.apply(cores)
+assert torch.get_num_threads() == 1
+assert read_masks([os.getpid()])[os.getpid()] == (cores[-1],)
+"""
+    )
+
+
+@TWO_CORES
+def test_a_thread_that_is_left_alone_keeps_its_mask() -> None:
+    run_in_process(
+        PRELUDE
+        + """
+import threading
+stop, born, tids = threading.Event(), threading.Event(), []
+def wait():
+    tids.append(threading.get_native_id()); born.set(); stop.wait()
+thread = threading.Thread(target=wait, daemon=True); thread.start(); born.wait()
+binding.leave_alone(tids[0])
+binding.apply(cores[1:])
+assert read_masks(tids)[tids[0]] == next(iter(before.values())), read_masks(tids)
+stop.set(); thread.join()
+"""
+    )
+
+
+class ChurningTeam:
+    """A team whose other thread is never the same: what oneDNN does to OpenMP with small work on many cores."""
+
+    def size(self) -> int:
+        return 2
+
+    def resize(self, num_threads: int) -> None:
+        pass
+
+    def exercise(self) -> None:
+        pass
+
+
+def test_masks_are_shared_where_threads_keep_being_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scheduler import binding
+
+    born = iter(range(100, 200))
+    threads = {"now": frozenset({1})}
+    pinned: dict[int, frozenset[int]] = {}
+    clocks: dict[int, int] = {}
+    monkeypatch.setattr(binding.os, "getpid", lambda: 1)
+    monkeypatch.setattr(binding, "threads_of", lambda pid: threads["now"])
+    monkeypatch.setattr(binding, "set_mask", lambda tid, cores: pinned.update({tid: cores}) or True)
+    monkeypatch.setattr(binding.os, "sched_getaffinity", lambda tid: {0, 1})
+    monkeypatch.setattr(binding, "cpu_ns", lambda tid: clocks.setdefault(tid, 0))
+    comp = CompBinding(ChurningTeam(), max_threads=2)
+
+    def run_parallel() -> None:
+        for tid in threads["now"]:
+            clocks[tid] = clocks.get(tid, 0) + 1000
+
+    monkeypatch.setattr(ChurningTeam, "exercise", lambda self: run_parallel())
+    masks = []
+    for _ in range(5):
+        member = next(born)
+        threads["now"] = frozenset({1, member})
+        comp.apply((0, 1))
+        masks.append((pinned[1], pinned[member]))
+    assert masks[0] == (frozenset({1}), frozenset({0})), "one thread to one core"
+    assert masks[-1] == (frozenset({0, 1}), frozenset({0, 1})), "one mask for all, or new threads are born onto the master's core"
+    assert comp.num_churned == 4
+
+
+@TWO_CORES
+def test_every_thread_of_another_process_is_pinned_the_later_born_too() -> None:
+    script = """
+import sys, threading
+stop = threading.Event()
+def start(n):
+    for _ in range(n): threading.Thread(target=stop.wait, daemon=True).start()
+start(3); print("ready", flush=True)
+sys.stdin.readline(); start(2); print("more", flush=True)
+sys.stdin.readline()
+"""
+    core = max(allowed_cores())
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        binding = CommBinding(process.pid)
+        masks = binding.apply(frozenset({core}))
+        assert len(masks) == 4
+        assert set(masks.values()) == {(core,)}
+        assert binding.look_again() is None, "nothing has changed"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        more = binding.look_again()
+        assert more is not None
+        assert len(more) == 6
+        assert set(more.values()) == {(core,)}
+        process.stdin.write("\n")
+    deadline = time.monotonic() + 10
+    while threads_of(process.pid) and time.monotonic() < deadline:
+        pass
+    assert binding.apply(frozenset({core})) == {}, "a process that is gone has no threads"
+    assert read_masks([process.pid]) == {}

@@ -1,0 +1,239 @@
+"""The live loop with a scripted comm worker and recorded bindings: real threads and a real lock, but no processes and no sleeps."""
+
+import queue
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from scheduler.binding import BindingRefusedError
+from scheduler.controller import Controller
+from scheduler.loop import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble, SchedulerLoop
+from scheduler.policies import make_policy
+from scheduler.state import BrokenInvariant, Task
+
+CORES = (2, 3, 5, 7)
+
+
+class FakeComm:
+    """A comm worker that says what the test puts into its queue, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.events: queue.Queue[CommEvent] = queue.Queue()
+        self.told: list[object] = []
+
+    def go(self) -> None:
+        self.told.append("go")
+
+    def next_event(self, timeout_s: float) -> CommEvent | None:
+        try:
+            return self.events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def hold(self) -> None:
+        self.told.append("hold")
+
+    def release(self) -> None:
+        self.told.append("release")
+
+    def free_slots(self, num_batches: int) -> None:
+        self.told.append(num_batches)
+
+    def deliver(self, *indices: int) -> None:
+        for index in indices:
+            self.events.put(BatchArrived(index=index, started=0.0, ended=0.0, cpu_s=0.0, num_bytes=1))
+
+
+class FakeBinding:
+    """Records the cores it was given; `order` is shared by both sides, so that a test sees who moved first."""
+
+    def __init__(self, side: str, order: list[tuple[str, tuple[int, ...]]]) -> None:
+        self.side = side
+        self.order = order
+        self.num_churned = 0
+        self.is_restored = False
+        self.refusal: BindingRefusedError | None = None
+
+    def apply(self, cores: Iterable[int]) -> dict[int, tuple[int, ...]]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.order.append((self.side, tuple(sorted(cores))))
+        return {1: tuple(sorted(cores))}
+
+    def look_again(self) -> None:
+        return None
+
+    def leave_alone(self, tid: int) -> None:
+        self.scheduler_thread = tid
+
+    def restore(self) -> None:
+        self.is_restored = True
+
+
+class Bench:
+    """A loop of one policy with everything around it faked."""
+
+    def __init__(self, policy: str, *, cycles: int, prefetch: int | None = None) -> None:
+        self.comm = FakeComm()
+        self.order: list[tuple[str, tuple[int, ...]]] = []
+        self.comm_binding = FakeBinding("comm", self.order)
+        self.comp_binding = FakeBinding("comp", self.order)
+        self.records: list[dict[str, Any]] = []
+        controller = Controller(
+            policy=make_policy(policy, num_cores=len(CORES), seed=0), cycles=cycles, num_cores=len(CORES), prefetch=prefetch
+        )
+        self.loop = SchedulerLoop(
+            controller=controller,
+            cores=CORES,
+            comm_port=self.comm,
+            comm_binding=self.comm_binding,  # type: ignore[arg-type]
+            comp_binding=self.comp_binding,  # type: ignore[arg-type]
+            record=self.records.append,
+        )
+
+    def train(self, cycles: int) -> None:
+        for _ in range(cycles):
+            with self.loop.task(Task.FORWARD):
+                pass
+            with self.loop.task(Task.BACKWARD):
+                pass
+
+    def decisions(self) -> list[dict[str, Any]]:
+        return [record for record in self.records if record["event"] == "decision"]
+
+
+@pytest.mark.parametrize("policy", ["os-default", "static:1", "static:3", "random", "comm-priority", "comp-priority", "dynamic"])
+def test_every_policy_trains_to_the_end_and_restores(policy: str) -> None:
+    bench = Bench(policy, cycles=4)
+    bench.loop.start()
+    bench.comm.deliver(0, 1, 2, 3)
+    bench.comm.events.put(CommEnded())
+    bench.train(4)
+    bench.loop.finish()
+    tasks = [
+        (record["task"], record["index"]) for record in bench.records if record["event"] == "task" and record["task"] != "comm"
+    ]
+    assert tasks == [(task, index) for index in range(4) for task in ("forward", "backward")]
+    assert [told for told in bench.comm.told if isinstance(told, int)] == [1, 2, 3, 4]
+    assert bench.comp_binding.is_restored
+    sequences = [decision["sequence"] for decision in bench.decisions()]
+    assert sequences == list(range(len(sequences))), "every decision is logged once, the last one too"
+    assert len(sequences) == 1 + 4 * 3
+
+
+def test_a_split_gives_comm_the_lowest_cores_and_compute_the_others() -> None:
+    bench = Bench("static:1", cycles=1)
+    bench.loop.start()
+    assert bench.order == [("comm", (2,))]
+    with bench.loop.task(Task.FORWARD):
+        assert bench.order[-1] == ("comp", (3, 5, 7))
+    bench.comm.deliver(0)
+    with bench.loop.task(Task.BACKWARD):
+        assert bench.order[-1] == ("comp", CORES), "all is received: all cores to training"
+    bench.loop.finish()
+
+
+def test_training_that_waits_for_logits_lends_its_cores_to_comm() -> None:
+    bench = Bench("static:1", cycles=1)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        pass
+    assert bench.order[-1] == ("comm", CORES)
+    bench.comm.deliver(0)
+    with bench.loop.task(Task.BACKWARD):
+        pass
+    bench.loop.finish()
+    waits = [record for record in bench.records if record["event"] == "wait"]
+    assert [(wait["why"], wait["index"]) for wait in waits] in ([("logits", 0)], [])
+
+
+def test_comm_gets_no_core_before_compute_has_left_it() -> None:
+    bench = Bench("comm-priority", cycles=2, prefetch=1)
+    bench.loop.start()
+    bench.comm.deliver(0)  # the buffer is full: all cores to compute
+    with bench.loop.task(Task.FORWARD):
+        assert bench.comm.told == ["go", "hold"]
+        assert bench.order[-1] == ("comp", CORES)
+    with bench.loop.task(Task.BACKWARD):
+        assert bench.comm.told == ["go", "hold"]
+    assert bench.comm.told == ["go", "hold", 1, "release"], "the slot is free, and compute is at a boundary"
+    bench.comm.deliver(1)
+    bench.train(1)
+    bench.loop.finish()
+
+
+def test_compute_without_cores_waits_at_its_boundary() -> None:
+    bench = Bench("comm-priority", cycles=2)
+    bench.loop.start()
+    entered = threading.Event()
+
+    def forward() -> None:
+        with bench.loop.task(Task.FORWARD):
+            entered.set()
+
+    worker = threading.Thread(target=forward)
+    worker.start()
+    bench.comm.deliver(0)
+    assert not entered.is_set()
+    bench.comm.deliver(1)
+    worker.join(10)
+    assert entered.is_set()
+    bench.loop.finish()
+    assert [record["why"] for record in bench.records if record["event"] == "wait"] == ["hold"]
+
+
+def test_nothing_is_pinned_under_os_default() -> None:
+    bench = Bench("os-default", cycles=2)
+    bench.loop.start()
+    bench.comm.deliver(0, 1)
+    bench.train(2)
+    bench.loop.finish()
+    assert bench.order == []
+    assert "hold" not in bench.comm.told
+
+
+def test_what_makes_the_comm_worker_fail_is_raised_where_training_waits() -> None:
+    bench = Bench("static:1", cycles=1)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        pass
+    bench.comm.events.put(CommTrouble(time=0.0, cause="link down"))
+    bench.comm.events.put(CommFailed(error=ConnectionError("gave up")))
+    with pytest.raises(ConnectionError, match="gave up"), bench.loop.task(Task.BACKWARD):
+        pass
+    bench.loop.finish()
+    assert bench.loop.comm_troubles == ["link down"]
+    assert bench.comp_binding.is_restored
+
+
+@pytest.mark.parametrize("side", ["comm_binding", "comp_binding"])
+def test_a_refused_mask_is_recorded_and_the_run_goes_on_unpinned(side: str) -> None:
+    bench = Bench("static:1", cycles=2)
+    getattr(bench, side).refusal = BindingRefusedError(1, "the kernel refused")
+    bench.loop.start()
+    bench.comm.deliver(0, 1)
+    bench.train(2)
+    bench.loop.finish()
+    assert len(bench.loop.binding_refusals) == 1
+    assert [record["event"] for record in bench.records].count("binding-refused") == 1
+
+
+def test_a_broken_invariant_in_the_scheduler_thread_ends_the_training() -> None:
+    bench = Bench("static:1", cycles=1)
+    bench.loop.start()
+    bench.comm.deliver(0, 0)
+    with pytest.raises(BrokenInvariant):
+        while True:
+            bench.train(1)
+    bench.loop.finish()
+
+
+def test_a_task_that_raises_is_not_reported_as_done() -> None:
+    bench = Bench("static:1", cycles=1)
+    bench.loop.start()
+    with pytest.raises(ZeroDivisionError), bench.loop.task(Task.FORWARD):
+        raise ZeroDivisionError
+    bench.loop.finish()
+    assert [record["event"] for record in bench.records] == ["decision"]
