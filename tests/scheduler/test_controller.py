@@ -109,6 +109,27 @@ def test_a_held_side_may_finish_what_it_was_doing() -> None:
     assert controller.rates()["comm"] == {"4": 0.5}  # only the first
 
 
+def test_a_task_that_was_held_halfway_is_not_learnt_from() -> None:
+    probe = Probe(Allocation.split(1, 4), Allocation.split(1, 4), Allocation.all_comp(4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 0.25))
+    controller.handle(done(Task.FORWARD, 1.0))  # Comm_2 has had 0.75 s of one core, and is to be held
+    controller.handle(done(Task.COMM, 2.0))  # but ran on until now
+    assert controller.rates()["comm"] == {"1": 4.0}
+
+
+def test_waiting_is_not_working_when_nothing_is_pinned() -> None:
+    """Comm waits for a slot from 1 s to 3 s, comp for logits from 4 s to 5 s; both are allowed every core all the time."""
+    controller = controller_of("os-default", cycles=2, prefetch=1)
+    times = [(Task.COMM, 1.0), (Task.FORWARD, 2.0), (Task.BACKWARD, 3.0), (Task.FORWARD, 4.0), (Task.COMM, 5.0)]
+    controller.handle(Started(time=0.0))
+    for task, time in [*times, (Task.BACKWARD, 6.0)]:
+        controller.handle(done(task, time))
+    shares = [dict(seconds) for side in ("comm", "comp") for _, seconds in getattr(controller.estimates, side).recent]
+    assert shares == [{(4, False): seconds} for seconds in (1.0, 2.0, 2.0, 1.0, 1.0, 1.0)]
+
+
 def test_rates_are_learnt_in_units_of_a_cycle() -> None:
     controller = controller_of("static:1", cycles=4)
     controller.handle(Started(time=0.0))

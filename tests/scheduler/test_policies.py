@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scenarios import Scenario, scenarios
 from virtual_time import Run, drive
@@ -196,6 +196,35 @@ def test_dynamic_begins_with_the_plan_whose_makespan_a_run_would_take(scenario: 
         prefetch=scenario.prefetch,
     )
     assert drive(controller, scenario.rates, work).makespan == pytest.approx(plan.makespan, rel=1e-9)
+
+
+@given(
+    scenario=scenarios(min_cores=3, max_cycles=HORIZON),
+    counts=st.tuples(st.integers(0, 7), st.booleans(), st.integers(0, 7)),
+    left=st.tuples(st.floats(0.01, 0.99), st.floats(0.01, 0.99)),
+)
+@settings(max_examples=200, deadline=None)
+def test_dynamic_plans_from_where_the_run_is(scenario: Scenario, counts: tuple[int, bool, int], left: tuple[float, float]) -> None:
+    """The same plan as over the whole run, counted from its beginning, with what is left of the two running tasks."""
+    i, k = sorted((counts[0] % scenario.cycles, counts[2] % scenario.cycles), reverse=True)
+    j = k + counts[1]
+    state = State(cycles=scenario.cycles, num_comm=i, num_forward=j, num_backward=k, prefetch=scenario.prefetch)
+    assume(not (state.comp_is_blocked or state.comm_is_blocked))
+    work, q = scenario.work, j + k
+    comm, comp = [work.comm] * scenario.cycles, [work.forward, work.backward] * scenario.cycles
+    comm[i] *= left[0]
+    comp[q] *= left[1]
+    view = View(
+        state=state,
+        num_cores=scenario.num_cores,
+        comm_left=comm[i],
+        comp_left=comp[q],
+        workload=work,
+        rates=scenario.rates,
+    )
+    plan = solve(comm=comm, comp=comp, rates=scenario.rates, prefetch=scenario.prefetch, num_comm=i, num_comp=q)
+    chosen = make_policy("dynamic", num_cores=scenario.num_cores, seed=0).choose(view)
+    assert chosen == Allocation.split(plan.first_split, scenario.num_cores)
 
 
 def test_dynamic_plans_as_far_as_comm_has_run_ahead() -> None:
