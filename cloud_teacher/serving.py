@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from edgekd.models import build_model, load_weights
 
 from cloud_teacher.config import ServeConfig, is_loopback, parse_listen
 from cloud_teacher.pacing import Pacer, parse_rate
@@ -19,13 +18,14 @@ from cloud_teacher.server import TeacherServer, check_port
 from cloud_teacher.store import LogitStore, open_store
 from cloud_teacher.teacher import Teacher, choose_device, make_teacher
 from edgekd.datasets import load_dataset
+from edgekd.models import build_model, load_weights
 
 logger = logging.getLogger(__name__)
 
 
 def serve(config: ServeConfig) -> int:
     """Serve until SIGTERM or Ctrl-C, then return 0. Raises ValueError for the user's mistakes and OSError for the machine's."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         check_port(*parse_listen(config.listen))
         threads = _set_torch_threads(config.torch_threads)
@@ -42,7 +42,10 @@ def serve(config: ServeConfig) -> int:
             computing.shutdown(cancel_futures=True)
             store.close()
     except KeyboardInterrupt:
+        # Before it listened; afterwards the signals only end the waiting.
         pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
     logger.info("stopped")
     return 0
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from edgekd.models import weights_digest
 
 from cloud_teacher.store import StoreKey
 from edgekd.datasets import ImageDataset, to_input
+from edgekd.models import weights_digest
 
 # Every forward has exactly this many samples, padded where fewer are asked for. Kernels pick their order of summation by shape, so
 # with one shape a sample's logits do not depend on how many were asked for with it, and a lost store is rebuilt to the same bits.
@@ -44,26 +44,14 @@ class Teacher:
 
 
 def make_teacher(model: torch.nn.Module, *, spec: str, dataset: ImageDataset, device: torch.device) -> Teacher:
-    """Put `model`, built from `spec`, into evaluation mode on `device`.
-
-    Raises ValueError if its output for one sample is not [1, num_classes].
-    """
-    digest = weights_digest(spec, model)
+    """Put `model`, built from `spec` for `dataset`, into evaluation mode on `device`."""
     key = StoreKey(
-        teacher_digest=digest,
+        teacher_digest=weights_digest(spec, model),
         dataset_digest=dataset.digest,
         num_samples=len(dataset.images),
         num_classes=dataset.num_classes,
     )
-    teacher = Teacher(model=model.eval().to(device), dataset=dataset, device=device, key=key)
-    with torch.inference_mode():
-        shape = list(teacher.model(to_input(dataset.images[:1]).to(device)).shape)
-    if shape != [1, dataset.num_classes]:
-        raise ValueError(
-            f"model {spec} answers one sample with shape {shape}, must be [1, {dataset.num_classes}]: "
-            f"one logit for each class of {dataset.name}"
-        )
-    return teacher
+    return Teacher(model=model.eval().to(device), dataset=dataset, device=device, key=key)
 
 
 def choose_device(name: str) -> torch.device:

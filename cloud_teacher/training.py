@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from edgekd.models import build_model, save_weights, weights_digest
 from torch import nn
 
 from cloud_teacher.config import TrainConfig
 from cloud_teacher.progress import Progress, show_progress
 from cloud_teacher.teacher import choose_device
 from edgekd.datasets import ImageDataset, load_dataset, to_input
+from edgekd.models import build_model, save_weights, weights_digest
 from edgekd.sources import SPLITS
 
 _EVALUATION_BATCH = 512
@@ -43,14 +43,14 @@ def train(config: TrainConfig) -> int:
     model = build_model(config.model, num_classes=dataset.num_classes, input_shape=dataset.images.shape[1:], seed=config.seed)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     logger.info("learning %d samples of %s with %s on %s", len(dataset.labels), dataset.name, config.model, device)
-    training = _Training(model.to(device), dataset, test, config)
+    training = _Training(model.to(device), dataset, test, config, device)
     with _stop_on_signal() as is_stopped:
         training.run(is_stopped)
     if training.num_steps == 0:
         logger.warning("interrupted before the first step: nothing was saved")
         return _EXIT_INTERRUPTED
-    accuracy = evaluate(model, test)
-    _write_atomically(config.out, lambda path: save_weights(model.cpu(), path))
+    accuracy = evaluate(model, test, device)
+    _write_atomically(config.out, lambda path: save_weights(model, path))
     card = {
         "teacher_digest": weights_digest(config.model, model),
         "dataset": config.dataset,
@@ -72,10 +72,9 @@ def train(config: TrainConfig) -> int:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, dataset: ImageDataset) -> float:
+def evaluate(model: nn.Module, dataset: ImageDataset, device: torch.device) -> float:
     """Fraction of a data set's samples that the model puts into the right class; leaves it in evaluation mode."""
     model.eval()
-    device = next(model.parameters()).device
     num_right = 0
     for begin in range(0, len(dataset.labels), _EVALUATION_BATCH):
         images = dataset.images[begin : begin + _EVALUATION_BATCH]
@@ -87,9 +86,11 @@ def evaluate(model: nn.Module, dataset: ImageDataset) -> float:
 class _Training:
     """The loop and how far it came."""
 
-    def __init__(self, model: nn.Module, dataset: ImageDataset, test: ImageDataset, config: TrainConfig) -> None:
+    def __init__(
+        self, model: nn.Module, dataset: ImageDataset, test: ImageDataset, config: TrainConfig, device: torch.device
+    ) -> None:
         self._model, self._dataset, self._test, self._config = model, dataset, test, config
-        self._device = next(model.parameters()).device
+        self._device = device
         # The incomplete last batch is left out: batch normalisation cannot learn from a single sample.
         self._batch_size = min(config.batch_size, len(dataset.labels))
         self._steps_per_epoch = len(dataset.labels) // self._batch_size
@@ -121,7 +122,7 @@ class _Training:
                 if not np.isfinite(loss):
                     raise ValueError(f"the loss is {loss} in epoch {epoch}: --lr {self._config.lr} is too high, lower it")
                 self.num_epochs = epoch
-                accuracy = evaluate(self._model, self._test)
+                accuracy = evaluate(self._model, self._test, self._device)
                 seconds = time.perf_counter() - begun
                 progress.line(f"epoch {epoch}/{epochs}  loss {loss:.4f}  test accuracy {100 * accuracy:.1f} %  {seconds:.1f} s")
 

@@ -4,11 +4,12 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloud_teacher.pacing import Pacer
 from edgekd.codec import Encoding, chunk_rows, decode_into, from_wire
@@ -269,10 +270,20 @@ def test_rate_limit_is_asked_for_every_chunk(make_harness: Callable[..., Any]) -
 
 
 def test_server_that_stops_lets_a_short_stream_end_and_sends_a_long_one_away(make_harness: Callable[..., Any]) -> None:
-    # 8 rows x 7 classes x 4 bytes = 224 bytes a chunk: a second of the link each, so that the window would take 17 minutes.
-    harness = make_harness(pacer=Pacer(224 * 8))
-    short = harness.stub.StreamLogits(harness.request(count=1), timeout=30)
+    class Scripted(Pacer):
+        """Half a second for a batch of 4; for batches of 8, nothing at first and then an age."""
+
+        waits: ClassVar[list[float]] = [0.0]
+
+        def reserve(self, num_bytes: int, now: float) -> float:
+            if num_bytes == 4 * 7 * 4:
+                return 0.5
+            return self.waits.pop() if self.waits else 1000.0
+
+    harness = make_harness(pacer=Scripted(1.0))
+    short = harness.stub.StreamLogits(harness.request(count=1, batch_size=4), timeout=30)
     long = harness.stub.StreamLogits(harness.request(count=MAX_WINDOW), timeout=30)
+    wait_until(lambda: harness.server.service.num_streams == 2)
     next(long)
     begun = time.monotonic()
     harness.stop_server()
@@ -294,3 +305,12 @@ def test_stopping_server_does_not_wait_for_a_batch_that_is_being_computed(harnes
     with pytest.raises(grpc.RpcError) as ended:
         list(waiting)
     assert ended.value.code() is Code.UNAVAILABLE
+
+
+def test_health_says_not_serving_on_the_way_down(harness: Any) -> None:
+    health = health_pb2_grpc.HealthStub(harness.channel)
+    watch = health.Watch(health_pb2.HealthCheckRequest(service="edgekd.v1.Teacher"), timeout=30)
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    harness.stop_server()
+    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    watch.cancel()
