@@ -201,12 +201,16 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are layers below
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be read as plain weights, it is damaged or no such file: {reason}") from error
+        # torch's own message would tell how to load a pickle all the same.
+        raise ValueError(f"{path} is damaged or holds more than tensors by name; save a model's state_dict()") from error
     # Training scripts often wrap the weights together with the optimiser's state.
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ValueError(f"{path} does not hold weights, which are a dict of tensors by name")
-    return state
+    is_weights = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    )
+    if not is_weights:
+        raise ValueError(f"{path} does not hold tensors by name; save a model's state_dict()")
+    weights: dict[str, torch.Tensor] = state
+    return weights
