@@ -72,9 +72,11 @@ def dispatch(argv: Sequence[str], commands: Mapping[str, Command], *, prog: str,
 def _overview(commands: Mapping[str, Command], *, prog: str, description: str) -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     column = max(map(len, commands)) + 4
-    lines = [f"usage: {prog} COMMAND [--flags]", "", *textwrap.wrap(description, width), "", "commands:"]
+    lines = [f"usage: {prog} COMMAND [--flags]", "", *textwrap.wrap(description, width, break_on_hyphens=False), "", "commands:"]
     for name, (_, _, summary) in commands.items():
-        lines += textwrap.wrap(summary, width, initial_indent=f"  {name}".ljust(column), subsequent_indent=" " * column)
+        lines += textwrap.wrap(
+            summary, width, initial_indent=f"  {name}".ljust(column), subsequent_indent=" " * column, break_on_hyphens=False
+        )
     lines += ["", f"`{prog} COMMAND --help` explains a command's flags, `{prog} --version` names this version."]
     return "\n".join(lines)
 
