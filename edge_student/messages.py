@@ -131,8 +131,9 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
     """Wait for one message and the descriptors that came with it; PeerGone at the end, TimeoutError as the socket says."""
     try:
         packet, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 1)
-    except ConnectionResetError as error:
-        raise PeerGone("the other process is gone") from error
+    except ConnectionResetError:
+        # The peer closed with wakes unread. The kernel says so once, ahead of the messages that the peer had sent before.
+        packet, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 1)
     if not packet:
         raise PeerGone("the other process is gone")
     kind, fields = json.loads(packet)

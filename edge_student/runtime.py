@@ -156,8 +156,9 @@ class Run:
         """Run all cycles between the two readings of the clock. What broke the run off is returned, to be raised after saving."""
         progress = Progress(self._config.cycles, label=f"{self._config.policy}")
         try:
-            loop.start()
             self._started = time.monotonic()
+            self._journal.record({"event": "start", "time": self._started, "clock_monotonic_s": self._started})
+            loop.start()
             trainer.train(self._config.cycles, loop, ring, progress.advance)
         except BaseException as error:
             return error

@@ -108,3 +108,13 @@ def test_wakes_that_nobody_reads_never_block_the_trainer(pair) -> None:
     for _ in range(10_000):
         messages.wake(ours)
     assert messages.receive(theirs) == (Wake(), [])
+
+
+def test_the_last_words_of_a_peer_that_left_wakes_unread_are_still_heard(pair) -> None:
+    ours, theirs = pair
+    messages.wake(ours)
+    messages.send(theirs, Wake())
+    theirs.close()
+    assert messages.receive(ours) == (Wake(), [])
+    with pytest.raises(PeerGone):
+        messages.receive(ours)

@@ -1,0 +1,207 @@
+"""Whole runs over real sockets: what a policy may change (who runs where) and what it may not (the weights)."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import events, read_until, run, student_command, teacher, train, weights
+
+from scheduler.binding import allowed_cores, read_masks, threads_of
+
+pytestmark = pytest.mark.slow
+TWO_CORES = pytest.mark.skipif(len(allowed_cores()) < 2, reason="needs two cores to split them")
+SMALL_RING = ("--prefetch", "2", "--window", "3")
+ONE_THREAD = ("--torch-threads", "1")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory):
+    with teacher(tmp_path_factory.mktemp("store")) as serving:
+        yield serving.address
+
+
+@pytest.fixture(scope="module")
+def undisturbed(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    result = train(address, out, "--policy", "os-default", "--cycles", "20", *ONE_THREAD)
+    assert (result["cycles"], result["valid"], result["notes"]) == (20, True, [])
+    return out
+
+
+@pytest.mark.parametrize("policy", ["os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic"])
+@TWO_CORES
+def test_a_policy_moves_cores_never_results(policy: str, address: str, undisturbed: Path, tmp_path: Path) -> None:
+    result = train(address, tmp_path, "--policy", policy, "--cycles", "20", *ONE_THREAD)
+    assert weights(tmp_path) == weights(undisturbed)
+    assert result["policy"] == policy
+    log = events(tmp_path)
+    for task in ("comm", "forward", "backward"):
+        assert [record["index"] for record in log if record.get("task") == task] == list(range(20))
+
+
+def test_a_small_prefetch_changes_no_result(address: str, undisturbed: Path, tmp_path: Path) -> None:
+    result = train(
+        address, tmp_path, "--policy", "comm-priority", "--cycles", "20", "--prefetch", "2", "--window", "3", *ONE_THREAD
+    )
+    assert weights(tmp_path) == weights(undisturbed)
+    assert result["prefetch"] == 2
+
+
+def test_another_seed_gives_other_weights(address: str, undisturbed: Path, tmp_path: Path) -> None:
+    train(address, tmp_path, "--policy", "os-default", "--cycles", "20", "--seed", "6", *ONE_THREAD)
+    assert weights(tmp_path) != weights(undisturbed)
+
+
+@pytest.mark.parametrize("policy", ["static:1", "dynamic"])
+@TWO_CORES
+def test_a_teacher_that_is_killed_and_started_again_costs_time_but_no_result(
+    policy: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    with teacher(tmp_path / "store", "--rate-limit", "80kbit") as first:
+        command = student_command(first.address, tmp_path / "run", "--policy", policy, "--cycles", "20", *ONE_THREAD)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
+            read_until(student, "6 of 20")
+            first.kill()
+            said = read_until(student, "trying again")
+            with teacher(tmp_path / "store", port=first.port):
+                assert student.stderr is not None
+                said += student.stderr.read()
+    assert student.returncode == 0, said
+    assert weights(tmp_path / "run") == weights(undisturbed)
+    log = events(tmp_path / "run")
+    assert [record["index"] for record in log if record.get("task") == "comm"] == list(range(20)), "each batch exactly once"
+    assert any(record["event"] == "comm-trouble" for record in log)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_trained_is_saved_when_a_run_is_broken_off(number: signal.Signals, tmp_path: Path) -> None:
+    with teacher(tmp_path / "store", "--rate-limit", "80kbit") as serving:
+        command = student_command(serving.address, tmp_path / "run", "--policy", "comp-priority", "--cycles", "50")
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
+            worker = comm_worker_of(student)
+            said = read_until(student, "5 of 50")
+            student.send_signal(number)
+            assert student.stderr is not None
+            said += student.stderr.read()
+    assert student.returncode == 130, said
+    assert "Traceback" not in said
+    assert not psutil.pid_exists(worker)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert 5 <= result["cycles"] < 50
+    assert not result["valid"]
+    assert (tmp_path / "run" / "student.safetensors").exists()
+    assert [record["index"] for record in events(tmp_path / "run") if record.get("task") == "backward"] == list(
+        range(result["cycles"])
+    )
+
+
+def comm_worker_of(student: subprocess.Popen) -> int:
+    """Process id of the student's comm worker, as soon as there is one."""
+    while True:
+        assert student.poll() is None, "the student ended before it had a comm worker"
+        for child in psutil.Process(student.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "edge_student.comm_worker" in child.cmdline():
+                    return child.pid
+
+
+@pytest.mark.parametrize("policy", ["static:1", "dynamic", "comm-priority", "comp-priority"])
+@TWO_CORES
+def test_every_native_thread_is_where_the_log_says(policy: str, tmp_path: Path) -> None:
+    """Looks at /proc from outside while it runs, thread by thread, and compares with the decisions in force."""
+    flags = ["--policy", policy, "--cycles", "60", "--public-batch", "256", "--batch-size", "256", "--model", "cnn:width=24"]
+    with teacher(tmp_path / "store", "--rate-limit", "4mbit") as serving:
+        command = student_command(serving.address, tmp_path / "run", *flags)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as student:
+            worker = comm_worker_of(student)
+            samples = []
+            while student.poll() is None:
+                before = time.monotonic()
+                comm, comp = read_masks(threads_of(worker)), named_masks(student.pid)
+                samples.append((before, time.monotonic(), comm, comp))
+    assert student.returncode == 0
+    check_samples(events(tmp_path / "run"), samples)
+
+
+def named_masks(pid: int) -> dict[int, tuple[int, ...]]:
+    """Masks of the trainer's threads, the scheduler's own left out."""
+    masks = read_masks(threads_of(pid))
+    for tid in list(masks):
+        try:
+            name = Path(f"/proc/{pid}/task/{tid}/comm").read_text().strip()
+        except OSError:
+            name = "edgekd-sched"
+        if name == "edgekd-sched":
+            del masks[tid]
+    return masks
+
+
+def check_samples(log: list, samples: list) -> None:
+    """Every sample that lies well inside one decision, and inside one comp task, must show that decision's masks."""
+    start = next(record["clock_monotonic_s"] for record in log if record["event"] == "start")
+    decisions = [record for record in log if record["event"] == "decision"]
+    tasks = [record for record in log if record.get("task") in ("forward", "backward")]
+    cores = tuple(sorted(allowed_cores()))
+    num_split = num_alone = 0
+    for before, after, comm, comp in samples:
+        began, ended = before - start, after - start
+        inside = [d for d, following in pairwise(decisions) if d["time"] < began - 0.003 and ended < following["time"]]
+        running = [t for t in tasks if t["started"] < began and ended < t["ended"]]
+        # Compute follows a decision at its next boundary, so its task must have begun under this decision.
+        if not inside or not running or running[0]["started"] < inside[0]["time"] or not comp:
+            continue
+        requested = inside[0]["requested"]
+        assert all(set(mask) <= set(requested["comp"]) for mask in comp.values()), (requested, comp)
+        if requested["comm"] and comm:
+            assert set(comm.values()) == {tuple(requested["comm"])}, (requested, comm)
+            num_split += 1
+        if tuple(requested["comp"]) == cores:
+            alone = [mask for mask in comp.values() if len(mask) == 1]
+            assert {core for mask in alone for core in mask} == set(cores), comp
+            num_alone += 1
+    assert num_split + num_alone > 0, "no sample fell inside a task: nothing was checked"
+
+
+@pytest.mark.parametrize(
+    ("flags", "named", "status"),
+    [
+        (["--private", "nonsense:private"], "nonsense", 2),
+        (["--private", "digits:nowhere"], "nowhere", 2),
+        (["--model", "nonsense"], "nonsense", 2),
+        (["--policy", "nonsense"], "nonsense", 2),
+        (["--policy", "static:99"], "static:99", 2),
+        (["--cores", "4000"], "4000", 2),
+        (["--cycles", "0"], "--cycles", 2),
+        (["--alpha", "1.5"], "--alpha", 2),
+        (["--private-samples", "999999"], "--private-samples", 2),
+        (["--teacher", "nowhere"], "HOST:PORT", 2),
+        (["--teacher", "127.0.0.1:1", "--max-wait", "0.5"], "127.0.0.1:1", 1),
+        (["--public", "digits:private"], "digest", 2),
+        (["--private", "fashion-mnist:private", "--public", "digits:public"], "shape", 2),
+        (["--device", "cuda"], "cuda", 2),
+        (["--profile", "/nonexistent.json"], "/nonexistent.json", 1),
+        (["--nonsense", "1"], "--nonsense", 2),
+    ],
+)
+def test_a_mistake_ends_in_one_line_that_names_it(flags: list[str], named: str, status: int, address: str, tmp_path: Path) -> None:
+    if flags[-1] == "cuda" and Path("/dev/nvidia0").exists():
+        pytest.skip("this machine has a GPU, so asking for it is no mistake")
+    finished = run(student_command(address, tmp_path / "run", "--cycles", "5", "--log-level", "error", *flags))
+    assert finished.returncode == status, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert len(finished.stderr.strip().splitlines()) == 1
+    assert named in finished.stderr
+
+
+@pytest.mark.parametrize("name", ["GOMP_CPU_AFFINITY", "OMP_PROC_BIND", "KMP_AFFINITY"])
+def test_a_variable_that_lets_openmp_pin_by_itself_is_refused(name: str, address: str, tmp_path: Path) -> None:
+    finished = run(student_command(address, tmp_path / "run", "--cycles", "5"), **{name: "0"})
+    assert finished.returncode == 2
+    assert f"unset {name}" in finished.stderr
+    assert len(finished.stderr.strip().splitlines()) == 1
