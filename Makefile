@@ -11,7 +11,6 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 DEMO_OUT ?= demo-out
-DEMO_POLICIES ?= os-default,static:1,random,comm-priority,comp-priority,dynamic
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 
@@ -33,7 +32,7 @@ $(STAMP): pyproject.toml
 	touch $@
 
 demo: $(STAMP) ## compare the policies on this machine (embedded teacher, digits): prints the table, writes demo-out/
-	$(BIN)/edge-student compare --private digits:private --policies $(DEMO_POLICIES) --out $(DEMO_OUT) $(DEMO_FLAGS)
+	$(BIN)/edge-student compare --private digits:private --out $(DEMO_OUT) $(DEMO_FLAGS)
 
 test: lint ## lint, then every test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

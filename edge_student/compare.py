@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from edge_student.config import CompareConfig, StudentConfig, jsonable
+from edge_student.config import CompareConfig, StudentConfig, jsonable, parse_policies
 from edge_student.embedded import embedded_teacher
 from edge_student.journal import write_json
 from edge_student.progress import Progress
 from edge_student.provenance import describe_host, describe_software
 from edge_student.report import print_table
-from edge_student.summary import summarize
+from edge_student.summary import BASELINE, summarize
 from edgekd.command import WorldError
-from scheduler.policies import make_policy
+from scheduler.policies import POLICIES, make_policy
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +30,7 @@ _RUN_FIELDS = ("wall_clock_s", "cycles", "accuracy", "stall_s", "hold_s", "forwa
 
 def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     """Run everything, write report.json, print the table; 0 if every run was valid, 1 if some were not (the report says which)."""
-    policies = config.policy_names
-    for name in policies:  # a wrong name is answered before the teacher is trained
-        make_policy(name, num_cores=len(cores), seed=config.seed)
+    policies = choose_policies(config, len(cores))
     config.out.mkdir(parents=True, exist_ok=True)
     host = describe_host(cores)
     with _teacher(config, cores) as address:
@@ -54,6 +52,29 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     for run in failed:
         logger.warning("%s, repeat %d, does not count: %s", run["policy"], run["repeat"], "; ".join(run["notes"]))
     return 1 if failed else 0
+
+
+def choose_policies(config: CompareConfig, num_cores: int) -> tuple[str, ...]:
+    """The policies that the user named, or all that `num_cores` allow; ValueError for one that cannot be."""
+    if config.policies is not None:
+        names = parse_policies(config.policies)
+        for name in names:
+            make_policy(name, num_cores=num_cores, seed=config.seed)
+        return names
+    names = tuple(recipe.usage.replace("<c>", "1") for recipe in POLICIES.values())
+    possible = tuple(name for name in names if num_cores > 1 or not splits_cores(name))
+    if possible != names:
+        logger.warning("with %d core there is nothing to split; left out: %s", num_cores, ", ".join(set(names) - set(possible)))
+    return possible
+
+
+def splits_cores(name: str) -> bool:
+    """Whether this policy needs two cores."""
+    try:
+        make_policy(name, num_cores=1, seed=0)
+    except ValueError:
+        return True
+    return False
 
 
 def schedule_of_runs(policies: Sequence[str], repeats: int) -> list[tuple[int, str]]:
@@ -93,7 +114,7 @@ def _run_once(config: CompareConfig, address: str, policy: str, repeat: int) -> 
         said = process.stderr.strip().splitlines() or ["it said nothing"]
         if process.returncode == 2:  # the same flags would fail for every policy
             raise ValueError(said[-1].removeprefix("error: "))
-        if repeat == 0 and policy == config.policy_names[0]:
+        if repeat == 0 and policy == BASELINE:
             raise WorldError(f"the first run failed: {said[-1].removeprefix('error: ')}")
         return {**run, "valid": False, "notes": [f"exit status {process.returncode}: {said[-1]}"]}
     result = json.loads((out / "result.json").read_text())

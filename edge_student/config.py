@@ -15,7 +15,6 @@ Device = Literal["cpu", "cuda", "auto"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _MAX_SEED = 2**64 - 1
-DEFAULT_POLICIES = "os-default,static:1,random,comm-priority,comp-priority,dynamic"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +31,7 @@ class StudentConfig:
     """Student by name: cnn, cnn:width=32, torchvision:NAME, timm:NAME or package.module:callable."""
     cycles: int = 200
     """Optimiser steps, each with one batch of logits."""
-    alpha: float = 0.3
+    alpha: float = 0.1
     """Weight of the loss on private labels; the rest weighs the teacher's logits (Eq. 1)."""
     temperature: float = 4.0
     """Temperature that softens the logits of both."""
@@ -120,8 +119,9 @@ class CompareConfig(StudentConfig):
 
     teacher: str | None = None
     """Teacher's address, HOST:PORT; without it, a small teacher is trained once and served on loopback."""
-    policies: str = DEFAULT_POLICIES
-    """Policies to compare, with commas between; os-default is always among them, as the baseline."""
+    policies: str | None = None
+    """Policies to compare, with commas between; os-default is always among them, as the baseline; without it, all that
+    the cores allow."""
     repeats: int = 5
     """Runs of each policy; an interval means little below 5."""
     out: Path
@@ -140,15 +140,8 @@ class CompareConfig(StudentConfig):
         if self.teacher is not None and self.rate_limit is not None:
             raise ValueError(f"--rate-limit {self.rate_limit} is for the teacher that compare starts; give it to your own `serve`")
 
-    @property
-    def policy_names(self) -> tuple[str, ...]:
-        """Names of the policies, the baseline first. ValueError if one is named twice or none is."""
-        names = [name.strip() for name in self.policies.split(",")]
-        if not all(names):
-            raise ValueError(f"--policies is {self.policies!r}, must be names with commas between")
-        if len(set(names)) < len(names):
-            raise ValueError(f"--policies is {self.policies!r}, names a policy twice")
-        return ("os-default", *(name for name in names if name != "os-default"))
+        if self.policies is not None:
+            parse_policies(self.policies)
 
 
 def split_of(dataset: str, split: str) -> str:
@@ -162,6 +155,16 @@ def split_of(dataset: str, split: str) -> str:
 def jsonable(values: dict[str, Any]) -> dict[str, Any]:
     """The same with paths as text, so that a configuration can be written as JSON."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def parse_policies(text: str) -> tuple[str, ...]:
+    """Names of the policies in "a,b,c", the baseline os-default first. ValueError if a name is missing or comes twice."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(f"--policies is {text!r}, must be names with commas between")
+    if len(set(names)) < len(names):
+        raise ValueError(f"--policies is {text!r}, names a policy twice")
+    return ("os-default", *(name for name in names if name != "os-default"))
 
 
 def check_address(address: str) -> None:

@@ -48,10 +48,13 @@ def _read(path: Path) -> str | None:
 
 
 def _commit() -> str | None:
+    """The commit of our own checkout, with "-dirty" if files were changed; None when installed from a package."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # a repository further up is somebody else's
+        return None
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
+        answer = subprocess.run(describe, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None

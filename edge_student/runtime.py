@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from edgekd.models import build_model, save_weights
 
 from edge_student.comm_port import CommWorkerProcess
 from edge_student.config import TrainConfig, jsonable
@@ -23,6 +22,7 @@ from edge_student.provenance import describe_host, describe_software
 from edge_student.ring import Ring, RingShape
 from edge_student.trainer import Recipe, TorchTeam, Trainer
 from edgekd.datasets import ImageDataset, load_dataset
+from edgekd.models import build_model, save_weights
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.controller import Controller
 from scheduler.cost import Profile

@@ -35,9 +35,9 @@ def summarize(runs: Sequence[dict[str, Any]], policies: Sequence[str]) -> list[S
     """One Summary per policy, in the order given, from the runs marked valid."""
     seconds = {
         policy: {run["repeat"]: float(run["wall_clock_s"]) for run in runs if run["policy"] == policy and run["valid"]}
-        for policy in policies
+        for policy in {*policies, BASELINE}
     }
-    return [_summary(policy, seconds[policy], seconds.get(BASELINE, {})) for policy in policies]
+    return [_summary(policy, seconds[policy], seconds[BASELINE]) for policy in policies]
 
 
 def _summary(policy: str, seconds: dict[int, float], baseline: dict[int, float]) -> Summary:

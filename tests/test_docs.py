@@ -83,12 +83,7 @@ def test_demo_of_the_makefile_is_accepted(settings: Path) -> None:
     (demo,) = COMMAND.findall(join_lines(planned.stdout))
     check(" ".join(demo), settings)
     assert "digits:private" in demo[1]
-
-
-def test_demo_compares_every_policy() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    (policies,) = re.findall(r"^DEMO_POLICIES \?= (\S+)$", makefile, re.MULTILINE)
-    assert {policy.partition(":")[0] for policy in policies.split(",")} == set(POLICIES)
+    assert "--policies" not in demo[1], "the demo compares every policy that the machine's cores allow"
 
 
 def test_every_shown_make_target_exists() -> None:

@@ -115,7 +115,7 @@ def comm_worker_of(student: subprocess.Popen) -> int:
 @TWO_CORES
 def test_every_native_thread_is_where_the_log_says(policy: str, tmp_path: Path) -> None:
     """Looks at /proc from outside while it runs, thread by thread, and compares with the decisions in force."""
-    flags = ["--policy", policy, "--cycles", "60", "--public-batch", "256", "--batch-size", "256", "--model", "cnn:width=24"]
+    flags = ["--policy", policy, "--cycles", "25", "--public-batch", "256", "--batch-size", "256", "--model", "cnn:width=16"]
     with teacher(tmp_path / "store", "--rate-limit", "4mbit") as serving:
         command = student_command(serving.address, tmp_path / "run", *flags)
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as student:

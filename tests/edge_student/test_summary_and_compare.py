@@ -1,0 +1,121 @@
+"""From runs to statements: pairing, intervals, verdicts, the order of runs, and flags that survive the way to a subprocess."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from edge_student.compare import choose_policies, schedule_of_runs, shared_flags
+from edge_student.config import CompareConfig, StudentConfig, TrainConfig, parse_policies
+from edge_student.summary import bootstrap_ci95, summarize
+from edgekd.codec import Encoding
+from edgekd.command import parse
+
+
+def runs_of(policy: str, seconds: list[float], valid: bool = True) -> list[dict]:
+    return [{"policy": policy, "repeat": repeat, "wall_clock_s": s, "valid": valid} for repeat, s in enumerate(seconds)]
+
+
+BASE = [1.0, 2.0, 1.0, 2.0, 1.0]
+
+
+def test_ratios_are_taken_within_a_repeat() -> None:
+    # The machine is twice as slow in every other repeat; the policy takes 0.8 of the baseline in each.
+    runs = runs_of("os-default", BASE) + runs_of("dynamic", [0.8 * s for s in BASE])
+    base, dynamic = summarize(runs, ["os-default", "dynamic"])
+    assert (base.verdict, base.ratio_vs_os_default, base.ratio_ci95) == ("baseline", 1.0, None)
+    assert dynamic.ratio_vs_os_default == pytest.approx(0.8)
+    assert dynamic.ratio_ci95 == pytest.approx((0.8, 0.8))
+    assert dynamic.median_s == pytest.approx(0.8)
+    assert dynamic.verdict == "faster"
+
+
+@pytest.mark.parametrize(
+    ("factors", "verdict"),
+    [
+        ([1.2, 1.3, 1.1, 1.2, 1.25], "slower"),
+        ([0.9, 1.1, 0.95, 1.05, 1.0], "no significant difference"),
+        ([0.5, 0.5], "too few runs to tell (2 of 5)"),
+    ],
+)
+def test_the_verdict_follows_the_interval(factors: list[float], verdict: str) -> None:
+    seconds = [factor * s for factor, s in zip(factors, BASE, strict=False)]
+    assert summarize(runs_of("os-default", BASE) + runs_of("random", seconds), ["random"])[0].verdict == verdict
+
+
+def test_invalid_runs_do_not_count() -> None:
+    runs = runs_of("os-default", BASE) + runs_of("dynamic", [0.1] * 5, valid=False)
+    (summary,) = summarize(runs, ["dynamic"])
+    assert (summary.num_runs, summary.median_s, summary.ci95, summary.ratio_vs_os_default) == (0, None, None, None)
+
+
+def test_an_interval_lies_within_the_values_and_needs_two() -> None:
+    low, high = bootstrap_ci95([1.0, 2.0, 3.0, 4.0, 10.0])
+    assert 1.0 <= low <= 3.0 <= high <= 10.0
+    assert bootstrap_ci95([1.0]) is None
+
+
+def test_policies_take_turns() -> None:
+    order = schedule_of_runs(["a", "b", "c"], 3)
+    assert [policy for _, policy in order] == ["a", "b", "c", "c", "b", "a", "a", "b", "c"]
+    assert [repeat for repeat, _ in order] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_the_baseline_is_always_compared_and_comes_first() -> None:
+    assert parse_policies("dynamic,os-default,static:1") == ("os-default", "dynamic", "static:1")
+    assert parse_policies("dynamic") == ("os-default", "dynamic")
+    for wrong in ("", "a,,b", "a,a"):
+        with pytest.raises(ValueError, match="--policies"):
+            CompareConfig(policies=wrong, private="digits:private", out=Path("x"))
+
+
+def test_without_names_all_policies_that_the_cores_allow_are_compared(caplog: pytest.LogCaptureFixture) -> None:
+    config = CompareConfig(private="digits:private", out=Path("x"))
+    all_of_them = ("os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic")
+    assert choose_policies(config, 2) == all_of_them
+    assert caplog.text == ""
+    assert choose_policies(config, 1) == ("os-default", "comm-priority", "comp-priority")
+    assert "dynamic" in caplog.text
+    with pytest.raises(ValueError, match="dynamic"):
+        choose_policies(CompareConfig(private="digits:private", policies="dynamic", out=Path("x")), 1)
+
+
+def test_every_shared_setting_reaches_the_run() -> None:
+    config = CompareConfig(
+        private="digits:private",
+        public="digits:public",
+        private_samples=10,
+        encoding=Encoding.FLOAT16,
+        alpha=0.25,
+        prefetch=3,
+        cores="0",
+        torch_threads=1,
+        profile=Path("p.json"),
+        max_wait=1.5,
+        out=Path("x"),
+    )
+    flags = [*shared_flags(config), "--teacher", "a:1", "--out", "y"]
+    run = parse(TrainConfig, flags, prog="p", description="d")
+    for field in dataclasses.fields(StudentConfig):
+        assert getattr(run, field.name) == getattr(config, field.name), field.name
+
+
+@pytest.mark.parametrize(
+    ("private", "public", "test"),
+    [
+        ("digits:private", "digits:public", "digits:test"),
+        ("digits", "digits:public", "digits:test"),
+        ("synthetic:classes=2,size=8,samples=4:private", "synthetic:classes=2,size=8,samples=4:public", None),
+        ("imagefolder:/data/x", "imagefolder:/data/x:public", None),
+    ],
+)
+def test_the_other_splits_are_of_the_same_data_set(private: str, public: str, test: str | None) -> None:
+    config = TrainConfig(private=private, teacher="a:1", out=Path("x"))
+    assert config.public_dataset == public
+    assert test in (None, config.test_dataset)
+
+
+@pytest.mark.parametrize("address", ["vm", "vm:", ":1", "vm:0", "vm:65536", "vm:x"])
+def test_an_address_needs_a_host_and_a_port(address: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        TrainConfig(private="digits:private", teacher=address, out=Path("x"))

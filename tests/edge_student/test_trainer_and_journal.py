@@ -1,0 +1,133 @@
+"""The training loop against a step done by hand, and the log against what happened."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge_student.journal import Journal, to_trace, write_json, write_text
+from edge_student.loss import combined_loss
+from edge_student.trainer import Recipe, Trainer
+from edgekd.datasets import load_dataset, to_input
+from edgekd.models import build_model
+from edgekd.order import batch_ids
+from scheduler.state import Task
+
+RECIPE = Recipe(alpha=0.3, temperature=2.0, lr=0.1, momentum=0.9, batch_size=6, public_batch=10, seed=4, device="cpu")
+PRIVATE, PUBLIC, TEST = (load_dataset(f"digits:{split}") for split in ("private", "public", "test"))
+
+
+class Logits:
+    """A source of logits that are a function of the batch."""
+
+    def logits(self, batch_index: int) -> np.ndarray:
+        return np.random.default_rng(batch_index).normal(size=(10, 10)).astype(np.float32)
+
+
+class Boundaries:
+    """A schedule that never waits, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def task(self, task: Task) -> nullcontext:
+        self.tasks.append(task)
+        return nullcontext()
+
+
+def student() -> torch.nn.Module:
+    return build_model("cnn:width=2", num_classes=10, input_shape=(1, 8, 8), seed=4)
+
+
+def test_three_cycles_are_three_steps_of_sgd_on_equation_1() -> None:
+    torch.set_num_threads(1)
+    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    boundaries = Boundaries()
+    trainer.train(3, boundaries, Logits(), lambda done: None)
+    assert boundaries.tasks == [Task.FORWARD, Task.BACKWARD] * 3
+
+    by_hand = student()
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9)
+    for cycle in range(3):
+        private_ids = batch_ids(5, len(PRIVATE.images), 6, cycle)
+        public_ids = batch_ids(4, len(PUBLIC.images), 10, cycle)
+        logits = by_hand(to_input(np.concatenate([PRIVATE.images[private_ids], PUBLIC.images[public_ids]])))
+        labels, teacher = torch.from_numpy(PRIVATE.labels[private_ids]), torch.from_numpy(Logits().logits(cycle))
+        loss = combined_loss(logits[:6], labels, logits[6:], teacher, alpha=0.3, temperature=2.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for ours, theirs in zip(trainer.student.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert trainer.last_loss == loss.item()
+
+
+def test_warming_up_changes_neither_weights_nor_statistics() -> None:
+    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    before = {name: tensor.clone() for name, tensor in trainer.student.state_dict().items()}
+    trainer.warm_up(10)
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.student.state_dict().items())
+
+
+def test_accuracy_is_the_fraction_that_is_right() -> None:
+    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    with torch.no_grad():
+        predicted = trainer.student.eval()(to_input(TEST.images)).argmax(1).numpy()
+    assert trainer.accuracy(TEST) == pytest.approx((predicted == TEST.labels).mean())
+
+
+def test_images_of_two_shapes_are_refused_by_name() -> None:
+    other = load_dataset("synthetic:classes=10,size=16,samples=20:public")
+    with pytest.raises(ValueError, match="must be of one shape"):
+        Trainer(student=student(), private=PRIVATE, public=other, recipe=RECIPE)
+
+
+DECISION = {
+    "event": "decision",
+    "policy": "static:1",
+    "reason": "policy",
+    "state": [0, 0, 0],
+    "allocation": {"comm": 1, "comp": 1, "pinned": True},
+    "requested": {"comm": [0], "comp": [1]},
+}
+
+
+def journal() -> Journal:
+    log = Journal()
+    log.record({"event": "task", "task": "forward", "index": 0, "started": 101.0, "ended": 103.0})
+    log.record({"event": "wait", "why": "logits", "index": 0, "started": 103.0, "ended": 104.5})
+    log.record({"event": "task", "task": "comm", "index": 0, "started": 100.0, "ended": 104.5})
+    log.record({**DECISION, "sequence": 0, "time": 100.0})
+    log.record({**DECISION, "sequence": 1, "time": 104.5, "requested": {"comm": [], "comp": [0, 1]}})
+    return log
+
+
+def test_the_log_is_in_order_and_counts_from_the_start() -> None:
+    records = journal().relative_to(100.0)
+    assert [record.get("started", record.get("time")) for record in records] == [0.0, 0.0, 1.0, 3.0, 4.5]
+    assert journal().total_s(event="wait", why="logits") == 1.5
+    assert journal().total_s(event="task", task="comm") == 4.5
+
+
+def test_the_trace_shows_who_had_each_core() -> None:
+    trace = to_trace(journal().relative_to(100.0), cores=(0, 1))
+    json.dumps(trace, allow_nan=False)
+    slices = [(e["tid"], e["name"], e["ts"], e["dur"]) for e in trace["traceEvents"] if e["ph"] == "X" and e["pid"] == 2]
+    assert (0, "comm", 0.0, 4.5e6) in slices
+    assert (1, "comp", 0.0, 4.5e6) in slices
+    assert {name for core, name, start, _ in slices if start == 4.5e6} == {"comp"}
+    tasks = {e["name"] for e in trace["traceEvents"] if e["ph"] == "X" and e["pid"] == 1}
+    assert tasks == {"forward 0", "comm 0", "wait for logits 0"}
+
+
+def test_a_file_is_replaced_whole_and_leaves_no_litter(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.json", "old")
+    write_json(tmp_path / "a.json", {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
