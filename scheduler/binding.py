@@ -71,8 +71,8 @@ class CommBinding:
         return read_masks(self._known)
 
     def look_again(self) -> ThreadMasks | None:
-        """Pin threads that came since; None if nothing has changed. Cheap enough (about 10 us) for every message."""
-        if self._mask is None or threads_of(self._pid) == self._known:
+        """Pin threads that came since; None if there are as many as before. A thread born by a pinned one is pinned already."""
+        if self._mask is None or num_threads_of(self._pid) == len(self._known):
             return None
         return self.apply(self._mask)
 
@@ -80,8 +80,9 @@ class CommBinding:
 class CompBinding:
     """Sizes and pins the OpenMP team of the calling thread, one thread to one core.
 
-    `apply` may only be called by the thread that runs the parallel code, at a task boundary. `foreign` are threads of this process
-    that are not compute's (the scheduler's own) and are left alone.
+    Make one, and call `apply`, only in the thread that runs the parallel code, at a task boundary. Who is in the team is found out
+    when it is made, while nothing else runs, and again only when threads have come or gone: it takes a parallel operation, which
+    on cores that are still busy can take 20 ms.
     """
 
     def __init__(self, team: ThreadTeam, *, max_threads: int) -> None:
@@ -90,12 +91,14 @@ class CompBinding:
         self._pid = os.getpid()
         self._master = os.getpid()  # the main thread's native id is the process id
         self._foreign: set[int] = set()
-        self._members: list[int] = []
-        self._known: frozenset[int] = frozenset()
         self._cores: tuple[int, ...] = ()
         self._original_masks: dict[int, set[int]] = {}
         self._original_size = team.size()
         self._num_churned = 0
+        self._pool = self._find_members(team.size())
+        self._members = self._pool
+        self._known = threads_of(self._pid)
+        self._num_known = len(self._known)
 
     def leave_alone(self, tid: int) -> None:
         """Never touch this thread of our process."""
@@ -113,7 +116,7 @@ class CompBinding:
         self._pin([self._master], wanted)
         if num_threads > self._team.size():
             self._team.resize(num_threads)
-        members = self._find_members(num_threads)
+        members = self._members_of(num_threads)
         if wanted == self._cores and set(members) != set(self._members):
             self._num_churned += 1
         self._members = members
@@ -146,10 +149,23 @@ class CompBinding:
         self._cores = ()
 
     def _has_new_threads(self) -> bool:
-        return not threads_of(self._pid) - self._foreign <= self._known
+        # A team of two runs an operation together or not at all; only larger ones lose and get threads at an unchanged count.
+        if len(self._members) <= 1 and num_threads_of(self._pid) == self._num_known:
+            return False
+        everybody = threads_of(self._pid)
+        self._num_known = len(everybody)
+        return not everybody - self._foreign <= self._known
+
+    def _members_of(self, num_threads: int) -> list[int]:
+        """The team's threads besides the master: the first of the pool, as libgomp takes them, if all are still the same."""
+        pool = sorted(threads_of(self._pid).intersection(self._pool))
+        if self._has_new_threads() or len(pool) < num_threads - 1:
+            pool = self._find_members(num_threads)
+        self._pool = pool
+        return pool[: num_threads - 1]
 
     def _find_members(self, num_threads: int) -> list[int]:
-        """The team's threads besides the master: those whose CPU clock advances during a parallel operation."""
+        """The threads whose CPU clock advances during a parallel operation, in the order of their birth; without the master."""
         if num_threads == 1:
             return []
         grown: dict[int, int] = {}
@@ -157,11 +173,11 @@ class CompBinding:
             before = {tid: cpu_ns(tid) for tid in threads_of(self._pid)}
             self._team.exercise()
             for tid in threads_of(self._pid) - self._foreign - {self._master}:
-                grown[tid] = grown.get(tid, 0) + cpu_ns(tid) - before.get(tid, 0)
+                grown[tid] = grown.get(tid, 0) + cpu_ns(tid) - before.get(tid, 0)  # one born meanwhile began at 0
             busy = [tid for tid, spent in grown.items() if spent > 0]
             if len(busy) >= num_threads - 1:
-                return sorted(busy, key=lambda tid: -grown[tid])[: num_threads - 1]
-        return [tid for tid, spent in grown.items() if spent > 0]
+                return sorted(sorted(busy, key=lambda tid: -grown[tid])[: num_threads - 1])
+        return sorted(tid for tid, spent in grown.items() if spent > 0)
 
     def _pin_all(self, cores: tuple[int, ...]) -> None:
         team = self.team
@@ -172,7 +188,9 @@ class CompBinding:
         else:
             for tid, core in zip(team, cores, strict=False):
                 self._pin([tid], (core,))
-        self._known = threads_of(self._pid) - self._foreign
+        everybody = threads_of(self._pid)
+        self._num_known = len(everybody)
+        self._known = everybody - self._foreign
         self._pin(self._known - set(team), cores)  # idle pools: they must not wake up on comm's cores
 
     def _pin(self, tids: Iterable[int], cores: tuple[int, ...]) -> None:
@@ -188,6 +206,14 @@ def threads_of(pid: int) -> frozenset[int]:
         return frozenset(int(name) for name in os.listdir(f"/proc/{pid}/task"))
     except FileNotFoundError:
         return frozenset()
+
+
+def num_threads_of(pid: int) -> int:
+    """How many threads a process has, 0 if it is gone, for the price of one system call: a folder's links count its folders."""
+    try:
+        return os.stat(f"/proc/{pid}/task").st_nlink - 2
+    except FileNotFoundError:
+        return 0
 
 
 def set_mask(tid: int, cores: frozenset[int]) -> bool:

@@ -49,7 +49,7 @@ class Controller:
         self._profile = profile
         self._time = -math.inf
         self._sequence = 0
-        self._story: deque[str] = deque(maxlen=STORY_LENGTH)
+        self._story: deque[tuple[Event, Decision]] = deque(maxlen=STORY_LENGTH)
         # How long the two running tasks have had each share of the cores.
         self._comm_seconds: dict[Share, float] = {}
         self._comp_seconds: dict[Share, float] = {}
@@ -64,13 +64,14 @@ class Controller:
             self._account(event)
             decision = self._decide(event.time)
         except BrokenInvariant as broken:
-            story = "\n  ".join(self._story) or "nothing yet"
+            story = "\n  ".join(f"{told} -> {decided}" for told, decided in self._story) or "nothing yet"
             raise BrokenInvariant(f"{broken}\nat {event}\nafter:\n  {story}") from None
-        self._story.append(f"{event} -> {decision}")
+        self._story.append((event, decision))
         return decision
 
     def rates(self) -> dict[str, dict[str, float]]:
         """What has been learnt, for logs: each side's work per second by its number of cores, and a cycle's work."""
+        self.estimates.refresh()
         work = self.estimates.workload
         return {
             "comm": _readable(self.estimates.comm),

@@ -22,8 +22,8 @@ Share: TypeAlias = tuple[int, bool]
 MEMORY = 16
 """Tasks of each side that the rates must explain. A share that none of them had keeps its rate."""
 
-SWEEPS = 4
-"""Corrections by every remembered task whenever one finishes."""
+SWEEPS = 3
+"""Corrections by every remembered task for each that has finished."""
 
 GAIN = 0.2
 """How much of a task's surprise one correction takes back: the newest tasks weigh most, and noise is averaged."""
@@ -90,6 +90,7 @@ class Estimates:
         self.workload = workload or Workload(forward=0.5, backward=0.5, comm=1.0)
         self.comm = SideEstimate()
         self.comp = SideEstimate()
+        self._num_pending = 0  # tasks remembered since the rates were last corrected
 
     def finish(self, task: Task, seconds: Mapping[Share, float]) -> None:
         """Learn from one finished task. One too short for the clock tells nothing."""
@@ -98,10 +99,17 @@ class Estimates:
             return
         side = self.comm if task is Task.COMM else self.comp
         side.remember(task, self._works()[task], felt)
-        for _ in range(SWEEPS):
-            side.correct(self._works())
-            if side is self.comp and not self._is_workload_known:
+        self._num_pending += 1
+
+    def refresh(self) -> None:
+        """Correct the rates by all remembered tasks, once for each that came since. Whoever reads rates calls it; most policies
+        never do, and it costs more than a decision."""
+        for _ in range(min(self._num_pending, MEMORY)):
+            for side in (self.comm, self.comp):
+                side.correct(self._works())
+            if not self._is_workload_known:
                 self._learn_proportion()
+        self._num_pending = 0
 
     def _works(self) -> dict[Task, float]:
         work = self.workload
@@ -127,6 +135,7 @@ class Estimates:
         """
         if self.untried_split(num_cores) is not None:
             return None
+        self.refresh()
         comm = _by_cores(self.comm, num_cores)
         comp = _by_cores(self.comp, num_cores)
         return RateTable(comm=(0.0, *comm), comp=(*reversed(comp), 0.0))

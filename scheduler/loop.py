@@ -108,7 +108,7 @@ class SchedulerLoop:
         self._thread_is_known = threading.Event()
         self._decision: Decision | None = None
         self._placement: Placement | None = None
-        self._effective: dict[str, ThreadMasks] = {}
+        self._effective: dict[str, ThreadMasks] = {"comm": {}, "comp": {}}
         self._comp_in_use: frozenset[int] = frozenset()  # the cores of the task that runs now
         self._comm_cores: frozenset[int] = frozenset()
         self._comm_is_held = False
@@ -151,6 +151,11 @@ class SchedulerLoop:
         if self._thread.is_alive():
             self._thread.join()
         self._comp_binding.restore()
+
+    @property
+    def comm_has_ended(self) -> bool:
+        """Whether everything has been received and the comm worker has exited."""
+        return self._comm_has_ended
 
     @property
     def num_threads_churned(self) -> int:
@@ -246,10 +251,7 @@ class SchedulerLoop:
                     "pinned": decision.allocation.pinned,
                 },
                 "requested": {"comm": sorted(placement.comm), "comp": sorted(placement.comp)},
-                "effective": {
-                    "comm": {str(tid): list(mask) for tid, mask in self._effective.get("comm", {}).items()},
-                    "comp": {str(tid): list(mask) for tid, mask in self._effective.get("comp", {}).items()},
-                },
+                "effective": dict(self._effective),
                 "comm_is_held": self._comm_is_held,
             }
         )
@@ -286,7 +288,7 @@ class SchedulerLoop:
             self._decide(TaskDone(task=Task.COMM, time=self._clock()))
         elif isinstance(event, CommEnded):
             self._comm_has_ended = True
-            self._effective.pop("comm", None)
+            self._effective["comm"] = {}
         elif isinstance(event, CommFailed):
             self._failure = event.error
             self._changed.notify_all()

@@ -16,6 +16,7 @@ def taught(*lessons: tuple[Task, dict[int, float]], workload: Workload | None = 
     estimates = Estimates(workload)
     for task, seconds in lessons:
         estimates.finish(task, {(cores, True): spent for cores, spent in seconds.items()})
+        estimates.refresh()
     return estimates
 
 

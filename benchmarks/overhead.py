@@ -1,0 +1,176 @@
+"""What the orchestration costs a small step: the trainer under the scheduler against the same loop with nothing around it.
+
+Both loops run the same training step on the same cores and threads, in one process, in turns (bare, orchestrated, orchestrated,
+bare, ...). The orchestrated one has everything of a run: a comm worker process, the ring, the controller, the binding, the log.
+It is timed after comm has ended, so what is compared is the compute worker alone; its logits lie in the ring, the bare loop's in
+an array. A run's figure is the median of its steps, because a step that the machine's other guests interrupt says nothing of us.
+
+    python benchmarks/overhead.py [--pairs 15] [--cycles 100] [--json FILE]
+"""
+
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_student.preflight import settle
+from edgekd.command import parse
+
+CORES = settle(os.environ, None)
+
+from edge_student.comm_port import CommWorkerProcess  # noqa: E402
+from edge_student.config import CompareConfig  # noqa: E402
+from edge_student.embedded import embedded_teacher  # noqa: E402
+from edge_student.journal import Journal  # noqa: E402
+from edge_student.messages import Configure  # noqa: E402
+from edge_student.provenance import describe_host, describe_software  # noqa: E402
+from edge_student.ring import Ring, RingShape  # noqa: E402
+from edge_student.summary import bootstrap_ci95  # noqa: E402
+from edge_student.trainer import LogitsSource, Recipe, Schedule, TorchTeam, Trainer  # noqa: E402
+from edgekd.datasets import load_dataset  # noqa: E402
+from edgekd.models import build_model  # noqa: E402
+from scheduler.binding import CommBinding, CompBinding  # noqa: E402
+from scheduler.controller import Controller  # noqa: E402
+from scheduler.loop import SchedulerLoop  # noqa: E402
+from scheduler.policies import make_policy  # noqa: E402
+from scheduler.state import Task  # noqa: E402
+
+PUBLIC_BATCH, PRIVATE_BATCH, NUM_CLASSES = 128, 32, 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Measure what the orchestration costs a small training step."""
+
+    pairs: int = 15
+    """Pairs of one bare and one orchestrated run."""
+    cycles: int = 100
+    """Steps in each run."""
+    size: int = 20
+    """Width and height of the images, which sets how long a step is."""
+    policy: str = "dynamic"
+    """Policy of the orchestrated runs."""
+    json: Path | None = None
+    """File for the results."""
+
+
+class Bare:
+    """No schedule at all."""
+
+    def task(self, task: Task) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class InMemory:
+    """Logits that lie in an array."""
+
+    def __init__(self) -> None:
+        self._logits = np.zeros((PUBLIC_BATCH, NUM_CLASSES), np.float32)
+
+    def logits(self, batch_index: int) -> npt.NDArray[np.float32]:
+        return self._logits
+
+
+def dataset(size: int) -> str:
+    return f"synthetic:classes={NUM_CLASSES},size={size},samples=1024"
+
+
+def make_trainer(size: int) -> Trainer:
+    private, public = load_dataset(f"{dataset(size)}:private"), load_dataset(f"{dataset(size)}:public")
+    student = build_model("cnn", num_classes=NUM_CLASSES, input_shape=private.images.shape[1:], seed=0)
+    recipe = Recipe(
+        alpha=0.1, temperature=4, lr=0.01, momentum=0.9, batch_size=PRIVATE_BATCH, public_batch=PUBLIC_BATCH, seed=0, device="cpu"
+    )
+    trainer = Trainer(student=student, private=private, public=public, recipe=recipe)
+    trainer.warm_up(NUM_CLASSES)
+    return trainer
+
+
+def median_step_s(trainer: Trainer, cycles: int, schedule: Schedule, source: LogitsSource) -> float:
+    """Median seconds from the end of one cycle to the end of the next."""
+    ends: list[float] = []
+    trainer.train(cycles, schedule, source, lambda done: ends.append(time.perf_counter()))
+    return statistics.median(later - earlier for earlier, later in pairwise(ends))
+
+
+def time_bare(settings: Settings) -> float:
+    """Seconds per step without anything around it."""
+    trainer, source = make_trainer(settings.size), InMemory()
+    return median_step_s(trainer, settings.cycles, Bare(), source)
+
+
+def time_orchestrated(settings: Settings, address: str) -> float:
+    """Seconds per step inside a whole run, once everything has been received."""
+    trainer = make_trainer(settings.size)
+    configure = Configure(
+        teacher=address,
+        batch_size=PUBLIC_BATCH,
+        seed=0,
+        encoding="float32",
+        window=64,
+        max_wait_s=30.0,
+        log_level="error",
+    )
+    cycles = settings.cycles
+    with CommWorkerProcess(configure) as worker:
+        worker.await_description()
+        ring = Ring.create(RingShape(num_slots=cycles, batch_size=PUBLIC_BATCH, num_classes=NUM_CLASSES))
+        worker.use_ring(ring, start=0, stop=cycles)
+        policy = make_policy(settings.policy, num_cores=len(CORES), seed=0)
+        loop = SchedulerLoop(
+            controller=Controller(policy=policy, cycles=cycles, num_cores=len(CORES)),
+            cores=CORES,
+            comm_port=worker,
+            comm_binding=CommBinding(worker.pid),
+            comp_binding=CompBinding(TorchTeam(), max_threads=len(CORES)),
+            record=Journal().record,
+        )
+        try:
+            loop.start()
+            while not loop.comm_has_ended:
+                time.sleep(0.01)
+            return median_step_s(trainer, cycles, loop, ring)
+        finally:
+            loop.finish()
+            ring.close()
+
+
+def main() -> None:
+    settings = parse(Settings, sys.argv[1:], prog="overhead.py", description="What the orchestration costs a small step.")
+    bare, orchestrated = [], []
+    gc.freeze()  # as a run does
+    config = CompareConfig(private=f"{dataset(settings.size)}:private", out=Path(), log_level="error", teacher_model="cnn:width=4")
+    with embedded_teacher(config, CORES[0]) as address:
+        for pair in range(settings.pairs):
+            runs = [lambda: bare.append(time_bare(settings)), lambda: orchestrated.append(time_orchestrated(settings, address))]
+            for run in runs if pair % 2 == 0 else reversed(runs):
+                run()
+    ratios = [ours / theirs for ours, theirs in zip(orchestrated, bare, strict=True)]
+    report = {
+        "command": sys.argv,
+        "host": describe_host(CORES),
+        "software": describe_software(),
+        "policy": settings.policy,
+        "bare_step_s": bare,
+        "orchestrated_step_s": orchestrated,
+        "median_bare_step_s": statistics.median(bare),
+        "median_orchestrated_step_s": statistics.median(orchestrated),
+        "median_ratio": statistics.median(ratios),
+        "ratio_ci95": bootstrap_ci95(ratios),
+    }
+    print(json.dumps(report, indent=2))
+    if settings.json is not None:
+        settings.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
