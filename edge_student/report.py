@@ -31,6 +31,7 @@ def print_table(summary: Sequence[Summary], runs: Sequence[dict[str, Any]], repo
         "backward",
         "stall",
         "hold",
+        "accuracy",
         "verdict",
     ):
         table.add_column(name, justify="left" if name in ("policy", "verdict") else "right")
@@ -43,6 +44,7 @@ def print_table(summary: Sequence[Summary], runs: Sequence[dict[str, Any]], repo
             _seconds(row.ratio_vs_os_default),
             _interval(row.ratio_ci95),
             *(_seconds(_median_of(runs, row.policy, f"{part}_s")) for part in _PARTS),
+            _seconds(_median_of(runs, row.policy, "accuracy")),
             row.verdict,
         )
     # A pipe has no width of its own; a wrapped table is no table.

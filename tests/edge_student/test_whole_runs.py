@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -205,3 +206,53 @@ def test_a_variable_that_lets_openmp_pin_by_itself_is_refused(name: str, address
     assert finished.returncode == 2
     assert f"unset {name}" in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1
+
+
+@TWO_CORES
+def test_compare_reports_every_run_and_where_it_came_from(tmp_path: Path) -> None:
+    flags = [
+        "--private",
+        "synthetic:classes=5,size=8,samples=64:private",
+        "--model",
+        "cnn:width=2",
+        "--teacher-model",
+        "cnn:width=2",
+    ]
+    flags += ["--cycles", "4", "--repeats", "2", "--policies", "static:1", "--out", str(tmp_path / "out"), "--log-level", "error"]
+    finished = run([sys.executable, "-m", "edge_student", "compare", *flags], HOME=str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [(r["policy"], r["repeat"]) for r in report["runs"]] == [
+        ("os-default", 0),
+        ("static:1", 0),
+        ("static:1", 1),
+        ("os-default", 1),
+    ]
+    assert all(r["valid"] and r["cycles"] == 4 and r["wall_clock_s"] > 0 for r in report["runs"])
+    assert len({r["accuracy"] for r in report["runs"]}) == 1
+    assert [row["policy"] for row in report["summary"]] == ["os-default", "static:1"]
+    assert report["summary"][1]["verdict"].startswith("too few runs")
+    assert {"host", "software", "config", "command"} <= report.keys()
+    assert "os-default" in finished.stdout
+    trace = json.loads((tmp_path / "out" / "runs" / "static-1-0" / "trace.json").read_text())
+    assert {e["name"] for e in trace["traceEvents"] if e["ph"] == "X" and e["pid"] == 2} == {"comm", "comp"}
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+
+
+def test_compare_says_which_run_failed(tmp_path: Path) -> None:
+    flags = [
+        "--private",
+        "digits:private",
+        "--teacher",
+        "127.0.0.1:1",
+        "--max-wait",
+        "0.3",
+        "--policies",
+        "os-default",
+        "--repeats",
+        "1",
+    ]
+    finished = run([sys.executable, "-m", "edge_student", "compare", *flags, "--out", str(tmp_path), "--log-level", "error"])
+    assert finished.returncode == 1
+    assert finished.stderr.strip().splitlines()[-1].startswith("error: the first run failed")
+    assert "127.0.0.1:1" in finished.stderr
