@@ -7,8 +7,8 @@ import logging
 import os
 import sys
 
-from cloud_teacher.config import LogLevel, ServeConfig, TrainConfig
-from edgekd.command import Command, dispatch, run
+from cloud_teacher.config import ServeConfig, TrainConfig
+from edgekd.command import Command, dispatch, run, start_logging
 from edgekd.cores import parse_cores
 
 logger = logging.getLogger(__name__)
@@ -20,14 +20,14 @@ def main() -> None:
 
 
 def _train(config: TrainConfig) -> int:
-    _start_logging(config.log_level)
+    start_logging(config.log_level)
     from cloud_teacher.training import train
 
     return train(config)
 
 
 def _serve(config: ServeConfig) -> int:
-    _start_logging(config.log_level)
+    start_logging(config.log_level)
     if config.cores is not None:
         pin_process(parse_cores(config.cores))
     from cloud_teacher.serving import serve
@@ -53,10 +53,6 @@ def pin_process(cores: frozenset[int]) -> None:
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), cores)
     logger.info("pinned to cores %s", sorted(cores))
-
-
-def _start_logging(level: LogLevel) -> None:
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
 
 
 if __name__ == "__main__":

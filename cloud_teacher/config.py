@@ -6,13 +6,11 @@ Nothing here imports torch, so that a wrong flag is answered at once and `--core
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from cloud_teacher.pacing import parse_rate
+from edgekd.command import LogLevel
 from edgekd.cores import parse_cores
-
-Device = Literal["cpu", "cuda", "auto"]
-LogLevel = Literal["debug", "info", "warning", "error"]
+from edgekd.devices import Device
 
 _MAX_SEED = 2**64 - 1
 

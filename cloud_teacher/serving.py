@@ -16,8 +16,9 @@ from cloud_teacher.pacing import Pacer, parse_rate
 from cloud_teacher.progress import show_progress
 from cloud_teacher.server import TeacherServer, check_port
 from cloud_teacher.store import LogitStore, open_store
-from cloud_teacher.teacher import Teacher, choose_device, make_teacher
+from cloud_teacher.teacher import Teacher, make_teacher
 from edgekd.datasets import load_dataset
+from edgekd.devices import choose_device
 from edgekd.models import build_model, load_weights
 
 logger = logging.getLogger(__name__)

@@ -52,11 +52,3 @@ def make_teacher(model: torch.nn.Module, *, spec: str, dataset: ImageDataset, de
         num_classes=dataset.num_classes,
     )
     return Teacher(model=model.eval().to(device), dataset=dataset, device=device, key=key)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of "cpu", "cuda" or "auto", which takes a GPU if there is one. Raises ValueError for "cuda" without a GPU."""
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        raise ValueError("--device is cuda, but torch finds no GPU here; use --device cpu or auto")
-    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")

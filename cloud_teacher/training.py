@@ -21,8 +21,8 @@ from torch import nn
 
 from cloud_teacher.config import TrainConfig
 from cloud_teacher.progress import Progress, show_progress
-from cloud_teacher.teacher import choose_device
 from edgekd.datasets import ImageDataset, load_dataset, to_input
+from edgekd.devices import choose_device
 from edgekd.models import build_model, save_weights, weights_digest
 from edgekd.sources import SPLITS
 

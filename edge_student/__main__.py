@@ -1,6 +1,5 @@
 """`edge-student`: train one student, or compare policies."""
 
-import logging
 import os
 import signal
 import sys
@@ -8,14 +7,14 @@ from typing import NoReturn
 
 from edge_student.config import CompareConfig, TrainConfig
 from edge_student.preflight import settle
-from edgekd.command import Command, dispatch, run
+from edgekd.command import Command, dispatch, run, start_logging
 
 _DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with the logits of a teacher in the cloud."
 
 
 def train(config: TrainConfig) -> int:
     """Train one student under one policy."""
-    set_up_logging(config.log_level)
+    start_logging(config.log_level)
     cores = settle(os.environ, config.cores)
     # Imported here: it loads torch, which must find the environment and the cores settled.
     from edge_student.runtime import Run
@@ -30,16 +29,11 @@ def train(config: TrainConfig) -> int:
 
 def compare(config: CompareConfig) -> int:
     """Train the same student under several policies and compare their wall-clock."""
-    set_up_logging(config.log_level)
+    start_logging(config.log_level)
     cores = settle(os.environ, config.cores)
     from edge_student.compare import compare_policies
 
     return compare_policies(config, cores)
-
-
-def set_up_logging(level: str) -> None:
-    """Messages for people go to stderr, one line each."""
-    logging.basicConfig(level=level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -5,14 +5,13 @@ Nothing here imports torch, so that a wrong flag is answered at once and cores a
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgekd.codec import Encoding
+from edgekd.command import LogLevel
 from edgekd.cores import parse_cores
+from edgekd.devices import Device
 from edgekd.wire import MAX_BATCH_SIZE, MAX_WINDOW
-
-Device = Literal["cpu", "cuda", "auto"]
-LogLevel = Literal["debug", "info", "warning", "error"]
 
 _MAX_SEED = 2**64 - 1
 

@@ -8,22 +8,23 @@ import gc
 import json
 import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edge_student.comm_port import CommWorkerProcess
-from edge_student.config import TrainConfig, jsonable
-from edge_student.journal import Journal, to_trace, write_json, write_lines
+from edge_student.config import TrainConfig
+from edge_student.journal import Journal
 from edge_student.messages import Configure, Described
+from edge_student.outcome import Outcome, save
 from edge_student.progress import Progress
-from edge_student.provenance import describe_host, describe_software
 from edge_student.ring import Ring, RingShape
 from edge_student.trainer import Recipe, TorchTeam, Trainer
 from edgekd.datasets import ImageDataset, load_dataset
-from edgekd.models import build_model, save_weights
+from edgekd.devices import choose_device
+from edgekd.models import build_model
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.controller import Controller
 from scheduler.cost import Profile
@@ -42,7 +43,7 @@ class Run:
         self._profile = None if config.profile is None else load_profile(config.profile)
         # Made before anything is started, so that a wrong name is answered at once.
         self._policy = make_policy(config.policy, num_cores=len(cores), seed=config.seed, profile=self._profile)
-        self._device = choose_device(config.device)
+        self._device = str(choose_device(config.device))
         self._journal = Journal()
         self._started = self._ended = 0.0
         self._notes: list[str] = []
@@ -58,21 +59,38 @@ class Run:
             torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
         self._max_threads = torch.get_num_threads()
         with CommWorkerProcess(self._configure()) as worker:
-            private, public = self._load_data()
+            private, public, test = self._load_data()
             described = worker.await_description()
             self._check_teacher(described, private, public)
             trainer = self._make_trainer(private, public, described.num_classes)
-            with_ring = RingShape(
-                num_slots=self._num_slots(described), batch_size=config.public_batch, num_classes=described.num_classes
-            )
-            ring = Ring.create(with_ring)
+            ring = Ring.create(self._ring_shape(described.num_classes))
             try:
                 worker.use_ring(ring, start=0, stop=config.cycles)
                 loop = self._make_loop(worker, ring)
                 interruption = self._train(trainer, loop, ring)
             finally:
                 ring.close()
-            return self._save(trainer, worker, loop, described, ring.shape.num_slots, interruption)
+            worker.close()
+        outcome = Outcome(
+            config=config,
+            cores=self._cores,
+            trainer=trainer,
+            loop=loop,
+            journal=self._journal,
+            described=described,
+            finished=worker.finished,
+            prefetch=ring.shape.num_slots,
+            started=self._started,
+            ended=self._ended,
+            accuracy=None if interruption is not None else trainer.accuracy(test),
+            interruption=interruption,
+            notes=tuple(self._notes),
+        )
+        result = save(outcome)
+        if interruption is not None:
+            logger.warning("%d of %d cycles were trained; saved in %s", trainer.num_cycles, config.cycles, config.out)
+            raise interruption
+        return result
 
     def _configure(self) -> Configure:
         config = self._config
@@ -86,14 +104,15 @@ class Run:
             log_level=config.log_level,
         )
 
-    def _load_data(self) -> tuple[ImageDataset, ImageDataset]:
+    def _load_data(self) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+        """Private, public and test data; all of it now, so that nothing is missing when the training is over."""
         private = load_dataset(self._config.private)
         wanted = self._config.private_samples
         if wanted is not None and wanted > len(private.labels):
             raise ValueError(f"--private-samples is {wanted}, but {private.name} has {len(private.labels)} samples")
         if wanted is not None:
             private = replace(private, images=private.images[:wanted], labels=private.labels[:wanted])
-        return private, load_dataset(self._config.public_dataset)
+        return private, load_dataset(self._config.public_dataset), load_dataset(self._config.test_dataset)
 
     def _check_teacher(self, described: Described, private: ImageDataset, public: ImageDataset) -> None:
         if described.dataset_digest != public.digest:
@@ -124,16 +143,16 @@ class Run:
         trainer.warm_up(num_classes)
         return trainer
 
-    def _num_slots(self, described: Described) -> int:
-        """As many batches as the user allows, the run needs and the memory holds; less than that is said."""
+    def _ring_shape(self, num_classes: int) -> RingShape:
+        """Room for as many batches as the user allows, the run needs and the memory holds; less than that is said."""
         config = self._config
         wanted = min(config.prefetch or config.cycles, config.cycles)
-        slot = RingShape(num_slots=1, batch_size=config.public_batch, num_classes=described.num_classes).slot_bytes
+        slot = RingShape(num_slots=1, batch_size=config.public_batch, num_classes=num_classes).slot_bytes
         fitting = max(1, (config.ring_mib << 20) // slot)
         if fitting < wanted:
             self._notes.append(f"prefetch limited to {fitting} batches by --ring-mib {config.ring_mib} ({slot} bytes a batch)")
             logger.info(self._notes[-1])
-        return min(wanted, fitting)
+        return RingShape(num_slots=min(wanted, fitting), batch_size=config.public_batch, num_classes=num_classes)
 
     def _make_loop(self, worker: CommWorkerProcess, ring: Ring) -> SchedulerLoop:
         num_slots = ring.shape.num_slots
@@ -173,73 +192,6 @@ class Run:
             gc.unfreeze()
         return None
 
-    def _save(
-        self,
-        trainer: Trainer,
-        worker: CommWorkerProcess,
-        loop: SchedulerLoop,
-        described: Described,
-        num_slots: int,
-        interruption: BaseException | None,
-    ) -> dict[str, Any]:
-        out = self._config.out
-        records = self._journal.relative_to(self._started)
-        write_lines(out / "events.jsonl", records)
-        trace = to_trace(records, self._cores)
-        (out / "trace.json").write_text(json.dumps(trace))
-        save_weights(trainer.student, out / "student.safetensors")
-        worker.close()
-        result = self._result(trainer, worker, loop, described, num_slots, interruption)
-        write_json(out / "result.json", result)
-        if interruption is not None:
-            logger.warning("%d of %d cycles were trained; saved in %s", trainer.num_cycles, self._config.cycles, out)
-            raise interruption
-        return result
-
-    def _result(
-        self,
-        trainer: Trainer,
-        worker: CommWorkerProcess,
-        loop: SchedulerLoop,
-        described: Described,
-        num_slots: int,
-        interruption: BaseException | None,
-    ) -> dict[str, Any]:
-        journal, finished = self._journal, worker.finished
-        comm = [record for record in journal.records if record["event"] == "task" and record["task"] == "comm"]
-        notes = [*self._notes, *loop.binding_refusals]
-        if loop.comm_troubles:
-            notes.append(f"the link failed {len(loop.comm_troubles)} times, the first time: {loop.comm_troubles[0]}")
-        if interruption is not None:
-            notes.append(f"broken off: {type(interruption).__name__}: {interruption}")
-        accuracy = None if interruption is not None else trainer.accuracy(load_dataset(self._config.test_dataset))
-        return {
-            "policy": self._config.policy,
-            "seed": self._config.seed,
-            "cycles": trainer.num_cycles,
-            "wall_clock_s": self._ended - self._started,
-            "accuracy": accuracy,
-            "loss": trainer.last_loss if trainer.num_cycles else None,
-            "stall_s": journal.total_s(event="wait", why="logits"),
-            "hold_s": journal.total_s(event="wait", why="hold"),
-            "forward_s": journal.total_s(event="task", task="forward"),
-            "backward_s": journal.total_s(event="task", task="backward"),
-            "comm_s": journal.total_s(event="task", task="comm"),
-            "comm_cpu_s": sum(record["cpu_s"] for record in comm),
-            "comm_num_bytes": sum(record["num_bytes"] for record in comm),
-            "num_reconnects": finished.num_reconnects if finished else len(loop.comm_troubles),
-            "num_refused_chunks": finished.num_refused_chunks if finished else None,
-            "num_decisions": sum(record["event"] == "decision" for record in journal.records),
-            "num_threads_churned": loop.num_threads_churned,
-            "prefetch": num_slots,
-            "valid": interruption is None and not loop.binding_refusals,
-            "notes": notes,
-            "teacher": asdict(described),
-            "config": jsonable(asdict(self._config)),
-            "host": describe_host(self._cores),
-            "software": describe_software(),
-        }
-
 
 def load_profile(path: Path) -> Profile:
     """A device profile from JSON; ValueError that names the file if it is not one."""
@@ -247,12 +199,3 @@ def load_profile(path: Path) -> Profile:
         return Profile.from_json(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"--profile {path}: {error}") from error
-
-
-def choose_device(wanted: str) -> str:
-    """`cpu` or `cuda`; ValueError if a GPU is asked for where there is none."""
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU here; use --device cpu or auto")
-    return wanted

@@ -21,6 +21,7 @@ from scheduler.placement import Placement, place
 from scheduler.state import Decision, Event, Started, Task, TaskDone
 
 _POLL_S = 0.5
+_LAST_WORDS_S = 2.0
 Record = dict[str, Any]
 """One line of the log; times in it are seconds of the loop's clock."""
 
@@ -146,8 +147,11 @@ class SchedulerLoop:
     def finish(self) -> None:
         """Stop the scheduler thread and put masks and thread counts back. Safe to call after a failure, and twice."""
         with self._changed:
-            self._is_stopping = True
             self._emit_decision()
+            everything_came = self._controller.state.comm_is_done
+        if everything_came and self._thread.is_alive():
+            self._thread.join(_LAST_WORDS_S)  # the worker's last words are on their way, and the thread ends with them
+        self._is_stopping = True
         if self._thread.is_alive():
             self._thread.join()
         self._comp_binding.restore()

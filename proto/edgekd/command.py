@@ -4,16 +4,19 @@
 """
 
 import importlib.metadata
+import logging
 import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from edgekd.settings import closest, parse
 
-__all__ = ["Command", "WorldError", "dispatch", "parse", "run"]
+__all__ = ["Command", "LogLevel", "WorldError", "dispatch", "parse", "run", "start_logging"]
+
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 # The config dataclass, what to do with one (the exit status, None for 0), and one sentence for the list of commands.
 Command = tuple[type[Any], Callable[[Any], int | None], str]
@@ -21,6 +24,11 @@ Command = tuple[type[Any], Callable[[Any], int | None], str]
 
 class WorldError(RuntimeError):
     """The world failed: a teacher is away, a download did not come. Not the user's mistake, and not ours."""
+
+
+def start_logging(level: LogLevel) -> None:
+    """Messages for people go to stderr, one line each, with the time: runs are long, and links fail at night."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cloud_teacher.teacher import Teacher, choose_device, make_teacher
+from cloud_teacher.teacher import Teacher, make_teacher
 from edgekd.datasets import load_dataset, to_input
+from edgekd.devices import choose_device
 from edgekd.models import build_model, weights_digest
 
 

@@ -19,7 +19,8 @@ CORES = (2, 3, 5, 7)
 class FakeComm:
     """A comm worker that says what the test puts into its queue, and remembers what it was told."""
 
-    def __init__(self) -> None:
+    def __init__(self, cycles: int) -> None:
+        self.cycles = cycles
         self.events: queue.Queue[CommEvent] = queue.Queue()
         self.told: list[object] = []
 
@@ -44,6 +45,8 @@ class FakeComm:
     def deliver(self, *indices: int) -> None:
         for index in indices:
             self.events.put(BatchArrived(index=index, started=0.0, ended=0.0, cpu_s=0.0, num_bytes=1))
+            if index == self.cycles - 1:
+                self.events.put(CommEnded())
 
 
 class FakeBinding:
@@ -76,7 +79,7 @@ class Bench:
     """A loop of one policy with everything around it faked."""
 
     def __init__(self, policy: str, *, cycles: int, prefetch: int | None = None) -> None:
-        self.comm = FakeComm()
+        self.comm = FakeComm(cycles)
         self.order: list[tuple[str, tuple[int, ...]]] = []
         self.comm_binding = FakeBinding("comm", self.order)
         self.comp_binding = FakeBinding("comp", self.order)
@@ -109,7 +112,6 @@ def test_every_policy_trains_to_the_end_and_restores(policy: str) -> None:
     bench = Bench(policy, cycles=4)
     bench.loop.start()
     bench.comm.deliver(0, 1, 2, 3)
-    bench.comm.events.put(CommEnded())
     bench.train(4)
     bench.loop.finish()
     tasks = [
@@ -223,7 +225,8 @@ def test_a_refused_mask_is_recorded_and_the_run_goes_on_unpinned(side: str) -> N
 def test_a_broken_invariant_in_the_scheduler_thread_ends_the_training() -> None:
     bench = Bench("static:1", cycles=1)
     bench.loop.start()
-    bench.comm.deliver(0, 0)
+    bench.comm.events.put(BatchArrived(index=0, started=0.0, ended=0.0, cpu_s=0.0, num_bytes=1))
+    bench.comm.deliver(0)
     with pytest.raises(BrokenInvariant):
         bench.train(1000)
     bench.loop.finish()
