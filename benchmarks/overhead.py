@@ -44,6 +44,7 @@ from scheduler.loop import SchedulerLoop  # noqa: E402
 from scheduler.policies import make_policy  # noqa: E402
 from scheduler.state import Task  # noqa: E402
 
+_COMM_LIMIT_S = 60.0
 PUBLIC_BATCH, PRIVATE_BATCH, NUM_CLASSES = 128, 32, 10
 
 
@@ -136,7 +137,10 @@ def time_orchestrated(settings: Settings, address: str) -> float:
         )
         try:
             loop.start()
+            deadline = time.monotonic() + _COMM_LIMIT_S
             while not loop.comm_has_ended:
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"comm did not end within {_COMM_LIMIT_S} s; does --policy {settings.policy} hold it?")
                 time.sleep(0.01)
             return median_step_s(trainer, cycles, loop, ring)
         finally:
@@ -149,7 +153,7 @@ def main() -> None:
     bare, orchestrated = [], []
     gc.freeze()  # as a run does
     config = CompareConfig(private=f"{dataset(settings.size)}:private", out=Path(), log_level="error", teacher_model="cnn:width=4")
-    with embedded_teacher(config, CORES[0]) as address:
+    with embedded_teacher(config, CORES[0], "") as address:
         for pair in range(settings.pairs):
             runs = [lambda: bare.append(time_bare(settings)), lambda: orchestrated.append(time_orchestrated(settings, address))]
             for run in runs if pair % 2 == 0 else reversed(runs):

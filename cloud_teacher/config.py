@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloud_teacher.pacing import parse_rate
+from edgekd.address import parse_address
 from edgekd.command import LogLevel
 from edgekd.cores import parse_cores
 from edgekd.devices import Device
@@ -102,14 +103,8 @@ class ServeConfig:
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of "HOST:PORT"; an IPv6 host stands in brackets and is returned without them. Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not host or (":" in host and not bracketed):
-        raise ValueError(f"--listen is {text!r}, must be HOST:PORT, for example 127.0.0.1:50051 or [::1]:50051")
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise ValueError(f"--listen is {text!r}: port {port!r} is not a number in 0 .. 65535; 0 takes a free port")
-    return (host[1:-1] if bracketed else host), int(port)
+    """Host and port of --listen; port 0 takes a free one. Raises ValueError."""
+    return parse_address(text, flag="--listen", lowest_port=0)
 
 
 def is_loopback(host: str) -> bool:

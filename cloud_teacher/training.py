@@ -8,12 +8,10 @@ import logging
 import os
 import platform
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from cloud_teacher.config import TrainConfig
 from cloud_teacher.progress import Progress, show_progress
 from edgekd.datasets import ImageDataset, load_dataset, to_input
 from edgekd.devices import choose_device
+from edgekd.files import replace_atomically
 from edgekd.models import build_model, save_weights, weights_digest
 from edgekd.sources import SPLITS
 
@@ -50,7 +49,7 @@ def train(config: TrainConfig) -> int:
         logger.warning("interrupted before the first step: nothing was saved")
         return _EXIT_INTERRUPTED
     accuracy = evaluate(model, test, device)
-    _write_atomically(config.out, lambda path: save_weights(model, path))
+    save_weights(model, config.out)
     card = {
         "teacher_digest": weights_digest(config.model, model),
         "dataset": config.dataset,
@@ -64,7 +63,8 @@ def train(config: TrainConfig) -> int:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "host": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores, {device}",
     }
-    _write_atomically(config.out.with_suffix(".json"), lambda path: path.write_text(json.dumps(card, indent=2) + "\n"))
+    text = json.dumps(card, indent=2) + "\n"
+    replace_atomically(config.out.with_suffix(".json"), lambda fresh: fresh.write_text(text))
     if training.is_cut_short:
         logger.warning("interrupted after %d of %d epochs: saved what was learnt so far", training.num_epochs, config.epochs)
     logger.info("%s: test accuracy %.1f %%, %.1f s", config.out, 100 * accuracy, card["wall_clock_s"])
@@ -175,13 +175,3 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, then put it in its place: old or new, never half, also after a power cut."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        fresh = Path(folder) / path.name
-        write(fresh)
-        with fresh.open("rb") as file:
-            os.fsync(file.fileno())
-        fresh.replace(path)

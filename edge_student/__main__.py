@@ -50,6 +50,8 @@ def main() -> NoReturn:
     """Entry point of `edge-student`."""
     # SIGTERM ends a run as Ctrl-C does: what was trained until then is saved.
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, and a lost terminal sends it
+        signal.signal(signal.SIGHUP, _interrupt)
     run(lambda: dispatch(sys.argv[1:], _COMMANDS, prog="edge-student", description=_DESCRIPTION))
 
 

@@ -5,6 +5,7 @@ The handshake: Configure ->, <- Described, UseRing with the ring's descriptor ->
 
 import contextlib
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -42,7 +43,7 @@ class CommWorkerProcess:
 
     def __init__(self, config: Configure) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "edge_student.comm_worker", str(theirs.fileno())]
+        command = [sys.executable, "-m", "edge_student.comm_worker", str(theirs.fileno()), str(os.getpid())]
         # Its own session: a terminal's Ctrl-C is for the trainer, who then ends it.
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
         theirs.close()
@@ -82,7 +83,10 @@ class CommWorkerProcess:
 
     def go(self) -> None:
         """Let the worker start to receive."""
-        messages.send(self._control, Go())
+        try:
+            messages.send(self._control, Go())
+        except PeerGone:
+            raise self._death() from None
 
     def next_event(self, timeout_s: float) -> CommEvent | None:
         """The worker's next event, or None after `timeout_s` seconds."""

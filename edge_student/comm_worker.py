@@ -1,7 +1,8 @@
-"""The comm worker: a light program of its own that receives logits into the ring. `python -m edge_student.comm_worker FD`.
+"""The comm worker: a light program of its own that receives logits into the ring. `python -m edge_student.comm_worker FD PARENT`.
 
-It is started by the trainer's process with one end of a socket pair, does what the messages say, and ends with it. It never imports
-torch, and it never decides anything: the scheduler pins its threads from outside and holds it with a flag in the ring.
+It is started by the trainer's process with one end of a socket pair and that process' id, does what the messages say, and ends
+with it. It never imports torch, and it never decides anything: the scheduler pins its threads from outside and holds it with a
+flag in the ring.
 """
 
 import ctypes
@@ -33,10 +34,11 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Entry point; exit status 0 when all batches were received, 1 when not (the reason went to the trainer)."""
-    if len(sys.argv) != 2 or not sys.argv[1].isdigit():
-        print("edge_student.comm_worker is started by edge-student, with a socket's descriptor", file=sys.stderr)
+    if len(sys.argv) != 3 or not all(argument.isdigit() for argument in sys.argv[1:]):
+        print("edge_student.comm_worker is started by edge-student, with a socket's descriptor and a process id", file=sys.stderr)
         return 2
-    die_with_parent()
+    if not die_with_parent(int(sys.argv[2])):
+        return 1
     # Ctrl-C in a terminal reaches both processes; the trainer decides when to stop, and this one ends with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -126,11 +128,14 @@ class Gate:
         assert isinstance(message, Wake), message
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when the trainer dies in whatever way (prctl(2), PR_SET_PDEATHSIG)."""
+def die_with_parent(parent: int) -> bool:
+    """Have the kernel end this process when the trainer dies in whatever way (prctl(2), PR_SET_PDEATHSIG).
+
+    False if it died before we asked. Its id is told, not guessed: in a container the trainer is process 1, and elsewhere an
+    orphan is not always adopted by process 1.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
-        sys.exit(1)  # it died before we asked
+    return os.getppid() == parent
 
 
 def _trouble(cause: str, attempt: int) -> LinkTrouble:

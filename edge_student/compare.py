@@ -7,6 +7,7 @@ starts after its start-up; what is compared is `wall_clock_s` of each run's own 
 import dataclasses
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from edge_student.provenance import describe_host, describe_software
 from edge_student.report import print_table
 from edge_student.summary import BASELINE, summarize
 from edgekd.command import WorldError
+from edgekd.datasets import ImageDataset, load_dataset
+from edgekd.models import build_model
 from scheduler.policies import POLICIES, make_policy
 
 logger = logging.getLogger(__name__)
@@ -31,16 +34,41 @@ _RUN_FIELDS = ("wall_clock_s", "cycles", "accuracy", "stall_s", "hold_s", "forwa
 def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     """Run everything, write report.json, print the table; 0 if every run was valid, 1 if some were not (the report says which)."""
     policies = choose_policies(config, len(cores))
+    public = check_data_and_model(config)
     config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "report.json").unlink(missing_ok=True)
+    shutil.rmtree(config.out / "runs", ignore_errors=True)
     host = describe_host(cores)
-    with _teacher(config, cores) as address:
-        runs = _run_all(config, address, policies)
+    runs: list[dict[str, Any]] = []
+    try:
+        with _teacher(config, cores, public.digest) as address:
+            _run_all(config, address, policies, runs)
+    finally:
+        if runs:  # an interrupted comparison keeps what it has measured
+            _report(config, host, policies, runs)
+    failed = [run for run in runs if not run["valid"]]
+    for run in failed:
+        logger.warning("%s, repeat %d, does not count: %s", run["policy"], run["repeat"], "; ".join(run["notes"]))
+    return 1 if failed else 0
+
+
+def check_data_and_model(config: CompareConfig) -> ImageDataset:
+    """The public data set; a name that is wrong here is answered before a teacher is trained. Raises ValueError."""
+    private, public = load_dataset(config.private), load_dataset(config.public_dataset)
+    for model in (config.model, config.teacher_model):
+        build_model(model, num_classes=private.num_classes, input_shape=private.images.shape[1:], seed=config.seed)
+    return public
+
+
+def _report(config: CompareConfig, host: dict[str, Any], policies: Sequence[str], runs: Sequence[dict[str, Any]]) -> None:
+    """Write report.json and print the table."""
     summary = summarize(runs, policies)
     report = {
         "host": host,
         "software": describe_software(),
         "config": jsonable(dataclasses.asdict(config)),
         "command": sys.argv,
+        "is_complete": len(runs) == len(policies) * config.repeats,
         "runs": runs,
         "summary": [dataclasses.asdict(row) for row in summary],
     }
@@ -48,10 +76,6 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     write_json(path, report)
     print_table(summary, runs, report)
     print(f"written to {path}; events and timelines of each run lie beside it in runs/")
-    failed = [run for run in runs if not run["valid"]]
-    for run in failed:
-        logger.warning("%s, repeat %d, does not count: %s", run["policy"], run["repeat"], "; ".join(run["notes"]))
-    return 1 if failed else 0
 
 
 def choose_policies(config: CompareConfig, num_cores: int) -> tuple[str, ...]:
@@ -82,16 +106,16 @@ def schedule_of_runs(policies: Sequence[str], repeats: int) -> list[tuple[int, s
     return [(repeat, policy) for repeat in range(repeats) for policy in (policies if repeat % 2 == 0 else reversed(policies))]
 
 
-def _teacher(config: CompareConfig, cores: tuple[int, ...]) -> AbstractContextManager[str]:
+def _teacher(config: CompareConfig, cores: tuple[int, ...], dataset_digest: str) -> AbstractContextManager[str]:
     if config.teacher is not None:
         return nullcontext(config.teacher)
-    return embedded_teacher(config, cores[0])
+    return embedded_teacher(config, cores[0], dataset_digest)
 
 
-def _run_all(config: CompareConfig, address: str, policies: Sequence[str]) -> list[dict[str, Any]]:
+def _run_all(config: CompareConfig, address: str, policies: Sequence[str], runs: list[dict[str, Any]]) -> None:
+    """Append run after run to `runs`, which is the caller's, so that nothing is lost when one of them breaks off."""
     order = schedule_of_runs(policies, config.repeats)
     progress = Progress(len(order), label="runs")
-    runs = []
     try:
         for number, (repeat, policy) in enumerate(order, start=1):
             progress.describe(policy)
@@ -99,7 +123,6 @@ def _run_all(config: CompareConfig, address: str, policies: Sequence[str]) -> li
             progress.advance(number)
     finally:
         progress.close()
-    return runs
 
 
 def _run_once(config: CompareConfig, address: str, policy: str, repeat: int) -> dict[str, Any]:
@@ -107,12 +130,11 @@ def _run_once(config: CompareConfig, address: str, policy: str, repeat: int) -> 
     out = config.out / "runs" / f"{policy.replace(':', '-')}-{repeat}"
     command = [sys.executable, "-m", "edge_student", "train", *shared_flags(config)]
     command += ["--teacher", address, "--policy", policy, "--out", str(out)]
-    (out / "result.json").unlink(missing_ok=True)
     process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     run: dict[str, Any] = {"policy": policy, "repeat": repeat, **dict.fromkeys(_RUN_FIELDS)}
     if process.returncode != 0:
         said = process.stderr.strip().splitlines() or ["it said nothing"]
-        if process.returncode == 2:  # the same flags would fail for every policy
+        if process.returncode == 2 and repeat == 0 and policy == BASELINE:  # the same flags would fail for every policy
             raise ValueError(said[-1].removeprefix("error: "))
         if repeat == 0 and policy == BASELINE:
             raise WorldError(f"the first run failed: {said[-1].removeprefix('error: ')}")

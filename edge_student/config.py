@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekd.address import parse_address
 from edgekd.codec import Encoding
 from edgekd.command import LogLevel
 from edgekd.cores import parse_cores
@@ -84,6 +85,9 @@ class StudentConfig:
             raise ValueError(f"--seed is {self.seed}, must be in 0 .. 2^64-2")
         if self.cores is not None:
             parse_cores(self.cores)
+        for flag, dataset in (("--private", self.private), ("--public", self.public)):
+            if dataset is not None and dataset.endswith(":test"):
+                raise ValueError(f"{flag} is {dataset}: accuracy is measured on the test split, so nothing may be learned from it")
 
     @property
     def public_dataset(self) -> str:
@@ -109,7 +113,7 @@ class TrainConfig(StudentConfig):
 
     def __post_init__(self) -> None:
         StudentConfig.__post_init__(self)
-        check_address(self.teacher)
+        parse_address(self.teacher, flag="--teacher", lowest_port=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +137,7 @@ class CompareConfig(StudentConfig):
     def __post_init__(self) -> None:
         StudentConfig.__post_init__(self)
         if self.teacher is not None:
-            check_address(self.teacher)
+            parse_address(self.teacher, flag="--teacher", lowest_port=1)
         if self.repeats < 1:
             raise ValueError(f"--repeats is {self.repeats}, must be at least 1")
         if self.teacher is not None and self.rate_limit is not None:
@@ -164,13 +168,6 @@ def parse_policies(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"--policies is {text!r}, names a policy twice")
     return ("os-default", *(name for name in names if name != "os-default"))
-
-
-def check_address(address: str) -> None:
-    """ValueError unless `address` is HOST:PORT."""
-    host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise ValueError(f"--teacher is {address!r}, must be HOST:PORT with a port in 1 .. 65535, for example vm.local:50051")
 
 
 def _check_range(flag: str, value: float, low: float, high: float, why: str) -> None:

@@ -4,10 +4,13 @@ It is started as a program, as a stranger would start it. All its logits are com
 only reads them from disk and sends them; what that costs is paid on the same core under every policy.
 """
 
+import ctypes
 import hashlib
 import logging
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,21 +22,29 @@ logger = logging.getLogger(__name__)
 
 _CACHE = Path("~/.cache/edgekd/teachers")
 _STOP_WAIT_S = 10.0
+_PR_SET_PDEATHSIG = 1
 _ANNOUNCEMENT = "listening on "
 
 
 @contextmanager
-def embedded_teacher(config: CompareConfig, core: int) -> Iterator[str]:
+def embedded_teacher(config: CompareConfig, core: int, dataset_digest: str) -> Iterator[str]:
     """Serve `config.public_dataset` on loopback while the block runs; yields HOST:PORT. WorldError if it does not start."""
     command = [sys.executable, "-m", "cloud_teacher", "serve", "--listen", "127.0.0.1:0", "--precompute"]
     command += ["--dataset", config.public_dataset, "--model", config.teacher_model, "--log-level", config.log_level]
-    weights = trained_weights(config)
+    weights = trained_weights(config, dataset_digest)
     if weights is not None:
         command += ["--weights", str(weights)]
     if config.rate_limit is not None:
         command += ["--rate-limit", config.rate_limit]
     command += ["--cores", str(core), "--torch-threads", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=end_with_parent,  # noqa: PLW1509 -- no other Python thread runs here
+    )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -46,22 +57,33 @@ def embedded_teacher(config: CompareConfig, core: int) -> Iterator[str]:
         _stop(process)
 
 
-def trained_weights(config: CompareConfig) -> Path | None:
+def trained_weights(config: CompareConfig, dataset_digest: str) -> Path | None:
     """The cached weights of the teacher, trained now if there are none. None for synthetic data: noise teaches nothing."""
     if config.public_dataset.startswith("synthetic:"):
         return None
-    key = f"{config.teacher_model} {config.public_dataset} {config.seed}"
+    key = f"{config.teacher_model} {dataset_digest} {config.seed}"
     path = _CACHE.expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    if not path.exists():
-        logger.info("training a teacher once: %s on %s, kept as %s", config.teacher_model, config.public_dataset, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return path
+    logger.info("training a teacher once: %s on %s, kept as %s", config.teacher_model, config.public_dataset, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, because an interrupted `train` saves what it has, and half a teacher must not be found here later.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        fresh = Path(folder) / path.name
         command = [sys.executable, "-m", "cloud_teacher", "train", "--dataset", config.public_dataset]
-        command += ["--model", config.teacher_model, "--seed", str(config.seed), "--out", str(path)]
+        command += ["--model", config.teacher_model, "--seed", str(config.seed), "--out", str(fresh)]
         command += ["--log-level", config.log_level]
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+        status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, preexec_fn=end_with_parent).returncode
         if status != 0:
             raise WorldError(f"training the teacher ended with exit status {status}; its own message stands above")
+        fresh.with_suffix(".json").replace(path.with_suffix(".json"))
+        fresh.replace(path)
     return path
+
+
+def end_with_parent() -> None:
+    """In a new child: have the kernel end it when we die, even by SIGKILL; it would keep its core and its store for ever."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

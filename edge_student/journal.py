@@ -5,10 +5,11 @@ a training step would be work that nobody scheduled, and saved when the run ends
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from edgekd.files import replace_atomically
 
 Record = dict[str, Any]
 _TIMES = ("time", "started", "ended")
@@ -85,10 +86,8 @@ def _slice(name: str, started: float, ended: float, pid: int, tid: int) -> dict[
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a file so that a reader sees the old one or the new one, never half of it. OSError names the file."""
+    replace_atomically(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from edge_student.config import TrainConfig, jsonable
@@ -26,6 +27,7 @@ class Outcome:
     described: Described
     finished: Finished | None
     prefetch: int
+    max_threads: int
     started: float
     ended: float
     accuracy: float | None
@@ -33,13 +35,22 @@ class Outcome:
     notes: tuple[str, ...]
 
 
+FILES = ("result.json", "student.safetensors", "events.jsonl", "trace.json")
+
+
+def remove_old(out: Path) -> None:
+    """Remove an earlier run's files, so that what lies there afterwards is of this run."""
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
+
+
 def save(outcome: Outcome) -> dict[str, Any]:
     """Write all files to `config.out`, and return what result.json holds. result.json comes last: where it is, the others are."""
     out = outcome.config.out
     records = outcome.journal.relative_to(outcome.started)
+    save_weights(outcome.trainer.student, out / "student.safetensors")  # first: of all the files, what cannot be had again
     write_lines(out / "events.jsonl", records)
     write_text(out / "trace.json", json.dumps(to_trace(records, outcome.cores)))
-    save_weights(outcome.trainer.student, out / "student.safetensors")
     result = describe(outcome)
     write_json(out / "result.json", result)
     return result
@@ -70,7 +81,8 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "num_decisions": sum(record["event"] == "decision" for record in journal.records),
         "num_threads_churned": outcome.loop.num_threads_churned,
         "prefetch": outcome.prefetch,
-        "valid": outcome.interruption is None and not outcome.loop.binding_refusals,
+        "torch_threads": outcome.max_threads,
+        "valid": outcome.interruption is None and not outcome.loop.binding_refusals and math.isfinite(loss),
         "notes": list(_notes(outcome)),
         "teacher": asdict(outcome.described),
         "config": jsonable(asdict(config)),

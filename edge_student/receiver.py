@@ -5,6 +5,7 @@ stream after its first message, so the retrying is ours: a lost stream is asked 
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -61,6 +62,7 @@ class Receiver:
         self._stream: Iterator[teacher_pb2.LogitsChunk] | None = None
         self._described: Described | None = None
         self._refused_in_a_row = 0
+        self._failing_since: float | None = None
         self.num_reconnects = 0
         self.num_refused_chunks = 0
         self.num_duplicate_chunks = 0
@@ -90,6 +92,7 @@ class Receiver:
             num_samples=answer.num_samples,
             num_classes=answer.num_classes,
         )
+        self.num_reconnects = 0  # waiting for a teacher to appear is none
         return self._described
 
     def receive(
@@ -144,6 +147,7 @@ class Receiver:
                 row += self._accept(chunk, index, row, logits, sample_ids)
             except ChunkError as error:
                 self._refuse(index, error)
+            self._failing_since = None
             num_bytes += len(chunk.payload)
         return num_bytes
 
@@ -227,10 +231,11 @@ class Receiver:
         return LinkLostError(cause)
 
     def _patiently(self, action: Callable[[], T]) -> T:
+        self._failing_since = None
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(LinkLostError),
             wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=5.0, jitter=0.3),
-            stop=tenacity.stop_after_delay(self._config.max_wait_s),
+            stop=self._has_failed_for_too_long,
             before_sleep=self._before_next_attempt,
             reraise=True,
         )
@@ -238,6 +243,12 @@ class Receiver:
             return retrying(action)
         except LinkLostError as error:
             raise LinkLostError(f"gave up after {self._config.max_wait_s:g} s without success: {error}") from error
+
+    def _has_failed_for_too_long(self, attempt: tenacity.RetryCallState) -> bool:
+        """Whether nothing has succeeded for `max_wait_s`, counted from the first failure: a long batch or a hold is no failure."""
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+        return time.monotonic() - self._failing_since >= self._config.max_wait_s
 
     def _before_next_attempt(self, attempt: tenacity.RetryCallState) -> None:
         self.close()

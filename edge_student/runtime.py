@@ -18,7 +18,7 @@ from edge_student.comm_port import CommWorkerProcess
 from edge_student.config import TrainConfig
 from edge_student.journal import Journal
 from edge_student.messages import Configure, Described
-from edge_student.outcome import Outcome, save
+from edge_student.outcome import Outcome, remove_old, save
 from edge_student.progress import Progress
 from edge_student.ring import Ring, RingShape
 from edge_student.trainer import Recipe, TorchTeam, Trainer
@@ -55,6 +55,7 @@ class Run:
         """
         config = self._config
         config.out.mkdir(parents=True, exist_ok=True)
+        remove_old(config.out)
         if config.torch_threads is not None:
             torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
         self._max_threads = torch.get_num_threads()
@@ -80,6 +81,7 @@ class Run:
             described=described,
             finished=worker.finished,
             prefetch=ring.shape.num_slots,
+            max_threads=self._max_threads,
             started=self._started,
             ended=self._ended,
             accuracy=None if interruption is not None else trainer.accuracy(test),
@@ -162,6 +164,7 @@ class Run:
             num_cores=len(self._cores),
             prefetch=num_slots if num_slots < self._config.cycles else None,
             profile=self._profile,
+            comp_moves_at_boundaries=True,
         )
         return SchedulerLoop(
             controller=controller,

@@ -109,7 +109,10 @@ class Trainer:
         private_ids = batch_ids(recipe.seed + 1, len(self._private.images), recipe.batch_size, cycle)
         images = np.concatenate([self._private.images[private_ids], self._public.images[public_ids]])
         labels = torch.from_numpy(self._private.labels[private_ids]).to(recipe.device)
-        return student(to_input(images).to(recipe.device)), labels
+        logits = student(to_input(images).to(recipe.device))
+        if logits.is_cuda:
+            torch.cuda.synchronize()  # a task ends when its work is done, not when it was queued
+        return logits, labels
 
     def _backward(
         self,

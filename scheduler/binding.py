@@ -9,6 +9,7 @@ It knows nothing of torch: the compute worker's thread team comes as an object t
 """
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -92,7 +93,7 @@ class CompBinding:
         self._master = os.getpid()  # the main thread's native id is the process id
         self._foreign: set[int] = set()
         self._cores: tuple[int, ...] = ()
-        self._original_masks: dict[int, set[int]] = {}
+        self._original_masks = {tid: frozenset(mask) for tid, mask in read_masks(threads_of(self._pid)).items()}
         self._original_size = team.size()
         self._num_churned = 0
         self._pool = self._find_members(team.size())
@@ -116,7 +117,8 @@ class CompBinding:
         self._pin([self._master], wanted)
         if num_threads > self._team.size():
             self._team.resize(num_threads)
-        members = self._members_of(num_threads)
+        # Where all share one mask it no longer matters who is in the team, and looking is not free.
+        members = self._members if self._num_churned >= _CHURN_LIMIT else self._members_of(num_threads)
         if wanted == self._cores and set(members) != set(self._members):
             self._num_churned += 1
         self._members = members
@@ -139,12 +141,15 @@ class CompBinding:
         return self._num_churned
 
     def restore(self) -> None:
-        """Put back the masks and the thread count that were found at first. Call it in the compute thread."""
-        if not self._original_masks:
+        """Put back the masks and the thread count that were found at first. Call it in the compute thread.
+
+        Threads born since get what the master had. A mask that the kernel refuses now (cores were taken away) stays.
+        """
+        if not self._cores:
             return
-        widest: set[int] = set().union(*self._original_masks.values())
         for tid in threads_of(self._pid) - self._foreign:
-            set_mask(tid, frozenset(self._original_masks.get(tid, widest)))
+            with contextlib.suppress(BindingRefusedError):
+                set_mask(tid, self._original_masks.get(tid, self._original_masks[self._master]))
         self._team.resize(self._original_size)
         self._cores = ()
 
@@ -195,8 +200,6 @@ class CompBinding:
 
     def _pin(self, tids: Iterable[int], cores: tuple[int, ...]) -> None:
         for tid in tids:
-            with contextlib.suppress(ProcessLookupError):
-                self._original_masks.setdefault(tid, os.sched_getaffinity(tid))
             set_mask(tid, frozenset(cores))
 
 
@@ -222,12 +225,15 @@ def set_mask(tid: int, cores: frozenset[int]) -> bool:
         if os.sched_getaffinity(tid) == cores:
             return False
         os.sched_setaffinity(tid, cores)
+        given = os.sched_getaffinity(tid)
     except ProcessLookupError:
         return False
     except OSError as error:
         raise BindingRefusedError(
             error.errno, f"the kernel refused cores {sorted(cores)} for thread {tid}: {error.strerror}"
         ) from error
+    if given != cores:  # a cpuset or a power mode has taken some away, and the kernel leaves those out without a word
+        raise BindingRefusedError(errno.EINVAL, f"the kernel gave thread {tid} cores {sorted(given)} instead of {sorted(cores)}")
     return True
 
 

@@ -1,6 +1,6 @@
 """The controller: an event in, a decision out. No clock, no thread, no I/O; the live loop and a simulator share it.
 
-Between two events the allocation is constant, so from the events' times alone it knows how long each running task has had how
+Between two events nobody's cores change, so from the events' times alone it knows how long each running task has had how
 many cores. From that follow what the running tasks still need, and, when one finishes, how fast its side is.
 """
 
@@ -35,8 +35,12 @@ class Controller:
         num_cores: int,
         prefetch: int | None = None,
         profile: Profile | None = None,
+        comp_moves_at_boundaries: bool = False,
     ) -> None:
-        """ValueError for cycles, cores or prefetch below 1, and for a profile of another number of cores."""
+        """`comp_moves_at_boundaries`: training keeps its cores until its task ends, and comm gets none of those before, as in a
+        live run; without it a decision takes effect at once, as in the paper's model.
+
+        ValueError for cycles, cores or prefetch below 1, and for a profile of another number of cores."""
         if num_cores < 1:
             raise ValueError(f"num_cores is {num_cores}; a run needs at least 1")
         if profile is not None:
@@ -45,6 +49,8 @@ class Controller:
         self.state = State.initial(cycles=cycles, prefetch=prefetch)
         self.num_cores = num_cores
         self.allocation: Allocation | None = None
+        self._in_force: Allocation | None = None  # what both sides really have, which the times are booked on
+        self._comp_moves_at_boundaries = comp_moves_at_boundaries
         self.estimates = Estimates(profile.workload if profile else None)
         self._profile = profile
         self._time = -math.inf
@@ -61,8 +67,10 @@ class Controller:
         call. BrokenInvariant, with the story of the last decisions, for an event that cannot happen.
         """
         try:
+            comp_was_running = self._comp_is_running()
             self._account(event)
             decision = self._decide(event.time)
+            self._in_force = self._effective(event, decision.allocation, comp_was_running)
         except BrokenInvariant as broken:
             story = "\n  ".join(f"{told} -> {decided}" for told, decided in self._story) or "nothing yet"
             raise BrokenInvariant(f"{broken}\nat {event}\nafter:\n  {story}") from None
@@ -85,16 +93,31 @@ class Controller:
             raise BrokenInvariant("a run begins with Started, and only once")
         if not math.isfinite(event.time) or event.time < self._time:
             raise BrokenInvariant(f"time goes from {self._time} to {event.time}")
-        if self.allocation is not None:
-            self._book(event.time - self._time, self.allocation)
+        if self._in_force is not None:
+            self._book(event.time - self._time, self._in_force)
         self._time = event.time
         if isinstance(event, TaskDone):
-            assert self.allocation is not None
+            assert self._in_force is not None
             after = self.state.after(event.task)
-            self._finish(event.task, self.allocation)
+            self._finish(event.task, self._in_force)
             self.state = after
         elif not isinstance(event, Started):
             self.num_cores = event.num_cores
+
+    def _comp_is_running(self) -> bool:
+        """Whether training is in the middle of a task, and so keeps the cores that it has."""
+        held = self._in_force is None or self._in_force.comp == 0
+        return not (held or self.state.comp_is_blocked or self.state.comp_is_done)
+
+    def _effective(self, event: Event, wanted: Allocation, comp_was_running: bool) -> Allocation:
+        """What the decision changes now: all of it, or, in the middle of a training task, what the live loop can."""
+        ends_a_comm_task = isinstance(event, TaskDone) and event.task is Task.COMM
+        if not (self._comp_moves_at_boundaries and ends_a_comm_task and comp_was_running and wanted.pinned):
+            return wanted
+        assert self._in_force is not None
+        comp = self._in_force.comp
+        free = min(wanted.comm, self.num_cores - comp)
+        return Allocation(comm=free if free or not wanted.comm else self._in_force.comm, comp=comp)
 
     def _book(self, seconds: float, allocation: Allocation) -> None:
         """A side runs if it has cores and is neither done nor blocked."""

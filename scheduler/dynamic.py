@@ -79,7 +79,7 @@ class _Search:
         self.rates = rates
         self.prefetch = math.inf if prefetch is None else prefetch
         self.moves = [(c, rates.comm[c], rates.comp[c]) for c in range(rates.num_cores + 1)]
-        self.rows: list[list[_Label | None]] = [[None] * len(self.comm) for _ in self.comp]
+        self.rows: list[dict[int, _Label]] = [{} for _ in self.comp]
 
     def run(self, num_comm: int, num_comp: int) -> Plan:
         """Labels from the start state on. Comp advances slowest: every move leads to a later state of this order."""
@@ -88,7 +88,7 @@ class _Search:
         for q in range(num_comp, len(self.comp)):
             row = self.rows[q]
             for i in range(num_comm, len(self.comm)):
-                label = row[i]
+                label = row.get(i)
                 if label is not None:
                     for move in self.allowed(i, q):
                         self.relax(i, q, label, move)
@@ -122,21 +122,20 @@ class _Search:
         else:
             q2 = q
         time = label.time + delta
-        known = self.rows[q2][i2]
+        known = self.rows[q2].get(i2)
         if known is None or (time, comm_left, comp_left) < (known.time, known.comm, known.comp):
             self.rows[q2][i2] = _Label(time, comm_left, comp_left, (i, q, split))
 
     def trace(self) -> Plan:
         """Walk back from the last state."""
         i, q = len(self.comm) - 1, len(self.comp) - 1
-        label = self.rows[q][i]
+        label = self.rows[q].get(i)
         assert label is not None, "every state is followed by a move, so the end is reached"
         makespan = label.time
         moves: list[Move] = []
         while label.origin[0] >= 0:
             i, q, split = label.origin
             before = self.rows[q][i]
-            assert before is not None
             moves.append(Move(num_comm=i, num_comp=q, comm_cores=split, duration=label.time - before.time))
             label = before
         return Plan(makespan=makespan, moves=tuple(reversed(moves)))

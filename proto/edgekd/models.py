@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from edgekd.files import replace_atomically
 from edgekd.settings import closest, parse_numbers
 
 _FORMS = "cnn[:width=16], torchvision:NAME, timm:NAME or package.module:callable"
@@ -43,12 +44,16 @@ def build_model(spec: str, *, num_classes: int, input_shape: Sequence[int], seed
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write parameters and buffers as safetensors. Raises ValueError if the name says otherwise, OSError if it cannot."""
+    """Write parameters and buffers as safetensors, whole or not at all.
+
+    Raises ValueError if the name says otherwise, OSError if it cannot.
+    """
     if path.suffix != ".safetensors":
         raise ValueError(f"weights file '{path}' must end in .safetensors, the only format that is written")
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    path.write_bytes(safetensors.torch.save(state))
+    data = safetensors.torch.save(state)
+    replace_atomically(path, lambda fresh: fresh.write_bytes(data))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -7,6 +7,7 @@ classes. split is public, private, test, or empty for the whole train part.
 import contextlib
 import gzip
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,9 +180,11 @@ def _read_idx(path: Path, *, num_dims: int) -> npt.NDArray[np.uint8]:
     """An array of uint8 in the IDX format: magic number, big-endian dimensions, values (LeCun's MNIST page)."""
     try:
         content = gzip.decompress(path.read_bytes())
-    except EOFError as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise WorldError(f"{path} is damaged: {error}; reinstall the package dataset-fashion-mnist") from error
     header = 4 + 4 * num_dims
+    if len(content) < header:
+        raise WorldError(f"{path} is damaged: it ends within its header; reinstall the package dataset-fashion-mnist")
     shape = tuple(int(length) for length in np.frombuffer(content[4:header], dtype=">u4"))
     if content[:4] != bytes([0, 0, 8, num_dims]) or len(content) - header != np.prod(shape, dtype=np.int64):
         raise WorldError(f"{path} is damaged: not uint8 in {num_dims} dimensions; reinstall dataset-fashion-mnist")

@@ -34,6 +34,8 @@ def _shared_options() -> list[tuple[str, int]]:
         # A slow teacher sends no data for long. By default gRPC slows down or stops asking after two pings without
         # data; 0 means no limit.
         ("grpc.http2.max_pings_without_data", 0),
+        # gRPC would send even loopback traffic through the proxy of http_proxy; an address is meant as it was given.
+        ("grpc.enable_http_proxy", 0),
         # Nothing we send is larger than one chunk and its ids, so what is larger is a mistake or an attack.
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

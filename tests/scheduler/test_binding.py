@@ -1,5 +1,6 @@
 """Real threads, real masks. Each case runs in a process of its own, because masks and thread pools are a process' own."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -7,7 +8,7 @@ import time
 
 import pytest
 
-from scheduler.binding import CommBinding, CompBinding, allowed_cores, read_masks, threads_of
+from scheduler.binding import BindingRefusedError, CommBinding, CompBinding, allowed_cores, read_masks, set_mask, threads_of
 
 TWO_CORES = pytest.mark.skipif(len(allowed_cores()) < 2, reason="needs two cores to tell one from the other")
 
@@ -154,7 +155,23 @@ def test_masks_are_shared_where_threads_keep_being_replaced(monkeypatch: pytest.
         masks.append((pinned[1], pinned[member]))
     assert masks[0] == (frozenset({1}), frozenset({0})), "one thread to one core"
     assert masks[-1] == (frozenset({0, 1}), frozenset({0, 1})), "one mask for all, or new threads are born onto the master's core"
-    assert comp.num_churned == 4
+    assert comp.num_churned == 3, "from then on nobody looks"
+
+
+def test_a_mask_that_the_kernel_cuts_down_is_a_refusal() -> None:
+    some = min(allowed_cores())
+    with pytest.raises(BindingRefusedError, match="instead of"):
+        run_with_mask_put_back(frozenset({some, 1000}))
+    with pytest.raises(BindingRefusedError, match="refused cores"):
+        run_with_mask_put_back(frozenset({1000}))
+
+
+def run_with_mask_put_back(cores: frozenset[int]) -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        set_mask(0, cores)
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @TWO_CORES

@@ -257,3 +257,18 @@ def test_what_a_user_cannot_have_is_refused(changes: dict[str, object], words: s
     arguments: dict[str, object] = {"policy": Probe(Allocation.split(1, 4)), "cycles": 2, "num_cores": 4} | changes
     with pytest.raises(ValueError, match=words):
         Controller(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prefetch", [None, 4])
+def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch: int | None) -> None:
+    """As in a live run: a split that is decided in the middle of a Backward takes effect when that Backward ends."""
+    own = (0.0, 1.0, 1.9, 2.7, 3.4)  # rate by a side's own number of cores
+    rates = RateTable(comm=(0.0, 0.9, 1.5, 1.8, 2.0), comp=tuple(reversed(own)))
+    policy = make_policy("dynamic", num_cores=4, seed=0)
+    controller = Controller(policy=policy, cycles=100, num_cores=4, prefetch=prefetch, comp_moves_at_boundaries=True)
+    drive(controller, rates, Workload(forward=0.3, backward=0.7, comm=1.0), comp_moves_at_boundaries=True)
+    learnt = controller.rates()
+    for cores, rate in learnt["comp"].items():
+        assert rate == pytest.approx(own[int(cores)], rel=0.05), learnt
+    for cores, rate in learnt["comm"].items():
+        assert rate == pytest.approx(rates.comm[int(cores)], rel=0.05), learnt

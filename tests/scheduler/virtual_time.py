@@ -25,16 +25,25 @@ def drive(
     start: float = 0.0,
     share_unpinned: float = 0.5,
     max_events: int = 10_000,
+    comp_moves_at_boundaries: bool = False,
 ) -> Run:
-    """Run to the end. Unpinned, both sides get `share_unpinned` of the rates they have alone."""
+    """Run to the end. Unpinned, both sides get `share_unpinned` of the rates they have alone.
+
+    With `comp_moves_at_boundaries` training keeps its cores to the end of a task, and comm gets what is free of what it was
+    given, as in a live run. The rates of comm are then those of its own cores, those of comp of its own.
+    """
     mirror = State.initial(cycles=controller.state.cycles, prefetch=controller.state.prefetch)
     now = start
     decision = controller.handle(Started(time=now))
     run = Run(makespan=math.nan, decisions=[decision], done=[])
     left = {"comm": work.comm, "comp": work.forward}
+    comm_cores, comp_cores = decision.allocation.comm, decision.allocation.comp
     began: dict[str, float | None] = {"comm": None, "comp": None}
     while not mirror.is_finished:
-        speed = dict(zip(("comm", "comp"), _speeds(decision.allocation, rates, share_unpinned), strict=True))
+        if comp_moves_at_boundaries:
+            speed = {"comm": rates.comm[comm_cores], "comp": rates.comp[rates.num_cores - comp_cores]}
+        else:
+            speed = dict(zip(("comm", "comp"), _speeds(decision.allocation, rates, share_unpinned), strict=True))
         if mirror.comm_is_done or mirror.comm_is_blocked:
             speed["comm"] = 0.0
         if mirror.comp_is_done or mirror.comp_is_blocked:
@@ -49,6 +58,7 @@ def drive(
         for other in speed:
             left[other] = max(left[other] - speed[other] * need[side], 0.0)
         task = Task.COMM if side == "comm" else mirror.next_comp
+        comp_goes_on = task is Task.COMM and speed["comp"] > 0
         mirror = mirror.after(task)
         first = began[side]
         assert first is not None
@@ -58,6 +68,11 @@ def drive(
         decision = controller.handle(TaskDone(task=task, time=now))
         assert decision.state == mirror
         run.decisions.append(decision)
+        if comp_goes_on:
+            free = min(decision.allocation.comm, rates.num_cores - comp_cores)
+            comm_cores = free if free or not decision.allocation.comm else comm_cores
+        else:
+            comm_cores, comp_cores = decision.allocation.comm, decision.allocation.comp
         assert len(run.decisions) < max_events
     run.makespan = now - start
     return run
