@@ -158,3 +158,23 @@ def test_an_absent_teacher_is_given_up_after_max_wait_with_its_address() -> None
     with pytest.raises(LinkLostError, match=f"gave up after 0.5 s.*{address}.*UNAVAILABLE"):
         receiver.describe()
     receiver.close()
+
+
+def test_a_long_hold_before_a_break_is_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time in which nothing failed does not count towards --max-wait."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr("edge_student.receiver.time.monotonic", lambda: clock["now"])
+    teacher = ScriptedTeacher({4: broken(grpc.StatusCode.UNAVAILABLE)})
+    with RunningTeacher(teacher) as running:
+        receiver = Receiver(configure(running.address, max_wait_s=10.0), lambda cause, attempt: None)
+        receiver.describe()
+        out = np.zeros((2, BATCH, NUM_CLASSES), np.float32)
+
+        def held_for_long() -> None:
+            clock["now"] += 100.0
+
+        for index in range(2):
+            receiver.receive(index, 2, logits=out[index], sample_ids=np.zeros(BATCH, np.int64), between_chunks=held_for_long)
+        receiver.close()
+    assert np.array_equal(out, expected()[:2])
+    assert receiver.num_reconnects == 1

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -118,3 +120,18 @@ def test_the_last_words_of_a_peer_that_left_wakes_unread_are_still_heard(pair) -
     assert messages.receive(ours) == (Wake(), [])
     with pytest.raises(PeerGone):
         messages.receive(ours)
+
+
+def test_a_comm_worker_whose_parent_died_before_it_asked_ends_by_itself(pair) -> None:
+    _, theirs = pair
+    theirs.set_inheritable(True)
+    command = [sys.executable, "-m", "edge_student.comm_worker", str(theirs.fileno())]
+    orphan = subprocess.run([*command, "1"], pass_fds=[theirs.fileno()], timeout=30, check=False)
+    assert orphan.returncode == 1
+
+
+def test_a_comm_worker_started_by_hand_says_what_it_is() -> None:
+    command = [sys.executable, "-m", "edge_student.comm_worker"]
+    by_hand = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert by_hand.returncode == 2
+    assert "started by edge-student" in by_hand.stderr

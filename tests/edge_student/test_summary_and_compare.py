@@ -119,3 +119,10 @@ def test_the_other_splits_are_of_the_same_data_set(private: str, public: str, te
 def test_an_address_needs_a_host_and_a_port(address: str) -> None:
     with pytest.raises(ValueError, match="HOST:PORT"):
         TrainConfig(private="digits:private", teacher=address, out=Path("x"))
+
+
+@pytest.mark.parametrize("flag", ["private", "public"])
+def test_nothing_is_learned_from_the_test_split(flag: str) -> None:
+    settings = {"private": "digits:private", "teacher": "a:1", "out": Path("x"), flag: "digits:test"}
+    with pytest.raises(ValueError, match=f"--{flag} is digits:test"):
+        TrainConfig(**settings)
