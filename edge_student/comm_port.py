@@ -53,7 +53,7 @@ class CommWorkerProcess:
         self._doorbell.setblocking(False)
         self._ring: Ring | None = None
         self.finished: Finished | None = None
-        messages.send(ours, config)
+        self._send(config)
 
     def __enter__(self) -> "CommWorkerProcess":
         return self
@@ -78,15 +78,12 @@ class CommWorkerProcess:
     def use_ring(self, ring: Ring, *, start: int, stop: int) -> None:
         """Hand over the ring for batches start .. stop-1, and wait until the worker has mapped it."""
         self._ring = ring
-        messages.send(self._control, UseRing(start=start, stop=stop), fds=(ring.fd,))
+        self._send(UseRing(start=start, stop=stop), fds=(ring.fd,))
         self._await(Ready)
 
     def go(self) -> None:
         """Let the worker start to receive."""
-        try:
-            messages.send(self._control, Go())
-        except PeerGone:
-            raise self._death() from None
+        self._send(Go())
 
     def next_event(self, timeout_s: float) -> CommEvent | None:
         """The worker's next event, or None after `timeout_s` seconds."""
@@ -152,6 +149,12 @@ class CommWorkerProcess:
                 raise self._failure(message)
             assert isinstance(message, LinkTrouble), message
             self._say_trouble(message)
+
+    def _send(self, message: Message, *, fds: tuple[int, ...] = ()) -> None:
+        try:
+            messages.send(self._control, message, fds=fds)
+        except PeerGone:
+            raise self._death() from None
 
     def _receive(self, timeout_s: float | None) -> Message:
         self._control.settimeout(timeout_s)

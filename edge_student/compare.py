@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from edge_student.config import CompareConfig, StudentConfig, jsonable, parse_policies
-from edge_student.embedded import embedded_teacher
+from edge_student.embedded import embedded_teacher, end_with_parent
 from edge_student.journal import write_json
 from edge_student.progress import Progress
 from edge_student.provenance import describe_host, describe_software
@@ -130,7 +130,14 @@ def _run_once(config: CompareConfig, address: str, policy: str, repeat: int) -> 
     out = config.out / "runs" / f"{policy.replace(':', '-')}-{repeat}"
     command = [sys.executable, "-m", "edge_student", "train", *shared_flags(config)]
     command += ["--teacher", address, "--policy", policy, "--out", str(out)]
-    process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    process = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        preexec_fn=end_with_parent,  # noqa: PLW1509 -- no other Python thread runs here
+    )
     run: dict[str, Any] = {"policy": policy, "repeat": repeat, **dict.fromkeys(_RUN_FIELDS)}
     if process.returncode != 0:
         said = process.stderr.strip().splitlines() or ["it said nothing"]
