@@ -136,7 +136,7 @@ def _run_once(config: CompareConfig, address: str, policy: str, repeat: int) -> 
         text=True,
         stdin=subprocess.DEVNULL,
         check=False,
-        preexec_fn=end_with_parent,  # noqa: PLW1509 -- no other Python thread runs here
+        preexec_fn=end_with_parent,
     )
     run: dict[str, Any] = {"policy": policy, "repeat": repeat, **dict.fromkeys(_RUN_FIELDS)}
     if process.returncode != 0:
