@@ -141,10 +141,9 @@ def _run_once(config: CompareConfig, address: str, policy: str, repeat: int) -> 
     run: dict[str, Any] = {"policy": policy, "repeat": repeat, **dict.fromkeys(_RUN_FIELDS)}
     if process.returncode != 0:
         said = process.stderr.strip().splitlines() or ["it said nothing"]
-        if process.returncode == 2 and repeat == 0 and policy == BASELINE:  # the same flags would fail for every policy
-            raise ValueError(said[-1].removeprefix("error: "))
-        if repeat == 0 and policy == BASELINE:
-            raise WorldError(f"the first run failed: {said[-1].removeprefix('error: ')}")
+        if repeat == 0 and policy == BASELINE:  # the very first run: what ended it would end every other
+            cause = said[-1].removeprefix("error: ")
+            raise ValueError(cause) if process.returncode == 2 else WorldError(f"the first run failed: {cause}")
         return {**run, "valid": False, "notes": [f"exit status {process.returncode}: {said[-1]}"]}
     result = json.loads((out / "result.json").read_text())
     logger.debug("%s: %s", policy, process.stdout.strip())

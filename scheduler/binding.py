@@ -126,10 +126,6 @@ class CompBinding:
         self._cores = wanted
         return read_masks(self._known - self._foreign)
 
-    def masks(self) -> ThreadMasks:
-        """The masks of compute's threads as they are now."""
-        return read_masks(threads_of(self._pid) - self._foreign)
-
     @property
     def team(self) -> list[int]:
         """Native ids of the OpenMP team at the last `apply`, master first."""
