@@ -27,9 +27,9 @@ from edgekd.devices import choose_device
 from edgekd.models import build_model
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.controller import Controller
-from scheduler.cost import Profile
 from scheduler.loop import SchedulerLoop
 from scheduler.policies import make_policy
+from scheduler.scenario import Profile
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from scheduler.cost import Profile, RateTable
+from scheduler.cost import RateTable
 from scheduler.estimates import Estimates, Share, SideEstimate
 from scheduler.policies import Policy, View
+from scheduler.scenario import Profile
 from scheduler.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, Task, TaskDone
 
 STORY_LENGTH = 20

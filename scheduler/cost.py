@@ -1,4 +1,4 @@
-"""What a core is worth: the paper's two cost functions, the table of rates they imply, and a device's profile.
+"""What a core is worth: the paper's two cost functions, and the table of rates that they, or measurements, give.
 
 A rate is work per second. The unit of work is the profile's own; only rates and workloads of one profile may meet.
 """
@@ -6,20 +6,36 @@ A rate is work per second. The unit of work is the profile's own; only rates and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """One way to use the cores, and what both sides then do, in work per second. Either rate may be 0, but not both."""
+
+    name: str
+    comm_rate: float
+    comp_rate: float
+
+    def __post_init__(self) -> None:
+        for side, rate in (("comm", self.comm_rate), ("comp", self.comp_rate)):
+            if not (math.isfinite(rate) and rate >= 0):
+                raise ValueError(f"mode {self.name!r}: its {side} rate is {rate:g}; it must be finite and not negative")
+        if self.comm_rate == self.comp_rate == 0:
+            raise ValueError(f"mode {self.name!r}: both rates are 0; a mode in which nothing runs is none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateTable:
     """Rates of comm and comp, in work per second, when comm has c = 0..C of C cores and comp the rest.
 
-    Comm's rate is 0 at c = 0 and comp's at c = C (Eq. 12); all others are positive and finite, or ValueError.
+    Comm's rate is 0 at c = 0 and comp's at c = C (Eq. 12); all others are positive and finite, or ValueError. `shared` are
+    modes in which both sides may use every core.
     """
 
     comm: tuple[float, ...]
     comp: tuple[float, ...]
+    shared: tuple[Mode, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.comm) != len(self.comp) or len(self.comm) < 2:
@@ -37,6 +53,14 @@ class RateTable:
     def num_cores(self) -> int:
         """C."""
         return len(self.comm) - 1
+
+    def modes(self) -> tuple[Mode, ...]:
+        """Every mode there is: comp-only, split:1 .. split:<C-1>, comm-only, then the shared ones."""
+        names = ["comp-only", *(f"split:{c}" for c in range(1, self.num_cores)), "comm-only"]
+        splits = (
+            Mode(name=name, comm_rate=comm, comp_rate=comp) for name, comm, comp in zip(names, self.comm, self.comp, strict=True)
+        )
+        return (*splits, *self.shared)
 
     def resized(self, num_cores: int) -> RateTable:
         """The table when the device has `num_cores` cores instead, each side's rate depending on its own cores only.
@@ -120,96 +144,3 @@ class Workload:
             value = getattr(self, field.name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"the work '{field.name}' is {value}; it must be positive and finite")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """What is known of a device before a run: its cores, the work of a cycle, and the rates of every split."""
-
-    cores: int
-    workload: Workload
-    rates: RateTable
-
-    def __post_init__(self) -> None:
-        if self.rates.num_cores != self.cores:
-            raise ValueError(f"the profile has {self.cores} cores, but rates for {self.rates.num_cores}")
-
-    def check_cores(self, num_cores: int) -> None:
-        """ValueError unless the profile is of this many cores."""
-        if self.cores != num_cores:
-            raise ValueError(
-                f"the profile is of {self.cores} cores, and this run has {num_cores};"
-                " run on as many cores as were measured, or measure again"
-            )
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Profile:
-        """Read {"cores", "forward", "backward", "comm"} and "cost" {"a1".."b3"} or "modes" [{"name", "comm_rate", "comp_rate"}].
-
-        The modes are "split:1" to "split:<C-1>", "comp-only" and "comm-only". Anything else is one clear ValueError.
-        """
-        works = ("forward", "backward", "comm")
-        if isinstance(data, Mapping) and "cost" in data and "modes" in data:
-            raise ValueError("profile: give 'cost' or 'modes', not both")
-        table = "modes" if isinstance(data, Mapping) and "modes" in data else "cost"
-        _check_keys(data, ("cores", *works, table), "profile")
-        cores = data["cores"]
-        if isinstance(cores, bool) or not isinstance(cores, int) or cores < 1:
-            raise ValueError(f"profile: 'cores' is {cores!r}; it must be a whole number, at least 1")
-        numbers = {key: _number(data, key, "profile") for key in works}
-        rates = _rates_of_cost(data["cost"], cores) if table == "cost" else _rates_of_modes(data["modes"], cores)
-        return cls(cores=cores, workload=Workload(**numbers), rates=rates)
-
-
-def _rates_of_cost(cost: Any, num_cores: int) -> RateTable:
-    names = tuple(field.name for field in fields(CostModel))
-    _check_keys(cost, names, "profile 'cost'")
-    return CostModel(**{name: _number(cost, name, "profile 'cost'") for name in names}).rates(num_cores)
-
-
-def _rates_of_modes(modes: Any, num_cores: int) -> RateTable:
-    """A mode's place in the table is the number of its comm cores: comp-only 0, split:<c> c, comm-only C."""
-    place = {"comp-only": 0, "comm-only": num_cores} | {f"split:{c}": c for c in range(1, num_cores)}
-    if not isinstance(modes, list):
-        raise ValueError(f"profile: 'modes' is {type(modes).__name__}; it must be a list")
-    found: dict[int, tuple[float, float]] = {}
-    for mode in modes:
-        _check_keys(mode, ("name", "comm_rate", "comp_rate"), "profile 'modes'")
-        name = mode["name"]
-        if not isinstance(name, str) or name not in place:
-            raise ValueError(f"profile: mode {name!r} is not one of {', '.join(place)} ({num_cores} cores)")
-        if place[name] in found:
-            raise ValueError(f"profile: mode {name!r} is given twice")
-        where = f"profile mode {name!r}"
-        found[place[name]] = _number(mode, "comm_rate", where), _number(mode, "comp_rate", where)
-    missing = [name for name, c in place.items() if c not in found]
-    if missing:
-        raise ValueError(f"profile: the modes lack {', '.join(missing)}")
-    return RateTable(
-        comm=tuple(found[c][0] for c in range(num_cores + 1)),
-        comp=tuple(found[c][1] for c in range(num_cores + 1)),
-    )
-
-
-def _check_keys(data: Any, expected: tuple[str, ...], where: str) -> None:
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where}: expected an object with {', '.join(expected)}; got {type(data).__name__}")
-    missing = [key for key in expected if key not in data]
-    unknown = [str(key) for key in data if key not in expected]
-    if missing:
-        raise ValueError(f"{where}: missing {', '.join(missing)}")
-    if unknown:
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; the keys are {', '.join(expected)}")
-
-
-def _number(data: Mapping[str, Any], key: str, where: str) -> float:
-    value = data[key]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{where}: {key!r} is {value!r}; it must be a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{where}: {key!r} is {number}; it must be finite")
-    return number

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from scheduler.cost import Profile, RateTable, Workload
+from scheduler.cost import RateTable, Workload
 from scheduler.dynamic import solve
+from scheduler.scenario import Profile
 from scheduler.state import Allocation, State
 
 HORIZON = 8

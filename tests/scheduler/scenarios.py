@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from scheduler.cost import Profile, RateTable, Workload
+from scheduler.cost import RateTable, Workload
+from scheduler.scenario import Profile
 
 
 @dataclass(frozen=True)

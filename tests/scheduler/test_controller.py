@@ -10,8 +10,9 @@ from scenarios import Scenario, scenarios
 from virtual_time import drive
 
 from scheduler.controller import STORY_LENGTH, Controller
-from scheduler.cost import Profile, RateTable, Workload
+from scheduler.cost import RateTable, Workload
 from scheduler.policies import View, make_policy
+from scheduler.scenario import Profile
 from scheduler.state import Allocation, BrokenInvariant, CoresChanged, Event, Reason, Started, Task, TaskDone
 
 RATES = RateTable(comm=(0.0, 1.0, 1.5, 1.75, 2.0), comp=(4.0, 3.0, 2.0, 1.0, 0.0))

@@ -1,12 +1,8 @@
-import json
 import math
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from scheduler.cost import CostModel, Profile, RateTable, Workload
+from scheduler.cost import CostModel, Mode, RateTable, Workload
 
 MODEL = CostModel(a1=2.0, a2=0.2, b1=0.5, b2=1.0, b3=math.e)
 
@@ -107,81 +103,15 @@ def test_work_is_positive_and_finite(bad: float) -> None:
         Workload(forward=1.0, backward=bad, comm=1.0)
 
 
-def cost_profile(**changes: Any) -> dict[str, Any]:
-    cost = {"a1": 2.0, "a2": 0.2, "b1": 0.5, "b2": 1.0, "b3": 3}
-    return {"cores": 4, "forward": 1, "backward": 2.0, "comm": 1.5, "cost": cost} | changes
+def test_a_table_lists_its_modes_and_the_shared_ones_last() -> None:
+    first = Mode(name="compute-first", comm_rate=1.0, comp_rate=5.0)
+    table = RateTable(comm=(0.0, 1.0, 2.0), comp=(20.0, 10.0, 0.0), shared=(first,))
+    assert [mode.name for mode in table.modes()] == ["comp-only", "split:1", "comm-only", "compute-first"]
+    assert table.modes()[1] == Mode(name="split:1", comm_rate=1.0, comp_rate=10.0)
+    assert table.modes()[3] == first
 
 
-def modes_profile(*modes: tuple[str, float, float]) -> dict[str, Any]:
-    rows = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, comm, comp in modes]
-    return {"cores": 2, "forward": 1.0, "backward": 2.0, "comm": 1.5, "modes": rows}
-
-
-def test_a_profile_of_cost_parameters_gives_their_rates() -> None:
-    profile = Profile.from_json(json.loads(json.dumps(cost_profile())))
-    assert profile.workload == Workload(forward=1.0, backward=2.0, comm=1.5)
-    assert profile.rates == CostModel(a1=2.0, a2=0.2, b1=0.5, b2=1.0, b3=3.0).rates(4)
-
-
-def test_a_profile_of_modes_gives_them_in_the_order_of_comm_cores() -> None:
-    profile = Profile.from_json(modes_profile(("comm-only", 5.0, 0.0), ("split:1", 3.0, 1.0), ("comp-only", 0, 2.0)))
-    assert profile.rates == RateTable(comm=(0.0, 3.0, 5.0), comp=(2.0, 1.0, 0.0))
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        ([], "profile: expected an object with cores, forward, backward, comm, cost; got list"),
-        ({k: v for k, v in cost_profile().items() if k != "comm"}, "profile: missing comm"),
-        (cost_profile(cycles=3), "profile: unknown cycles; the keys are cores, forward"),
-        (cost_profile(modes=[]), "give 'cost' or 'modes', not both"),
-        (cost_profile(cores=True), "'cores' is True; it must be a whole number, at least 1"),
-        (cost_profile(cores=0), "'cores' is 0; it must be a whole number, at least 1"),
-        (cost_profile(cores=4.0), "'cores' is 4.0; it must be a whole number, at least 1"),
-        (cost_profile(forward="1"), "'forward' is '1'; it must be a number"),
-        (cost_profile(forward=math.nan), "'forward' is nan; it must be finite"),
-        (cost_profile(forward=10**400), "'forward' is inf; it must be finite"),
-        (cost_profile(forward=-1), "the work 'forward' is -1.0; it must be positive"),
-        (cost_profile(cost=3), "profile 'cost': expected an object with a1, a2, b1, b2, b3; got int"),
-        (cost_profile(cost={"a1": 1}), "profile 'cost': missing a2, b1, b2, b3"),
-        (cost_profile(cores=6), "the comp rate at c=5 comm cores of 6 is 0"),
-        (modes_profile(("split:2", 1, 1)), "mode 'split:2' is not one of comp-only, comm-only, split:1"),
-        (modes_profile(("split:1", 1, 1), ("split:1", 1, 1)), "mode 'split:1' is given twice"),
-        (modes_profile(("split:1", 1, 1)), "the modes lack comp-only, comm-only"),
-        (
-            modes_profile(("split:1", 1, 1), ("comp-only", 1, 1), ("comm-only", 1, 0)),
-            "a side without cores has rate 0; got comm 1.0",
-        ),
-        (
-            modes_profile(("split:1", 1, -1), ("comp-only", 0, 1), ("comm-only", 1, 0)),
-            "the comp rate at c=1 comm cores of 2 is -1",
-        ),
-        (cost_profile() | {"modes": 3, "cost": 3}, "not both"),
-        ({**modes_profile(), "modes": 3}, "'modes' is int; it must be a list"),
-        ({**modes_profile(), "modes": [3]}, "profile 'modes': expected an object with name"),
-    ],
-)
-def test_a_bad_profile_is_one_clear_error(data: Any, words: str) -> None:
-    with pytest.raises(ValueError) as error:
-        Profile.from_json(data)
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@given(
-    data=st.recursive(
-        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["cores", "cost", "a1"]), inner),
-        max_leaves=6,
-    )
-)
-def test_no_profile_fails_in_another_way(data: Any) -> None:
-    with pytest.raises(ValueError):
-        Profile.from_json(data)
-
-
-def test_a_profile_is_for_one_number_of_cores() -> None:
-    profile = Profile.from_json(cost_profile())
-    profile.check_cores(4)
-    with pytest.raises(ValueError, match="the profile is of 4 cores, and this run has 3"):
-        profile.check_cores(3)
+@pytest.mark.parametrize(("comm", "comp"), [(0.0, 0.0), (-1.0, 1.0), (math.nan, 1.0), (1.0, math.inf)])
+def test_a_mode_runs_at_a_rate(comm: float, comp: float) -> None:
+    with pytest.raises(ValueError, match="mode 'odd'"):
+        Mode(name="odd", comm_rate=comm, comp_rate=comp)

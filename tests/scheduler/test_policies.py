@@ -12,9 +12,10 @@ from scenarios import Scenario, scenarios
 from virtual_time import Run, drive
 
 from scheduler.controller import Controller
-from scheduler.cost import Profile, RateTable, Workload
+from scheduler.cost import RateTable, Workload
 from scheduler.dynamic import Plan, solve
 from scheduler.policies import HORIZON, POLICIES, Policy, View, make_policy
+from scheduler.scenario import Profile
 from scheduler.state import Allocation, Decision, Reason, State, Task
 
 EVERY_NAME = ["os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic"]

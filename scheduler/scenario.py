@@ -1,0 +1,254 @@
+"""What is known before a run, and the JSON it is read from: a device's profile, and a whole scenario to simulate.
+
+Both name the cores and their rates alike, either by the paper's formulas ("cost": {"a1", "a2", "b1", "b2", "b3"}) or as
+measured ("modes": [{"name", "comm_rate", "comp_rate"}, ...]). Whatever cannot be is one clear ValueError.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from scheduler.cost import CostModel, Mode, RateTable, Workload
+
+Works: TypeAlias = npt.NDArray[np.float64]
+"""The work of one kind of task in every cycle: float64 [cycles], read-only."""
+
+MAX_CYCLES = 10_000_000
+MAX_CORES = 4096
+_TASKS = ("forward", "backward", "comm")
+_COMP_ONLY, _COMM_ONLY = "comp-only", "comm-only"
+_SPLIT = re.compile(r"split(?::|\()(\d{1,4})\)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What is known of a device before a run: its cores, the work of a cycle, and the rates of every split."""
+
+    cores: int
+    workload: Workload
+    rates: RateTable
+
+    def __post_init__(self) -> None:
+        if self.rates.num_cores != self.cores:
+            raise ValueError(f"the profile has {self.cores} cores, but rates for {self.rates.num_cores}")
+
+    def check_cores(self, num_cores: int) -> None:
+        """ValueError unless the profile is of this many cores."""
+        if self.cores != num_cores:
+            raise ValueError(
+                f"the profile is of {self.cores} cores, and this run has {num_cores};"
+                " run on as many cores as were measured, or measure again"
+            )
+
+    @classmethod
+    def from_json(cls, data: Any) -> Profile:
+        """Read {"cores", "forward", "backward", "comm"}, each work a number, and "cost" or "modes"."""
+        where = "profile"
+        check_keys(data, required=("cores", *_TASKS), optional=("cost", "modes"), where=where)
+        cores = _whole(data, "cores", where, least=1, most=MAX_CORES)
+        workload = Workload(**{task: number(data, task, where) for task in _TASKS})
+        return cls(cores=cores, workload=workload, rates=_rates(data, cores, where))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scenario:
+    """One run to simulate: cores and their rates, and the work of every task. `forward`, `backward` and `comm` are [cycles]."""
+
+    cores: int
+    forward: Works
+    backward: Works
+    comm: Works
+    prefetch: int | None
+    rates: RateTable
+    cost: CostModel | None
+    """The formulas that `rates` come from; None if they were measured."""
+
+    @property
+    def cycles(self) -> int:
+        """N."""
+        return len(self.comm)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Every mode that may be used."""
+        return self.rates.modes()
+
+    @classmethod
+    def from_text(cls, text: str) -> Scenario:
+        """Read a JSON document. ValueError if it is none, or names a key twice."""
+        return cls.from_json(read_json(text, "scenario"))
+
+    @classmethod
+    def from_json(cls, data: Any) -> Scenario:
+        """Read {"cores", "cycles", "forward", "backward", "comm", "prefetch"?} and "cost" or "modes".
+
+        A work is a number, the same in every cycle, or a list with one number a cycle; 0 is a task that takes no time.
+        """
+        where = "scenario"
+        check_keys(data, required=("cores", "cycles", *_TASKS), optional=("prefetch", "cost", "modes"), where=where)
+        cores = _whole(data, "cores", where, least=1, most=MAX_CORES)
+        if cores == 1:
+            raise ValueError(f"{where}: 'cores' is 1; with one core there is nothing to split, give it 2 or more")
+        cycles = _whole(data, "cycles", where, least=1, most=MAX_CYCLES)
+        prefetch = data.get("prefetch")
+        if prefetch is not None:
+            prefetch = _whole(data, "prefetch", where, least=1, most=None)
+        works = {task: _works(data, task, cycles, where) for task in _TASKS}
+        rates = _rates(data, cores, where)
+        cost = _cost(data["cost"], where) if "cost" in data else None
+        return cls(cores=cores, prefetch=prefetch, rates=rates, cost=cost, **works)
+
+
+def read_json(text: str, where: str) -> Any:
+    """A JSON document. ValueError if it is none, or an object in it names a key twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{where}: the key {twice!r} is given twice")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: this is not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: this is nested too deeply to be one") from None
+
+
+def check_keys(data: Any, *, required: tuple[str, ...], optional: tuple[str, ...] = (), where: str) -> None:
+    """ValueError unless `data` is an object with all of `required`, and nothing beyond those and `optional`."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}: expected an object with {', '.join(required)}; got {_shown(data)}")
+    missing = [key for key in required if key not in data]
+    unknown = [str(key) for key in data if key not in (*required, *optional)]
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}")
+    if unknown:
+        raise ValueError(f"{where}: unknown {', '.join(unknown)}; the keys are {', '.join((*required, *optional))}")
+
+
+def number(data: Mapping[str, Any], key: str, where: str) -> float:
+    """The finite number under this key, or ValueError."""
+    return _finite(data[key], repr(key), where)
+
+
+def _finite(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{where}: {name} is {_shown(value)}; it must be a number")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise ValueError(f"{where}: {name} is {found}; it must be finite")
+    return found
+
+
+def _whole(data: Mapping[str, Any], key: str, where: str, *, least: int, most: int | None) -> int:
+    value = data[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be a whole number, at least {least}")
+    if most is not None and value > most:
+        raise ValueError(f"{where}: {key!r} is {value}; it must be at most {most}")
+    return value
+
+
+def _works(data: Mapping[str, Any], task: str, cycles: int, where: str) -> Works:
+    value = data[task]
+    if not isinstance(value, list):
+        work = _not_negative(value, repr(task), where)
+        return _frozen(np.full(cycles, work))
+    if len(value) != cycles:
+        raise ValueError(f"{where}: {task!r} lists {len(value)} works for {cycles} cycles; give one for each or one for all")
+    return _frozen(np.array([_not_negative(work, f"{task}[{n}]", where) for n, work in enumerate(value)]))
+
+
+def _not_negative(value: Any, name: str, where: str) -> float:
+    work = _finite(value, name, where)
+    if work < 0:
+        raise ValueError(f"{where}: {name} is {work:g}; work cannot be negative")
+    return work
+
+
+def _frozen(array: Works) -> Works:
+    array.flags.writeable = False
+    return array
+
+
+def _rates(data: Mapping[str, Any], num_cores: int, where: str) -> RateTable:
+    if ("cost" in data) == ("modes" in data):
+        raise ValueError(f"{where}: give 'cost' or 'modes'" + (", not both" if "cost" in data else ""))
+    if "modes" in data:
+        return _rates_of_modes(data["modes"], num_cores, where)
+    return _cost(data["cost"], where).rates(num_cores)
+
+
+def _cost(data: Any, where: str) -> CostModel:
+    names = tuple(field.name for field in fields(CostModel))
+    here = f"{where} 'cost'"
+    check_keys(data, required=names, where=here)
+    return CostModel(**{name: number(data, name, here) for name in names})
+
+
+def _rates_of_modes(modes: Any, num_cores: int, where: str) -> RateTable:
+    """A mode's place in the table is the number of its comm cores: comp-only 0, split:<c> c, comm-only C; others are shared."""
+    if not isinstance(modes, list):
+        raise ValueError(f"{where}: 'modes' is {_shown(modes)}; it must be a list")
+    table: dict[int, Mode] = {}
+    shared: dict[str, Mode] = {}
+    for data in modes:
+        check_keys(data, required=("name", "comm_rate", "comp_rate"), where=f"{where} 'modes'")
+        name = data["name"]
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{where}: the mode {_shown(name)} needs a name")
+        here = f"{where} mode {name!r}"
+        mode = Mode(name=name, comm_rate=number(data, "comm_rate", here), comp_rate=number(data, "comp_rate", here))
+        place = _place(name, num_cores, where)
+        if name in shared or place in table:
+            raise ValueError(f"{where}: mode {name!r} is given twice")
+        if place is None:
+            shared[name] = mode
+        else:
+            table[place] = mode
+    missing = [_name(c, num_cores) for c in range(num_cores + 1) if c not in table]
+    if missing:
+        raise ValueError(f"{where}: the modes lack {', '.join(missing)}")
+    return RateTable(
+        comm=tuple(table[c].comm_rate for c in range(num_cores + 1)),
+        comp=tuple(table[c].comp_rate for c in range(num_cores + 1)),
+        shared=tuple(shared.values()),
+    )
+
+
+def _place(name: str, num_cores: int, where: str) -> int | None:
+    if name == _COMP_ONLY:
+        return 0
+    if name == _COMM_ONLY:
+        return num_cores
+    match = _SPLIT.fullmatch(name)
+    if match is None:
+        return None
+    c = int(match[1])
+    if not 1 <= c < num_cores:
+        raise ValueError(f"{where}: mode {name!r} is no split of {num_cores} cores; comm can have 1..{num_cores - 1}")
+    return c
+
+
+def _name(c: int, num_cores: int) -> str:
+    return _COMP_ONLY if c == 0 else _COMM_ONLY if c == num_cores else f"split:{c}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
