@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 
 from scheduler.cost import RateTable
 from scheduler.estimates import Estimates, Share, SideEstimate
@@ -50,6 +51,7 @@ class Controller:
         self.state = State.initial(cycles=cycles, prefetch=prefetch)
         self.num_cores = num_cores
         self.allocation: Allocation | None = None
+        self._most_ahead: float = math.inf if prefetch is None else prefetch
         self._in_force: Allocation | None = None  # what both sides really have, which the times are booked on
         self._comp_moves_at_boundaries = comp_moves_at_boundaries
         self.estimates = Estimates(profile.workload if profile else None)
@@ -138,12 +140,13 @@ class Controller:
         seconds.clear()
 
     def _decide(self, time: float) -> Decision:
-        allocation, reason = self._allocate()
+        state = self.state
+        allocation, reason = self.allocate(state.num_comm, state.num_forward, state.num_backward, self._view)
         self.allocation = allocation
         decision = Decision(
             sequence=self._sequence,
             time=time,
-            state=self.state,
+            state=state,
             policy=self.policy.name,
             allocation=allocation,
             reason=reason,
@@ -151,33 +154,39 @@ class Controller:
         self._sequence += 1
         return decision
 
-    def _allocate(self) -> tuple[Allocation, Reason]:
-        """Eq. 13 first, then what a policy that needs rates has yet to measure, then the policy."""
-        state, num_cores = self.state, self.num_cores
-        if not self.policy.is_work_conserving:
-            reason = Reason.FINISHED if state.is_finished else Reason.UNMANAGED
-            return self.policy.choose(self._view(None)), reason
-        if state.is_finished:
-            return Allocation.all_comp(num_cores), Reason.FINISHED
-        if state.comp_is_blocked:
+    def allocate(self, num_comm: int, num_forward: int, num_backward: int, look: Callable[[], View]) -> tuple[Allocation, Reason]:
+        """The allocation in state S_{i,j,k}: Eq. 13 first, then what a policy that needs rates has yet to measure, then the policy.
+
+        Changes nothing here: `handle` calls it where only times are known, the simulator where all is known. `look` says what
+        the policy may know, and is called only if it is asked.
+        """
+        policy, num_cores, cycles = self.policy, self.num_cores, self.state.cycles
+        if not policy.is_work_conserving:
+            reason = Reason.FINISHED if num_comm == num_backward == cycles else Reason.UNMANAGED
+            return policy.choose(look()), reason
+        if num_comm < num_forward:
             return Allocation.all_comm(num_cores), Reason.COMP_BLOCKED
-        if state.comm_is_done:
-            return Allocation.all_comp(num_cores), Reason.COMM_DONE
-        if state.comm_is_blocked:
+        if num_comm == cycles:
+            reason = Reason.FINISHED if num_backward == cycles else Reason.COMM_DONE
+            return Allocation.all_comp(num_cores), reason
+        if num_comm - num_backward >= self._most_ahead:
             return Allocation.all_comp(num_cores), Reason.COMM_BLOCKED
-        if self.policy.needs_rates and self._profile is None and num_cores > 2:
+        view = look()
+        if policy.needs_rates and view.rates is None and num_cores > 2:
             untried = self.estimates.untried_split(num_cores)
-            if untried is not None:
-                return Allocation.split(untried, num_cores), Reason.LEARNING
-        return self.policy.choose(self._view(self._rates())), Reason.POLICY
+            assert untried is not None, "the rates are known once every split that is needed was tried"
+            return Allocation.split(untried, num_cores), Reason.LEARNING
+        return policy.choose(view), Reason.POLICY
 
     def _rates(self) -> RateTable | None:
-        """The profile's rates, else the estimates', of the cores there are now."""
+        """The profile's rates, else the estimates' once they are learnt, of the cores there are now."""
         if self._profile is not None:
             return self._profile.rates.resized(self.num_cores)
-        return self.estimates.table(self.num_cores) if self.num_cores > 2 else None
+        is_wanted = self.policy.needs_rates and self.num_cores > 2
+        return self.estimates.table(self.num_cores) if is_wanted else None
 
-    def _view(self, rates: RateTable | None) -> View:
+    def _view(self) -> View:
+        rates = self._rates()
         state, work = self.state, self.estimates.workload
         comp_work = work.backward if state.num_forward > state.num_backward else work.forward
         comm_done = self.estimates.comm.work_done(self._comm_seconds)
@@ -186,12 +195,12 @@ class Controller:
             last = rates.num_cores
             comm_done = sum(rates.comm[min(cores, last)] * s for (cores, _), s in self._comm_seconds.items())
             comp_done = sum(rates.comp[max(last - cores, 0)] * s for (cores, _), s in self._comp_seconds.items())
-        return View(
-            state=state,
+        return View.of(
+            state,
             num_cores=self.num_cores,
             comm_left=_left(work.comm, comm_done),
             comp_left=_left(comp_work, comp_done),
-            workload=work,
+            works=work,
             rates=rates,
         )
 

@@ -144,3 +144,8 @@ class Workload:
             value = getattr(self, field.name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"the work '{field.name}' is {value}; it must be positive and finite")
+
+    def tasks(self, first: int, last: int) -> tuple[list[float], list[float]]:
+        """The works of cycles `first` to `last` - 1, one like the other: of Comm, and of Forward and Backward in turn."""
+        length = last - first
+        return [self.comm] * length, [self.forward, self.backward] * length

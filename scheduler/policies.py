@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
-from scheduler.cost import RateTable, Workload
-from scheduler.dynamic import solve
+from scheduler.cost import RateTable
+from scheduler.dynamic import Plan, solve
 from scheduler.scenario import Profile
 from scheduler.state import Allocation, State
 
@@ -21,20 +21,36 @@ HORIZON = 8
 """Cycles that `dynamic` plans ahead during a run."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """What a policy may know at an event.
+class Works(Protocol):
+    """What every task of a run costs, in the units of the rates: the same in each cycle, or task by task."""
 
-    `comm_left` and `comp_left` are the work remaining of the two running tasks, `workload` that of a whole cycle. All work
-    is in the units of `rates` (see Controller); `rates` is None where they are not known, never for `needs_rates` policies.
+    def tasks(self, first: int, last: int) -> tuple[list[float], list[float]]:
+        """The works of cycles `first` to `last` - 1: of Comm [cycles], and of Forward and Backward in turn [2 cycles]."""
+
+
+class View(NamedTuple):
+    """What a policy may know at an event. It is made at every event, and a tuple is made fastest.
+
+    The state S_{i,j,k} as in `State`; `comm_left` and `comp_left` are the work remaining of the two running tasks, `works` that
+    of all tasks. All work is in the units of `rates`, which is None where nobody knows them, never for `needs_rates` policies.
     """
 
-    state: State
     num_cores: int
+    cycles: int
+    prefetch: int | None
+    num_comm: int
+    num_forward: int
+    num_backward: int
     comm_left: float
     comp_left: float
-    workload: Workload
+    works: Works
     rates: RateTable | None
+
+    @classmethod
+    def of(cls, state: State, *, num_cores: int, comm_left: float, comp_left: float, works: Works, rates: RateTable | None) -> View:
+        """The view from this state."""
+        counts = (state.num_comm, state.num_forward, state.num_backward)
+        return cls(num_cores, state.cycles, state.prefetch, *counts, comm_left, comp_left, works, rates)
 
 
 class Policy(Protocol):
@@ -125,46 +141,65 @@ class CompPriority:
 
 
 class Dynamic:
-    """The paper's policy: plan the next cycles from here (Eq. 15, `dynamic.solve`), take the first move."""
+    """The paper's policy (Eq. 15, `dynamic.solve`): at every event plan the next `horizon` cycles, take the first move.
+
+    With `horizon` None it plans the whole run once and follows that plan, as the paper does; where a run departs from the plan,
+    it plans the rest again.
+    """
 
     name: ClassVar[str] = "dynamic"
     is_work_conserving: ClassVar[bool] = True
     needs_rates: ClassVar[bool] = True
 
+    def __init__(self, horizon: int | None = HORIZON) -> None:
+        self._horizon = horizon
+        self._planned: dict[tuple[int, int], int] = {}  # comm cores by (Comm tasks, comp tasks) done
+
     def choose(self, view: View) -> Allocation:
-        """The first split of a plan over the next HORIZON cycles, or up to the batch that comm is at if that is further."""
+        """The split that the plan has here. A plan reaches at least to the batch that comm is at."""
         if view.num_cores <= 2:  # one possible split, or none
             return Allocation.split(view.num_cores - 1, view.num_cores)
+        here = view.num_comm, view.num_forward + view.num_backward
+        if self._horizon is not None or here not in self._planned:
+            # The plan's cycles count from the first that is not trained yet.
+            first = view.num_backward
+            plan = self._plan(view, first)
+            self._planned = {(first + move.num_comm, 2 * first + move.num_comp): move.comm_cores for move in plan.moves}
+        return Allocation.split(self._planned[here], view.num_cores)
+
+    def _plan(self, view: View, first: int) -> Plan:
         assert view.rates is not None, "the controller asks for a choice only once the rates are known"
-        state, work = view.state, view.workload
-        # The plan's cycles count from the first that is not trained yet.
-        ahead = state.num_comm - state.num_backward
-        length = min(max(HORIZON, ahead + 1), state.cycles - state.num_backward)
-        comm = [work.comm] * length
-        comm[ahead] = view.comm_left
-        comp = [work.forward, work.backward] * length
-        comp[state.num_forward - state.num_backward] = view.comp_left
-        plan = solve(
-            comm=comm,
-            comp=comp,
-            rates=view.rates,
-            prefetch=state.prefetch,
-            num_comm=ahead,
-            num_comp=state.num_forward - state.num_backward,
-        )
-        return Allocation.split(plan.first_split, view.num_cores)
+        ahead, begun = view.num_comm - first, view.num_forward - first
+        last = view.cycles
+        if self._horizon is not None:
+            last = min(last, first + max(self._horizon, ahead + 1))
+        comm, comp = view.works.tasks(first, last)
+        comm[ahead], comp[begun] = view.comm_left, view.comp_left
+        return solve(comm=comm, comp=comp, rates=view.rates, prefetch=view.prefetch, num_comm=ahead, num_comp=begun)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a policy is made for: the text behind the colon of its name, the run's cores and seed, and how many cycles ahead
+    it may plan (None: to the end, once, as only a simulation can)."""
+
+    argument: str
+    num_cores: int
+    seed: int
+    horizon: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a name becomes a policy: `make(argument, num_cores, seed)`, the name as it is typed, a sentence for --help."""
+    """How a name becomes a policy: the name as it is typed, a sentence for --help, and its maker."""
 
     usage: str
     sentence: str
-    make: Callable[[str, int, int], Policy]
+    make: Callable[[Order], Policy]
 
 
-def _static(argument: str, num_cores: int, seed: int) -> Policy:
+def _static(order: Order) -> Policy:
+    argument, num_cores = order.argument, order.num_cores
     highest = _splits("static", num_cores)
     if not (argument.isascii() and argument.isdecimal()):
         raise ValueError(f"policy 'static:{argument}': the number of comm cores must follow, 1..{highest}, e.g. static:1")
@@ -175,14 +210,14 @@ def _static(argument: str, num_cores: int, seed: int) -> Policy:
     return Static(int(argument))
 
 
-def _random(argument: str, num_cores: int, seed: int) -> Policy:
-    _splits("random", num_cores)
-    return Random(seed)
+def _random(order: Order) -> Policy:
+    _splits("random", order.num_cores)
+    return Random(order.seed)
 
 
-def _dynamic(argument: str, num_cores: int, seed: int) -> Policy:
-    _splits("dynamic", num_cores)
-    return Dynamic()
+def _dynamic(order: Order) -> Policy:
+    _splits("dynamic", order.num_cores)
+    return Dynamic(order.horizon)
 
 
 def _splits(name: str, num_cores: int) -> int:
@@ -199,7 +234,7 @@ POLICIES: dict[str, Recipe] = {
     "os-default": Recipe(
         usage="os-default",
         sentence="nothing is pinned and the kernel shares the cores: the baseline",
-        make=lambda argument, num_cores, seed: OsDefault(),
+        make=lambda order: OsDefault(),
     ),
     "static": Recipe(
         usage="static:<c>",
@@ -214,12 +249,12 @@ POLICIES: dict[str, Recipe] = {
     "comm-priority": Recipe(
         usage="comm-priority",
         sentence="all cores to comm until everything is received, then all to training",
-        make=lambda argument, num_cores, seed: CommPriority(),
+        make=lambda order: CommPriority(),
     ),
     "comp-priority": Recipe(
         usage="comp-priority",
         sentence="all cores to training whenever it can run, else to comm",
-        make=lambda argument, num_cores, seed: CompPriority(),
+        make=lambda order: CompPriority(),
     ),
     "dynamic": Recipe(
         usage="dynamic",
@@ -229,8 +264,8 @@ POLICIES: dict[str, Recipe] = {
 }
 
 
-def make_policy(name: str, *, num_cores: int, seed: int, profile: Profile | None = None) -> Policy:
-    """The policy of this name for a run on `num_cores` cores; `seed` feeds `random`.
+def make_policy(name: str, *, num_cores: int, seed: int, profile: Profile | None = None, horizon: int | None = HORIZON) -> Policy:
+    """The policy of this name for a run on `num_cores` cores; `seed` feeds `random`, `horizon` is how far `dynamic` plans.
 
     The rates of `profile` reach a policy through the controller, which must be given the same one; here it is only checked
     against the run. ValueError, naming the value, the rule and what is allowed, for everything that cannot be.
@@ -246,4 +281,4 @@ def make_policy(name: str, *, num_cores: int, seed: int, profile: Profile | None
         raise ValueError(f"policy {name!r} is unknown; the policies are {usages}")
     if colon and recipe.usage == kind:
         raise ValueError(f"policy {name!r}: '{kind}' takes no argument; the policies are {usages}")
-    return recipe.make(argument, num_cores, seed)
+    return recipe.make(Order(argument=argument, num_cores=num_cores, seed=seed, horizon=horizon))

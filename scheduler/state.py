@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cache
 from typing import TypeAlias
 
 
@@ -136,39 +137,56 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """How many cores each side gets. With `pinned` False the kernel decides, and both sides may use all of theirs."""
+    """How many cores each side gets. With `pinned` False the kernel decides, and both sides may use all of theirs.
+
+    `shared` names a mode in which both sides are given every core on purpose, one of them behind the other; None: they divide
+    the cores. The makers below return the same object for the same arguments, because a simulation asks for millions.
+    """
 
     comm: int
     comp: int
     pinned: bool = True
+    shared: str | None = None
 
     def __post_init__(self) -> None:
         if self.comm < 0 or self.comp < 0 or self.comm + self.comp == 0:
             raise BrokenInvariant(f"comm={self.comm}, comp={self.comp} is no allocation: counts are >= 0, and one is > 0")
 
     @classmethod
+    @cache
     def split(cls, comm_cores: int, num_cores: int) -> Allocation:
         """`comm_cores` (0 to `num_cores`) to comm and the rest to comp (Eq. 12 with equality)."""
         return cls(comm=comm_cores, comp=num_cores - comm_cores)
 
     @classmethod
+    @cache
     def all_comm(cls, num_cores: int) -> Allocation:
         """Every core to comm; training waits at its next boundary."""
         return cls(comm=num_cores, comp=0)
 
     @classmethod
+    @cache
     def all_comp(cls, num_cores: int) -> Allocation:
         """Every core to comp; receiving is held between chunks."""
         return cls(comm=0, comp=num_cores)
 
     @classmethod
+    @cache
     def unpinned(cls, num_cores: int) -> Allocation:
         """Nothing is pinned: both sides may use all cores, as without any scheduler."""
         return cls(comm=num_cores, comp=num_cores, pinned=False)
 
+    @classmethod
+    @cache
+    def sharing(cls, mode: str, num_cores: int) -> Allocation:
+        """Every core to both sides, in the shared mode of this name."""
+        return cls(comm=num_cores, comp=num_cores, shared=mode)
+
     def __str__(self) -> str:
         if not self.pinned:
             return "unpinned"
+        if self.shared is not None:
+            return self.shared
         if self.comm == 0:
             return "all to comp"
         if self.comp == 0:

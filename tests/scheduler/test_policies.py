@@ -106,12 +106,12 @@ class TestEveryPolicy:
 @pytest.mark.parametrize("num_cores", [1, 2, 3])
 def test_every_policy_copes_with_cores_taken_away(name: str, num_cores: int) -> None:
     rates = RateTable(comm=(0.0, *[1.0] * num_cores), comp=(*[1.0] * num_cores, 0.0))
-    view = View(
-        state=State.initial(cycles=3),
+    view = View.of(
+        State.initial(cycles=3),
         num_cores=num_cores,
         comm_left=1.0,
         comp_left=0.5,
-        workload=Workload(forward=0.5, backward=0.5, comm=1.0),
+        works=Workload(forward=0.5, backward=0.5, comm=1.0),
         rates=rates,
     )
     allocation = make_policy(name, num_cores=8, seed=0).choose(view)
@@ -142,12 +142,12 @@ def test_static_never_chooses_another_split(scenario: Scenario) -> None:
 
 def draws(seed: int, count: int = 600) -> list[int]:
     policy = make_policy("random", num_cores=4, seed=seed)
-    view = View(
-        state=State.initial(cycles=9),
+    view = View.of(
+        State.initial(cycles=9),
         num_cores=4,
         comm_left=1.0,
         comp_left=1.0,
-        workload=Workload(forward=1.0, backward=1.0, comm=1.0),
+        works=Workload(forward=1.0, backward=1.0, comm=1.0),
         rates=None,
     )
     return [policy.choose(view).comm for _ in range(count)]
@@ -215,12 +215,12 @@ def test_dynamic_plans_from_where_the_run_is(scenario: Scenario, counts: tuple[i
     comm, comp = [work.comm] * scenario.cycles, [work.forward, work.backward] * scenario.cycles
     comm[i] *= left[0]
     comp[q] *= left[1]
-    view = View(
-        state=state,
+    view = View.of(
+        state,
         num_cores=scenario.num_cores,
         comm_left=comm[i],
         comp_left=comp[q],
-        workload=work,
+        works=work,
         rates=scenario.rates,
     )
     plan = solve(comm=comm, comp=comp, rates=scenario.rates, prefetch=scenario.prefetch, num_comm=i, num_comp=q)
@@ -231,12 +231,12 @@ def test_dynamic_plans_from_where_the_run_is(scenario: Scenario, counts: tuple[i
 def test_dynamic_plans_as_far_as_comm_has_run_ahead() -> None:
     """Comm is at batch 20 while training is at cycle 2: a plan of 8 cycles would not contain the task that runs."""
     rates = RateTable(comm=(0.0, 1.0, 1.1, 1.2), comp=(3.0, 2.0, 1.0, 0.0))
-    view = View(
-        state=State(cycles=100, num_comm=20, num_forward=3, num_backward=2, prefetch=None),
+    view = View.of(
+        State(cycles=100, num_comm=20, num_forward=3, num_backward=2, prefetch=None),
         num_cores=3,
         comm_left=0.5,
         comp_left=0.25,
-        workload=Workload(forward=0.5, backward=0.5, comm=1.0),
+        works=Workload(forward=0.5, backward=0.5, comm=1.0),
         rates=rates,
     )
     assert make_policy("dynamic", num_cores=3, seed=0).choose(view) == Allocation.split(1, 3)
