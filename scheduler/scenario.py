@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from scheduler.cost import CostModel, Mode, RateTable, Workload
 
-Works: TypeAlias = npt.NDArray[np.float64]
+WorkArray: TypeAlias = npt.NDArray[np.float64]
 """The work of one kind of task in every cycle: float64 [cycles], read-only."""
 
 MAX_CYCLES = 10_000_000
@@ -59,13 +59,25 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TaskWorks:
+    """The work of every task of a run: float64 [cycles] each, read-only."""
+
+    forward: WorkArray
+    backward: WorkArray
+    comm: WorkArray
+
+    def tasks(self, first: int, last: int) -> tuple[list[float], list[float]]:
+        """The works of cycles `first` to `last` - 1: of Comm, and of Forward and Backward in turn."""
+        comp = np.stack([self.forward[first:last], self.backward[first:last]], axis=1)
+        return self.comm[first:last].tolist(), comp.ravel().tolist()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scenario:
-    """One run to simulate: cores and their rates, and the work of every task. `forward`, `backward` and `comm` are [cycles]."""
+    """One run to simulate: cores and their rates, and the work of every task."""
 
     cores: int
-    forward: Works
-    backward: Works
-    comm: Works
+    works: TaskWorks
     prefetch: int | None
     rates: RateTable
     cost: CostModel | None
@@ -74,7 +86,7 @@ class Scenario:
     @property
     def cycles(self) -> int:
         """N."""
-        return len(self.comm)
+        return len(self.works.comm)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -101,10 +113,10 @@ class Scenario:
         prefetch = data.get("prefetch")
         if prefetch is not None:
             prefetch = _whole(data, "prefetch", where, least=1, most=None)
-        works = {task: _works(data, task, cycles, where) for task in _TASKS}
+        works = TaskWorks(**{task: _works(data, task, cycles, where) for task in _TASKS})
         rates = _rates(data, cores, where)
         cost = _cost(data["cost"], where) if "cost" in data else None
-        return cls(cores=cores, prefetch=prefetch, rates=rates, cost=cost, **works)
+        return cls(cores=cores, prefetch=prefetch, rates=rates, cost=cost, works=works)
 
 
 def read_json(text: str, where: str) -> Any:
@@ -164,7 +176,7 @@ def _whole(data: Mapping[str, Any], key: str, where: str, *, least: int, most: i
     return value
 
 
-def _works(data: Mapping[str, Any], task: str, cycles: int, where: str) -> Works:
+def _works(data: Mapping[str, Any], task: str, cycles: int, where: str) -> WorkArray:
     value = data[task]
     if not isinstance(value, list):
         work = _not_negative(value, repr(task), where)
@@ -181,7 +193,7 @@ def _not_negative(value: Any, name: str, where: str) -> float:
     return work
 
 
-def _frozen(array: Works) -> Works:
+def _frozen(array: WorkArray) -> WorkArray:
     array.flags.writeable = False
     return array
 

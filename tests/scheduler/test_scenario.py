@@ -100,13 +100,13 @@ def a_scenario(**changes: Any) -> dict[str, Any]:
 def test_a_scenario_repeats_a_single_work_and_keeps_a_list() -> None:
     scenario = Scenario.from_text(json.dumps(a_scenario(backward=[1, 0, 2.5], prefetch=2)))
     assert (scenario.cores, scenario.cycles, scenario.prefetch) == (4, 3, 2)
-    assert scenario.forward.tolist() == [1.0, 1.0, 1.0]
-    assert scenario.backward.tolist() == [1.0, 0.0, 2.5]
-    assert scenario.comm.dtype == np.float64
+    assert scenario.works.forward.tolist() == [1.0, 1.0, 1.0]
+    assert scenario.works.backward.tolist() == [1.0, 0.0, 2.5]
+    assert scenario.works.comm.dtype == np.float64
     assert scenario.cost == CostModel(a1=2.0, a2=0.2, b1=0.5, b2=1.0, b3=3.0)
     assert scenario.rates == scenario.cost.rates(4)
     with pytest.raises(ValueError, match="read-only"):
-        scenario.comm[0] = 1.0
+        scenario.works.comm[0] = 1.0
 
 
 def test_a_scenario_of_measured_modes_may_share_cores() -> None:
