@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from scheduler.cost import RateTable
 from scheduler.estimates import Estimates, Share, SideEstimate
-from scheduler.policies import Policy, View
 from scheduler.scenario import Profile
 from scheduler.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, Task, TaskDone
+from scheduler.view import Policy, View
 
 STORY_LENGTH = 20
 """Decisions that the message of a BrokenInvariant tells."""

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from scheduler.controller import Controller
-from scheduler.policies import POLICIES, Policy, View, make_policy
+from scheduler.policies import POLICIES, make_policy
 from scheduler.scenario import Scenario
 from scheduler.state import Allocation, Reason, Task
+from scheduler.view import Policy, View
 
 ROUNDING = 1e-12
 """Part of a task's work that is rounding, not work: two tasks that end together in exact arithmetic end together here too."""

@@ -6,10 +6,12 @@ import math
 import random
 from dataclasses import dataclass
 
+import numpy as np
 from hypothesis import strategies as st
 
-from scheduler.cost import RateTable, Workload
-from scheduler.scenario import Profile
+from scheduler.cost import Mode, RateTable, Workload
+from scheduler.scenario import Profile, TaskWorks, WorkArray
+from scheduler.scenario import Scenario as VariedRun
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,26 @@ def scenarios(
     rates = RateTable(comm=(0.0, *comm), comp=(*comp, 0.0))
     work = Workload(forward=positive(generator), backward=positive(generator), comm=positive(generator))
     return Scenario(cycles=cycles, prefetch=prefetch, profile=Profile(cores=num_cores, workload=work, rates=rates))
+
+
+@st.composite
+def varied_runs(draw: st.DrawFn, *, max_cores: int = 12, max_cycles: int = 12, is_monotone: bool = True) -> VariedRun:
+    """Runs whose every task has its own work, some of it 0; now and then both sides may also share the cores."""
+    scenario = draw(scenarios(max_cores=max_cores, max_cycles=max_cycles, is_monotone=is_monotone))
+    generator = random.Random(draw(st.integers(0, 2**32)))
+    zero = draw(st.sampled_from([0.0, 0.0, 0.2]))
+
+    def works() -> WorkArray:
+        return np.array([0.0 if generator.random() < zero else positive(generator) for _ in range(scenario.cycles)])
+
+    rates = scenario.rates
+    if draw(st.booleans()):
+        shared = Mode(name="compute-first", comm_rate=0.5 * rates.comm[-1], comp_rate=0.9 * rates.comp[0])
+        rates = RateTable(comm=rates.comm, comp=rates.comp, shared=(shared,))
+    return VariedRun(
+        cores=scenario.num_cores,
+        works=TaskWorks(forward=works(), backward=works(), comm=works()),
+        prefetch=scenario.prefetch,
+        rates=rates,
+        cost=None,
+    )

@@ -11,9 +11,10 @@ from virtual_time import drive
 
 from scheduler.controller import STORY_LENGTH, Controller
 from scheduler.cost import RateTable, Workload
-from scheduler.policies import View, make_policy
+from scheduler.policies import make_policy
 from scheduler.scenario import Profile
 from scheduler.state import Allocation, BrokenInvariant, CoresChanged, Event, Reason, Started, Task, TaskDone
+from scheduler.view import View
 
 RATES = RateTable(comm=(0.0, 1.0, 1.5, 1.75, 2.0), comp=(4.0, 3.0, 2.0, 1.0, 0.0))
 WORK = Workload(forward=3.0, backward=6.0, comm=2.0)

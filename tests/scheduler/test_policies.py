@@ -14,11 +14,12 @@ from virtual_time import Run, drive
 from scheduler.controller import Controller
 from scheduler.cost import RateTable, Workload
 from scheduler.dynamic import Plan, solve
-from scheduler.policies import HORIZON, POLICIES, Policy, View, make_policy
+from scheduler.policies import HORIZON, POLICIES, make_policy
 from scheduler.scenario import Profile
 from scheduler.state import Allocation, Decision, Reason, State, Task
+from scheduler.view import Policy, View
 
-EVERY_NAME = ["os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic"]
+EVERY_NAME = ["os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic", "adaptive"]
 EXCLUSIVE = ["comm-priority", "comp-priority"]
 
 
@@ -321,5 +322,5 @@ def test_every_recipe_explains_itself() -> None:
 
 def test_policies_fit_their_protocol() -> None:
     policies: list[Policy] = [make_policy(name, num_cores=4, seed=0) for name in EVERY_NAME]
-    assert [policy.is_work_conserving for policy in policies] == [False, True, True, True, True, True]
-    assert [policy.needs_rates for policy in policies] == [False, False, False, False, False, True]
+    assert [policy.is_work_conserving for policy in policies] == [False, True, True, True, True, True, True]
+    assert [policy.needs_rates for policy in policies] == [False, False, False, False, False, True, True]

@@ -1,0 +1,208 @@
+"""What the scheduler's mathematics costs: bound and plan of a million cycles, simulated events per second, and online re-plans.
+
+Beside the simulator's single run stands the same run written with SimPy, a general simulator: both must end at the same time.
+
+    python benchmarks/simulator.py [--repeats 5] [--json FILE]
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simpy
+
+from edge_student.provenance import describe_host, describe_software
+from edgekd.command import parse
+from scheduler.dynamic import solve
+from scheduler.plan import course, lower_bound
+from scheduler.policies import make_policy
+from scheduler.scenario import Scenario
+from scheduler.simulator import random_makespans, simulate, simulate_policy
+from scheduler.state import Allocation
+from scheduler.view import View
+
+MILLION = 1_000_000
+STATELESS = ("static:2", "random", "comm-priority", "comp-priority")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Measure what the scheduler's mathematics costs."""
+
+    repeats: int = 5
+    """How often each is measured; the median counts."""
+    json: Path | None = None
+    """Also write the figures to this file."""
+
+
+def scenario(cycles: int, *, cores: int = 12, prefetch: int | None = None) -> Scenario:
+    """The default of the figures: comp's rate is linear in its cores, comm's is not."""
+    cost = {"a1": 6 / cores, "a2": 1 / cores, "b1": 0.12, "b2": 0.08, "b3": 2.718281828459045}
+    works = {"forward": 1.0, "backward": 1.0, "comm": 1.3}
+    return Scenario.from_json({"cores": cores, "cycles": cycles, **works, "prefetch": prefetch, "cost": cost})
+
+
+def median_seconds(action: Callable[[], object], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def measure_bounds(repeats: int) -> dict[str, Any]:
+    """Course and bound of a million cycles, of equal and of random works, and the most memory that one of them takes."""
+    equal = scenario(MILLION)
+    generator = np.random.default_rng(0)
+    kinds = {
+        "equal works": {"forward": equal.works.forward, "backward": equal.works.backward, "comm": equal.works.comm},
+        "random works": {task: generator.uniform(0.5, 1.5, MILLION) for task in ("forward", "backward", "comm")},
+    }
+    results = {}
+    for kind, works in kinds.items():
+        for prefetch in (None, 1, 2, 8):
+
+            def bound_and_plan(works: dict[str, Any] = works, prefetch: int | None = prefetch) -> None:
+                lower_bound(modes=equal.modes, **works, prefetch=prefetch)
+                course(**works, prefetch=prefetch)
+
+            seconds = median_seconds(bound_and_plan, repeats)
+            tracemalloc.start()
+            bound_and_plan()
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            results[f"{kind}, prefetch {prefetch}"] = {"seconds": seconds, "peak_mib": peak / 2**20}
+    return results
+
+
+def measure_events(repeats: int) -> dict[str, float]:
+    """Events per second of one run of 50,000 cycles on 12 cores."""
+    long, short = scenario(50_000), scenario(2_000)
+    rates = {}
+    for name in (*STATELESS, "adaptive"):
+        run = short if name == "adaptive" else long
+        num_events = simulate(run, name).num_events
+        rates[name] = num_events / median_seconds(lambda run=run, name=name: simulate(run, name), repeats)
+    return rates
+
+
+class Asked:
+    """A policy that notes what another answers, and how long it thinks."""
+
+    is_work_conserving = True
+    needs_rates = True
+
+    def __init__(self, name: str, num_cores: int) -> None:
+        self.policy = make_policy(name, num_cores=num_cores, seed=0)
+        self.name = name
+        self.seconds: list[float] = []
+
+    def choose(self, view: View) -> Allocation:
+        began = time.perf_counter()
+        chosen = self.policy.choose(view)
+        self.seconds.append(time.perf_counter() - began)
+        return chosen
+
+
+def measure_replans(name: str) -> dict[str, float]:
+    """Milliseconds of the online decisions of one run of 200 cycles on 12 cores."""
+    policy = Asked(name, 12)
+    simulate_policy(scenario(200), policy)
+    first, *rest = sorted(policy.seconds, reverse=True)
+    return {"median_ms": 1e3 * statistics.median(policy.seconds), "second_worst_ms": 1e3 * rest[0], "worst_ms": 1e3 * first}
+
+
+class SimpyRun:
+    """`static:<c>` with SimPy: one process per side, interrupted where its rate changes."""
+
+    def __init__(self, run: Scenario, comm_cores: int) -> None:
+        self.rates, self.split, self.cycles = run.rates, comm_cores, run.cycles
+        self.comm, self.comp = run.works.tasks(0, run.cycles)
+        self.env = simpy.Environment()
+        self.done = {"comm": 0, "comp": 0}
+        self.workers: dict[str, simpy.Process] = {}
+
+    def rate(self, side: str) -> float:
+        """Eq. 13, else the split."""
+        split = self.split
+        if self.done["comm"] < (self.done["comp"] + 1) // 2:
+            split = self.rates.num_cores
+        elif self.done["comm"] == self.cycles:
+            split = 0
+        return (self.rates.comm if side == "comm" else self.rates.comp)[split]
+
+    def work(self, side: str, works: list[float]) -> Generator[simpy.Event, None, None]:
+        for left in works:
+            while left > 0:
+                rate, began = self.rate(side), self.env.now
+                try:
+                    yield self.env.timeout(left / rate) if rate else self.env.event()
+                    left = 0.0
+                except simpy.Interrupt:
+                    left -= rate * (self.env.now - began)
+            before = [self.rate(name) for name in self.workers]
+            self.done[side] += 1
+            for name, was in zip(self.workers, before, strict=True):
+                if name != side and self.rate(name) != was and self.workers[name].is_alive:
+                    self.workers[name].interrupt()
+
+    def makespan(self) -> float:
+        self.workers = {
+            "comm": self.env.process(self.work("comm", self.comm)),
+            "comp": self.env.process(self.work("comp", self.comp)),
+        }
+        self.env.run(self.workers["comp"])
+        return float(self.env.now)
+
+
+def measure_simpy(repeats: int) -> dict[str, float]:
+    """One run of 5,000 cycles on 12 cores under static:2: our simulator and SimPy, which must agree."""
+    run = scenario(5_000)
+    ours, theirs = simulate(run, "static:2"), SimpyRun(run, 2).makespan()
+    assert abs(ours.makespan - theirs) < 1e-9 * theirs, (ours.makespan, theirs)
+    seconds = {
+        "edgekd_s": median_seconds(lambda: simulate(run, "static:2"), repeats),
+        "simpy_s": median_seconds(lambda: SimpyRun(run, 2).makespan(), repeats),
+    }
+    return {**seconds, "makespan": ours.makespan, "simpy_events_per_s": ours.num_events / seconds["simpy_s"]}
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    repeats = settings.repeats
+    hundred, random_runs = scenario(100), scenario(200)
+    comm, comp = hundred.works.tasks(0, 100)
+    return {
+        "bound_and_plan_of_a_million_cycles": measure_bounds(repeats),
+        "events_per_s": measure_events(repeats),
+        "thousand_random_runs_s": median_seconds(lambda: random_makespans(random_runs, runs=1000, seed=0), repeats),
+        "dynamic_of_100_cycles_s": median_seconds(lambda: solve(comm=comm, comp=comp, rates=hundred.rates), repeats),
+        "replan": {name: measure_replans(name) for name in ("dynamic", "adaptive")},
+        "single_run_beside_simpy": measure_simpy(repeats),
+    }
+
+
+def main() -> None:
+    settings = parse(Settings, sys.argv[1:], prog="simulator.py", description=__doc__ or "")
+    report = {
+        "command": ["benchmarks/simulator.py", *sys.argv[1:]],
+        "host": describe_host(tuple(sorted(os.sched_getaffinity(0)))),
+        "software": describe_software() | {"simpy": simpy.__version__},
+        "results": measure(settings),
+    }
+    text = json.dumps(report, indent=2)
+    if settings.json is not None:
+        settings.json.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

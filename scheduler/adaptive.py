@@ -1,0 +1,90 @@
+"""`adaptive`: at every event, the mode after which the rest of the run could still end soonest.
+
+The rest of a run has an exact optimum, a matter of microseconds once the run's line is known (docs/model.md). So modes are tried in
+thought up to the next completion, and judged by the time to there plus the optimum from there. While the run keeps to the line,
+the two modes next to its slope lose nothing; off it, and near the end, where events are the only moments to switch, the best
+correction wins by itself. A full prefetch buffer is foreseen for the step at hand, not beyond.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from scheduler.cost import Mode, RateTable, Workload
+from scheduler.plan import Frontier
+from scheduler.remaining import Remaining, remaining_of
+from scheduler.state import Allocation
+from scheduler.view import View, Works
+
+TIE = 1e-12
+"""Relative difference of two predicted times that is rounding."""
+
+DRIFT = 0.01
+"""Relative change of a learnt work below which the run's line is not drawn again."""
+
+
+class Adaptive:
+    """Looks one completion ahead, with every mode that the optimum could use."""
+
+    name: ClassVar[str] = "adaptive"
+    is_work_conserving: ClassVar[bool] = True
+    needs_rates: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._rates: RateTable | None = None
+        self._works: Works | None = None
+
+    def choose(self, view: View) -> Allocation:
+        """The mode with the least predicted end; of equals the one that has comm furthest ahead."""
+        if view.rates is None:  # two cores and nothing measured: there is one split
+            return Allocation.split(view.num_cores - 1, view.num_cores)
+        remaining, frontier = self._prepare(view, view.rates)
+        position = remaining.position(view)
+        best, least = frontier.modes[-1], math.inf
+        for mode in reversed(frontier.modes):
+            predicted = _seconds_to_end(view, mode, position, remaining, frontier)
+            if predicted < least * (1 - TIE):
+                best, least = mode, predicted
+        return self._allocations[best.name]
+
+    def _prepare(self, view: View, rates: RateTable) -> tuple[Remaining, Frontier]:
+        """Draw the run's line once, and the frontier once per table of rates."""
+        if rates != self._rates:
+            self._rates = rates
+            self._frontier = Frontier.of(rates.modes())
+            splits = [Allocation.split(c, rates.num_cores) for c in range(rates.num_cores + 1)]
+            shared = [Allocation.sharing(mode.name, rates.num_cores) for mode in rates.shared]
+            self._allocations = {mode.name: kept for mode, kept in zip(rates.modes(), [*splits, *shared], strict=True)}
+        if not _is_like(view.works, self._works):
+            self._works = view.works
+            self._remaining = remaining_of(view.works, view.cycles)
+        return self._remaining, self._frontier
+
+
+def _seconds_to_end(
+    view: View, mode: Mode, position: tuple[float, float], remaining: Remaining, frontier: Frontier
+) -> float:
+    """Seconds to the next completion under `mode`, then what is forced by a full buffer, then the optimum of the rest."""
+    comm_time = view.comm_left / mode.comm_rate if mode.comm_rate else math.inf
+    comp_time = view.comp_left / mode.comp_rate if mode.comp_rate else math.inf
+    seconds = min(comm_time, comp_time)
+    comp_done, comm_done = position[0] + mode.comp_rate * seconds, position[1] + mode.comm_rate * seconds
+    if comm_time > seconds * (1 + TIE):
+        return seconds + remaining.time(view.num_comm, comp_done, comm_done, frontier)
+    num_comm = view.num_comm + 1
+    ends_backward = comp_time <= seconds * (1 + TIE) and view.num_forward > view.num_backward
+    num_backward = view.num_backward + ends_backward
+    if view.prefetch is not None and num_comm < view.cycles and num_comm - num_backward >= view.prefetch:
+        freed = remaining.cycle_end(num_backward)
+        seconds += (freed - comp_done) / frontier.comp_alone
+        comp_done = freed
+    return seconds + remaining.time(num_comm, comp_done, comm_done, frontier)
+
+
+def _is_like(works: Works, known: Works | None) -> bool:
+    """Whether works are those known, or learnt ones that have hardly changed."""
+    if not (isinstance(works, Workload) and isinstance(known, Workload)):
+        return works is known
+    pairs = ((works.forward, known.forward), (works.backward, known.backward), (works.comm, known.comm))
+    return all(math.isclose(now, before, rel_tol=DRIFT) for now, before in pairs)

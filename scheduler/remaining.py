@@ -1,0 +1,133 @@
+"""What is left of a run, and how long that takes at best: T* from any moment on, without a prefetch limit.
+
+A moment is a point: comp work done, comm work done. The rest's optimum follows the tangent from there to the upper hull of the
+points (W_m, Y_m) still ahead, then that hull (docs/model.md, "The optimum"). So all that is needed is, for every such
+point, which one follows it on the hull of those behind it: found once per run, in O(N), from the end backwards. Where every cycle
+costs the same, the points lie on one line and nothing needs to be found.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+
+from scheduler.cost import Workload
+from scheduler.plan import Frontier
+from scheduler.view import View, Works
+
+
+class Remaining(Protocol):
+    """What is left after a moment of a run of N cycles."""
+
+    def position(self, view: View) -> tuple[float, float]:
+        """Comp work done and comm work done at this moment."""
+
+    def cycle_end(self, cycle: int) -> float:
+        """Comp work done when Backward of this cycle (from 0) ends."""
+
+    def time(self, num_comm: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
+        """The least seconds that the rest takes, with these modes, when `num_comm` batches are there."""
+
+
+def remaining_of(works: Works, cycles: int) -> Remaining:
+    """What is left of a run with these works."""
+    return EqualCycles(works, cycles) if isinstance(works, Workload) else AnyCycles(works, cycles)
+
+
+class EqualCycles:
+    """Every cycle costs the same, so (W_1, Y_1) to (W_N, Y_N) is one straight line. O(1) per question."""
+
+    def __init__(self, work: Workload, cycles: int) -> None:
+        self._work, self._cycles = work, cycles
+        self._cycle = work.forward + work.backward
+        self._last_wait = cycles * self._cycle - work.backward  # W_N
+        self._comm = cycles * work.comm  # Y_N
+
+    def position(self, view: View) -> tuple[float, float]:
+        """Comp work done and comm work done at this moment."""
+        running_ends = self._cycle if view.num_forward > view.num_backward else self._work.forward
+        comp = view.num_backward * self._cycle + running_ends - view.comp_left
+        return comp, (view.num_comm + 1) * self._work.comm - view.comm_left
+
+    def cycle_end(self, cycle: int) -> float:
+        """Comp work done when Backward of this cycle (from 0) ends."""
+        return (cycle + 1) * self._cycle
+
+    def time(self, num_comm: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
+        """The least seconds for the rest: the steeper of the ways to the next point and to the last one."""
+        last = self._work.backward / frontier.comp_alone
+        if num_comm == self._cycles:
+            return (self._last_wait - comp_done) / frontier.comp_alone + last
+        dx, dy = self._last_wait - comp_done, self._comm - comm_done
+        next_dx = num_comm * self._cycle + self._work.forward - comp_done
+        next_dy = (num_comm + 1) * self._work.comm - comm_done
+        if next_dy * dx > dy * next_dx:
+            return frontier.seconds(next_dx, next_dy) + frontier.seconds(dx - next_dx, dy - next_dy) + last
+        return frontier.seconds(dx, dy) + last
+
+
+class AnyCycles:
+    """Every task has its own work. O(N) once, and again when the modes change; then a short walk along the hull per question."""
+
+    def __init__(self, works: Works, cycles: int) -> None:
+        comm, comp = works.tasks(0, cycles)
+        comp_done, comm_done = np.concatenate([[0.0], np.cumsum(comp)]), np.concatenate([[0.0], np.cumsum(comm)])
+        self._x, self._y = comp_done[1::2], comm_done[1:]  # (W_m, Y_m), m from 0
+        self._comp_done, self._comm_done = comp_done.tolist(), comm_done.tolist()
+        self._points = list(zip(self._x.tolist(), self._y.tolist(), strict=True))
+        self._next = _followers(self._points)
+        self._frontier: Frontier | None = None
+        self._times: list[float] = []
+
+    def position(self, view: View) -> tuple[float, float]:
+        """Comp work done and comm work done at this moment."""
+        comp = self._comp_done[view.num_forward + view.num_backward + 1] - view.comp_left
+        return comp, self._comm_done[view.num_comm + 1] - view.comm_left
+
+    def cycle_end(self, cycle: int) -> float:
+        """Comp work done when Backward of this cycle (from 0) ends."""
+        return self._comp_done[2 * cycle + 2]
+
+    def time(self, num_comm: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
+        """The least seconds for the rest: to the point that the tangent touches, and on from there."""
+        if num_comm == len(self._points):
+            return (self._comp_done[-1] - comp_done) / frontier.comp_alone
+        if frontier is not self._frontier:
+            self._follow(frontier)
+        touched = num_comm
+        x, y = self._points[touched]
+        dx, dy = x - comp_done, y - comm_done
+        while (further := self._next[touched]) > touched:
+            x, y = self._points[further]
+            if (y - comm_done) * dx < dy * (x - comp_done):
+                break
+            touched, dx, dy = further, x - comp_done, y - comm_done
+        return frontier.seconds(dx, dy) + self._times[touched]
+
+    def _follow(self, frontier: Frontier) -> None:
+        """Seconds from every point to the end, along the hull of the points behind it."""
+        followers = np.array(self._next)
+        steps = frontier.cost(self._x[followers] - self._x, self._y[followers] - self._y).tolist()
+        times = [(self._comp_done[-1] - self._comp_done[-2]) / frontier.comp_alone] * len(steps)
+        for point in range(len(steps) - 2, -1, -1):
+            times[point] = steps[point] + times[self._next[point]]
+        self._frontier, self._times = frontier, times
+
+
+def _followers(points: list[tuple[float, float]]) -> list[int]:
+    """For every point the next vertex of the upper concave hull of it and those behind it; the last is its own."""
+    last = len(points) - 1
+    followers = [last] * len(points)
+    for point in range(last - 1, -1, -1):
+        x, y = points[point]
+        nearest = point + 1
+        while (further := followers[nearest]) > nearest:
+            near_x, near_y = points[nearest]
+            far_x, far_y = points[further]
+            if (far_y - y) * (near_x - x) < (near_y - y) * (far_x - x):
+                break
+            nearest = further
+        followers[point] = nearest
+    return followers

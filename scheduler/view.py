@@ -1,0 +1,59 @@
+"""What a policy is asked and what it may know: the protocol behind which every policy stands."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from scheduler.cost import RateTable
+from scheduler.state import Allocation, State
+
+
+class Works(Protocol):
+    """What every task of a run costs, in the units of the rates: the same in each cycle, or task by task."""
+
+    def tasks(self, first: int, last: int) -> tuple[list[float], list[float]]:
+        """The works of cycles `first` to `last` - 1: of Comm [cycles], and of Forward and Backward in turn [2 cycles]."""
+
+
+class View(NamedTuple):
+    """What a policy may know at an event. It is made at every event, and a tuple is made fastest.
+
+    The state S_{i,j,k} as in `State`; `comm_left` and `comp_left` are the work remaining of the two running tasks, `works` that
+    of all tasks. All work is in the units of `rates`, which is None where nobody knows them, never for `needs_rates` policies.
+    """
+
+    num_cores: int
+    cycles: int
+    prefetch: int | None
+    num_comm: int
+    num_forward: int
+    num_backward: int
+    comm_left: float
+    comp_left: float
+    works: Works
+    rates: RateTable | None
+
+    @classmethod
+    def of(cls, state: State, *, num_cores: int, comm_left: float, comp_left: float, works: Works, rates: RateTable | None) -> View:
+        """The view from this state."""
+        counts = (state.num_comm, state.num_forward, state.num_backward)
+        return cls(num_cores, state.cycles, state.prefetch, *counts, comm_left, comp_left, works, rates)
+
+
+class Policy(Protocol):
+    """What the controller asks. `needs_rates`: without a profile the controller first measures some splits (LEARNING)."""
+
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+
+    @property
+    def is_work_conserving(self) -> bool:
+        """Whether the forced allocations of Eq. 13 apply."""
+
+    @property
+    def needs_rates(self) -> bool:
+        """Whether `choose` reads `View.rates`."""
+
+    def choose(self, view: View) -> Allocation:
+        """The allocation until the next event."""
