@@ -1,0 +1,341 @@
+"""The parameters of f and g (Eq. 3 and 4) from measured times, with their standard errors; or why the times do not tell them.
+
+Both formulas give a rate that is linear in what stands beside the core counts: (p, q) of p - q c for comp, with a1 = 1/p and
+a2 = q/p, and (b1, b2, d) of b1 c + b2 ln c + d for comm, with b3 = exp(d / b2). Fitted is the logarithm of the rates. Times span
+orders of magnitude and err in proportion; a logarithm weighs them alike, favours neither long nor short (the error relative to
+the measured time favours short), does not care about units, and keeps the rate positive wherever there is a sample. It also
+makes the mean logarithm at each core count all that the fit needs of the times.
+
+A fit whose rate is not positive at every core count that can occur lies outside of the model. The best one inside would lie on
+the bound, where the parameters say more about the bound than about the device. So it is not identified, like a parameter that
+its standard error drowns, and no numbers are given for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import least_squares
+
+from scheduler.cost import CostModel
+from scheduler.scenario import MAX_CORES, check_keys, number, read_json
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+ROUNDING = 1e-12
+"""The least relative error that a time is believed to have, or exact ones would prove that b2 is 1e-16 and not 0."""
+
+MAX_SPREAD = 1e9
+"""Beyond this ratio of rates at two core counts, the times are not those of cores, and sums of such rates lose their digits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """So much work of one side took so many seconds while comm had so many cores, and comp the rest."""
+
+    work: float
+    comm_cores: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """What was measured on a device of `cores` cores."""
+
+    cores: int
+    comp: tuple[Sample, ...]
+    comm: tuple[Sample, ...]
+
+    @classmethod
+    def from_text(cls, text: str) -> Samples:
+        """Read a JSON document. ValueError if it is none, or names a key twice."""
+        return cls.from_json(read_json(text, "samples"))
+
+    @classmethod
+    def from_json(cls, data: Any) -> Samples:
+        """Read {"cores", "comp": [{"work", "comm_cores", "seconds"}, ...], "comm": [...]}; `comm_cores` counts COMM cores in both.
+
+        ValueError, naming the value and the rule, unless works and seconds are positive and every c has a rate: 0..cores-1 for
+        comp and 1..cores for comm.
+        """
+        check_keys(data, required=("cores", "comp", "comm"), where="samples")
+        cores = data["cores"]
+        if not _is_whole(cores) or not 2 <= cores <= MAX_CORES:
+            raise ValueError(f"samples: 'cores' is {cores!s:.40}; it must be a whole number in 2..{MAX_CORES}")
+        comp = _samples(data["comp"], "comp", 0, cores - 1)
+        return cls(cores=cores, comp=comp, comm=_samples(data["comm"], "comm", 1, cores))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A parameter and its standard error."""
+
+    value: float
+    stderr: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideFit:
+    """What the samples of one side tell. Every parameter is None if `note` says why they cannot be identified."""
+
+    parameters: dict[str, Estimate | None]
+    r2: float | None
+    """1 - (squares of the times' errors) / (squares of the times around their mean); None if there is no fit, or one time only."""
+    num_samples: int
+    num_core_counts: int
+    """Distinct core counts among the samples."""
+    note: str
+
+    @property
+    def identified(self) -> bool:
+        """Whether there are parameters."""
+        return not self.note
+
+    def values(self) -> dict[str, float]:
+        """The parameters by name. ValueError, with the reason, if they are not identified."""
+        found = {name: estimate.value for name, estimate in self.parameters.items() if estimate is not None}
+        if not self.identified:
+            raise ValueError(f"{', '.join(self.parameters)} are not identified: {self.note}")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The parameters by name, each {"value", "stderr"} or None, then the rest."""
+        parameters = {name: e and {"value": e.value, "stderr": e.stderr} for name, e in self.parameters.items()}
+        counts = {"num_samples": self.num_samples, "num_core_counts": self.num_core_counts}
+        return {**parameters, "r2": self.r2, **counts, "identified": self.identified, "note": self.note}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """f and g of a device of `cores` cores, each as far as its samples tell."""
+
+    cores: int
+    comp: SideFit
+    comm: SideFit
+
+    @property
+    def cost(self) -> CostModel | None:
+        """Both formulas, with positive rates at every split of `cores`; None unless both sides are identified."""
+        if not (self.comp.identified and self.comm.identified):
+            return None
+        return CostModel(**self.comp.values(), **self.comm.values())
+
+    def comp_time(self, x: float, c: float) -> float:
+        """f(x, c) in seconds. ValueError if comp is not identified, or its rate at c is not positive."""
+        return CostModel(**self.comp.values(), **_NO_COMM).comp_time(x, c)
+
+    def comm_time(self, y: float, c: float) -> float:
+        """g(y, c) in seconds. ValueError if comm is not identified, or its rate at c is not positive."""
+        return CostModel(**self.comm.values(), **_NO_COMP).comm_time(y, c)
+
+    def to_json(self) -> dict[str, Any]:
+        """Both sides, and under "cost" what a scenario or a profile calls so, or None."""
+        cost = self.cost
+        pasted = cost and {name: getattr(cost, name) for name in (*self.comp.parameters, *self.comm.parameters)}
+        return {"cores": self.cores, "comp": self.comp.to_json(), "comm": self.comm.to_json(), "cost": pasted}
+
+
+def fit(samples: Samples) -> Fit:
+    """Fit f to the samples of comp and g to those of comm."""
+    comp = _fit_side(_COMP, samples.comp, samples.cores)
+    return Fit(cores=samples.cores, comp=comp, comm=_fit_side(_COMM, samples.comm, samples.cores))
+
+
+class _NotIdentified(Exception):
+    """The samples do not tell the parameters; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Formula:
+    """One side's formula: its rate is `basis(c)` [K, P] times P coefficients, which `convert` turns into the parameters."""
+
+    name: str
+    parameters: tuple[str, ...]
+    first: int
+    """The least c at which this side has cores; the highest is `first` + cores - 1."""
+    basis: Callable[[Floats], Floats]
+    convert: Callable[[Floats], tuple[list[float], Floats]]
+    """coefficients [P] -> (parameters [P], their Jacobian with respect to the coefficients [P, P])."""
+    rate: Callable[[Mapping[str, float], int], float]
+    """The rate at c as CostModel computes it."""
+
+
+def _fit_side(formula: _Formula, samples: tuple[Sample, ...], cores: int) -> SideFit:
+    # Sorted, so that the order of the samples does not even reach the rounding.
+    samples = tuple(sorted(samples, key=lambda sample: (sample.comm_cores, sample.work, sample.seconds)))
+    counts = {"num_samples": len(samples), "num_core_counts": len({sample.comm_cores for sample in samples})}
+    try:
+        _check_number(formula, cores, **counts)
+        with np.errstate(all="ignore"):  # what overflows is refused by name
+            found = _estimate(formula, samples, cores)
+    except _NotIdentified as reason:
+        return SideFit(parameters=dict.fromkeys(formula.parameters), r2=None, note=str(reason), **counts)
+    values = {name: estimate.value for name, estimate in found.items()}
+    return SideFit(parameters=dict(found), r2=_r2(formula, values, samples), note="", **counts)
+
+
+def _estimate(formula: _Formula, samples: tuple[Sample, ...], cores: int) -> dict[str, Estimate]:
+    """The parameters, or _NotIdentified."""
+    c, place, num = np.unique([float(sample.comm_cores) for sample in samples], return_inverse=True, return_counts=True)
+    logs = np.array([math.log(sample.work) - math.log(sample.seconds) for sample in samples])
+    level = float(np.mean(logs))
+    logs -= level
+    means = np.bincount(place, weights=logs) / num
+    if np.ptp(means) > math.log(MAX_SPREAD):
+        raise _NotIdentified(f"rates at two core counts differ by more than a factor of {MAX_SPREAD:g}; check the samples")
+    basis = formula.basis(c)
+    coefficients, root = _solve(basis, means, num)
+    errors = logs - np.log(basis @ coefficients)[place]
+    root *= max(math.sqrt(float(errors @ errors) / (len(logs) - len(coefficients))), ROUNDING)
+
+    possible = range(formula.first, formula.first + cores)
+    _check_positive(possible, formula.basis(np.array(possible, dtype=np.float64)) @ coefficients)
+    unit = np.exp(level)  # the rates were fitted in this one
+    parameters, jacobian = formula.convert(coefficients * unit)
+    stderrs = np.linalg.norm(jacobian @ (root * unit), axis=1).tolist()
+    found = {
+        name: Estimate(value=float(value), stderr=stderr)
+        for name, value, stderr in zip(formula.parameters, parameters, stderrs, strict=True)
+    }
+    _check_estimates(found)
+    values = {name: estimate.value for name, estimate in found.items()}
+    _check_positive(possible, np.array([formula.rate(values, c) for c in possible]))
+    return found
+
+
+def _solve(basis: Floats, means: Floats, num: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """The coefficients [P] that bring log(basis @ coefficients) nearest to `means` [K], which count `num` times each [K].
+
+    Also a root [P, P] of their covariance for errors of variance 1: root @ root.T.
+    """
+    weights = np.sqrt(num)
+    # The rates relative to the measured ones are `directions` @ z / weights. The columns are orthonormal, so near the solution
+    # the problem is as well conditioned as can be, whatever the core counts are.
+    directions, triangle = np.linalg.qr(basis * (weights / np.exp(means))[:, np.newaxis])
+
+    def residuals(z: Floats) -> Floats:
+        errors: Floats = weights * np.log(directions @ z / weights)  # NaN where a rate is negative: such a step is taken back
+        return errors
+
+    def jacobian(z: Floats) -> Floats:
+        slopes: Floats = directions * (weights / (directions @ z))[:, np.newaxis]
+        return slopes
+
+    start = directions.T @ weights  # linear least squares of the rates' relative errors
+    if not np.all(directions @ start > 0):
+        start = directions.T @ (weights / np.exp(means))  # the same rate at every core count
+    solution = least_squares(residuals, start, jac=jacobian, method="trf", xtol=1e-15, ftol=1e-15, gtol=1e-15)
+    if not solution.success:
+        raise _NotIdentified("the fit does not settle; check the samples")
+    inverse = np.linalg.inv(triangle)
+    return inverse @ solution.x, inverse @ np.linalg.inv(np.linalg.qr(solution.jac).R)
+
+
+def _check_number(formula: _Formula, cores: int, *, num_samples: int, num_core_counts: int) -> None:
+    name, needed = formula.name, len(formula.parameters)
+    if needed > cores:
+        raise _NotIdentified(
+            f"{name} needs {needed} distinct core counts and {cores} cores have only {cores}; give a scenario the measured 'modes'"
+        )
+    if num_core_counts < needed:
+        raise _NotIdentified(f"{name} needs samples at {needed} distinct core counts, and these have {num_core_counts}")
+    if num_samples <= needed:
+        raise _NotIdentified(
+            f"{num_samples} samples are too few for an error estimate: {name} has {needed} parameters; measure more, or repeat"
+        )
+
+
+def _check_positive(possible: range, rates: Floats) -> None:
+    worst = int(np.argmin(rates))
+    if not rates[worst] > np.max(rates) / MAX_SPREAD:
+        raise _NotIdentified(
+            f"a parameter is at its bound: the samples put the rate at c={possible[worst]} at 0 or below; measure more core counts"
+        )
+
+
+# How many standard errors a parameter must be from 0. b3 is a quotient by b2, and without sense where b2 may be noise.
+_ERRORS = {"b2": 2}
+
+
+def _check_estimates(estimates: Mapping[str, Estimate]) -> None:
+    drowned = [name for name, estimate in estimates.items() if abs(estimate.value) < _ERRORS.get(name, 1) * estimate.stderr]
+    if "b2" in drowned:
+        drowned = [name for name in drowned if name != "b3"]  # a consequence
+    if drowned:
+        found = " and ".join(f"{name} = {estimates[name].value:.2g} +- {estimates[name].stderr:.2g}" for name in drowned)
+        beside = ", and b3, inside of its logarithm, can then be anything" if "b2" in drowned else ""
+        raise _NotIdentified(f"{found} cannot be told from 0{beside}; measure more core counts, or more often")
+    for name, estimate in estimates.items():
+        if not (0 < abs(estimate.value) < math.inf and math.isfinite(estimate.stderr)):
+            raise _NotIdentified(f"{name} comes out as {estimate.value:g}, which is no parameter; check units and core counts")
+
+
+def _r2(formula: _Formula, values: Mapping[str, float], samples: tuple[Sample, ...]) -> float | None:
+    longest = max(sample.seconds for sample in samples)
+    times = np.array([sample.seconds / longest for sample in samples])
+    model = np.array([sample.work / longest / formula.rate(values, sample.comm_cores) for sample in samples])
+    total = float(np.sum((times - np.mean(times)) ** 2))
+    if total <= len(times) * ROUNDING**2:
+        return None
+    return 1 - float(np.sum((times - model) ** 2)) / total
+
+
+def _convert_comp(coefficients: Floats) -> tuple[list[float], Floats]:
+    p, q = coefficients
+    return [1 / p, q / p], np.array([[-1 / p / p, 0.0], [-q / p / p, 1 / p]])
+
+
+def _convert_comm(coefficients: Floats) -> tuple[list[float], Floats]:
+    b1, b2, d = coefficients
+    b3 = np.exp(d / b2)
+    return [b1, b2, b3], np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -b3 * d / b2 / b2, b3 / b2]])
+
+
+_NO_COMM = {"b1": 1.0, "b2": 0.0, "b3": 1.0}
+_NO_COMP = {"a1": 1.0, "a2": 0.0}
+
+_COMP = _Formula(
+    name="f",
+    parameters=("a1", "a2"),
+    first=0,
+    basis=lambda c: np.stack([np.ones_like(c), -c], axis=1),
+    convert=_convert_comp,
+    rate=lambda values, c: CostModel(**values, **_NO_COMM).comp_rate(c),
+)
+_COMM = _Formula(
+    name="g",
+    parameters=("b1", "b2", "b3"),
+    first=1,
+    basis=lambda c: np.stack([c, np.log(c), np.ones_like(c)], axis=1),
+    convert=_convert_comm,
+    rate=lambda values, c: CostModel(**values, **_NO_COMP).comm_rate(c),
+)
+
+
+def _samples(data: Any, side: str, lowest: int, highest: int) -> tuple[Sample, ...]:
+    if not isinstance(data, list) or not data:
+        raise ValueError(f"samples: '{side}' is {data!s:.40}; it must be a list of one sample or more")
+    return tuple(_sample(sample, f"samples {side}[{n}]", lowest, highest) for n, sample in enumerate(data))
+
+
+def _sample(data: Any, where: str, lowest: int, highest: int) -> Sample:
+    check_keys(data, required=("work", "comm_cores", "seconds"), where=where)
+    work, seconds = (number(data, key, where) for key in ("work", "seconds"))
+    for key, value in (("work", work), ("seconds", seconds)):
+        if value <= 0:
+            raise ValueError(f"{where}: '{key}' is {value:g}; it must be positive")
+    c = data["comm_cores"]
+    if not _is_whole(c) or not lowest <= c <= highest:
+        raise ValueError(
+            f"{where}: 'comm_cores' is {c!s:.40}; it must be a whole number in {lowest}..{highest}, where this side has cores"
+        )
+    return Sample(work=work, comm_cores=c, seconds=seconds)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
