@@ -3,7 +3,7 @@
 The rest of a run has an exact optimum, a matter of microseconds once the run's line is known (docs/model.md). So modes are tried in
 thought up to the next completion, and judged by the time to there plus the optimum from there. While the run keeps to the line,
 the two modes next to its slope lose nothing; off it, and near the end, where events are the only moments to switch, the best
-correction wins by itself. A full prefetch buffer is foreseen for the step at hand, not beyond.
+correction wins by itself.
 """
 
 from __future__ import annotations
@@ -58,28 +58,25 @@ class Adaptive:
             self._allocations = {mode.name: kept for mode, kept in zip(rates.modes(), [*splits, *shared], strict=True)}
         if not _is_like(view.works, self._works):
             self._works = view.works
-            self._remaining = remaining_of(view.works, view.cycles)
+            self._remaining = remaining_of(view.works, view.cycles, view.prefetch)
         return self._remaining, self._frontier
 
 
-def _seconds_to_end(
-    view: View, mode: Mode, position: tuple[float, float], remaining: Remaining, frontier: Frontier
-) -> float:
+def _seconds_to_end(view: View, mode: Mode, position: tuple[float, float], remaining: Remaining, frontier: Frontier) -> float:
     """Seconds to the next completion under `mode`, then what is forced by a full buffer, then the optimum of the rest."""
     comm_time = view.comm_left / mode.comm_rate if mode.comm_rate else math.inf
     comp_time = view.comp_left / mode.comp_rate if mode.comp_rate else math.inf
     seconds = min(comm_time, comp_time)
+    together = seconds * (1 + TIE)
     comp_done, comm_done = position[0] + mode.comp_rate * seconds, position[1] + mode.comm_rate * seconds
-    if comm_time > seconds * (1 + TIE):
-        return seconds + remaining.time(view.num_comm, comp_done, comm_done, frontier)
-    num_comm = view.num_comm + 1
-    ends_backward = comp_time <= seconds * (1 + TIE) and view.num_forward > view.num_backward
-    num_backward = view.num_backward + ends_backward
-    if view.prefetch is not None and num_comm < view.cycles and num_comm - num_backward >= view.prefetch:
-        freed = remaining.cycle_end(num_backward)
+    num_comm = view.num_comm + (comm_time <= together)
+    num_comp = view.num_forward + view.num_backward + (comp_time <= together)
+    if view.prefetch is not None and num_comm < view.cycles and num_comm - num_comp // 2 >= view.prefetch:
+        cycle = num_comp // 2
+        freed = remaining.cycle_end(cycle)
         seconds += (freed - comp_done) / frontier.comp_alone
-        comp_done = freed
-    return seconds + remaining.time(num_comm, comp_done, comm_done, frontier)
+        comp_done, num_comp = freed, 2 * cycle + 2
+    return seconds + remaining.time(num_comm, num_comp, comp_done, comm_done, frontier)
 
 
 def _is_like(works: Works, known: Works | None) -> bool:

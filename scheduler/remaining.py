@@ -1,20 +1,21 @@
-"""What is left of a run, and how long that takes at best: T* from any moment on, without a prefetch limit.
+"""What is left of a run, and how long that takes at best: T* from any moment on.
 
-A moment is a point: comp work done, comm work done. The rest's optimum follows the tangent from there to the upper hull of the
-points (W_m, Y_m) still ahead, then that hull (docs/model.md, "The optimum"). So all that is needed is, for every such
-point, which one follows it on the hull of those behind it: found once per run, in O(N), from the end backwards. Where every cycle
-costs the same, the points lie on one line and nothing needs to be found.
+A moment is a point: comp work done, comm work done. Without a prefetch limit the rest's optimum follows the tangent from there
+to the upper hull of the points (W_m, Y_m) still ahead, then that hull (docs/model.md, "The optimum"). So all that is needed is, for every
+such point, which one follows it on the hull of those behind it: found once per run, in O(N), from the end backwards. With a
+limit it follows a taut string of its own until that meets the run's. Where every cycle costs the same, all points
+lie on one line and nothing needs to be found.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 
 from scheduler.cost import Workload
-from scheduler.plan import Frontier
+from scheduler.plan import Frontier, course, funnel
 from scheduler.view import View, Works
 
 
@@ -27,17 +28,22 @@ class Remaining(Protocol):
     def cycle_end(self, cycle: int) -> float:
         """Comp work done when Backward of this cycle (from 0) ends."""
 
-    def time(self, num_comm: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
-        """The least seconds that the rest takes, with these modes, when `num_comm` batches are there."""
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
+        """The least seconds that the rest takes with these modes, `num_comm` Comm and `num_comp` comp tasks being done."""
 
 
-def remaining_of(works: Works, cycles: int) -> Remaining:
+def remaining_of(works: Works, cycles: int, prefetch: int | None) -> Remaining:
     """What is left of a run with these works."""
-    return EqualCycles(works, cycles) if isinstance(works, Workload) else AnyCycles(works, cycles)
+    if isinstance(works, Workload):
+        return EqualCycles(works, cycles)
+    return AnyCycles(works, cycles) if prefetch is None or prefetch >= cycles else LimitedCycles(works, cycles, prefetch)
 
 
 class EqualCycles:
-    """Every cycle costs the same, so (W_1, Y_1) to (W_N, Y_N) is one straight line. O(1) per question."""
+    """Every cycle costs the same, so (W_1, Y_1) to (W_N, Y_N) is one straight line. O(1) per question.
+
+    A prefetch limit of 2 or more leaves that line as it is, and is not asked for here.
+    """
 
     def __init__(self, work: Workload, cycles: int) -> None:
         self._work, self._cycles = work, cycles
@@ -55,7 +61,7 @@ class EqualCycles:
         """Comp work done when Backward of this cycle (from 0) ends."""
         return (cycle + 1) * self._cycle
 
-    def time(self, num_comm: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
         """The least seconds for the rest: the steeper of the ways to the next point and to the last one."""
         last = self._work.backward / frontier.comp_alone
         if num_comm == self._cycles:
@@ -90,7 +96,7 @@ class AnyCycles:
         """Comp work done when Backward of this cycle (from 0) ends."""
         return self._comp_done[2 * cycle + 2]
 
-    def time(self, num_comm: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
         """The least seconds for the rest: to the point that the tangent touches, and on from there."""
         if num_comm == len(self._points):
             return (self._comp_done[-1] - comp_done) / frontier.comp_alone
@@ -114,6 +120,66 @@ class AnyCycles:
         for point in range(len(steps) - 2, -1, -1):
             times[point] = steps[point] + times[self._next[point]]
         self._frontier, self._times = frontier, times
+
+
+AHEAD = 4
+"""Cycles beyond the prefetch limit within which a taut string is taken to have met the run's."""
+
+
+class LimitedCycles(AnyCycles):
+    """Every task has its own work, and comm may run ahead by `prefetch` batches. O(prefetch) per question, mostly."""
+
+    def __init__(self, works: Works, cycles: int, prefetch: int) -> None:
+        super().__init__(works, cycles)
+        comm, comp = (np.array(tasks) for tasks in works.tasks(0, cycles))
+        self._prefetch = prefetch
+        self._path = course(forward=comp[0::2], backward=comp[1::2], comm=comm, prefetch=prefetch)
+        # Where the run's string arrives when a Backward ends: on which segment, and how high.
+        ends = np.array(self._comp_done[2::2])[: cycles - 1]
+        self._segment = np.maximum(np.searchsorted(self._path.comp, ends), 1)
+        low, high = self._path.comp[self._segment - 1], self._path.comp[self._segment]
+        part = np.divide(ends - low, high - low, out=np.zeros_like(ends), where=high > low)
+        rise = self._path.comm[self._segment] - self._path.comm[self._segment - 1]
+        self._arrivals = (self._path.comm[self._segment - 1] + part * rise).tolist()
+
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
+        """The least seconds for the rest: along a taut string from here to the run's own, and on along that."""
+        last = len(self._points) - 1
+        if num_comm > last:
+            return (self._comp_done[-1] - comp_done) / frontier.comp_alone
+        if frontier is not self._frontier:
+            self._follow(frontier)
+        first = num_comp // 2
+        meeting = first + self._prefetch + AHEAD
+        while meeting < last and self._arrivals[meeting] < comm_done:
+            meeting += self._prefetch
+        gates = self._gates(num_comm, num_comp, min(meeting, last))
+        comp, comm = funnel((x - comp_done, y - comm_done, is_ceiling) for x, y, is_ceiling in gates)
+        seconds = sum(map(frontier.seconds, np.diff(comp).tolist(), np.diff(comm).tolist()))
+        return seconds + self._times[min(meeting, last)]
+
+    def _gates(self, num_comm: int, num_comp: int, meeting: int) -> Iterator[tuple[float, float, bool]]:
+        """What the path has to pass above and below, up to where it meets the run's."""
+        for cycle in range(num_comp // 2, meeting):
+            if cycle >= num_comm:
+                yield (*self._points[cycle], False)
+            yield self._comp_done[2 * cycle + 2], self._comm_done[min(cycle + self._prefetch, len(self._points))], True
+        if meeting == len(self._points) - 1:
+            yield (*self._points[meeting], False)
+        else:
+            if meeting >= num_comm:
+                yield (*self._points[meeting], False)
+            yield self._comp_done[2 * meeting + 2], self._arrivals[meeting], False
+
+    def _follow(self, frontier: Frontier) -> None:
+        """Seconds to the end from where the run's string arrives at the end of each cycle."""
+        path = self._path
+        last = (self._comp_done[-1] - self._comp_done[-2]) / frontier.comp_alone
+        steps = frontier.cost(np.diff(path.comp), np.diff(path.comm))
+        from_vertices = np.append(np.cumsum(steps[::-1])[::-1], 0.0) + last
+        ends = np.array(self._comp_done[2::2])[:-1]
+        rest = frontier.cost(path.comp[self._segment] - ends, path.comm[self._segment] - np.array(self._arrivals))
+        self._frontier, self._times = frontier, [*(rest + from_vertices[self._segment]).tolist(), last]
 
 
 def _followers(points: list[tuple[float, float]]) -> list[int]:
