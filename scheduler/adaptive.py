@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from scheduler.cost import Mode, RateTable, Workload
 from scheduler.plan import Frontier
-from scheduler.remaining import Remaining, remaining_of
+from scheduler.remaining import Pace, Remaining, remaining_of
 from scheduler.state import Allocation
 from scheduler.view import View, Works
 
@@ -39,30 +39,30 @@ class Adaptive:
         """The mode with the least predicted end; of equals the one that has comm furthest ahead."""
         if view.rates is None:  # two cores and nothing measured: there is one split
             return Allocation.split(view.num_cores - 1, view.num_cores)
-        remaining, frontier = self._prepare(view, view.rates)
-        position = remaining.position(view)
-        best, least = frontier.modes[-1], math.inf
-        for mode in reversed(frontier.modes):
-            predicted = _seconds_to_end(view, mode, position, remaining, frontier)
+        remaining, pace = self._prepare(view, view.rates)
+        position, modes = remaining.position(view), pace.frontier.modes
+        best, least = modes[-1], math.inf
+        for mode in reversed(modes):
+            predicted = _seconds_to_end(view, mode, position, remaining, pace)
             if predicted < least * (1 - TIE):
                 best, least = mode, predicted
         return self._allocations[best.name]
 
-    def _prepare(self, view: View, rates: RateTable) -> tuple[Remaining, Frontier]:
+    def _prepare(self, view: View, rates: RateTable) -> tuple[Remaining, Pace]:
         """Draw the run's line once, and the frontier once per table of rates."""
         if rates != self._rates:
             self._rates = rates
-            self._frontier = Frontier.of(rates.modes())
+            self._pace = Pace(frontier=Frontier.of(rates.modes()), comp_alone=rates.comp[0])
             splits = [Allocation.split(c, rates.num_cores) for c in range(rates.num_cores + 1)]
             shared = [Allocation.sharing(mode.name, rates.num_cores) for mode in rates.shared]
             self._allocations = {mode.name: kept for mode, kept in zip(rates.modes(), [*splits, *shared], strict=True)}
         if not _is_like(view.works, self._works):
             self._works = view.works
             self._remaining = remaining_of(view.works, view.cycles, view.prefetch)
-        return self._remaining, self._frontier
+        return self._remaining, self._pace
 
 
-def _seconds_to_end(view: View, mode: Mode, position: tuple[float, float], remaining: Remaining, frontier: Frontier) -> float:
+def _seconds_to_end(view: View, mode: Mode, position: tuple[float, float], remaining: Remaining, pace: Pace) -> float:
     """Seconds to the next completion under `mode`, then what is forced by a full buffer, then the optimum of the rest."""
     comm_time = view.comm_left / mode.comm_rate if mode.comm_rate else math.inf
     comp_time = view.comp_left / mode.comp_rate if mode.comp_rate else math.inf
@@ -74,9 +74,9 @@ def _seconds_to_end(view: View, mode: Mode, position: tuple[float, float], remai
     if view.prefetch is not None and num_comm < view.cycles and num_comm - num_comp // 2 >= view.prefetch:
         cycle = num_comp // 2
         freed = remaining.cycle_end(cycle)
-        seconds += (freed - comp_done) / frontier.comp_alone
+        seconds += (freed - comp_done) / pace.comp_alone
         comp_done, num_comp = freed, 2 * cycle + 2
-    return seconds + remaining.time(num_comm, num_comp, comp_done, comm_done, frontier)
+    return seconds + remaining.time(num_comm, num_comp, comp_done, comm_done, pace)
 
 
 def _is_like(works: Works, known: Works | None) -> bool:

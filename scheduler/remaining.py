@@ -1,15 +1,16 @@
 """What is left of a run, and how long that takes at best: T* from any moment on.
 
 A moment is a point: comp work done, comm work done. Without a prefetch limit the rest's optimum follows the tangent from there
-to the upper hull of the points (W_m, Y_m) still ahead, then that hull (docs/model.md, "The optimum"). So all that is needed is, for every
-such point, which one follows it on the hull of those behind it: found once per run, in O(N), from the end backwards. With a
-limit it follows a taut string of its own until that meets the run's. Where every cycle costs the same, all points
-lie on one line and nothing needs to be found.
+to the upper hull of the points (W_m, Y_m) still ahead, then that hull (docs/model.md, "The optimum"). So all that is needed is, for
+every such point, which one follows it on the hull of those behind it: found once per run, in O(N), from the end backwards. With
+a limit it follows a taut string of its own until that meets the run's. Where every cycle costs the same, all points lie on one line
+and nothing needs to be found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,18 @@ import numpy as np
 from scheduler.cost import Workload
 from scheduler.plan import Frontier, course, funnel
 from scheduler.view import View, Works
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast the rest can go: the frontier of the modes, and comp's rate when it has every core."""
+
+    frontier: Frontier
+    comp_alone: float
+
+    def seconds(self, comp: float, comm: float) -> float:
+        """`Frontier.cost` of two numbers, which are asked for often."""
+        return max([per_comp * comp + per_comm * comm for per_comp, per_comm in self.frontier.prices])
 
 
 class Remaining(Protocol):
@@ -28,7 +41,7 @@ class Remaining(Protocol):
     def cycle_end(self, cycle: int) -> float:
         """Comp work done when Backward of this cycle (from 0) ends."""
 
-    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
         """The least seconds that the rest takes with these modes, `num_comm` Comm and `num_comp` comp tasks being done."""
 
 
@@ -61,17 +74,17 @@ class EqualCycles:
         """Comp work done when Backward of this cycle (from 0) ends."""
         return (cycle + 1) * self._cycle
 
-    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
         """The least seconds for the rest: the steeper of the ways to the next point and to the last one."""
-        last = self._work.backward / frontier.comp_alone
+        last = self._work.backward / pace.comp_alone
         if num_comm == self._cycles:
-            return (self._last_wait - comp_done) / frontier.comp_alone + last
+            return (self._last_wait - comp_done) / pace.comp_alone + last
         dx, dy = self._last_wait - comp_done, self._comm - comm_done
         next_dx = num_comm * self._cycle + self._work.forward - comp_done
         next_dy = (num_comm + 1) * self._work.comm - comm_done
         if next_dy * dx > dy * next_dx:
-            return frontier.seconds(next_dx, next_dy) + frontier.seconds(dx - next_dx, dy - next_dy) + last
-        return frontier.seconds(dx, dy) + last
+            return pace.seconds(next_dx, next_dy) + pace.seconds(dx - next_dx, dy - next_dy) + last
+        return pace.seconds(dx, dy) + last
 
 
 class AnyCycles:
@@ -81,10 +94,11 @@ class AnyCycles:
         comm, comp = works.tasks(0, cycles)
         comp_done, comm_done = np.concatenate([[0.0], np.cumsum(comp)]), np.concatenate([[0.0], np.cumsum(comm)])
         self._x, self._y = comp_done[1::2], comm_done[1:]  # (W_m, Y_m), m from 0
-        self._comp_done, self._comm_done = comp_done.tolist(), comm_done.tolist()
+        self._comp_done: list[float] = comp_done.tolist()
+        self._comm_done: list[float] = comm_done.tolist()
         self._points = list(zip(self._x.tolist(), self._y.tolist(), strict=True))
         self._next = _followers(self._points)
-        self._frontier: Frontier | None = None
+        self._pace: Pace | None = None
         self._times: list[float] = []
 
     def position(self, view: View) -> tuple[float, float]:
@@ -96,12 +110,12 @@ class AnyCycles:
         """Comp work done when Backward of this cycle (from 0) ends."""
         return self._comp_done[2 * cycle + 2]
 
-    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
         """The least seconds for the rest: to the point that the tangent touches, and on from there."""
         if num_comm == len(self._points):
-            return (self._comp_done[-1] - comp_done) / frontier.comp_alone
-        if frontier is not self._frontier:
-            self._follow(frontier)
+            return (self._comp_done[-1] - comp_done) / pace.comp_alone
+        if pace is not self._pace:
+            self._follow(pace)
         touched = num_comm
         x, y = self._points[touched]
         dx, dy = x - comp_done, y - comm_done
@@ -110,16 +124,16 @@ class AnyCycles:
             if (y - comm_done) * dx < dy * (x - comp_done):
                 break
             touched, dx, dy = further, x - comp_done, y - comm_done
-        return frontier.seconds(dx, dy) + self._times[touched]
+        return pace.seconds(dx, dy) + self._times[touched]
 
-    def _follow(self, frontier: Frontier) -> None:
+    def _follow(self, pace: Pace) -> None:
         """Seconds from every point to the end, along the hull of the points behind it."""
         followers = np.array(self._next)
-        steps = frontier.cost(self._x[followers] - self._x, self._y[followers] - self._y).tolist()
-        times = [(self._comp_done[-1] - self._comp_done[-2]) / frontier.comp_alone] * len(steps)
+        steps = pace.frontier.cost(self._x[followers] - self._x, self._y[followers] - self._y).tolist()
+        times = [(self._comp_done[-1] - self._comp_done[-2]) / pace.comp_alone] * len(steps)
         for point in range(len(steps) - 2, -1, -1):
             times[point] = steps[point] + times[self._next[point]]
-        self._frontier, self._times = frontier, times
+        self._pace, self._times = pace, times
 
 
 AHEAD = 4
@@ -133,53 +147,53 @@ class LimitedCycles(AnyCycles):
         super().__init__(works, cycles)
         comm, comp = (np.array(tasks) for tasks in works.tasks(0, cycles))
         self._prefetch = prefetch
-        self._path = course(forward=comp[0::2], backward=comp[1::2], comm=comm, prefetch=prefetch)
+        path = course(forward=comp[0::2], backward=comp[1::2], comm=comm, prefetch=prefetch)
+        # The last vertex twice: a segment that even a run without any work has.
+        self._path_x, self._path_y = np.append(path.comp, path.comp[-1]), np.append(path.comm, path.comm[-1])
         # Where the run's string arrives when a Backward ends: on which segment, and how high.
-        ends = np.array(self._comp_done[2::2])[: cycles - 1]
-        self._segment = np.maximum(np.searchsorted(self._path.comp, ends), 1)
-        low, high = self._path.comp[self._segment - 1], self._path.comp[self._segment]
-        part = np.divide(ends - low, high - low, out=np.zeros_like(ends), where=high > low)
-        rise = self._path.comm[self._segment] - self._path.comm[self._segment - 1]
-        self._arrivals = (self._path.comm[self._segment - 1] + part * rise).tolist()
+        self._ends = np.array(self._comp_done[2::2])[: cycles - 1]
+        self._segment = np.clip(np.searchsorted(path.comp, self._ends), 1, len(path.comp))
+        low, high = self._path_x[self._segment - 1], self._path_x[self._segment]
+        part = np.divide(self._ends - low, high - low, out=np.zeros_like(low), where=high > low)
+        rise = self._path_y[self._segment] - self._path_y[self._segment - 1]
+        self._arrivals = (self._path_y[self._segment - 1] + part * rise).tolist()
 
-    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, frontier: Frontier) -> float:
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
         """The least seconds for the rest: along a taut string from here to the run's own, and on along that."""
         last = len(self._points) - 1
         if num_comm > last:
-            return (self._comp_done[-1] - comp_done) / frontier.comp_alone
-        if frontier is not self._frontier:
-            self._follow(frontier)
+            return (self._comp_done[-1] - comp_done) / pace.comp_alone
+        if pace is not self._pace:
+            self._follow(pace)
         first = num_comp // 2
         meeting = first + self._prefetch + AHEAD
         while meeting < last and self._arrivals[meeting] < comm_done:
             meeting += self._prefetch
         gates = self._gates(num_comm, num_comp, min(meeting, last))
-        comp, comm = funnel((x - comp_done, y - comm_done, is_ceiling) for x, y, is_ceiling in gates)
-        seconds = sum(map(frontier.seconds, np.diff(comp).tolist(), np.diff(comm).tolist()))
-        return seconds + self._times[min(meeting, last)]
+        points, is_ceiling = zip(*gates, strict=True)
+        steps = np.diff(funnel(np.array(points) - complex(comp_done, comm_done), np.array(is_ceiling)))
+        return sum(pace.seconds(step.real, step.imag) for step in steps.tolist()) + self._times[min(meeting, last)]
 
-    def _gates(self, num_comm: int, num_comp: int, meeting: int) -> Iterator[tuple[float, float, bool]]:
-        """What the path has to pass above and below, up to where it meets the run's."""
-        for cycle in range(num_comp // 2, meeting):
+    def _gates(self, num_comm: int, num_comp: int, meeting: int) -> Iterator[tuple[complex, bool]]:
+        """What the path has to pass above and (True) below, up to where it meets the run's: comp work + 1j * comm work."""
+        last = len(self._points) - 1
+        for cycle in range(num_comp // 2, meeting + 1):
             if cycle >= num_comm:
-                yield (*self._points[cycle], False)
-            yield self._comp_done[2 * cycle + 2], self._comm_done[min(cycle + self._prefetch, len(self._points))], True
-        if meeting == len(self._points) - 1:
-            yield (*self._points[meeting], False)
-        else:
-            if meeting >= num_comm:
-                yield (*self._points[meeting], False)
-            yield self._comp_done[2 * meeting + 2], self._arrivals[meeting], False
+                yield complex(*self._points[cycle]), False
+            if cycle < meeting:
+                limit = self._comm_done[min(cycle + self._prefetch, last + 1)]
+                yield complex(self._comp_done[2 * cycle + 2], limit), True
+        if meeting < last:
+            yield complex(self._comp_done[2 * meeting + 2], self._arrivals[meeting]), False
 
-    def _follow(self, frontier: Frontier) -> None:
+    def _follow(self, pace: Pace) -> None:
         """Seconds to the end from where the run's string arrives at the end of each cycle."""
-        path = self._path
-        last = (self._comp_done[-1] - self._comp_done[-2]) / frontier.comp_alone
-        steps = frontier.cost(np.diff(path.comp), np.diff(path.comm))
+        last = (self._comp_done[-1] - self._comp_done[-2]) / pace.comp_alone
+        steps = pace.frontier.cost(np.diff(self._path_x), np.diff(self._path_y))
         from_vertices = np.append(np.cumsum(steps[::-1])[::-1], 0.0) + last
-        ends = np.array(self._comp_done[2::2])[:-1]
-        rest = frontier.cost(path.comp[self._segment] - ends, path.comm[self._segment] - np.array(self._arrivals))
-        self._frontier, self._times = frontier, [*(rest + from_vertices[self._segment]).tolist(), last]
+        x, y = self._path_x[self._segment], self._path_y[self._segment]
+        rest = pace.frontier.cost(np.maximum(x - self._ends, 0), y - np.array(self._arrivals))
+        self._pace, self._times = pace, [*(rest + from_vertices[self._segment]).tolist(), last]
 
 
 def _followers(points: list[tuple[float, float]]) -> list[int]:

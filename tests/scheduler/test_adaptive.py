@@ -14,7 +14,7 @@ from scenarios import Scenario, VariedRun, scenarios, varied_runs
 from scheduler.adaptive import Adaptive
 from scheduler.cost import Mode, RateTable, Workload
 from scheduler.plan import Frontier, lower_bound
-from scheduler.remaining import AnyCycles, EqualCycles, LimitedCycles, remaining_of
+from scheduler.remaining import AnyCycles, EqualCycles, LimitedCycles, Pace, remaining_of
 from scheduler.scenario import TaskWorks
 from scheduler.simulator import simulate
 from scheduler.state import Allocation, State
@@ -101,18 +101,18 @@ def test_the_rest_of_a_run_is_worth_its_own_optimum(run: VariedRun, counts: tupl
     num_comm = counts[0] % run.cycles
     num_comp = min(counts[1], 2 * num_comm)  # what can have been trained with so many batches
     view = view_of(run, num_comm=num_comm, num_comp=num_comp, left=left)
-    frontier = Frontier.of(run.modes)
+    pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
     rest = AnyCycles(run.works, run.cycles)
     position = rest.position(view)
-    assert rest.time(num_comm, num_comp, *position, frontier) == pytest.approx(rest_of(run, view), rel=1e-9, abs=1e-12)
+    assert rest.time(num_comm, num_comp, *position, pace) == pytest.approx(rest_of(run, view), rel=1e-9, abs=1e-12)
 
 
 @given(run=varied_runs())
 @settings(max_examples=150, deadline=None)
 def test_from_the_start_the_rest_is_the_bound(run: VariedRun) -> None:
-    frontier = Frontier.of(run.modes)
+    pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
     rest = remaining_of(run.works, run.cycles, run.prefetch)
-    assert rest.time(0, 0, 0.0, 0.0, frontier) == pytest.approx(bound(run), rel=1e-9, abs=1e-12)
+    assert rest.time(0, 0, 0.0, 0.0, pace) == pytest.approx(bound(run), rel=1e-9, abs=1e-12)
 
 
 @given(
@@ -130,15 +130,15 @@ def test_equal_cycles_are_a_case_of_any(scenario: Scenario, counts: tuple[int, i
     num_comm = counts[0] % cycles
     num_comp = min(counts[1], 2 * num_comm)
     view = view_of(run, num_comm=num_comm, num_comp=num_comp, left=left)
-    frontier = Frontier.of(run.modes)
+    pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
     equal, varied = EqualCycles(work, cycles), AnyCycles(works, cycles)
     assert equal.position(view) == pytest.approx(varied.position(view))
     assert equal.cycle_end(num_comp // 2) == pytest.approx(varied.cycle_end(num_comp // 2))
     there = varied.position(view)
-    expected = varied.time(num_comm, num_comp, *there, frontier)
-    assert equal.time(num_comm, num_comp, *there, frontier) == pytest.approx(expected, rel=1e-9)
+    expected = varied.time(num_comm, num_comp, *there, pace)
+    assert equal.time(num_comm, num_comp, *there, pace) == pytest.approx(expected, rel=1e-9)
     done = varied.cycle_end(cycles - 1)
-    assert equal.time(cycles, 2 * cycles, done, cycles * work.comm, frontier) == pytest.approx(0, abs=1e-9 * done)
+    assert equal.time(cycles, 2 * cycles, done, cycles * work.comm, pace) == pytest.approx(0, abs=1e-9 * done)
 
 
 @given(run=varied_runs(), counts=st.tuples(st.integers(0, 11), st.integers(0, 23)), left=st.tuples(*[st.floats(0.01, 1)] * 2))
@@ -148,12 +148,12 @@ def test_a_limit_never_makes_the_rest_shorter(run: VariedRun, counts: tuple[int,
     num_comp = min(counts[1], 2 * num_comm)
     prefetch = max(1, num_comm + 1 - num_comp // 2)  # so that this state can be
     view = view_of(run, num_comm=num_comm, num_comp=num_comp, left=left)
-    frontier = Frontier.of(run.modes)
+    pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
     free, limited = AnyCycles(run.works, run.cycles), LimitedCycles(run.works, run.cycles, prefetch)
     there = free.position(view)
     assert limited.position(view) == there
-    least = free.time(num_comm, num_comp, *there, frontier)
-    assert limited.time(num_comm, num_comp, *there, frontier) >= least * (1 - 1e-9)
+    least = free.time(num_comm, num_comp, *there, pace)
+    assert limited.time(num_comm, num_comp, *there, pace) >= least * (1 - 1e-9)
 
 
 def a_view(rates: RateTable | None, *, num_cores: int, works: Workload) -> View:
