@@ -1,0 +1,417 @@
+"""The program `core-scheduler`: what it prints is what the model says, and every mistake is one line and an exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import scheduler.__main__ as program
+from scheduler.fit import Samples, fit
+from scheduler.plan import lower_bound
+from scheduler.scenario import Scenario
+from scheduler.simulator import random_makespans, simulable_policies, simulate
+
+ROOT = Path(__file__).resolve().parents[2]
+COST = {"a1": 0.5, "a2": 0.2, "b1": 1.0, "b2": 2.0, "b3": 3.0}
+SCENARIO = {"cores": 4, "cycles": 5, "forward": 1, "backward": [2, 2, 3, 2, 2], "comm": 8, "prefetch": 2, "cost": COST}
+SAMPLES = json.loads(program.EXAMPLE_SAMPLES)
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write a file into the folder that the program runs in: `write(name, text, bytes or JSON data)`; its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, content: Any) -> str:
+        if isinstance(content, bytes):
+            Path(name).write_bytes(content)
+        else:
+            Path(name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        return name
+
+    return write
+
+
+def output(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What a call that succeeds prints, with nothing on stderr."""
+    status = program.main(argv)
+    shown = capsys.readouterr()
+    assert (status, shown.err) == (0, "")
+    return shown.out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], status: int, *argv: str) -> str:
+    """The one line of a call that fails with this status."""
+    assert program.main(argv) == status
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.endswith("\n")
+    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("error: ")
+    return shown.err.removeprefix("error: ").rstrip("\n")
+
+
+def start(*argv: str, unbuffered: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    """The program as a process."""
+    command = [sys.executable, "-m", "scheduler", *argv]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.run(command, cwd=ROOT, env=environment, text=True, check=False, **streams)
+
+
+def test_json_is_the_lower_bound_and_the_makespan_of_every_policy(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--json", "--random-runs", "20", "--seed", "3")
+    found = json.loads(output(capsys, *argv))
+    scenario = Scenario.from_json(SCENARIO)
+    works = scenario.works
+    makespans = random_makespans(scenario, runs=20, seed=3)
+    assert found == {
+        "lower_bound": lower_bound(
+            modes=scenario.modes, forward=works.forward, backward=works.backward, comm=works.comm, prefetch=scenario.prefetch
+        ),
+        "policies": {name: {"makespan": simulate(scenario, name).makespan} for name in simulable_policies(scenario)}
+        | {
+            "random": {
+                "makespan": makespans.mean(),
+                "min": makespans.min(),
+                "max": makespans.max(),
+                "std": makespans.std(),
+                "runs": 20,
+            }
+        },
+    }
+    assert {"static:1", "static:3", "dynamic", "adaptive"} <= set(found["policies"])
+    assert all(result["makespan"] >= found["lower_bound"] * (1 - 1e-12) for result in found["policies"].values())
+
+
+def test_the_table_says_scenario_bound_policies_and_best_split(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    name = write("s.json", SCENARIO)
+    lines = output(capsys, "simulate", "--scenario", name, "--random-runs", "20").splitlines()
+    assert lines[0] == (
+        "4 cores, 5 cycles of forward 1, backward 2 .. 3 and comm 8; comm may run ahead up to 2 batches;"
+        " rates by the cost functions"
+    )
+    assert lines[1].startswith("lower bound ")
+    found = json.loads(output(capsys, "simulate", "--scenario", name, "--random-runs", "20", "--json"))
+    rows = {line.split()[0]: line.split() for line in lines[4:] if line and not line.startswith("best")}
+    assert set(rows) == set(found["policies"])
+    for policy, result in found["policies"].items():
+        assert float(rows[policy][1]) == pytest.approx(result["makespan"], rel=1e-5)
+        assert float(rows[policy][3]) == pytest.approx(result["makespan"] / found["lower_bound"], abs=1e-4)
+    assert " ".join(rows["random"][4:9]).startswith("mean of 20, +- ")
+    splits = {policy: result["makespan"] for policy, result in found["policies"].items() if policy.startswith("static:")}
+    assert lines[-1].startswith(f"best static split: {min(splits, key=lambda policy: splits[policy])}, ")
+
+
+def test_a_table_of_measured_modes_and_of_no_work_at_all(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = {"comp-only": (0, 2), "split:1": (3, 1), "comm-only": (5, 0), "compute-first": (1, 1.9)}
+    modes = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, (comm, comp) in rates.items()]
+    idle = {"cores": 2, "cycles": 3, "forward": 0, "backward": 0, "comm": 0, "modes": modes}
+    shown = output(capsys, "simulate", "--scenario", write("s.json", idle), "--policies", "dynamic, random")
+    assert "comm may run ahead as far as it likes; rates of 4 measured modes\n" in shown
+    assert [line.split()[:4] for line in shown.splitlines()[4:]] == [["dynamic", "0", "s", "-"], ["random", "0", "s", "-"]]
+
+
+def test_named_policies_are_simulated_in_their_order(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--json", "--policies", "dynamic, static:03,comm-priority")
+    assert list(json.loads(output(capsys, *argv))["policies"]) == ["dynamic", "static:3", "comm-priority"]
+
+
+def test_the_seed_feeds_random(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--policies", "random", "--random-runs", "5")
+    one, other = (output(capsys, *argv, "--seed", seed) for seed in ("1", "2"))
+    assert one != other
+    assert one == output(capsys, *argv, "--seed=1")
+
+
+def test_dynamic_is_left_out_of_long_runs_unless_it_is_named(
+    write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "MOST_CYCLES_OF_DYNAMIC", 4)
+    argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--random-runs", "5", "--json")
+    assert program.main(argv) == 0
+    shown = capsys.readouterr()
+    assert shown.err == (
+        "dynamic is left out: its plan takes time quadratic in the cycles, and there are 5;"
+        " name it with --policies to wait for it\n"
+    )
+    assert "dynamic" not in json.loads(shown.out)["policies"]
+    assert "dynamic" in json.loads(output(capsys, *argv, "--policies", "dynamic"))["policies"]
+
+
+class ImpatientTimer:
+    """Rings at once, so that everything is slow."""
+
+    def __init__(self, seconds: float, function: Callable[..., None], args: list[Any], kwargs: dict[str, Any]) -> None:
+        self.start = lambda: function(*args, **kwargs)
+        self.cancel = lambda: None
+
+
+def test_a_terminal_is_told_what_takes_so_long(
+    write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "Timer", ImpatientTimer)
+    argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--policies", "static:1,static:2", "--json")
+    output(capsys, *argv)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert program.main(argv) == 0
+    assert capsys.readouterr().err == "simulating static:1, 1 of 2\nsimulating static:2, 2 of 2\n"
+
+
+def test_fit_prints_parameters_with_errors_and_what_a_scenario_wants(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = output(capsys, "fit", write("m.json", SAMPLES))
+    found = fit(Samples.from_json(SAMPLES))
+    for side in (found.comp, found.comm):
+        for name, estimate in side.parameters.items():
+            assert estimate is not None
+            assert f"  {name} = {estimate.value:.6g} +- {estimate.stderr:.2g}\n" in shown
+    assert "4 samples at 4 core counts, R^2 of times 0.9999" in shown
+    pasted = json.loads("{" + shown.splitlines()[-1].removeprefix("for a scenario: ") + "}")
+    assert Scenario.from_json(SCENARIO | pasted).rates == found.cost.rates(4) if found.cost else False
+    assert json.loads(output(capsys, "fit", "m.json", "--json")) == found.to_json()
+
+
+def test_fit_tells_the_side_that_it_can_and_says_why_not_the_other(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = output(capsys, "fit", write("m.json", SAMPLES | {"comm": SAMPLES["comm"][:2]}))
+    assert "  a2 = 0.2" in shown
+    assert "  not identified: g needs samples at 3 distinct core counts, and these have 2\n" in shown
+    assert "for a scenario" not in shown
+    assert json.loads(output(capsys, "fit", "m.json", "--json"))["cost"] is None
+
+
+def test_samples_that_tell_neither_side_are_a_mistake(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    name = write("m.json", SAMPLES | {"comp": SAMPLES["comp"][:1], "comm": SAMPLES["comm"][:1]})
+    words = "these samples tell neither f nor g: f needs samples at 2 distinct core counts, and these have 1; g needs"
+    assert refusal(capsys, 2, "fit", name).startswith(words)
+    assert refusal(capsys, 2, "fit", name, "--json").startswith(words)
+
+
+@pytest.mark.slow
+def test_figures_are_written_and_named(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = output(capsys, "figures", "--out", "new/figures", "--runs", "2", "--samples", write("m.json", SAMPLES))
+    paths = [Path(line) for line in shown.splitlines()]
+    assert {path.suffix for path in paths} == {".json", ".png", ".svg"}
+    assert all(path.parent == Path("new/figures") and path.stat().st_size > 0 for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cores": 1}, "scenario: 'cores' is 1; with one core there is nothing to split"),
+        ({"forward": -1}, "scenario: 'forward' is -1; work cannot be negative"),
+        ({"backward": [1, 2]}, "scenario: 'backward' lists 2 works for 5 cycles"),
+        ({"comm": float("nan")}, "scenario: 'comm' is nan; it must be finite"),
+        ({"cost": COST | {"a2": 0.5}}, "the comp rate at c=2 comm cores of 4 is 0; it must be positive and finite"),
+        ({"colour": "red"}, "scenario: unknown colour; the keys are cores, cycles"),
+        ({"modes": []}, "scenario: give 'cost' or 'modes', not both"),
+        ({"comm": 1e200}, "scenario: work 5e+200 of comm at rates from 3.19722 is too much; choose other units of work"),
+        ({"forward": 1e308}, "scenario: work inf of comp at rates from 0.8 is too much; choose other units of work"),
+    ],
+)
+def test_a_scenario_that_cannot_be_is_a_mistake(
+    changes: dict[str, Any], words: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, 2, "simulate", "--scenario", write("s.json", SCENARIO | changes)).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "this is not JSON"),
+        ('{"cores": 4,', "this is not JSON"),
+        ("[1, 2]", "expected an object with"),
+        ('{"cores": 4, "cores": 4}', "the key 'cores' is given twice"),
+        ('{"cores": ' + "9" * 5000 + "}", "4300"),
+        ("[" * 100_000, "this is nested too deeply"),
+        (b"\x7fELF\x02\x01\x01\x00\xff\xfe", "file.json: byte 8 is not UTF-8"),
+        (bytes(range(256)), "file.json: byte 128 is not UTF-8"),
+    ],
+    ids=["empty", "broken", "list", "twice", "digits", "deep", "binary", "bytes"],
+)
+@pytest.mark.parametrize(
+    "argv", [("simulate", "--scenario"), ("fit",), ("figures", "--out", "figures", "--samples")], ids=lambda a: a[0]
+)
+def test_a_file_that_holds_something_else_is_a_mistake(
+    argv: tuple[str, ...], content: Any, words: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refusal(capsys, 2, *argv, write("file.json", content))
+    assert not Path("figures").exists()
+
+
+@pytest.mark.parametrize("argv", [("simulate", "--scenario"), ("fit",), ("simulate", "--config")], ids=" ".join)
+def test_a_file_that_cannot_be_read_is_the_worlds_failure(
+    argv: tuple[str, ...], write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("folder").mkdir()
+    assert refusal(capsys, 1, *argv, "away.json") == "away.json: No such file or directory"
+    assert refusal(capsys, 1, *argv, "folder") == "folder: Is a directory"
+
+
+def test_a_folder_that_cannot_be_made_is_the_worlds_failure(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    write("taken", "")
+    assert refusal(capsys, 1, "figures", "--out", "taken") == "taken: File exists"
+    assert refusal(capsys, 1, "figures", "--out", "taken/below") == "taken/below: Not a directory"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["simulat"], "unknown command 'simulat', must be one of simulate, figures, fit (did you mean simulate?)"),
+        (["--seed"], "unknown command '--seed', must be one of simulate, figures, fit; see core-scheduler --help"),
+        (["simulate"], "the following arguments are required: --scenario; see core-scheduler simulate --help"),
+        (["figures"], "the following arguments are required: --out; see core-scheduler figures --help"),
+        (["fit"], "the following arguments are required: SAMPLES.json; see core-scheduler fit --help"),
+        (["simulate", "--scenaro", "s.json"], "unknown flag --scenaro (did you mean --scenario?); core-scheduler simulate --help"),
+        (["simulate", "--scenario", "s.json", "--pol", "random"], "unknown flag --pol"),
+        (["simulate", "--scenario", "s.json", "more"], "unexpected argument 'more'; see core-scheduler simulate --help"),
+        (["simulate", "--scenario", "s.json", "-q"], "unexpected argument '-q'"),
+        (["simulate", "--scenario", "s.json", "--seed", "x"], "--seed: 'x' is not a whole number in 0 .. 4294967295; see core-s"),
+        (["simulate", "--scenario", "s.json", "--seed", "-1"], "--seed: '-1' is not a whole number in 0 .. "),
+        (["simulate", "--scenario", "s.json", "--seed", "1.5"], "--seed: '1.5' is not a whole number"),
+        (["simulate", "--scenario", "s.json", "--seed", "9" * 5000], "--seed: '9999"),
+        (["simulate", "--scenario", "s.json", "--seed"], "--seed: expected one argument; see core-scheduler simulate --help"),
+        (["simulate", "--scenario", "s.json", "--random-runs=0"], "--random-runs: '0' is not a whole number in 1 .. 1000000"),
+        (["figures", "--out", "f", "--runs", "many"], "--runs: 'many' is not a whole number in 1 .. 1000000"),
+        (["simulate", "--scenario", ""], "scenario is empty; see core-scheduler simulate --help"),
+        (["figures", "--out="], "out is empty; see core-scheduler figures --help"),
+        (["simulate", "--scenario", "s.json", "--policies", "fast"], "policy 'fast' is unknown; the policies are "),
+        (["simulate", "--scenario", "s.json", "--policies", "random,,dynamic"], "--policies is 'random,,dynamic', must be names"),
+        (
+            ["simulate", "--scenario", "s.json", "--policies", "static:1,static:01"],
+            "--policies is 'static:1,static:01', names static:1",
+        ),
+        (["simulate", "--scenario", "s.json", "--policies", "static:4"], "policy 'static:4': the comm cores must lie in 1..3"),
+        (
+            ["simulate", "--scenario", "s.json", "--policies", "random,os-default"],
+            "policy 'os-default' leaves the cores to a kernel",
+        ),
+        (["fit", "m.json", "--json=yes"], "--json/--no-json: ignored explicit argument 'yes'"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    argv: list[str], words: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("s.json", SCENARIO)
+    write("m.json", SAMPLES)
+    line = refusal(capsys, 2, *argv)
+    assert line.startswith(words)
+    assert len(line) < 250
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sed = 3", "c.toml: unknown key 'sed' (did you mean seed?); keys are the names of the flags"),
+        ("config = 'c.toml'", "c.toml: unknown key 'config'"),
+        ("seed = 'three'", "c.toml: seed is 'three', must be a whole number"),
+        ("seed = true", "c.toml: seed is True, must be a whole number"),
+        ("seed = -3", "--seed: '-3' is not a whole number in 0 .. "),
+        ("json = 1", "c.toml: json is 1, must be true or false"),
+        ("policies = ['random']", "c.toml: policies is ['random'], must be text"),
+        ("[seed]\nvalue = 1", "c.toml: seed is {'value': 1}, must be a whole number"),
+        ("seed = ", "c.toml is not valid TOML: "),
+        (b"seed = 1 # \xff", "c.toml is not valid TOML: "),
+    ],
+)
+def test_a_mistake_in_a_settings_file_is_one_line(
+    text: str | bytes, words: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--config", write("c.toml", text))
+    assert refusal(capsys, 2, *argv).startswith(words)
+
+
+def test_a_flag_wins_over_the_file_and_the_file_over_the_default(write: Write) -> None:
+    name = write("c.toml", 'scenario = "a.json"\nrandom-runs = 7\nseed = 8\njson = true\n')
+    settings = program.parse("simulate", ["--config", name, "--seed", "9", "--no-json"])
+    assert (settings.scenario, settings.random_runs, settings.seed, settings.json) == ("a.json", 7, 9, False)
+    assert program.parse("simulate", [f"--config={name}", "--scenario", "b.json"]).scenario == "b.json"
+    assert program.parse("simulate", ["--config", name]).json is True
+    assert program.parse("simulate", ["--scenario", "b.json"]).random_runs == 1000
+
+
+def test_a_settings_file_may_name_the_samples(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    write("m.json", SAMPLES)
+    write("away.toml", 'samples = "away.json"\n')
+    assert output(capsys, "fit", "--config", write("c.toml", 'samples = "m.json"\n')) == output(capsys, "fit", "m.json")
+    assert output(capsys, "fit", "m.json", "--config", "away.toml") == output(capsys, "fit", "m.json")
+
+
+@pytest.mark.parametrize("command", program.COMMANDS)
+def test_help_explains_every_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        program.main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "--config FILE.toml" in shown
+    assert program.COMMANDS[command].summary in " ".join(shown.split())
+    assert (program.EXAMPLE_SCENARIO if command == "simulate" else program.EXAMPLE_SAMPLES) in shown
+
+
+def test_the_examples_of_the_help_work(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "best static split" in output(capsys, "simulate", "--scenario", write("s.json", program.EXAMPLE_SCENARIO))
+    assert "for a scenario" in output(capsys, "fit", write("m.json", program.EXAMPLE_SAMPLES))
+
+
+def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = output(capsys, "--help")
+    assert all(f"\n  {name} " in listed for name in program.COMMANDS)
+    assert program.main([]) == 2
+    assert capsys.readouterr().err == listed
+
+
+def test_ctrl_c_is_one_line(write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "simulate", interrupted)
+    assert program.main(["simulate", "--scenario", write("s.json", SCENARIO)]) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_a_scenario_comes_from_stdin_too() -> None:
+    argv = ("simulate", "--scenario", "-", "--policies", "static:1", "--json")
+    simulated = start(*argv, input=json.dumps(SCENARIO))
+    assert (simulated.returncode, simulated.stderr) == (0, "")
+    expected = simulate(Scenario.from_json(SCENARIO), "static:1").makespan
+    assert json.loads(simulated.stdout)["policies"] == {"static:1": {"makespan": expected}}
+    broken = start(*argv, input="{")
+    assert (broken.returncode, broken.stdout, broken.stderr.count("\n")) == (2, "", 1)
+
+
+def test_the_program_has_a_version_and_a_name() -> None:
+    script = Path(sys.executable).with_name("core-scheduler")
+    named = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert named.stdout == start("--version").stdout
+    assert named.stdout.startswith("core-scheduler ")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("argv", [("fit", "-"), ("fit", "--help"), ("--help",)], ids=" ".join)
+def test_a_reader_that_has_seen_enough_is_no_error(argv: tuple[str, ...], unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        ended = start(*argv, unbuffered=unbuffered, input=json.dumps(SAMPLES), stdout=closed)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_is_the_worlds_failure() -> None:
+    with open("/dev/full", "w") as full:
+        ended = start("fit", "-", input=json.dumps(SAMPLES), stdout=full)
+    assert (ended.returncode, ended.stderr) == (1, "error: No space left on device\n")
+
+
+def test_only_figures_waits_for_matplotlib() -> None:
+    script = "import sys, scheduler.__main__; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
