@@ -23,7 +23,7 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from scheduler.cost import CostModel
-from scheduler.scenario import MAX_CORES, check_keys, number, read_json
+from scheduler.samples import Sample, Samples
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -35,48 +35,11 @@ MAX_SPREAD = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """So much work of one side took so many seconds while comm had so many cores, and comp the rest."""
-
-    work: float
-    comm_cores: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
-    """What was measured on a device of `cores` cores."""
-
-    cores: int
-    comp: tuple[Sample, ...]
-    comm: tuple[Sample, ...]
-
-    @classmethod
-    def from_text(cls, text: str) -> Samples:
-        """Read a JSON document. ValueError if it is none, or names a key twice."""
-        return cls.from_json(read_json(text, "samples"))
-
-    @classmethod
-    def from_json(cls, data: Any) -> Samples:
-        """Read {"cores", "comp": [{"work", "comm_cores", "seconds"}, ...], "comm": [...]}; `comm_cores` counts COMM cores in both.
-
-        ValueError, naming the value and the rule, unless works and seconds are positive and every c has a rate: 0..cores-1 for
-        comp and 1..cores for comm.
-        """
-        check_keys(data, required=("cores", "comp", "comm"), where="samples")
-        cores = data["cores"]
-        if not _is_whole(cores) or not 2 <= cores <= MAX_CORES:
-            raise ValueError(f"samples: 'cores' is {cores!s:.40}; it must be a whole number in 2..{MAX_CORES}")
-        comp = _samples(data["comp"], "comp", 0, cores - 1)
-        return cls(cores=cores, comp=comp, comm=_samples(data["comm"], "comm", 1, cores))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A parameter and its standard error."""
+    """A parameter and its standard error; None where as many samples as parameters leave no errors to judge by."""
 
     value: float
-    stderr: float
+    stderr: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +53,12 @@ class SideFit:
     num_core_counts: int
     """Distinct core counts among the samples."""
     note: str
+    """What the samples do not tell; empty if they tell everything."""
 
     @property
     def identified(self) -> bool:
         """Whether there are parameters."""
-        return not self.note
+        return None not in self.parameters.values()
 
     def values(self) -> dict[str, float]:
         """The parameters by name. ValueError, with the reason, if they are not identified."""
@@ -170,13 +134,14 @@ def _fit_side(formula: _Formula, samples: tuple[Sample, ...], cores: int) -> Sid
     samples = tuple(sorted(samples, key=lambda sample: (sample.comm_cores, sample.work, sample.seconds)))
     counts = {"num_samples": len(samples), "num_core_counts": len({sample.comm_cores for sample in samples})}
     try:
-        _check_number(formula, cores, **counts)
+        _check_number(formula, cores, counts["num_core_counts"])
         with np.errstate(all="ignore"):  # what overflows is refused by name
             found = _estimate(formula, samples, cores)
     except _NotIdentified as reason:
         return SideFit(parameters=dict.fromkeys(formula.parameters), r2=None, note=str(reason), **counts)
     values = {name: estimate.value for name, estimate in found.items()}
-    return SideFit(parameters=dict(found), r2=_r2(formula, values, samples), note="", **counts)
+    note = "" if len(samples) > len(found) else f"{len(samples)} samples for {len(found)} parameters say nothing of their errors"
+    return SideFit(parameters=dict(found), r2=_r2(formula, values, samples), note=note, **counts)
 
 
 def _estimate(formula: _Formula, samples: tuple[Sample, ...], cores: int) -> dict[str, Estimate]:
@@ -191,7 +156,9 @@ def _estimate(formula: _Formula, samples: tuple[Sample, ...], cores: int) -> dic
     basis = formula.basis(c)
     coefficients, root = _solve(basis, means, num)
     errors = logs - np.log(basis @ coefficients)[place]
-    root *= max(math.sqrt(float(errors @ errors) / (len(logs) - len(coefficients))), ROUNDING)
+    num_free = len(logs) - len(coefficients)
+    if num_free:
+        root *= max(math.sqrt(float(errors @ errors) / num_free), ROUNDING)
 
     possible = range(formula.first, formula.first + cores)
     _check_positive(possible, formula.basis(np.array(possible, dtype=np.float64)) @ coefficients)
@@ -199,7 +166,7 @@ def _estimate(formula: _Formula, samples: tuple[Sample, ...], cores: int) -> dic
     parameters, jacobian = formula.convert(coefficients * unit)
     stderrs = np.linalg.norm(jacobian @ (root * unit), axis=1).tolist()
     found = {
-        name: Estimate(value=float(value), stderr=stderr)
+        name: Estimate(value=float(value), stderr=stderr if num_free else None)
         for name, value, stderr in zip(formula.parameters, parameters, stderrs, strict=True)
     }
     _check_estimates(found)
@@ -236,7 +203,7 @@ def _solve(basis: Floats, means: Floats, num: npt.NDArray[np.int64]) -> tuple[Fl
     return inverse @ solution.x, inverse @ np.linalg.inv(np.linalg.qr(solution.jac).R)
 
 
-def _check_number(formula: _Formula, cores: int, *, num_samples: int, num_core_counts: int) -> None:
+def _check_number(formula: _Formula, cores: int, num_core_counts: int) -> None:
     name, needed = formula.name, len(formula.parameters)
     if needed > cores:
         raise _NotIdentified(
@@ -244,10 +211,6 @@ def _check_number(formula: _Formula, cores: int, *, num_samples: int, num_core_c
         )
     if num_core_counts < needed:
         raise _NotIdentified(f"{name} needs samples at {needed} distinct core counts, and these have {num_core_counts}")
-    if num_samples <= needed:
-        raise _NotIdentified(
-            f"{num_samples} samples are too few for an error estimate: {name} has {needed} parameters; measure more, or repeat"
-        )
 
 
 def _check_positive(possible: range, rates: Floats) -> None:
@@ -263,7 +226,7 @@ _ERRORS = {"b2": 2}
 
 
 def _check_estimates(estimates: Mapping[str, Estimate]) -> None:
-    drowned = [name for name, estimate in estimates.items() if abs(estimate.value) < _ERRORS.get(name, 1) * estimate.stderr]
+    drowned = [name for name, e in estimates.items() if e.stderr is not None and abs(e.value) < _ERRORS.get(name, 1) * e.stderr]
     if "b2" in drowned:
         drowned = [name for name in drowned if name != "b3"]  # a consequence
     if drowned:
@@ -271,7 +234,7 @@ def _check_estimates(estimates: Mapping[str, Estimate]) -> None:
         beside = ", and b3, inside of its logarithm, can then be anything" if "b2" in drowned else ""
         raise _NotIdentified(f"{found} cannot be told from 0{beside}; measure more core counts, or more often")
     for name, estimate in estimates.items():
-        if not (0 < abs(estimate.value) < math.inf and math.isfinite(estimate.stderr)):
+        if not (0 < abs(estimate.value) < math.inf and math.isfinite(estimate.stderr or 0)):
             raise _NotIdentified(f"{name} comes out as {estimate.value:g}, which is no parameter; check units and core counts")
 
 
@@ -315,27 +278,3 @@ _COMM = _Formula(
     convert=_convert_comm,
     rate=lambda values, c: CostModel(**values, **_NO_COMP).comm_rate(c),
 )
-
-
-def _samples(data: Any, side: str, lowest: int, highest: int) -> tuple[Sample, ...]:
-    if not isinstance(data, list) or not data:
-        raise ValueError(f"samples: '{side}' is {data!s:.40}; it must be a list of one sample or more")
-    return tuple(_sample(sample, f"samples {side}[{n}]", lowest, highest) for n, sample in enumerate(data))
-
-
-def _sample(data: Any, where: str, lowest: int, highest: int) -> Sample:
-    check_keys(data, required=("work", "comm_cores", "seconds"), where=where)
-    work, seconds = (number(data, key, where) for key in ("work", "seconds"))
-    for key, value in (("work", work), ("seconds", seconds)):
-        if value <= 0:
-            raise ValueError(f"{where}: '{key}' is {value:g}; it must be positive")
-    c = data["comm_cores"]
-    if not _is_whole(c) or not lowest <= c <= highest:
-        raise ValueError(
-            f"{where}: 'comm_cores' is {c!s:.40}; it must be a whole number in {lowest}..{highest}, where this side has cores"
-        )
-    return Sample(work=work, comm_cores=c, seconds=seconds)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -23,6 +23,9 @@ WorkArray: TypeAlias = npt.NDArray[np.float64]
 
 MAX_CYCLES = 10_000_000
 MAX_CORES = 4096
+MAX_WORK = 1e100
+"""Work of all cycles, and seconds that it takes, beyond which sums of floats are no longer honest."""
+
 _TASKS = ("forward", "backward", "comm")
 _COMP_ONLY, _COMM_ONLY = "comp-only", "comm-only"
 _SPLIT = re.compile(r"split(?::|\()(\d{1,4})\)?")
@@ -116,6 +119,7 @@ class Scenario:
         works = TaskWorks(**{task: _works(data, task, cycles, where) for task in _TASKS})
         rates = _rates(data, cores, where)
         cost = _cost(data["cost"], where) if "cost" in data else None
+        _check_size(works, rates, where)
         return cls(cores=cores, prefetch=prefetch, rates=rates, cost=cost, works=works)
 
 
@@ -191,6 +195,13 @@ def _not_negative(value: Any, name: str, where: str) -> float:
     if work < 0:
         raise ValueError(f"{where}: {name} is {work:g}; work cannot be negative")
     return work
+
+
+def _check_size(works: TaskWorks, rates: RateTable, where: str) -> None:
+    for side, tasks, speeds in (("comm", [works.comm], rates.comm[1:]), ("comp", [works.forward, works.backward], rates.comp[:-1])):
+        work = sum(float(task.max()) for task in tasks) * len(works.comm)
+        if not max(work, work / min(speeds)) < MAX_WORK:
+            raise ValueError(f"{where}: work {work:g} of {side} at rates from {min(speeds):g} is too much; choose other units")
 
 
 def _frozen(array: WorkArray) -> WorkArray:

@@ -1,5 +1,6 @@
 """What the documents promise exists: commands with their flags, settings files, make targets, linked files, policies."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -12,7 +13,11 @@ import pytest
 import cloud_teacher.config
 import edge_student.config
 from edgekd.command import parse
+from scheduler.flags import COMMANDS
+from scheduler.flags import parse as parse_core_scheduler
 from scheduler.policies import POLICIES
+from scheduler.samples import Samples
+from scheduler.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
@@ -24,8 +29,9 @@ CONFIGS: dict[tuple[str, str], type[Any]] = {
     ("edge-student", "compare"): edge_student.config.CompareConfig,
 }
 SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+JSON_BLOCK = re.compile(r"^```json\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TOML_BLOCK = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"^(?:\S*/)?(cloud-teacher|edge-student) (.+)$", re.MULTILINE)
+COMMAND = re.compile(r"^(?:\S*/)?(cloud-teacher|edge-student|core-scheduler) (.+)$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -49,7 +55,17 @@ def check(command: str, settings: Path) -> None:
     program, subcommand, *flags = shlex.split(command, comments=True)
     if "--config" in flags:
         flags[flags.index("--config") + 1] = str(settings)
-    parse(CONFIGS[program, subcommand], flags, prog=program, description="")
+    if program == "core-scheduler":
+        parse_core_scheduler(subcommand, flags)
+    else:
+        parse(CONFIGS[program, subcommand], flags, prog=program, description="")
+
+
+def test_every_shown_document_is_accepted() -> None:
+    shown = [json.loads(block) for block in JSON_BLOCK.findall(README)]
+    assert len(shown) == 2
+    for document in shown:
+        (Samples if "seconds" in json.dumps(document) else Scenario).from_json(document)
 
 
 @pytest.fixture
@@ -69,7 +85,7 @@ def test_every_shown_command_is_accepted(command: str, settings: Path) -> None:
 def test_the_main_commands_are_shown() -> None:
     """Without this, a changed fence would make the test above hold for nothing."""
     shown = {tuple(command.split()[:2]) for command in shown_commands()}
-    assert shown == set(CONFIGS)
+    assert shown == {*CONFIGS, *(("core-scheduler", command) for command in COMMANDS)}
     assert any("--config" in command for command in shown_commands())
 
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.cost import CostModel
-from scheduler.fit import Estimate, Fit, Sample, Samples, SideFit, fit
+from scheduler.fit import Estimate, Fit, SideFit, fit
+from scheduler.samples import Sample, Samples
 from scheduler.scenario import Scenario
 
 CONCAVE = CostModel(a1=2.0, a2=0.1, b1=0.5, b2=1.0, b3=3.0)
@@ -213,9 +214,14 @@ def test_two_cores_tell_f_but_can_never_tell_g() -> None:
 
 
 def test_as_many_samples_as_parameters_leave_no_error_estimate() -> None:
+    """The paper's own Fig. 2 is of this kind: comm at 1, 2 and 3 cores, once each."""
     found = fit(measure(CONCAVE, 3))
-    assert found.comp.identified
-    assert_unknown(found.comm, "3 samples are too few for an error estimate: g has 3 parameters")
+    assert found.comm.identified
+    assert found.comm.note == "3 samples for 3 parameters say nothing of their errors"
+    estimates = [estimate for estimate in found.comm.parameters.values() if estimate is not None]
+    assert [estimate.value for estimate in estimates] == pytest.approx([CONCAVE.b1, CONCAVE.b2, CONCAVE.b3])
+    assert [estimate.stderr for estimate in estimates] == [None] * 3
+    assert found.cost is not None
 
 
 LINEAR = CostModel(a1=2.0, a2=0.1, b1=0.5, b2=0.0, b3=1.0)

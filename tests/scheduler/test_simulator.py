@@ -266,7 +266,7 @@ def test_every_policy_but_the_kernels_can_be_simulated() -> None:
     )
     with pytest.raises(ValueError, match="policy 'os-default' leaves the cores to a kernel"):
         simulate(run_of(), "os-default")
-    with pytest.raises(ValueError, match="policy 'static:4': the comm cores must lie in 1..3"):
+    with pytest.raises(ValueError, match=r"policy 'static:4': the comm cores must lie in 1\.\.3"):
         simulate(run_of(), "static:4")
 
 

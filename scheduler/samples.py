@@ -1,0 +1,69 @@
+"""What was measured on a device: so much work took so many seconds while comm had so many cores. Read from JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from scheduler.scenario import MAX_CORES, check_keys, number, read_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """So much work of one side took so many seconds while comm had so many cores, and comp the rest."""
+
+    work: float
+    comm_cores: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """What was measured on a device of `cores` cores."""
+
+    cores: int
+    comp: tuple[Sample, ...]
+    comm: tuple[Sample, ...]
+
+    @classmethod
+    def from_text(cls, text: str) -> Samples:
+        """Read a JSON document. ValueError if it is none, or names a key twice."""
+        return cls.from_json(read_json(text, "samples"))
+
+    @classmethod
+    def from_json(cls, data: Any) -> Samples:
+        """Read {"cores", "comp": [{"work", "comm_cores", "seconds"}, ...], "comm": [...]}; `comm_cores` counts COMM cores in both.
+
+        ValueError, naming the value and the rule, unless works and seconds are positive and every c has a rate: 0..cores-1 for
+        comp and 1..cores for comm.
+        """
+        check_keys(data, required=("cores", "comp", "comm"), where="samples")
+        cores = data["cores"]
+        if not _is_whole(cores) or not 2 <= cores <= MAX_CORES:
+            raise ValueError(f"samples: 'cores' is {cores!s:.40}; it must be a whole number in 2..{MAX_CORES}")
+        comp = _samples(data["comp"], "comp", 0, cores - 1)
+        return cls(cores=cores, comp=comp, comm=_samples(data["comm"], "comm", 1, cores))
+
+
+def _samples(data: Any, side: str, lowest: int, highest: int) -> tuple[Sample, ...]:
+    if not isinstance(data, list) or not data:
+        raise ValueError(f"samples: '{side}' is {data!s:.40}; it must be a list of one sample or more")
+    return tuple(_sample(sample, f"samples {side}[{n}]", lowest, highest) for n, sample in enumerate(data))
+
+
+def _sample(data: Any, where: str, lowest: int, highest: int) -> Sample:
+    check_keys(data, required=("work", "comm_cores", "seconds"), where=where)
+    work, seconds = (number(data, key, where) for key in ("work", "seconds"))
+    for key, value in (("work", work), ("seconds", seconds)):
+        if value <= 0:
+            raise ValueError(f"{where}: '{key}' is {value:g}; it must be positive")
+    c = data["comm_cores"]
+    if not _is_whole(c) or not lowest <= c <= highest:
+        raise ValueError(
+            f"{where}: 'comm_cores' is {c!s:.40}; it must be a whole number in {lowest}..{highest}, where this side has cores"
+        )
+    return Sample(work=work, comm_cores=c, seconds=seconds)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
