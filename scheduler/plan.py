@@ -94,10 +94,7 @@ class Frontier:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Course:
-    """The line to follow, from (0, 0) to all work that must be done before the last Backward starts: (W_N, Y_N).
-
-    Vertices only where the line bends, so there is one alone if all that work is 0.
-    """
+    """The line to follow, from (0, 0) to (W_N, Y_N), in vertices where it bends: one alone if there is no work before B_N."""
 
     comp: Floats
     """Comp work done: float64 [vertices], never falling. Two alike are the ends of a vertical piece: comp waits."""
@@ -195,10 +192,9 @@ def _turn(a: Points, b: Points, c: Points) -> Floats:
 
 
 def _string(floors: Points, ceilings: Points, reach: int) -> Points:
-    """The vertices of the taut string from 0 to the last of `floors`, above all others and below `ceilings`.
+    """The vertices of the taut string from 0 to the last of `floors`, above all others and below `ceilings`, from cycle 1 on.
 
-    The points of cycle 1 come first on both sides. Of floor points one above the other the highest counts, and comp may wait
-    there for what comes after it; of ceiling points the lowest.
+    Of floor points one above the other the highest counts, for comp waits there until it may go on; of the ceiling's the lowest.
     """
     at_floor = _thinned(floors, np.flatnonzero(np.diff(floors.real, append=np.inf) > 0), 1, reach)
     at_ceiling = _thinned(ceilings, np.flatnonzero(np.diff(ceilings.real, prepend=0) > 0), -1, reach)
