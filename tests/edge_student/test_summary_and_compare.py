@@ -71,7 +71,7 @@ def test_the_baseline_is_always_compared_and_comes_first() -> None:
 
 def test_without_names_all_policies_that_the_cores_allow_are_compared(caplog: pytest.LogCaptureFixture) -> None:
     config = CompareConfig(private="digits:private", out=Path("x"))
-    all_of_them = ("os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic")
+    all_of_them = ("os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic", "adaptive")
     assert choose_policies(config, 2) == all_of_them
     assert caplog.text == ""
     assert choose_policies(config, 1) == ("os-default", "comm-priority", "comp-priority")
