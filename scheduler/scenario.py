@@ -58,7 +58,11 @@ class Profile:
         check_keys(data, required=("cores", *_TASKS), optional=("cost", "modes"), where=where)
         cores = _whole(data, "cores", where, least=1, most=MAX_CORES)
         workload = Workload(**{task: number(data, task, where) for task in _TASKS})
-        return cls(cores=cores, workload=workload, rates=_rates(data, cores, where))
+        rates = _rates(data, cores, where)
+        if rates.shared:
+            names = ", ".join(_name(c, cores) for c in range(cores + 1))
+            raise ValueError(f"{where}: mode {rates.shared[0].name!r} is not one of {names}, which a live run can use")
+        return cls(cores=cores, workload=workload, rates=rates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

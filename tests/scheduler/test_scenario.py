@@ -53,6 +53,10 @@ def test_a_profile_of_modes_gives_them_in_the_order_of_comm_cores() -> None:
         (cost_profile(cores=6), "the comp rate at c=5 comm cores of 6 is 0"),
         (modes_profile(("split:2", 1, 1)), "mode 'split:2' is no split of 2 cores; comm can have 1..1"),
         (modes_profile(("split:1", 1, 1), ("split:1", 1, 1)), "mode 'split:1' is given twice"),
+        (
+            modes_profile(("split:1", 1, 1), ("comp-only", 0, 1), ("comm-only", 1, 0), ("compute-first", 1, 1)),
+            "mode 'compute-first' is not one of comp-only, split:1, comm-only, which a live run can use",
+        ),
         (modes_profile(("split:1", 1, 1)), "the modes lack comp-only, comm-only"),
         (
             modes_profile(("split:1", 1, 1), ("comp-only", 1, 1), ("comm-only", 1, 0)),
