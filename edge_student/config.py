@@ -56,7 +56,7 @@ class StudentConfig:
     device: Device = "cpu"
     """Where the student computes; auto takes a GPU if there is one."""
     profile: Path | None = None
-    """Device profile with the rates that `dynamic` plans with; without it, the policy learns them in its first cycles."""
+    """Device profile with the rates that `dynamic` and `adaptive` plan with; without it, they learn them in their first cycles."""
     encoding: Encoding = Encoding.FLOAT32
     """How logits travel: float32 is exact, float16 half the bytes."""
     window: int = 64
@@ -107,7 +107,7 @@ class TrainConfig(StudentConfig):
     teacher: str
     """Teacher's address, HOST:PORT."""
     policy: str = "dynamic"
-    """Who gets which cores: os-default, static:<c>, random, comm-priority, comp-priority or dynamic."""
+    """Who gets which cores: os-default, static:<c>, random, comm-priority, comp-priority, dynamic or adaptive."""
     out: Path
     """Folder for result.json, events.jsonl, trace.json and student.safetensors; files of an earlier run are replaced."""
 

@@ -35,7 +35,7 @@ def undisturbed(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("policy", ["os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic"])
+@pytest.mark.parametrize("policy", ["os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic", "adaptive"])
 @TWO_CORES
 def test_a_policy_moves_cores_never_results(policy: str, address: str, undisturbed: Path, tmp_path: Path) -> None:
     result = train(address, tmp_path, "--policy", policy, "--cycles", "20", *ONE_THREAD)
@@ -44,6 +44,21 @@ def test_a_policy_moves_cores_never_results(policy: str, address: str, undisturb
     log = events(tmp_path)
     for task in ("comm", "forward", "backward"):
         assert [record["index"] for record in log if record.get("task") == task] == list(range(20))
+
+
+@TWO_CORES
+def test_a_profile_may_tell_a_planner_to_take_turns(address: str, undisturbed: Path, tmp_path: Path) -> None:
+    """On this device a split is worth less than half of everything, so `adaptive` gives all cores to one side at a time."""
+    modes = {"comp-only": (0.0, 180.0), "split:1": (300.0, 50.0), "comm-only": (600.0, 0.0)}
+    rows = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, (comm, comp) in modes.items()]
+    profile = {"cores": 2, "forward": 0.4, "backward": 0.6, "comm": 1.0, "modes": rows}
+    (tmp_path / "profile.json").write_text(json.dumps(profile), encoding="utf-8")
+    flags = ["--policy", "adaptive", "--cycles", "20", "--profile", str(tmp_path / "profile.json"), *ONE_THREAD]
+    train(address, tmp_path, *flags)
+    assert weights(tmp_path) == weights(undisturbed)
+    chosen = [record["allocation"] for record in events(tmp_path) if record.get("reason") == "policy"]
+    assert chosen
+    assert all(0 in (allocation["comm"], allocation["comp"]) for allocation in chosen)
 
 
 def test_a_small_prefetch_changes_no_result(address: str, undisturbed: Path, tmp_path: Path) -> None:
