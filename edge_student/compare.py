@@ -85,7 +85,7 @@ def choose_policies(config: CompareConfig, num_cores: int) -> tuple[str, ...]:
         for name in names:
             make_policy(name, num_cores=num_cores, seed=config.seed)
         return names
-    names = tuple(recipe.usage.replace("<c>", "1") for recipe in POLICIES.values())
+    names = tuple(recipe.names(max(num_cores, 2))[0] for recipe in POLICIES.values())
     possible = tuple(name for name in names if num_cores > 1 or not splits_cores(name))
     if possible != names:
         logger.warning("with %d core there is nothing to split; left out: %s", num_cores, ", ".join(set(names) - set(possible)))

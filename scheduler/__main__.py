@@ -20,8 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from scheduler.fit import Fit, SideFit, fit
-from scheduler.flags import COMMANDS, MOST_CYCLES_OF_DYNAMIC, closest, parse
-from scheduler.plan import lower_bound
+from scheduler.flags import COMMANDS, MOST_MOVES_OF_DYNAMIC, closest, parse
 from scheduler.policies import make_policy
 from scheduler.samples import Samples
 from scheduler.scenario import Scenario, read_json
@@ -37,10 +36,7 @@ SLOW_S = 2.0
 def _simulate(settings: argparse.Namespace) -> None:
     scenario = Scenario.from_text(_read(settings.scenario))
     names = _policies(settings.policies, scenario)
-    works = scenario.works
-    bound = lower_bound(
-        modes=scenario.modes, forward=works.forward, backward=works.backward, comm=works.comm, prefetch=scenario.prefetch
-    )
+    bound = scenario.lower_bound()
     results: dict[str, Result] = {}
     for name in names:
         with _told_if_slow(f"simulating {name}, {len(results) + 1} of {len(names)}"):
@@ -64,21 +60,22 @@ def _told_if_slow(words: str) -> Iterator[None]:
 
 def _policies(given: str | None, scenario: Scenario) -> list[str]:
     """The names of the policies to simulate, as their policies spell them. ValueError for one that cannot be."""
-    possible = simulable_policies(scenario)
     if given is None:
-        if scenario.cycles <= MOST_CYCLES_OF_DYNAMIC or "dynamic" not in possible:
-            return list(possible)
-        why = f"its plan takes time quadratic in the cycles, and there are {scenario.cycles:,}"
+        possible = list(simulable_policies(scenario))
+        if scenario.cycles**2 * scenario.cores <= MOST_MOVES_OF_DYNAMIC:
+            return possible
+        why = f"its plan weighs about cycles x cycles x cores moves, here {scenario.cycles**2 * scenario.cores:,}"
         print(f"dynamic is left out: {why}; name it with --policies to wait for it", file=sys.stderr)
         return [name for name in possible if name != "dynamic"]
     words = [word.strip() for word in given.split(",")]
     if not all(words):
         raise ValueError(f"--policies is {given!r}, must be names with commas between")
-    names = [make_policy(word, num_cores=scenario.cores, seed=0).name for word in words]
-    for name in names:
+    policies = [make_policy(word, num_cores=scenario.cores, seed=0) for word in words]
+    names = [policy.name for policy in policies]
+    for policy, name in zip(policies, names, strict=True):
         if names.count(name) > 1:
             raise ValueError(f"--policies is {given!r}, names {name} twice")
-        if name not in possible:
+        if not policy.is_work_conserving:
             raise ValueError(f"policy '{name}' leaves the cores to a kernel and can only be measured: see edge-student compare")
     return names
 
@@ -165,7 +162,7 @@ def _read(name: str) -> str:
     with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
         data = file.read()
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # editors of some systems put a mark before the text
     except UnicodeDecodeError as error:
         raise ValueError(f"{'stdin' if name == '-' else name}: byte {error.start} is not UTF-8, so this is no JSON") from None
 

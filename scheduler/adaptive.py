@@ -34,10 +34,11 @@ class Adaptive:
     def __init__(self) -> None:
         self._rates: RateTable | None = None
         self._works: Works | None = None
+        self._run: tuple[int, int | None] | None = None
 
     def choose(self, view: View) -> Allocation:
         """The mode with the least predicted end; of equals the one that has comm furthest ahead."""
-        if view.rates is None:  # two cores and nothing measured: there is one split
+        if view.rates is None or view.num_cores == 1:  # two cores and nothing measured: there is one split; one core: none
             return Allocation.split(view.num_cores - 1, view.num_cores)
         remaining, pace = self._prepare(view, view.rates)
         position, modes = remaining.position(view), pace.frontier.modes
@@ -56,8 +57,9 @@ class Adaptive:
             splits = [Allocation.split(c, rates.num_cores) for c in range(rates.num_cores + 1)]
             shared = [Allocation.sharing(mode.name, rates.num_cores) for mode in rates.shared]
             self._allocations = {mode.name: kept for mode, kept in zip(rates.modes(), [*splits, *shared], strict=True)}
-        if not _is_like(view.works, self._works):
-            self._works = view.works
+        run = view.cycles, view.prefetch
+        if run != self._run or not _is_like(view.works, self._works):
+            self._run, self._works = run, view.works
             self._remaining = remaining_of(view.works, view.cycles, view.prefetch)
         return self._remaining, self._pace
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from scheduler.cost import RateTable
 from scheduler.estimates import Estimates, Share, SideEstimate
-from scheduler.scenario import Profile
+from scheduler.scenario import Profile, TaskWorks
 from scheduler.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, Task, TaskDone
 from scheduler.view import Policy, View
 
@@ -55,6 +55,8 @@ class Controller:
         self._in_force: Allocation | None = None  # what both sides really have, which the times are booked on
         self._comp_moves_at_boundaries = comp_moves_at_boundaries
         self.estimates = Estimates(profile.workload if profile else None)
+        # Known works never change, so a policy may prepare for all of them; learnt ones it sees one cycle at a time.
+        self._works = TaskWorks.equal(profile.workload, cycles) if profile else None
         self._profile = profile
         self._time = -math.inf
         self._sequence = 0
@@ -200,7 +202,7 @@ class Controller:
             num_cores=self.num_cores,
             comm_left=_left(work.comm, comm_done),
             comp_left=_left(comp_work, comp_done),
-            works=work,
+            works=self._works or work,
             rates=rates,
         )
 

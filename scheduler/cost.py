@@ -65,9 +65,11 @@ class RateTable:
     def resized(self, num_cores: int) -> RateTable:
         """The table when the device has `num_cores` cores instead, each side's rate depending on its own cores only.
 
-        Cores beyond those that were measured are believed to add nothing.
+        Cores beyond those that were measured are believed to add nothing. Of shared modes nothing is known then, so they go.
         """
         known = self.num_cores
+        if num_cores == known:
+            return self
         return RateTable(
             comm=tuple(self.comm[min(c, known)] for c in range(num_cores + 1)),
             comp=tuple(self.comp[known - min(num_cores - c, known)] for c in range(num_cores + 1)),

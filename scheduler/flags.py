@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-MOST_CYCLES_OF_DYNAMIC = 1_000
-"""Its plan takes time quadratic in the cycles, so above this it is simulated only if it is named."""
+MOST_MOVES_OF_DYNAMIC = 12_000_000
+"""Its plan weighs about cycles x cycles x cores moves; if they are more, it is simulated only when it is named."""
 
 MAX_RUNS, MAX_SEED = 1_000_000, 2**32 - 1
 
@@ -33,7 +33,7 @@ EXAMPLE_SAMPLES = """\
 def _simulate_flags(parser: argparse.ArgumentParser) -> None:
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--scenario", required=True, metavar="FILE.json", help="Scenario to simulate; - reads it from stdin.")
-    without = f"all that can be simulated, `dynamic` up to {MOST_CYCLES_OF_DYNAMIC} cycles"
+    without = f"all that can be simulated, `dynamic` only if cycles x cycles x cores is at most {MOST_MOVES_OF_DYNAMIC:,}"
     parser.add_argument("--policies", metavar="A,B,C", help=f"Policies, with commas between; without it, {without}.")
     _add_number(parser, "--random-runs", 1000, 1, MAX_RUNS, "Runs of the policy `random`.")
     _add_number(parser, "--seed", 0, 0, MAX_SEED, "Seed of the policy `random`.")

@@ -8,7 +8,7 @@ single core left there is nothing to split; policies that split then leave it to
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -110,7 +110,7 @@ class Dynamic:
         if view.num_cores <= 2:  # one possible split, or none
             return Allocation.split(view.num_cores - 1, view.num_cores)
         here = view.num_comm, view.num_forward + view.num_backward
-        if self._horizon is not None or here not in self._planned:
+        if self._horizon is not None or here == (0, 0) or here not in self._planned:
             # The plan's cycles count from the first that is not trained yet.
             first = view.num_backward
             plan = self._plan(view, first)
@@ -141,11 +141,22 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a name becomes a policy: the name as it is typed, a sentence for --help, and its maker."""
+    """How a name becomes a policy: the name as it is typed, a sentence for --help, and its maker.
+
+    `arguments` are, for a policy with one, those worth trying on so many cores, the first of them if only one is.
+    """
 
     usage: str
     sentence: str
     make: Callable[[Order], Policy]
+    arguments: Callable[[int], Iterable[object]] | None = None
+
+    def names(self, num_cores: int) -> tuple[str, ...]:
+        """The policies of this recipe that are worth trying on so many cores."""
+        if self.arguments is None:
+            return (self.usage,)
+        kind = self.usage.partition(":")[0]
+        return tuple(f"{kind}:{argument}" for argument in self.arguments(num_cores))
 
 
 def _static(order: Order) -> Policy:
@@ -195,6 +206,7 @@ POLICIES: dict[str, Recipe] = {
         usage="static:<c>",
         sentence="always c cores to comm and the rest to training, 1 <= c <= cores - 1",
         make=_static,
+        arguments=lambda num_cores: range(1, num_cores),
     ),
     "random": Recipe(
         usage="random",

@@ -19,6 +19,9 @@ from scheduler.cost import Workload
 from scheduler.plan import Frontier, course, funnel
 from scheduler.view import View, Works
 
+MOST_GATES = 32
+"""A limit above this hardly ever binds, and a question would take milliseconds: it is foreseen for one completion only."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
@@ -49,7 +52,9 @@ def remaining_of(works: Works, cycles: int, prefetch: int | None) -> Remaining:
     """What is left of a run with these works."""
     if isinstance(works, Workload):
         return EqualCycles(works, cycles)
-    return AnyCycles(works, cycles) if prefetch is None or prefetch >= cycles else LimitedCycles(works, cycles, prefetch)
+    if prefetch is None or prefetch >= cycles or prefetch > MOST_GATES:
+        return AnyCycles(works, cycles)
+    return LimitedCycles(works, cycles, prefetch)
 
 
 class EqualCycles:
@@ -137,7 +142,7 @@ class AnyCycles:
 
 
 AHEAD = 4
-"""Cycles beyond the prefetch limit within which a taut string is taken to have met the run's."""
+"""Cycles beyond the prefetch limit within which a taut string is taken to have met the run's, which it nearly always has."""
 
 
 class LimitedCycles(AnyCycles):

@@ -17,18 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from scheduler.cost import CostModel, Mode, RateTable, Workload
+from scheduler.plan import lower_bound
 
 WorkArray: TypeAlias = npt.NDArray[np.float64]
 """The work of one kind of task in every cycle: float64 [cycles], read-only."""
 
 MAX_CYCLES = 10_000_000
 MAX_CORES = 4096
-MAX_WORK = 1e100
-"""Work of all cycles, and seconds that it takes, beyond which sums of floats are no longer honest."""
+MAX_SIZE = 1e30
+"""Works and rates beyond this, or below its inverse, are a matter of units: products of them would leave the range of floats."""
 
 _TASKS = ("forward", "backward", "comm")
 _COMP_ONLY, _COMM_ONLY = "comp-only", "comm-only"
-_SPLIT = re.compile(r"split(?::|\()(\d{1,4})\)?")
+_SPLIT = re.compile(r"split(?::(?=\d+$)|\((?=\d+\)$))(\d{1,4})\)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,11 @@ class TaskWorks:
     backward: WorkArray
     comm: WorkArray
 
+    @classmethod
+    def equal(cls, work: Workload, cycles: int) -> TaskWorks:
+        """The same work in every cycle."""
+        return cls(**{task: _frozen(np.full(cycles, getattr(work, task))) for task in _TASKS})
+
     def tasks(self, first: int, last: int) -> tuple[list[float], list[float]]:
         """The works of cycles `first` to `last` - 1: of Comm, and of Forward and Backward in turn."""
         comp = np.stack([self.forward[first:last], self.backward[first:last]], axis=1)
@@ -100,6 +106,13 @@ class Scenario:
         """Every mode that may be used."""
         return self.rates.modes()
 
+    def lower_bound(self) -> float:
+        """T*, in seconds: no schedule ends sooner (`plan.lower_bound`)."""
+        works = self.works
+        return lower_bound(
+            modes=self.modes, forward=works.forward, backward=works.backward, comm=works.comm, prefetch=self.prefetch
+        )
+
     @classmethod
     def from_text(cls, text: str) -> Scenario:
         """Read a JSON document. ValueError if it is none, or names a key twice."""
@@ -123,7 +136,7 @@ class Scenario:
         works = TaskWorks(**{task: _works(data, task, cycles, where) for task in _TASKS})
         rates = _rates(data, cores, where)
         cost = _cost(data["cost"], where) if "cost" in data else None
-        _check_size(works, rates, where)
+        _check_sizes(works, rates, where)
         return cls(cores=cores, prefetch=prefetch, rates=rates, cost=cost, works=works)
 
 
@@ -142,6 +155,10 @@ def read_json(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: this is not JSON: {error}") from None
+    except ValueError as error:
+        if str(error).startswith(where):
+            raise
+        raise ValueError(f"{where}: a number has too many digits") from None
     except RecursionError:
         raise ValueError(f"{where}: this is nested too deeply to be one") from None
 
@@ -151,7 +168,11 @@ def check_keys(data: Any, *, required: tuple[str, ...], optional: tuple[str, ...
     if not isinstance(data, Mapping):
         raise ValueError(f"{where}: expected an object with {', '.join(required)}; got {_shown(data)}")
     missing = [key for key in required if key not in data]
-    unknown = [str(key) for key in data if key not in (*required, *optional)]
+    unknown = [_plain(key) for key in data if key not in (*required, *optional)]
+        key if isinstance(key, str) and key.isprintable() and len(key) < 60 else _shown(key)
+        for key in data
+        if key not in (*required, *optional)
+    ]
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     if unknown:
@@ -180,7 +201,7 @@ def _whole(data: Mapping[str, Any], key: str, where: str, *, least: int, most: i
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be a whole number, at least {least}")
     if most is not None and value > most:
-        raise ValueError(f"{where}: {key!r} is {value}; it must be at most {most}")
+        raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be at most {most}")
     return value
 
 
@@ -201,11 +222,15 @@ def _not_negative(value: Any, name: str, where: str) -> float:
     return work
 
 
-def _check_size(works: TaskWorks, rates: RateTable, where: str) -> None:
-    for side, tasks, speeds in (("comm", [works.comm], rates.comm[1:]), ("comp", [works.forward, works.backward], rates.comp[:-1])):
-        work = sum(float(task.max()) for task in tasks) * len(works.comm)
-        if not max(work, work / min(speeds)) < MAX_WORK:
-            raise ValueError(f"{where}: work {work:g} of {side} at rates from {min(speeds):g} is too much; choose other units")
+def _check_sizes(works: TaskWorks, rates: RateTable, where: str) -> None:
+    sizes = {"work of comm": works.comm, "work of forward": works.forward, "work of backward": works.backward}
+    for mode in rates.modes():
+        sizes[f"rate of {mode.name}"] = np.array([mode.comm_rate, mode.comp_rate])
+    for name, values in sizes.items():
+        odd = values[(values > MAX_SIZE) | ((values > 0) & (values < 1 / MAX_SIZE))]
+        if len(odd):
+            rule = f"choose units in which it is 0 or in {1 / MAX_SIZE:g} .. {MAX_SIZE:g}"
+            raise ValueError(f"{where}: a {name} is {odd[0]:g}; {rule}")
 
 
 def _frozen(array: WorkArray) -> WorkArray:
@@ -265,6 +290,8 @@ def _place(name: str, num_cores: int, where: str) -> int | None:
         return num_cores
     match = _SPLIT.fullmatch(name)
     if match is None:
+        if re.sub("[^a-z]", "", name.lower()) in ("split", "componly", "commonly"):
+            raise ValueError(f"{where}: mode {_shown(name)} is written like none of split:<c>, {_COMP_ONLY} and {_COMM_ONLY}")
         return None
     c = int(match[1])
     if not 1 <= c < num_cores:
@@ -279,3 +306,8 @@ def _name(c: int, num_cores: int) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _plain(key: Any) -> str:
+    """A key as a terminal can take it."""
+    return key if isinstance(key, str) and key.isprintable() and len(key) < 60 else _shown(key)

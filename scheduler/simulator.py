@@ -69,7 +69,8 @@ def simulate(scenario: Scenario, name: str, *, seed: int = 0, record: bool = Fal
 
 
 def simulate_policy(scenario: Scenario, policy: Policy, *, record: bool = False) -> SimulatedRun:
-    """One run of `scenario` under this policy, which must be work-conserving."""
+    """One run of `scenario` under this policy. AssertionError unless it is work-conserving and divides the cores that there are."""
+    assert policy.is_work_conserving, f"{policy.name} leaves the cores to a kernel, which no model here describes"
     timeline = _Timeline() if record else None
     makespan, num_events = _Run(scenario, policy).play(timeline)
     spans, intervals = timeline.finished() if timeline else ((), ())
@@ -78,8 +79,7 @@ def simulate_policy(scenario: Scenario, policy: Policy, *, record: bool = False)
 
 def simulable_policies(scenario: Scenario) -> tuple[str, ...]:
     """Every policy that can be simulated on the scenario's cores: each split of `static`, and the others."""
-    usages = (recipe.usage for recipe in POLICIES.values())
-    names = [usage.replace("<c>", str(c)) for usage in usages for c in (range(1, scenario.cores) if "<c>" in usage else (0,))]
+    names = (name for recipe in POLICIES.values() for name in recipe.names(scenario.cores))
     made = (make_policy(name, num_cores=scenario.cores, seed=0) for name in names)
     return tuple(policy.name for policy in made if policy.is_work_conserving)
 
@@ -100,7 +100,7 @@ class _Run:
     def play(self, record: _Timeline | None) -> tuple[float, int]:
         """Run to the end: the makespan in seconds, and how many events it took."""
         comm, comp, cycles, rates = self.comm, self.comp, self.cycles, self.rates
-        allocate, num_cores = self.controller.allocate, rates.num_cores
+        allocate, num_cores, policy = self.controller.allocate, rates.num_cores, self.controller.policy.name
         shared = {mode.name: (mode.comm_rate, mode.comp_rate) for mode in rates.shared}
         now, num_events, i, q = 0.0, 0, 0, 0
         comm_left, comp_left = comm[0], comp[0]
@@ -111,20 +111,19 @@ class _Run:
         while q < 2 * cycles:
             num_events += 1
             allocation, reason = allocate(i, (q + 1) // 2, q // 2, look)
+            comm_cores, comp_cores = allocation.comm, allocation.comp
             if allocation.shared is None:
-                comm_rate, comp_rate = rates.comm[allocation.comm], rates.comp[allocation.comm]
+                assert comm_cores + comp_cores == num_cores, f"{policy}: '{allocation}' divides other cores than {num_cores}"
+                comm_rate, comp_rate = rates.comm[comm_cores], rates.comp[comm_cores]
             else:
                 comm_rate, comp_rate = shared[allocation.shared]
+            # A side that cannot run has no cores (Eq. 13), so its rate is 0.
             comm_time = comm_left / comm_rate if comm_rate else math.inf
             comp_time = comp_left / comp_rate if comp_rate else math.inf
-            if reason is not Reason.POLICY:  # one side cannot run, whatever cores it has
-                if reason is Reason.COMP_BLOCKED:
-                    comp_time = math.inf
-                else:
-                    comm_time = math.inf
             delta = comm_time if comm_time < comp_time else comp_time
             if record is not None:
-                record.add(now, now + delta, allocation, reason, i, q)
+                record.intervals.append(Interval(start=now, end=now + delta, allocation=allocation, reason=reason))
+                record.extend(now, now + delta, comm=i if comm_rate else None, comp=q if comp_rate else None)
             now += delta
             if comm_time < math.inf:
                 comm_left -= comm_rate * delta
@@ -143,25 +142,24 @@ class _Timeline:
     """What happened, event by event."""
 
     def __init__(self) -> None:
-        self._intervals: list[Interval] = []
+        self.intervals: list[Interval] = []
         self._spans: dict[tuple[Task, int], tuple[float, float]] = {}
 
-    def add(self, start: float, end: float, allocation: Allocation, reason: Reason, num_comm: int, num_comp: int) -> None:
-        """From one event to the next; `num_comm` and `num_comp` tasks were done before."""
-        self._intervals.append(Interval(start=start, end=end, allocation=allocation, reason=reason))
-        if allocation.comm and reason is not Reason.COMM_DONE and reason is not Reason.COMM_BLOCKED:
-            self._extend(Task.COMM, num_comm, start, end)
-        if allocation.comp and reason is not Reason.COMP_BLOCKED:
-            self._extend(Task.BACKWARD if num_comp % 2 else Task.FORWARD, num_comp // 2, start, end)
+    def extend(self, start: float, end: float, *, comm: int | None, comp: int | None) -> None:
+        """The tasks that ran from one event to the next, counted from 0 on either side; None for a side that did not run."""
+        if comm is not None:
+            self._extend((Task.COMM, comm), start, end)
+        if comp is not None:
+            self._extend((Task.BACKWARD if comp % 2 else Task.FORWARD, comp // 2), start, end)
 
-    def _extend(self, task: Task, index: int, start: float, end: float) -> None:
-        began, _ = self._spans.get((task, index), (start, end))
-        self._spans[task, index] = began, end
+    def _extend(self, task: tuple[Task, int], start: float, end: float) -> None:
+        began, _ = self._spans.get(task, (start, end))
+        self._spans[task] = began, end
 
     def finished(self) -> tuple[tuple[Span, ...], tuple[Interval, ...]]:
         """Spans in the order of their starts, intervals in that of time."""
         spans = [Span(task=task, index=index, start=start, end=end) for (task, index), (start, end) in self._spans.items()]
-        return tuple(sorted(spans, key=lambda span: (span.start, span.end))), tuple(self._intervals)
+        return tuple(sorted(spans, key=lambda span: (span.start, span.end))), tuple(self.intervals)
 
 
 def random_makespans(scenario: Scenario, *, runs: int, seed: int) -> npt.NDArray[np.float64]:

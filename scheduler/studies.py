@@ -17,7 +17,6 @@ import numpy as np
 
 from scheduler.cost import CostModel
 from scheduler.fit import Estimate, Fit, fit
-from scheduler.plan import lower_bound
 from scheduler.samples import Sample, Samples
 from scheduler.scenario import Scenario
 from scheduler.simulator import SimulatedRun, random_makespans, simulable_policies, simulate
@@ -213,8 +212,7 @@ def outcome(*, cores: int, x: float, y: float, cycles: int, runs: int, seed: int
     """
     data = scenario_data(cores=cores, x=x, y=y, cycles=cycles)
     scenario = Scenario.from_json(data)
-    works = scenario.works
-    bound = lower_bound(modes=scenario.modes, forward=works.forward, backward=works.backward, comm=works.comm)
+    bound = scenario.lower_bound()
     names = [name for name in simulable_policies(scenario) if name != "random"]
     policies: dict[str, Data] = {name: {"makespan": simulate(scenario, name).makespan} for name in names}
     splits = [f"static:{c}" for c in range(1, cores)]

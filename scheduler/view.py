@@ -41,7 +41,10 @@ class View(NamedTuple):
 
 
 class Policy(Protocol):
-    """What the controller asks. `needs_rates`: without a profile the controller first measures some splits (LEARNING)."""
+    """What the controller asks, one policy object for each run.
+
+    `needs_rates`: without a profile the controller first measures some splits (LEARNING).
+    """
 
     @property
     def name(self) -> str:

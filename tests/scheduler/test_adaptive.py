@@ -30,11 +30,6 @@ COSTS = {
 }
 
 
-def bound(run: VariedRun) -> float:
-    works = run.works
-    return lower_bound(modes=run.modes, forward=works.forward, backward=works.backward, comm=works.comm, prefetch=run.prefetch)
-
-
 @pytest.mark.parametrize(("cycles", "most"), [(20, 0.01), (200, 0.002)])
 @pytest.mark.parametrize("family", COSTS)
 def test_ends_near_the_bound_and_never_behind_a_split(family: str, cycles: int, most: float) -> None:
@@ -44,7 +39,7 @@ def test_ends_near_the_bound_and_never_behind_a_split(family: str, cycles: int, 
             run = VariedRun.from_json({**data, "cost": COSTS[family](cores)})
             makespan = simulate(run, "adaptive").makespan
             best_split = min(simulate(run, f"static:{c}").makespan for c in range(1, cores))
-            assert makespan <= (1 + most) * bound(run), (data, makespan)
+            assert makespan <= (1 + most) * run.lower_bound(), (data, makespan)
             assert makespan <= 1.001 * best_split, (data, makespan)
 
 
@@ -56,7 +51,7 @@ def test_keeps_near_the_bound_with_varied_works_and_a_full_buffer(run: VariedRun
         run.works.comm.max() / min(run.rates.comm[1:]),
         max(run.works.forward.max(), run.works.backward.max()) / min(run.rates.comp[:-1]),
     )
-    assert simulate(run, "adaptive").makespan <= bound(run) + longest
+    assert simulate(run, "adaptive").makespan <= run.lower_bound() + longest
 
 
 def view_of(run: VariedRun, *, num_comm: int, num_comp: int, left: tuple[float, float]) -> View:
@@ -112,7 +107,7 @@ def test_the_rest_of_a_run_is_worth_its_own_optimum(run: VariedRun, counts: tupl
 def test_from_the_start_the_rest_is_the_bound(run: VariedRun) -> None:
     pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
     rest = remaining_of(run.works, run.cycles, run.prefetch)
-    assert rest.time(0, 0, 0.0, 0.0, pace) == pytest.approx(bound(run), rel=1e-9, abs=1e-12)
+    assert rest.time(0, 0, 0.0, 0.0, pace) == pytest.approx(run.lower_bound(), rel=1e-9, abs=1e-12)
 
 
 @given(

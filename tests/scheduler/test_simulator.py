@@ -17,7 +17,6 @@ from virtual_time import drive
 from scheduler.controller import Controller
 from scheduler.cost import RateTable
 from scheduler.dynamic import solve
-from scheduler.plan import lower_bound
 from scheduler.policies import make_policy
 from scheduler.scenario import TaskWorks
 from scheduler.simulator import (
@@ -37,11 +36,6 @@ COST = {"a1": 1.5, "a2": 0.2, "b1": 0.2, "b2": 0.3, "b3": 3.0}
 def run_of(**changes: Any) -> VariedRun:
     data = {"cores": 4, "cycles": 5, "forward": 1.0, "backward": 2.0, "comm": 1.5, "cost": COST} | changes
     return VariedRun.from_json(data)
-
-
-def bound(run: VariedRun) -> float:
-    works = run.works
-    return lower_bound(modes=run.modes, forward=works.forward, backward=works.backward, comm=works.comm, prefetch=run.prefetch)
 
 
 def as_varied(scenario: Scenario) -> VariedRun:
@@ -112,7 +106,7 @@ def rates_of(rates: RateTable, allocation: Allocation) -> tuple[float, float]:
 @given(run=varied_runs(is_monotone=False), seed=st.integers(0, 3))
 @settings(max_examples=200, deadline=None)
 def test_no_policy_beats_the_bound(run: VariedRun, seed: int) -> None:
-    least = bound(run)
+    least = run.lower_bound()
     for name in names_of(run):
         assert simulate(run, name, seed=seed).makespan >= least * (1 - 1e-9) - 1e-12
 
@@ -249,7 +243,7 @@ def test_tasks_that_end_together_are_one_event() -> None:
 
 def test_a_run_without_any_work_takes_no_time() -> None:
     run = run_of(forward=0, backward=0, comm=0)
-    assert bound(run) == 0
+    assert run.lower_bound() == 0
     assert {simulate(run, name).makespan for name in simulable_policies(run)} == {0.0}
 
 
