@@ -169,10 +169,6 @@ def check_keys(data: Any, *, required: tuple[str, ...], optional: tuple[str, ...
         raise ValueError(f"{where}: expected an object with {', '.join(required)}; got {_shown(data)}")
     missing = [key for key in required if key not in data]
     unknown = [_plain(key) for key in data if key not in (*required, *optional)]
-        key if isinstance(key, str) and key.isprintable() and len(key) < 60 else _shown(key)
-        for key in data
-        if key not in (*required, *optional)
-    ]
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     if unknown:
