@@ -1,0 +1,172 @@
+"""How far above the exact optimum policies end, in modelled time: the tables of docs/model.md. Nothing here depends on a clock.
+
+    python benchmarks/gaps.py [--scenarios 2000] [--seed 0] [--json FILE]
+
+Of the grid C in {4, 6, 8, 10, 12} x works in {1:1, 2:1, 1:2, 1:4, 4:1} the mean and the worst cell; then random scenarios. `tracker` is
+what `adaptive` was compared with (docs/decisions/008): the higher of the two modes next to the line's slope.
+"""
+
+import json
+import math
+import random
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from edge_student.provenance import describe_software
+from edgekd.command import parse
+from scheduler.plan import Frontier
+from scheduler.scenario import Scenario
+from scheduler.simulator import simulate, simulate_policy
+from scheduler.state import Allocation
+from scheduler.studies import GAP_CORES, GAP_RATIOS, scenario_data
+from scheduler.view import View
+
+COSTS: dict[str, Callable[[int], dict[str, float]]] = {
+    "as in the figures": lambda cores: {"a1": 6 / cores, "a2": 1 / cores, "b1": 0.12, "b2": 0.08, "b3": math.e},
+    "the same for every device": lambda cores: {"a1": 1.0, "a2": 0.07, "b1": 0.1, "b2": 0.2, "b3": 2.0},
+    "linear": lambda cores: {"a1": 1.0, "a2": 0.08, "b1": 0.2, "b2": 0.0, "b3": 1.0},
+    "logarithmic": lambda cores: {"a1": 1.0, "a2": 0.05, "b1": 0.02, "b2": 0.5, "b3": 3.0},
+    "cores hardly matter": lambda cores: {"a1": 1.0, "a2": 0.02, "b1": 0.05, "b2": 0.1, "b3": 5.0},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Compute how far above the optimum policies end."""
+
+    scenarios: int = 2000
+    """Random scenarios."""
+    seed: int = 0
+    """Seed of all that is drawn."""
+    json: Path | None = None
+    """Also write the figures to this file."""
+
+
+class Tracker:
+    """Of the two modes next to the slope that the rest needs at least, always the higher. For equal cycles without a limit."""
+
+    name = "tracker"
+    is_work_conserving = True
+    needs_rates = True
+
+    def choose(self, view: View) -> Allocation:
+        assert view.rates is not None
+        comm, comp = view.works.tasks(0, view.cycles)
+        waits = 2 * view.num_comm + 1, 2 * view.cycles - 1  # comp tasks before the next wait, and before the last
+        done = view.num_forward + view.num_backward
+        slopes = [math.inf]
+        for end, tasks in zip(waits, (view.num_comm + 1, view.cycles), strict=True):
+            ahead = view.comp_left + sum(comp[done + 1 : end])
+            slopes.append((view.comm_left + sum(comm[view.num_comm + 1 : tasks])) / ahead if ahead else math.inf)
+        _, higher = Frontier.of(view.rates.modes()).around(max(slopes[1:]))
+        names = [mode.name for mode in view.rates.modes()]
+        return Allocation.split(names.index(higher.name), view.num_cores)
+
+
+def excess(run: Scenario, makespan: float) -> float:
+    """Per cent above the bound."""
+    return 100 * (makespan / run.lower_bound() - 1)
+
+
+def best_split(run: Scenario) -> float:
+    return min(simulate(run, f"static:{c}").makespan for c in range(1, run.cores))
+
+
+def grid(cycles: int, *, prefetch: int | None, spread: float, seed: int) -> dict[str, Any]:
+    """The grid with the figures' costs. Works are drawn from 1 - `spread` to 1 + `spread` of their mean."""
+    generator = random.Random(seed)
+    excesses: dict[str, list[float]] = {"adaptive": [], "best static": [], "dynamic": []}
+    for cores, (x, y) in product(GAP_CORES, GAP_RATIOS):
+        data = scenario_data(cores=cores, x=x, y=y, cycles=cycles) | {"prefetch": prefetch}
+        for task in ("forward", "backward", "comm") if spread else ():
+            data[task] = [data[task] * generator.uniform(1 - spread, 1 + spread) for _ in range(cycles)]
+        run = Scenario.from_json(data)
+        for name in ("adaptive", "dynamic"):
+            excesses[name].append(excess(run, simulate(run, name).makespan))
+        excesses["best static"].append(excess(run, best_split(run)))
+    settings = {"cycles": cycles, "prefetch": prefetch, "spread": spread}
+    return settings | {name: {"mean": statistics.mean(found), "worst": max(found)} for name, found in excesses.items()}
+
+
+def trackers(cycles: int) -> dict[str, float]:
+    """The worst cell of `tracker` and of `adaptive` over all families of costs."""
+    worst = {"tracker": 0.0, "adaptive": 0.0}
+    for cost, cores, (x, y) in product(COSTS.values(), GAP_CORES, GAP_RATIOS):
+        data = {"cores": cores, "cycles": cycles, "forward": x, "backward": x, "comm": y, "cost": cost(cores)}
+        run = Scenario.from_json(data)
+        worst["tracker"] = max(worst["tracker"], excess(run, simulate_policy(run, Tracker()).makespan))
+        worst["adaptive"] = max(worst["adaptive"], excess(run, simulate(run, "adaptive").makespan))
+    return {"cycles": cycles, **worst}
+
+
+def drawn(generator: random.Random) -> Scenario:
+    """Any cores, cycles, limit and works, and costs whose rates more cores never lower."""
+    cores, cycles = generator.choice((2, 3, 4, 6, 8, 12)), generator.choice((2, 3, 5, 10, 20, 50, 100))
+    costs = {
+        "a1": generator.uniform(0.1, 3),
+        "a2": generator.uniform(0, 1) / cores,
+        "b1": generator.uniform(0, 0.3),
+        "b2": generator.uniform(0.01, 0.6),
+        "b3": generator.uniform(1.1, 5),
+    }
+    works: dict[str, Any] = {
+        "forward": generator.uniform(0.2, 3),
+        "backward": generator.uniform(0.2, 3),
+        "comm": generator.uniform(0.2, 6),
+    }
+    if generator.random() < 0.5:
+        works = {task: [work * generator.expovariate(1) for _ in range(cycles)] for task, work in works.items()}
+    prefetch = generator.choice((None, None, 1, 2, 3, 5, 8, 16))
+    return Scenario.from_json({"cores": cores, "cycles": cycles, **works, "prefetch": prefetch, "cost": costs})
+
+
+def random_scenarios(num: int, seed: int) -> dict[str, float]:
+    generator = random.Random(seed)
+    above_bound, above_split = [], []
+    for _ in range(num):
+        run = drawn(generator)
+        makespan = simulate(run, "adaptive").makespan
+        above_bound.append(excess(run, makespan))
+        above_split.append(100 * (makespan / best_split(run) - 1))
+    return {
+        "scenarios": num,
+        "median_above_bound": statistics.median(above_bound),
+        "p99_above_bound": sorted(above_bound)[int(0.99 * num)],
+        "worst_above_bound": max(above_bound),
+        "worst_above_best_static": max(above_split),
+    }
+
+
+def main() -> None:
+    settings = parse(Settings, sys.argv[1:], prog="gaps.py", description=__doc__ or "")
+    circumstances = [
+        (100, None, 0.0),
+        (100, 2, 0.0),
+        (100, 8, 0.0),
+        (100, 1, 0.0),
+        (100, None, 0.5),
+        (100, 4, 0.5),
+        (20, None, 0.0),
+    ]
+    report = {
+        "command": ["benchmarks/gaps.py", *sys.argv[1:]],
+        "software": describe_software(),
+        "seed": settings.seed,
+        "unit": "per cent above the lower bound, or above the best static split; modelled, not measured",
+        "grid": [grid(n, prefetch=limit, spread=spread, seed=settings.seed) for n, limit, spread in circumstances],
+        "tracker": [trackers(cycles) for cycles in (20, 200)],
+        "random": random_scenarios(settings.scenarios, settings.seed),
+    }
+    text = json.dumps(report, indent=2)
+    if settings.json is not None:
+        settings.json.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
