@@ -2,8 +2,8 @@
 
     python benchmarks/gaps.py [--scenarios 2000] [--seed 0] [--json FILE]
 
-Of the grid C in {4, 6, 8, 10, 12} x works in {1:1, 2:1, 1:2, 1:4, 4:1} the mean and the worst cell; then random scenarios. `tracker` is
-what `adaptive` was compared with (docs/decisions/008): the higher of the two modes next to the line's slope.
+Of the grid C in {4, 6, 8, 10, 12} x works in {1:1, 2:1, 1:2, 1:4, 4:1} the mean and the worst cell; then random scenarios.
+`tracker` is what `adaptive` was compared with (docs/decisions/008): the higher of the two modes next to the line's slope.
 """
 
 import json

@@ -37,6 +37,8 @@ def _simulate(settings: argparse.Namespace) -> None:
     scenario = Scenario.from_text(_read(settings.scenario))
     names = _policies(settings.policies, scenario)
     bound = scenario.lower_bound()
+    if not scenario.rates.is_monotone:
+        print("some rates fall where a side gets more cores: adaptive may then lose to a fixed split", file=sys.stderr)
     results: dict[str, Result] = {}
     for name in names:
         with _told_if_slow(f"simulating {name}, {len(results) + 1} of {len(names)}"):

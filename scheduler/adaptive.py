@@ -60,8 +60,8 @@ class Adaptive:
         run = view.cycles, view.prefetch
         if run != self._run or not _is_like(view.works, self._works):
             self._run, self._works = run, view.works
-            self._remaining = remaining_of(view.works, view.cycles, view.prefetch)
-        return self._remaining, self._pace
+            self.remaining = remaining_of(view.works, view.cycles, view.prefetch)
+        return self.remaining, self._pace
 
 
 def _seconds_to_end(view: View, mode: Mode, position: tuple[float, float], remaining: Remaining, pace: Pace) -> float:

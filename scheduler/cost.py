@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,12 @@ class RateTable:
     def num_cores(self) -> int:
         """C."""
         return len(self.comm) - 1
+
+    @property
+    def is_monotone(self) -> bool:
+        """Whether more cores never make a side slower."""
+        pairs = [*pairwise(self.comm), *pairwise(reversed(self.comp))]
+        return all(fewer <= more for fewer, more in pairs)
 
     def modes(self) -> tuple[Mode, ...]:
         """Every mode there is: comp-only, split:1 .. split:<C-1>, comm-only, then the shared ones."""

@@ -116,8 +116,9 @@ def draw_fitted_costs(data: Data) -> Figure:
         else:
             errors.set_yticks([])
             errors.text(0.5, 0.5, "no fit", ha="center", va="center", transform=errors.transAxes)
-        times.set(title=side["side"], ylabel="seconds per unit of work", ylim=(0, None))
-        errors.set(xlabel="cores given to comm, c", ylabel="sample above fit, %")
+        longest = max(point["seconds"] for point in points)
+        times.set(title=side["side"], ylabel="seconds per unit of work", ylim=(0, 1.08 * longest))
+        errors.set(xlabel="cores given to comm, c", ylabel="sample above fit, %" if side["curve"] else "")
         errors.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in (times, errors):
             axes.grid()

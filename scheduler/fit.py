@@ -7,14 +7,15 @@ the measured time favours short), does not care about units, and keeps the rate 
 makes the mean logarithm at each core count all that the fit needs of the times.
 
 A fit whose rate is not positive at every core count that can occur lies outside of the model. The best one inside would lie on
-the bound, where the parameters say more about the bound than about the device. So it is not identified, like a parameter that
-its standard error drowns, and no numbers are given for it.
+the bound, where the parameters say more about the bound than about the device. So it is not identified, and no numbers are given.
+Where b2 cannot be told from 0, b3 may be anything: then g is fitted without its logarithm, and is not identified if that is
+worse. Where another parameter cannot be told from 0, a note says so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -29,6 +30,12 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 ROUNDING = 1e-12
 """The least relative error that a time is believed to have, or exact ones would prove that b2 is 1e-16 and not 0."""
+
+LIKELY_F = 4.0
+"""What two further parameters may explain of the variance, in units of what is left, and still be chance (an F of 2 and many)."""
+
+MAX_ERROR = 0.25
+"""Times that differ from the formula by more than this part of theirs, as a root mean square, call for a note."""
 
 MAX_SPREAD = 1e9
 """Beyond this ratio of rates at two core counts, the times are not those of cores, and sums of such rates lose their digits."""
@@ -140,7 +147,8 @@ def _fit_side(formula: _Formula, samples: tuple[Sample, ...], cores: int) -> Sid
     except _NotIdentified as reason:
         return SideFit(parameters=dict.fromkeys(formula.parameters), r2=None, note=str(reason), **counts)
     values = {name: estimate.value for name, estimate in found.items()}
-    note = "" if len(samples) > len(found) else f"{len(samples)} samples for {len(found)} parameters say nothing of their errors"
+    errors = [math.log(s.seconds / s.work * formula.rate(values, s.comm_cores)) for s in samples]
+    note = _note(found, len(samples), math.sqrt(sum(error**2 for error in errors) / len(errors)))
     return SideFit(parameters=dict(found), r2=_r2(formula, values, samples), note=note, **counts)
 
 
@@ -169,6 +177,8 @@ def _estimate(formula: _Formula, samples: tuple[Sample, ...], cores: int) -> dic
         name: Estimate(value=float(value), stderr=stderr if num_free else None)
         for name, value, stderr in zip(formula.parameters, parameters, stderrs, strict=True)
     }
+    if formula.first == 1 and _is_noise(found["b2"], 2):
+        return _without_logarithm(found, logs - np.log(c)[place], float(errors @ errors) / num_free, level)
     _check_estimates(found)
     values = {name: estimate.value for name, estimate in found.items()}
     _check_positive(possible, np.array([formula.rate(values, c) for c in possible]))
@@ -221,21 +231,53 @@ def _check_positive(possible: range, rates: Floats) -> None:
         )
 
 
-# How many standard errors a parameter must be from 0. b3 is a quotient by b2, and without sense where b2 may be noise.
-_ERRORS = {"b2": 2}
+def _without_logarithm(found: Mapping[str, Estimate], logs: Floats, variance: float, level: float) -> dict[str, Estimate]:
+    """g with a rate of b1 c alone, if that fits the samples as well; `logs` are those of the rates per core, less `level`."""
+    mean = float(np.mean(logs))
+    squares = float(np.sum((logs - mean) ** 2))
+    num_free = len(logs) - 1
+    worse = (squares - variance * (num_free - 2)) / 2
+    if worse > LIKELY_F * max(variance, ROUNDING**2):
+        beside = ", and b3, inside of its logarithm, can then be anything"
+        raise _NotIdentified(f"{_shown(found, ['b2'])} cannot be told from 0{beside}; measure more core counts, or more often")
+    b1 = math.exp(mean + level)
+    stderr = b1 * math.sqrt(max(squares / num_free, ROUNDING**2) / len(logs))
+    return {
+        "b1": Estimate(value=b1, stderr=stderr),
+        "b2": Estimate(value=0.0, stderr=found["b2"].stderr),
+        "b3": Estimate(value=1.0, stderr=None),
+    }
 
 
 def _check_estimates(estimates: Mapping[str, Estimate]) -> None:
-    drowned = [name for name, e in estimates.items() if e.stderr is not None and abs(e.value) < _ERRORS.get(name, 1) * e.stderr]
-    if "b2" in drowned:
-        drowned = [name for name in drowned if name != "b3"]  # a consequence
-    if drowned:
-        found = " and ".join(f"{name} = {estimates[name].value:.2g} +- {estimates[name].stderr:.2g}" for name in drowned)
-        beside = ", and b3, inside of its logarithm, can then be anything" if "b2" in drowned else ""
-        raise _NotIdentified(f"{found} cannot be told from 0{beside}; measure more core counts, or more often")
+    if "a1" in estimates and _is_noise(estimates["a1"], 1):
+        raise _NotIdentified(f"{_shown(estimates, ['a1'])} cannot be told from 0; measure more often")
     for name, estimate in estimates.items():
-        if not (0 < abs(estimate.value) < math.inf and math.isfinite(estimate.stderr or 0)):
+        if not (abs(estimate.value) < math.inf and math.isfinite(estimate.stderr or 0)) or (name == "b3" and not estimate.value):
             raise _NotIdentified(f"{name} comes out as {estimate.value:g}, which is no parameter; check units and core counts")
+
+
+def _is_noise(estimate: Estimate, errors: float) -> bool:
+    return estimate.stderr is not None and abs(estimate.value) < errors * estimate.stderr
+
+
+def _shown(estimates: Mapping[str, Estimate], names: Sequence[str]) -> str:
+    return " and ".join(f"{name} = {estimates[name].value:.2g} +- {estimates[name].stderr:.2g}" for name in names)
+
+
+def _note(estimates: Mapping[str, Estimate], num_samples: int, error: float) -> str:
+    """What a fit that was found still leaves open."""
+    if "b2" in estimates and estimates["b2"].value == 0:
+        error = f"{estimates['b2'].stderr:.2g}"
+        return f"b2 (+- {error}) cannot be told from 0 and is taken as 0, so comm's rate is b1 c and b3 means nothing"
+    if num_samples == len(estimates):
+        return f"{num_samples} samples for {num_samples} parameters say nothing of their errors"
+    notes = []
+    if noise := [name for name, estimate in estimates.items() if _is_noise(estimate, 1)]:
+        notes.append(f"{_shown(estimates, noise)} cannot be told from 0")
+    if error > MAX_ERROR:
+        notes.append(f"the times differ from the formula by {error:.0%} of theirs; look for outliers")
+    return "; ".join(notes)
 
 
 def _r2(formula: _Formula, values: Mapping[str, float], samples: tuple[Sample, ...]) -> float | None:

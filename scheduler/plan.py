@@ -130,7 +130,7 @@ def course(*, forward: Floats, backward: Floats, comm: Floats, prefetch: int | N
 
 
 def lower_bound(*, modes: Sequence[Mode], forward: Floats, backward: Floats, comm: Floats, prefetch: int | None = None) -> float:
-    """T*, in seconds: no schedule that uses these modes ends sooner. Modes may change at any time here, not at events only.
+    """T*, in seconds: no schedule with these modes that obeys Eq. 13 ends sooner. Modes may change at any time, not at events only.
 
     It is the price of the course, and the last Backward with all cores (Eq. 13; if no mode is comp only, in the one that is
     fastest for comp). Works as for `course`; ValueError as there and in `Frontier.of`.

@@ -90,9 +90,10 @@ def fitted_costs(*, samples: Any | None = None, seed: int = 0) -> Data:
         title = f"{title} ({_EXAMPLE})"
         origin = f"{_EXAMPLE.capitalize()}: f and g at C={measured.cores} with {NOISE:.0%} noise (seed {seed}); {_CHOSEN}."
     found = " ".join(side["text"] for side in sides)
+    is_fitted = any(side["curve"] for side in sides)
     return {
         "title": title,
-        "caption": f"{origin} {found} Below: sample / fit - 1; the band is the root mean square.",
+        "caption": f"{origin} {found}" + (" Below: sample / fit - 1; the band is the root mean square." if is_fitted else ""),
         "is_example": is_example,
         "seed": seed if is_example else None,
         "samples": given,

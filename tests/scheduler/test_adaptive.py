@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -13,10 +14,10 @@ from scenarios import Scenario, VariedRun, scenarios, varied_runs
 
 from scheduler.adaptive import Adaptive
 from scheduler.cost import Mode, RateTable, Workload
-from scheduler.plan import Frontier, lower_bound
+from scheduler.plan import Frontier, funnel, lower_bound
 from scheduler.remaining import AnyCycles, EqualCycles, LimitedCycles, Pace, remaining_of
 from scheduler.scenario import TaskWorks
-from scheduler.simulator import simulate
+from scheduler.simulator import simulate, simulate_policy
 from scheduler.state import Allocation, State
 from scheduler.view import View
 
@@ -172,10 +173,101 @@ def test_a_shared_mode_is_used_where_it_is_worth_it() -> None:
 
 
 def test_learnt_works_that_hardly_change_do_not_draw_the_line_again() -> None:
+    """Backward is all of the rest once comm is done, so what it is believed to be shows in the predicted end."""
     rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0))
+    for forward, is_drawn_again in ((0.502, False), (0.51, True)):
+        policy = Adaptive()
+        lines = []
+        for part in (0.5, forward):
+            policy.choose(a_view(rates, num_cores=2, works=Workload(forward=part, backward=1 - part, comm=1.0)))
+            lines.append(policy.remaining)
+        assert (lines[0] is not lines[1]) == is_drawn_again
+
+
+def test_another_run_of_the_same_works_has_a_line_of_its_own() -> None:
+    rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0))
+    work = Workload(forward=0.5, backward=0.5, comm=1.0)
     policy = Adaptive()
-    drawn = []
-    for forward in (0.5, 0.502, 0.6):
-        policy.choose(a_view(rates, num_cores=2, works=Workload(forward=forward, backward=1 - forward, comm=1.0)))
-        drawn.append(policy._remaining)
-    assert drawn[0] is drawn[1] is not drawn[2]
+    lines = []
+    for cycles in (5, 60):
+        state = State.initial(cycles=cycles)
+        policy.choose(View.of(state, num_cores=2, comm_left=1.0, comp_left=0.5, works=work, rates=rates))
+        lines.append(policy.remaining)
+    assert lines[0] is not lines[1]
+
+
+def test_new_rates_count_at_once() -> None:
+    """Comm is slow at first and then fast: what was the right split is none any more."""
+    work = Workload(forward=0.5, backward=0.5, comm=1.0)
+    slow = RateTable(comm=(0.0, 0.2, 0.5, 0.9), comp=(3.0, 2.0, 1.0, 0.0))
+    fast = RateTable(comm=(0.0, 5.0, 5.5, 6.0), comp=(3.0, 2.0, 1.0, 0.0))
+    policy = Adaptive()
+    chosen = [policy.choose(a_view(rates, num_cores=3, works=work)) for rates in (slow, fast, slow)]
+    alone = [Adaptive().choose(a_view(rates, num_cores=3, works=work)) for rates in (slow, fast, slow)]
+    assert chosen == alone
+    assert chosen[0] != chosen[1]
+
+
+def test_of_equals_comm_gets_ahead() -> None:
+    """Rates linear in the cores: every use of all cores is as good as every other."""
+    rates = RateTable(comm=(0.0, 1.0, 2.0, 3.0, 4.0), comp=(4.0, 3.0, 2.0, 1.0, 0.0))
+    state = State(cycles=50, num_comm=10, num_forward=2, num_backward=2, prefetch=None)
+    work = Workload(forward=0.5, backward=0.5, comm=1.0)
+    view = View.of(state, num_cores=4, comm_left=1.0, comp_left=0.5, works=work, rates=rates)
+    assert Adaptive().choose(view) == Allocation.all_comm(4)
+
+
+def test_a_buffer_about_to_be_full_is_foreseen() -> None:
+    """One slot is left. Filling it fast means to train on all cores until Backward ends, which curved rates make dear."""
+    rates = RateTable(comm=(0.0, 2.0, 3.0, 3.5, 3.8), comp=(4.0, 3.8, 3.0, 2.0, 0.0))
+    work = Workload(forward=2.0, backward=2.0, comm=4.0)
+    chosen = []
+    for prefetch in (2, None):
+        state = State(cycles=50, num_comm=3, num_forward=3, num_backward=2, prefetch=prefetch)
+        view = View.of(state, num_cores=4, comm_left=0.5, comp_left=2.0, works=work, rates=rates)
+        chosen.append(Adaptive().choose(view).comm)
+    assert chosen == [1, 2]
+
+
+@given(run=varied_runs(max_cycles=20), steps=st.integers(0, 40))
+@settings(max_examples=100, deadline=None)
+def test_with_a_limit_the_rest_is_hardly_more_than_its_optimum(run: VariedRun, steps: int) -> None:
+    """On the way of a real run, against the funnel of all gates to the end."""
+    prefetch = run.prefetch or 2
+    pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
+    limited = LimitedCycles(run.works, run.cycles, prefetch)
+    asked = Asked()
+    simulate_policy(replace(run, prefetch=prefetch), asked)
+    for view in asked.views[steps : steps + 1]:
+        position = limited.position(view)
+        done = view.num_comm, view.num_forward + view.num_backward
+        nearly = limited.time(*done, *position, pace)
+        exact = exact_rest(limited, view, pace)
+        assert exact * (1 - 1e-9) <= nearly <= exact * 1.1
+        faster = Pace(frontier=Frontier.of([doubled(mode) for mode in run.modes]), comp_alone=2 * run.rates.comp[0])
+        assert limited.time(*done, *position, faster) == pytest.approx(nearly / 2)
+
+
+def exact_rest(limited: LimitedCycles, view: View, pace: Pace) -> float:
+    """The rest along the taut string through every gate up to the end."""
+    last = view.cycles - 1
+    points, is_ceiling = zip(*limited._gates(view.num_comm, view.num_forward + view.num_backward, last), strict=True)
+    string = np.diff(funnel(np.array(points) - complex(*limited.position(view)), np.array(is_ceiling)))
+    backward = view.works.tasks(last, last + 1)[1][1]
+    return float(pace.frontier.cost(string.real, string.imag).sum()) + backward / pace.comp_alone
+
+
+def doubled(mode: Mode) -> Mode:
+    return Mode(name=mode.name, comm_rate=2 * mode.comm_rate, comp_rate=2 * mode.comp_rate)
+
+
+class Asked(Adaptive):
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.views: list[View] = []
+
+    def choose(self, view: View) -> Allocation:
+        self.views.append(view)
+        return super().choose(view)

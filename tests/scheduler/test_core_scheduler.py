@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import scheduler.__main__ as program
@@ -417,3 +418,41 @@ def test_a_full_disk_is_the_worlds_failure() -> None:
 def test_only_figures_waits_for_matplotlib() -> None:
     script = "import sys, scheduler.__main__; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_bound_knows_the_prefetch_limit(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """Light batches, a heavy one, light ones: without a limit comm would begin it long before."""
+    data = SCENARIO | {"comm": [1, 1, 1, 60, 1], "forward": 4, "backward": 4}
+    bounds = []
+    for prefetch in (1, None):
+        name = write("s.json", data | {"prefetch": prefetch})
+        bounds.append(json.loads(output(capsys, "simulate", "--scenario", name, "--policies", "static:1", "--json"))["lower_bound"])
+    assert bounds[0] > 1.01 * bounds[1]
+    assert bounds[0] == pytest.approx(Scenario.from_json(data | {"prefetch": 1}).lower_bound())
+
+
+def test_the_mean_of_equal_runs_lies_between_the_least_and_the_most(
+    write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum of three tenths is more than 0.3."""
+    monkeypatch.setattr(program, "random_makespans", lambda scenario, *, runs, seed: np.full(3, 0.1))
+    argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--policies", "random", "--json")
+    found = json.loads(output(capsys, *argv))["policies"]["random"]
+    assert np.full(3, 0.1).mean() > 0.1
+    assert found["min"] <= found["makespan"] <= found["max"]
+
+
+def test_rates_that_fall_with_more_cores_are_told(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("comp-only", 0.0, 1.0), ("split:1", 1.0, 3.0), ("comm-only", 2.0, 0.0)]
+    modes = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, comm, comp in rows]
+    data = {"cores": 2, "cycles": 2, "forward": 1, "backward": 1, "comm": 1, "modes": modes}
+    assert program.main(("simulate", "--scenario", write("s.json", data), "--policies", "static:1")) == 0
+    assert capsys.readouterr().err == "some rates fall where a side gets more cores: adaptive may then lose to a fixed split\n"
+
+
+def test_the_figures_get_the_samples_and_the_seed(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr("scheduler.figures.write_figures", lambda out, **options: told.update(options) or [])
+    argv = ("figures", "--out", "f", "--runs", "7", "--seed", "3", "--samples", write("samples.json", SAMPLES))
+    assert program.main(argv) == 0
+    assert told == {"runs": 7, "seed": 3, "samples": SAMPLES}

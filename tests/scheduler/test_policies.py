@@ -19,7 +19,7 @@ from scheduler.scenario import Profile
 from scheduler.state import Allocation, Decision, Reason, State, Task
 from scheduler.view import Policy, View
 
-EVERY_NAME = ["os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic", "adaptive"]
+EVERY_NAME = [recipe.names(4)[0] for recipe in POLICIES.values()]
 EXCLUSIVE = ["comm-priority", "comp-priority"]
 
 
@@ -51,7 +51,8 @@ def forced(decision: Decision, num_cores: int) -> tuple[Allocation, Reason] | No
 
 
 def test_the_suite_knows_every_policy() -> None:
-    assert [name.partition(":")[0] for name in EVERY_NAME] == list(POLICIES)
+    assert {"os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic", "adaptive"} <= set(EVERY_NAME)
+    assert POLICIES["static"].names(4) == ("static:1", "static:2", "static:3")
 
 
 @pytest.mark.parametrize("is_profiled", [True, False], ids=["profile", "no profile"])
@@ -323,6 +324,21 @@ def test_every_recipe_explains_itself() -> None:
 
 
 def test_policies_fit_their_protocol() -> None:
-    policies: list[Policy] = [make_policy(name, num_cores=4, seed=0) for name in EVERY_NAME]
-    assert [policy.is_work_conserving for policy in policies] == [False, True, True, True, True, True, True]
-    assert [policy.needs_rates for policy in policies] == [False, False, False, False, False, True, True]
+    policies: dict[str, Policy] = {name: make_policy(name, num_cores=4, seed=0) for name in EVERY_NAME}
+    assert [name for name, policy in policies.items() if not policy.is_work_conserving] == ["os-default"]
+    assert {"dynamic", "adaptive"} <= {name for name, policy in policies.items() if policy.needs_rates}
+
+
+def test_online_dynamic_plans_anew_from_what_is_left() -> None:
+    """The same state twice: what is left of the two running tasks decides."""
+    rates = RateTable(comm=(0.0, 1.0, 1.1, 1.2), comp=(3.0, 2.0, 1.0, 0.0))
+    online, once = make_policy("dynamic", num_cores=3, seed=0), make_policy("dynamic", num_cores=3, seed=0, horizon=None)
+    state = State(cycles=4, num_comm=1, num_forward=1, num_backward=0, prefetch=None)
+    work = Workload(forward=0.5, backward=0.5, comm=1.0)
+    chosen: dict[str, list[int]] = {"online": [], "once": []}
+    for left in ((1.0, 0.01), (0.01, 0.5)):
+        view = View.of(state, num_cores=3, comm_left=left[0], comp_left=left[1], works=work, rates=rates)
+        chosen["online"].append(online.choose(view).comm)
+        chosen["once"].append(once.choose(view).comm)
+    assert chosen["online"][0] != chosen["online"][1]
+    assert chosen["once"][0] == chosen["once"][1]

@@ -17,7 +17,7 @@ from virtual_time import drive
 from scheduler.controller import Controller
 from scheduler.cost import RateTable
 from scheduler.dynamic import solve
-from scheduler.policies import make_policy
+from scheduler.policies import POLICIES, OsDefault, make_policy
 from scheduler.scenario import TaskWorks
 from scheduler.simulator import (
     SimulatedRun,
@@ -248,16 +248,7 @@ def test_a_run_without_any_work_takes_no_time() -> None:
 
 
 def test_every_policy_but_the_kernels_can_be_simulated() -> None:
-    assert simulable_policies(run_of()) == (
-        "static:1",
-        "static:2",
-        "static:3",
-        "random",
-        "comm-priority",
-        "comp-priority",
-        "dynamic",
-        "adaptive",
-    )
+    assert set(simulable_policies(run_of())) == {name for recipe in POLICIES.values() for name in recipe.names(4)} - {"os-default"}
     with pytest.raises(ValueError, match="policy 'os-default' leaves the cores to a kernel"):
         simulate(run_of(), "os-default")
     with pytest.raises(ValueError, match=r"policy 'static:4': the comm cores must lie in 1\.\.3"):
@@ -270,3 +261,63 @@ def test_seeds_matter_to_random_only() -> None:
     assert simulate(run, "random", seed=1) == simulate(run, "random", seed=1)
     assert simulate(run, "adaptive", seed=1) == simulate(run, "adaptive", seed=2)
     assert not math.isnan(simulate(run, "adaptive").makespan)
+
+
+class Stubborn:
+    """Answers what it was told to."""
+
+    name = "stubborn"
+    is_work_conserving = True
+    needs_rates = False
+
+    def __init__(self, allocation: Allocation) -> None:
+        self.allocation = allocation
+
+    def choose(self, view: View) -> Allocation:
+        return self.allocation
+
+
+def test_a_policy_that_divides_other_cores_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="os-default leaves the cores to a kernel"):
+        simulate_policy(run_of(), OsDefault())
+    for wrong in (Allocation(comm=1, comp=1), Allocation.unpinned(4), Allocation(comm=4, comp=1)):
+        with pytest.raises(AssertionError, match=r"stubborn: '.*' divides other cores than 4"):
+            simulate_policy(run_of(), Stubborn(wrong))
+
+
+def test_a_side_that_a_shared_mode_leaves_without_a_rate_does_not_run() -> None:
+    modes = [("comp-only", 0.0, 1.0), ("split:1", 1.0, 0.5), ("comm-only", 2.0, 0.0), ("boost", 0.0, 2.0)]
+    rows = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, comm, comp in modes]
+    run = VariedRun.from_json({"cores": 2, "cycles": 1, "forward": 2.0, "backward": 1.0, "comm": 2.0, "modes": rows})
+    simulated = simulate_policy(run, Stubborn(Allocation.sharing("boost", 2)), record=True)
+    assert [(span.task.value, span.start, span.end) for span in simulated.spans] == [
+        ("forward", 0.0, 1.0),
+        ("comm", 1.0, 2.0),
+        ("backward", 2.0, 3.0),
+    ]
+
+
+def test_many_runs_may_end_after_different_numbers_of_events() -> None:
+    """Under split 1 every Comm ends with a comp task, under split 2 none does: the first run waits for the second."""
+    modes = [("comp-only", 0.0, 1.0), ("split:1", 1.0, 1.0), ("split:2", 0.7, 1.0), ("comm-only", 1.0, 0.0)]
+    rows = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, comm, comp in modes]
+    data = {"cores": 3, "cycles": 4, "forward": 1 / 3, "backward": 1 / 3, "comm": 1 / 3, "modes": rows}
+    run = VariedRun.from_json(data)
+    singles = [simulate(run, name) for name in ("static:1", "static:2")]
+    assert singles[0].num_events < singles[1].num_events
+    together = drawn_makespans(run, lambda: np.array([1, 2]))
+    assert together.tolist() == pytest.approx([single.makespan for single in singles], rel=1e-12)
+
+
+def test_ends_that_differ_by_rounding_are_one_event_on_either_side() -> None:
+    """0.1 + 0.2 is not 0.3: one side's last step ends a rounding error before the other's."""
+    modes = [("comp-only", 0.0, 1.0), ("split:1", 1.0, 1.0), ("comm-only", 1.0, 0.0)]
+    rows = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, comm, comp in modes]
+    for works in (
+        {"forward": [0.1], "backward": [0.2], "comm": [0.1]},
+        {"forward": [0.3, 0.1], "backward": [0.1, 0.1], "comm": [0.1, 0.6]},
+    ):
+        run = VariedRun.from_json({"cores": 2, "cycles": len(works["comm"]), **works, "modes": rows})
+        single = simulate(run, "static:1", record=True)
+        assert min(interval.end - interval.start for interval in single.intervals) > 0.01
+        assert drawn_makespans(run, lambda: np.array([1])).tolist() == [single.makespan]
