@@ -268,8 +268,8 @@ def _shown(estimates: Mapping[str, Estimate], names: Sequence[str]) -> str:
 def _note(estimates: Mapping[str, Estimate], num_samples: int, error: float) -> str:
     """What a fit that was found still leaves open."""
     if "b2" in estimates and estimates["b2"].value == 0:
-        error = f"{estimates['b2'].stderr:.2g}"
-        return f"b2 (+- {error}) cannot be told from 0 and is taken as 0, so comm's rate is b1 c and b3 means nothing"
+        doubt = f"{estimates['b2'].stderr:.2g}"
+        return f"b2 (+- {doubt}) cannot be told from 0 and is taken as 0, so comm's rate is b1 c and b3 means nothing"
     if num_samples == len(estimates):
         return f"{num_samples} samples for {num_samples} parameters say nothing of their errors"
     notes = []

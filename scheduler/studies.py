@@ -117,8 +117,8 @@ def _side(
     spread = math.sqrt(sum(error**2 for error in errors) / len(errors))
     estimates = {key: estimate for key, estimate in found.parameters.items() if estimate is not None}
     parameters = ", ".join(f"{key}={_with_error(estimate)}" for key, estimate in estimates.items())
-    has_errors = all(estimate.stderr is not None for estimate in estimates.values())
-    errors_are = "\u00b1 standard error" if has_errors else "through every core count, so no standard errors"
+    has_errors = any(estimate.stderr is not None for estimate in estimates.values())
+    errors_are = "; ".join(filter(None, ["\u00b1 standard error" if has_errors else "", found.note]))
     grid = np.linspace(splits[0], splits[-1], 101).tolist()
     return {
         **side,

@@ -15,10 +15,10 @@ from scenarios import Scenario, VariedRun, scenarios, varied_runs
 from virtual_time import drive
 
 from scheduler.controller import Controller
-from scheduler.cost import RateTable
+from scheduler.cost import CostModel, RateTable, Workload
 from scheduler.dynamic import solve
 from scheduler.policies import POLICIES, OsDefault, make_policy
-from scheduler.scenario import TaskWorks
+from scheduler.scenario import Profile, TaskWorks
 from scheduler.simulator import (
     SimulatedRun,
     drawn_makespans,
@@ -309,15 +309,39 @@ def test_many_runs_may_end_after_different_numbers_of_events() -> None:
     assert together.tolist() == pytest.approx([single.makespan for single in singles], rel=1e-12)
 
 
-def test_ends_that_differ_by_rounding_are_one_event_on_either_side() -> None:
-    """0.1 + 0.2 is not 0.3: one side's last step ends a rounding error before the other's."""
+@pytest.mark.parametrize(
+    ("forward", "backward", "comm"),
+    [
+        ([0.7, 0.6], [0.1, 0.1], [0.4, 0.4]),
+        ([0.4, 0.1], [0.1, 0.7], [0.1, 0.3]),
+        ([0.5, 0.8], [0.3, 0.5], [0.1, 0.7]),
+        ([0.9, 0.1], [0.1, 0.8], [0.6, 0.5]),
+    ],
+    ids=["comm a little later", "forward a little later", "backward a little later", "both"],
+)
+def test_ends_that_differ_by_rounding_are_one_event(forward: list[float], backward: list[float], comm: list[float]) -> None:
+    """Tenths do not add up in floats: without care, an event would follow another after 1e-17 s."""
     modes = [("comp-only", 0.0, 1.0), ("split:1", 1.0, 1.0), ("comm-only", 1.0, 0.0)]
-    rows = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, comm, comp in modes]
-    for works in (
-        {"forward": [0.1], "backward": [0.2], "comm": [0.1]},
-        {"forward": [0.3, 0.1], "backward": [0.1, 0.1], "comm": [0.1, 0.6]},
-    ):
-        run = VariedRun.from_json({"cores": 2, "cycles": len(works["comm"]), **works, "modes": rows})
-        single = simulate(run, "static:1", record=True)
-        assert min(interval.end - interval.start for interval in single.intervals) > 0.01
-        assert drawn_makespans(run, lambda: np.array([1])).tolist() == [single.makespan]
+    rows = [{"name": name, "comm_rate": comm_rate, "comp_rate": comp_rate} for name, comm_rate, comp_rate in modes]
+    run = VariedRun.from_json({"cores": 2, "cycles": 2, "forward": forward, "backward": backward, "comm": comm, "modes": rows})
+    single = simulate(run, "static:1", record=True)
+    assert min(interval.end - interval.start for interval in single.intervals) > 0.01
+    draws = [0]
+
+    def draw() -> npt.NDArray[np.int64]:
+        draws[0] += 1
+        return np.array([1])
+
+    assert drawn_makespans(run, draw).tolist() == [single.makespan]
+    assert draws[0] == single.num_events + 1
+
+
+def test_with_a_profile_a_small_limit_costs_a_live_run_no_more_than_a_simulated_one() -> None:
+    """The policy knows every work then, and can foresee a full buffer as far as it matters."""
+    rates = CostModel(a1=0.5, a2=1 / 12, b1=0.12, b2=0.08, b3=math.e).rates(12)
+    work = Workload(forward=2.0, backward=2.0, comm=1.0)
+    scenario = Scenario(cycles=100, prefetch=2, profile=Profile(cores=12, workload=work, rates=rates))
+    policy = make_policy("adaptive", num_cores=12, seed=0, profile=scenario.profile)
+    controller = Controller(policy=policy, cycles=100, num_cores=12, prefetch=2, profile=scenario.profile)
+    live = drive(controller, rates, work).makespan
+    assert live == pytest.approx(simulate(as_varied(scenario), "adaptive").makespan, rel=1e-9)
