@@ -97,7 +97,7 @@ def measure_events(repeats: int) -> dict[str, float]:
 
 
 def measure_live(name: str, *, is_profiled: bool, prefetch: int | None) -> dict[str, float]:
-    """Milliseconds of the controller's decisions about the events of a run of 200 cycles on 12 cores, whatever cores it decides on."""
+    """Milliseconds of the decisions about the events of a run of 200 cycles on 12 cores, whatever the controller decides."""
     run = scenario(200, prefetch=prefetch)
     work = Workload(forward=1.0, backward=1.0, comm=1.3)
     profile = Profile(cores=12, workload=work, rates=run.rates) if is_profiled else None
