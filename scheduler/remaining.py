@@ -155,13 +155,17 @@ class LimitedCycles(AnyCycles):
         path = course(forward=comp[0::2], backward=comp[1::2], comm=comm, prefetch=prefetch)
         # The last vertex twice: a segment that even a run without any work has.
         self._path_x, self._path_y = np.append(path.comp, path.comp[-1]), np.append(path.comm, path.comm[-1])
-        # Where the run's string arrives when a Backward ends: on which segment, and how high.
+        # How high the run's string is when a Backward ends. Where works are 0 it may rise there: then anything that the floor of
+        # that Backward and its ceiling allow is on it. Along the string both works together never stop growing, so they tell
+        # the segment.
         self._ends = np.array(self._comp_done[2::2])[: cycles - 1]
-        self._segment = np.clip(np.searchsorted(path.comp, self._ends), 1, len(path.comp))
-        low, high = self._path_x[self._segment - 1], self._path_x[self._segment]
-        part = np.divide(self._ends - low, high - low, out=np.zeros_like(low), where=high > low)
-        rise = self._path_y[self._segment] - self._path_y[self._segment - 1]
-        self._arrivals = (self._path_y[self._segment - 1] + part * rise).tolist()
+        ceilings = np.array(self._comm_done)[np.minimum(np.arange(cycles - 1) + prefetch, cycles)]
+        arrivals = np.clip(np.interp(self._ends, path.comp, path.comm), self._y[: cycles - 1], ceilings)
+        self._arrivals: list[float] = arrivals.tolist()
+        units = path.comp[-1] or 1.0, path.comm[-1] or 1.0
+        along = path.comp / units[0] + path.comm / units[1]
+        segment = np.searchsorted(along, self._ends / units[0] + arrivals / units[1])
+        self._segment = np.clip(segment, 1, len(along))
 
     def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
         """The least seconds for the rest: along a taut string from here to the run's own, and on along that."""
@@ -197,7 +201,7 @@ class LimitedCycles(AnyCycles):
         steps = pace.frontier.cost(np.diff(self._path_x), np.diff(self._path_y))
         from_vertices = np.append(np.cumsum(steps[::-1])[::-1], 0.0) + last
         x, y = self._path_x[self._segment], self._path_y[self._segment]
-        rest = pace.frontier.cost(np.maximum(x - self._ends, 0), y - np.array(self._arrivals))
+        rest = pace.frontier.cost(np.maximum(x - self._ends, 0), np.maximum(y - np.array(self._arrivals), 0))
         self._pace, self._times = pace, [*(rest + from_vertices[self._segment]).tolist(), last]
 
 

@@ -104,7 +104,7 @@ def test_the_rest_of_a_run_is_worth_its_own_optimum(run: VariedRun, counts: tupl
 
 
 @given(run=varied_runs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_from_the_start_the_rest_is_the_bound(run: VariedRun) -> None:
     pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
     rest = remaining_of(run.works, run.cycles, run.prefetch)
