@@ -34,11 +34,6 @@ class Plan:
     makespan: float
     moves: tuple[Move, ...]
 
-    @property
-    def first_split(self) -> int:
-        """Comm cores of the first move: 0 is all to comp, C all to comm."""
-        return self.moves[0].comm_cores
-
 
 @dataclass(frozen=True, slots=True)
 class _Label:

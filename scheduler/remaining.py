@@ -92,17 +92,15 @@ class EqualCycles:
         return pace.seconds(dx, dy) + last
 
 
-class AnyCycles:
-    """Every task has its own work. O(N) once, and again when the modes change; then a short walk along the hull per question."""
+class _GivenTasks:
+    """Where a run whose every task has its own work is: sums of the works of Comm [N] and of Forward and Backward in turn [2N]."""
 
-    def __init__(self, works: Works, cycles: int) -> None:
-        comm, comp = works.tasks(0, cycles)
+    def __init__(self, comm: list[float], comp: list[float]) -> None:
         comp_done, comm_done = np.concatenate([[0.0], np.cumsum(comp)]), np.concatenate([[0.0], np.cumsum(comm)])
         self._x, self._y = comp_done[1::2], comm_done[1:]  # (W_m, Y_m), m from 0
         self._comp_done: list[float] = comp_done.tolist()
         self._comm_done: list[float] = comm_done.tolist()
         self._points = list(zip(self._x.tolist(), self._y.tolist(), strict=True))
-        self._next = _followers(self._points)
         self._pace: Pace | None = None
         self._times: list[float] = []
 
@@ -114,6 +112,14 @@ class AnyCycles:
     def cycle_end(self, cycle: int) -> float:
         """Comp work done when Backward of this cycle (from 0) ends."""
         return self._comp_done[2 * cycle + 2]
+
+
+class AnyCycles(_GivenTasks):
+    """Every task has its own work. O(N) once, and again when the modes change; then a short walk along the hull per question."""
+
+    def __init__(self, works: Works, cycles: int) -> None:
+        super().__init__(*works.tasks(0, cycles))
+        self._next = _followers(self._points)
 
     def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
         """The least seconds for the rest: to the point that the tangent touches, and on from there."""
@@ -145,14 +151,14 @@ AHEAD = 4
 """Cycles beyond the prefetch limit within which a taut string is taken to have met the run's, which it nearly always has."""
 
 
-class LimitedCycles(AnyCycles):
+class LimitedCycles(_GivenTasks):
     """Every task has its own work, and comm may run ahead by `prefetch` batches. O(prefetch) per question, mostly."""
 
     def __init__(self, works: Works, cycles: int, prefetch: int) -> None:
-        super().__init__(works, cycles)
-        comm, comp = (np.array(tasks) for tasks in works.tasks(0, cycles))
+        comm, comp = works.tasks(0, cycles)
+        super().__init__(comm, comp)
         self._prefetch = prefetch
-        path = course(forward=comp[0::2], backward=comp[1::2], comm=comm, prefetch=prefetch)
+        path = course(forward=np.array(comp[0::2]), backward=np.array(comp[1::2]), comm=np.array(comm), prefetch=prefetch)
         # The last vertex twice: a segment that even a run without any work has.
         self._path_x, self._path_y = np.append(path.comp, path.comp[-1]), np.append(path.comm, path.comm[-1])
         # How high the run's string is when a Backward ends. Where works are 0 it may rise there: then anything that the floor of

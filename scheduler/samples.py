@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from scheduler.scenario import MAX_CORES, check_keys, number, read_json
+from scheduler.scenario import MAX_CORES, check_keys, is_whole, number, read_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Samples:
         """
         check_keys(data, required=("cores", "comp", "comm"), where="samples")
         cores = data["cores"]
-        if not _is_whole(cores) or not 2 <= cores <= MAX_CORES:
+        if not is_whole(cores) or not 2 <= cores <= MAX_CORES:
             raise ValueError(f"samples: 'cores' is {cores!s:.40}; it must be a whole number in 2..{MAX_CORES}")
         comp = _samples(data["comp"], "comp", 0, cores - 1)
         return cls(cores=cores, comp=comp, comm=_samples(data["comm"], "comm", 1, cores))
@@ -58,12 +58,8 @@ def _sample(data: Any, where: str, lowest: int, highest: int) -> Sample:
         if value <= 0:
             raise ValueError(f"{where}: '{key}' is {value:g}; it must be positive")
     c = data["comm_cores"]
-    if not _is_whole(c) or not lowest <= c <= highest:
+    if not is_whole(c) or not lowest <= c <= highest:
         raise ValueError(
             f"{where}: 'comm_cores' is {c!s:.40}; it must be a whole number in {lowest}..{highest}, where this side has cores"
         )
     return Sample(work=work, comm_cores=c, seconds=seconds)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,7 @@ class Profile:
         check_keys(data, required=("cores", *_TASKS), optional=("cost", "modes"), where=where)
         cores = _whole(data, "cores", where, least=1, most=MAX_CORES)
         workload = Workload(**{task: number(data, task, where) for task in _TASKS})
-        rates = _rates(data, cores, where)
+        rates, _ = _rates_and_cost(data, cores, where)
         if rates.shared:
             names = ", ".join(_name(c, cores) for c in range(cores + 1))
             raise ValueError(f"{where}: mode {rates.shared[0].name!r} is not one of {names}, which a live run can use")
@@ -134,8 +134,7 @@ class Scenario:
         if prefetch is not None:
             prefetch = _whole(data, "prefetch", where, least=1, most=None)
         works = TaskWorks(**{task: _works(data, task, cycles, where) for task in _TASKS})
-        rates = _rates(data, cores, where)
-        cost = _cost(data["cost"], where) if "cost" in data else None
+        rates, cost = _rates_and_cost(data, cores, where)
         _check_sizes(works, rates, where)
         return cls(cores=cores, prefetch=prefetch, rates=rates, cost=cost, works=works)
 
@@ -192,9 +191,14 @@ def _finite(value: Any, name: str, where: str) -> float:
     return found
 
 
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a JSON value is a whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _whole(data: Mapping[str, Any], key: str, where: str, *, least: int, most: int | None) -> int:
     value = data[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value) or value < least:
         raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be a whole number, at least {least}")
     if most is not None and value > most:
         raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be at most {most}")
@@ -234,12 +238,13 @@ def _frozen(array: WorkArray) -> WorkArray:
     return array
 
 
-def _rates(data: Mapping[str, Any], num_cores: int, where: str) -> RateTable:
+def _rates_and_cost(data: Mapping[str, Any], num_cores: int, where: str) -> tuple[RateTable, CostModel | None]:
     if ("cost" in data) == ("modes" in data):
         raise ValueError(f"{where}: give 'cost' or 'modes'" + (", not both" if "cost" in data else ""))
     if "modes" in data:
-        return _rates_of_modes(data["modes"], num_cores, where)
-    return _cost(data["cost"], where).rates(num_cores)
+        return _rates_of_modes(data["modes"], num_cores, where), None
+    cost = _cost(data["cost"], where)
+    return cost.rates(num_cores), cost
 
 
 def _cost(data: Any, where: str) -> CostModel:

@@ -32,7 +32,7 @@ def test_tasks_that_end_together_are_one_event() -> None:
     plan = solve(comm=[1.0], comp=[1.0, 1.0], rates=linear(2))
     assert moves_of(plan) == [(0, 0, 1, 1.0), (1, 1, 0, 0.5)]
     assert plan.makespan == 1.5
-    assert plan.first_split == 1
+    assert plan.moves[0].comm_cores == 1
 
 
 def test_all_cores_go_to_the_side_that_the_other_waits_for() -> None:
@@ -58,7 +58,7 @@ def test_one_label_per_state_forgets_the_slower_path_with_less_left_to_do() -> N
     """
     rates = RateTable(comm=(0.0, 1.0, 10.0, 3.0), comp=(10.0, 5.0, 4.0, 0.0))
     plan = solve(comm=[3.0], comp=[1.0, 1.0], rates=rates)
-    assert plan.first_split == 1
+    assert plan.moves[0].comm_cores == 1
     assert plan.makespan == pytest.approx(0.2 + 14 / 15 + 0.1, rel=1e-14)
     assert best_of_all_paths([3.0], [1.0, 1.0], rates, None) == pytest.approx(0.25 + 1 / 6 + 0.1, rel=1e-14)
 

@@ -191,7 +191,7 @@ def test_dynamic_begins_with_the_plan_whose_makespan_a_run_would_take(scenario: 
         prefetch=scenario.prefetch,
     )
     first = run("dynamic", scenario).decisions[0]
-    assert first.allocation == Allocation.split(plan.first_split, scenario.num_cores)
+    assert first.allocation == Allocation.split(plan.moves[0].comm_cores, scenario.num_cores)
     controller = Controller(
         policy=Scripted(plan, scenario.num_cores),
         cycles=scenario.cycles,
@@ -227,7 +227,7 @@ def test_dynamic_plans_from_where_the_run_is(scenario: Scenario, counts: tuple[i
     )
     plan = solve(comm=comm, comp=comp, rates=scenario.rates, prefetch=scenario.prefetch, num_comm=i, num_comp=q)
     chosen = make_policy("dynamic", num_cores=scenario.num_cores, seed=0).choose(view)
-    assert chosen == Allocation.split(plan.first_split, scenario.num_cores)
+    assert chosen == Allocation.split(plan.moves[0].comm_cores, scenario.num_cores)
 
 
 def test_dynamic_plans_as_far_as_comm_has_run_ahead() -> None:
