@@ -120,6 +120,7 @@ def time_orchestrated(settings: Settings, address: str) -> float:
         window=64,
         max_wait_s=30.0,
         log_level="error",
+        niceness=0,
     )
     cycles = settings.cycles
     with CommWorkerProcess(configure) as worker:

@@ -8,6 +8,7 @@ from typing import NoReturn
 from edge_student.config import CompareConfig, TrainConfig
 from edge_student.preflight import settle
 from edgekd.command import Command, dispatch, run, start_logging
+from scheduler.policies import kind_of
 
 _DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with the logits of a teacher in the cloud."
 
@@ -15,7 +16,8 @@ _DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with t
 def train(config: TrainConfig) -> int:
     """Train one student under one policy."""
     start_logging(config.log_level)
-    cores = settle(os.environ, config.cores)
+    surroundings = kind_of(config.policy).surroundings
+    cores = settle(os.environ, config.cores, surroundings.spin_count)
     # Imported here: it loads torch, which must find the environment and the cores settled.
     from edge_student.runtime import Run
 

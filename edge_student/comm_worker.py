@@ -53,6 +53,7 @@ def serve(control: socket.socket) -> int:
     config, _ = messages.receive(control)
     assert isinstance(config, Configure), config
     logging.basicConfig(level=config.log_level.upper(), format="comm worker: %(message)s")
+    os.nice(config.niceness)  # before gRPC's threads are born, which inherit it
     receiver = Receiver(config, lambda cause, attempt: messages.send(control, _trouble(cause, attempt)))
     try:
         messages.send(control, receiver.describe())

@@ -87,6 +87,9 @@ def choose_policies(config: CompareConfig, num_cores: int) -> tuple[str, ...]:
         return names
     names = tuple(recipe.names(max(num_cores, 2))[0] for recipe in POLICIES.values())
     possible = tuple(name for name in names if num_cores > 1 or not splits_cores(name))
+    if num_cores == 2:
+        logger.info("with 2 cores there is one split, so random is static:1 and left out; --policies can name it")
+        return tuple(name for name in names if name != "random")
     if possible != names:
         logger.warning("with %d core there is nothing to split; left out: %s", num_cores, ", ".join(set(names) - set(possible)))
     return possible

@@ -24,6 +24,7 @@ class Configure:
     window: int
     max_wait_s: float
     log_level: str
+    niceness: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

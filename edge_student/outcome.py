@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 from edge_student.config import TrainConfig, jsonable
 from edge_student.journal import Journal, to_trace, write_json, write_lines, write_text
 from edge_student.messages import Described, Finished
+from edge_student.preflight import spinning_variables
 from edge_student.provenance import describe_host, describe_software
 from edge_student.trainer import Trainer
 from edgekd.models import save_weights
 from scheduler.loop import SchedulerLoop
+from scheduler.policies import kind_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,8 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "num_threads_churned": outcome.loop.num_threads_churned,
         "prefetch": outcome.prefetch,
         "torch_threads": outcome.max_threads,
+        "comm_niceness": kind_of(config.policy).surroundings.comm_niceness,
+        "openmp_wait": spinning_variables(os.environ),
         "valid": outcome.interruption is None and not outcome.loop.binding_refusals and math.isfinite(loss),
         "notes": list(_notes(outcome)),
         "teacher": asdict(outcome.described),

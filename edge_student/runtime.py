@@ -28,7 +28,7 @@ from edgekd.models import build_model
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.controller import Controller
 from scheduler.loop import SchedulerLoop
-from scheduler.policies import make_policy
+from scheduler.policies import kind_of, make_policy
 from scheduler.scenario import Profile
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,7 @@ class Run:
             window=config.window,
             max_wait_s=config.max_wait,
             log_level=config.log_level,
+            niceness=kind_of(config.policy).surroundings.comm_niceness,
         )
 
     def _load_data(self) -> tuple[ImageDataset, ImageDataset, ImageDataset]:

@@ -122,6 +122,8 @@ class Controller:
         assert self._in_force is not None
         comp = self._in_force.comp
         free = min(wanted.comm, self.num_cores - comp)
+        if not free and wanted.comm and (wanted.shared or self._in_force.shared):
+            return wanted if wanted.shared else self._in_force
         return Allocation(comm=free if free or not wanted.comm else self._in_force.comm, comp=comp)
 
     def _book(self, seconds: float, allocation: Allocation) -> None:

@@ -209,16 +209,19 @@ class SchedulerLoop:
         self._decision = decision
         self._placement = place(decision.allocation, self._cores)
         if self._placement.is_pinned and not self._comm_has_ended:
-            self._bind_comm(self._placement.comm)
+            self._bind_comm(self._placement)
         self._changed.notify_all()
 
-    def _bind_comm(self, wanted: frozenset[int]) -> None:
+    def _bind_comm(self, placement: Placement) -> None:
+        wanted = placement.comm
         if not wanted:
             if not self._comm_is_held:
                 self._comm_port.hold()
                 self._comm_is_held = True
             return
         cores = wanted - self._comp_in_use
+        if not cores and placement.is_shared:
+            cores = wanted
         if not cores:
             return  # every core is still compute's; its boundary is the next event, and decides again
         if cores != self._comm_cores and not self.binding_refusals:

@@ -13,7 +13,8 @@ from scheduler.state import Allocation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """The core ids of both sides. With `is_pinned` False both may use every core, and no mask needs to be set.
+    """The core ids of both sides. With `is_pinned` False both may use every core, and no mask needs to be set. With `is_shared`
+    comm may run on the cores of comp, behind it.
 
     `comp` is ordered, because each thread of the training team gets a core of its own.
     """
@@ -21,6 +22,7 @@ class Placement:
     comm: frozenset[int]
     comp: tuple[int, ...]
     is_pinned: bool
+    is_shared: bool = False
 
 
 def place(allocation: Allocation, cores: Sequence[int]) -> Placement:
@@ -29,7 +31,7 @@ def place(allocation: Allocation, cores: Sequence[int]) -> Placement:
     A side with no cores gets an empty set. ValueError if the allocation needs more cores than there are.
     """
     ids = sorted(set(cores))
-    shares_cores = not allocation.pinned
+    shares_cores = not allocation.pinned or allocation.shared is not None
     needed = max(allocation.comm, allocation.comp) if shares_cores else allocation.comm + allocation.comp
     if needed > len(ids):
         raise ValueError(f"'{allocation}' needs {needed} cores, but only {len(ids)} may be used: {ids}")
@@ -37,4 +39,5 @@ def place(allocation: Allocation, cores: Sequence[int]) -> Placement:
         comm=frozenset(ids[: allocation.comm]),
         comp=tuple(ids[len(ids) - allocation.comp :]),
         is_pinned=allocation.pinned,
+        is_shared=allocation.shared is not None,
     )

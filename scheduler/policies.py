@@ -15,19 +15,29 @@ from typing import ClassVar
 from scheduler.adaptive import Adaptive
 from scheduler.dynamic import Plan, solve
 from scheduler.scenario import Profile
-from scheduler.state import Allocation
+from scheduler.state import COMPUTE_FIRST, Allocation
 from scheduler.view import Policy, View
 
 HORIZON = 8
 """Cycles that `dynamic` plans ahead during a run."""
 
+LOWEST_PRIORITY = 19
+"""The niceness at which a process yields to every other."""
 
-class OsDefault:
-    """What a user has today: nothing is pinned, the kernel shares the cores."""
+SHORT_SPIN = 30_000
+"""Rounds of libgomp's spinning, about 0.1 ms. Its own default is ten times that, during which a thread that has nothing to do keeps
+a core from those that have; far below, threads fall asleep at every barrier, and waking them costs more than it saves.
+"""
 
-    name: ClassVar[str] = "os-default"
+
+class Unpinned:
+    """Nothing is pinned and the kernel shares the cores. What two policies of this kind differ in is their surroundings."""
+
     is_work_conserving: ClassVar[bool] = False
     needs_rates: ClassVar[bool] = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def choose(self, view: View) -> Allocation:
         """Unpinned, always."""
@@ -90,6 +100,18 @@ class CompPriority:
         return Allocation.all_comp(view.num_cores)
 
 
+class ComputeFirst:
+    """Training on every core, and comm behind it on every core, with what training leaves."""
+
+    name: ClassVar[str] = COMPUTE_FIRST
+    is_work_conserving: ClassVar[bool] = True
+    needs_rates: ClassVar[bool] = False
+
+    def choose(self, view: View) -> Allocation:
+        """Every core to both, comm at the lowest priority."""
+        return Allocation.sharing(COMPUTE_FIRST, view.num_cores)
+
+
 class Dynamic:
     """The paper's policy (Eq. 15, `dynamic.solve`): at every event plan the next `horizon` cycles, take the first move.
 
@@ -140,7 +162,19 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Surroundings:
+    """How a run's two processes are started for a policy, because nothing of it can be changed afterwards.
+
+    `comm_niceness` is the priority of the comm worker, 0 (equal to training) to 19 (behind it). `spin_count` is for how many rounds
+    a thread of training's team spins before it sleeps (libgomp's GOMP_SPINCOUNT); None: as the OpenMP runtime likes.
+    """
+
+    comm_niceness: int = 0
+    spin_count: int | None = SHORT_SPIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyKind:
     """How a name becomes a policy: the name as it is typed, a sentence for --help, and its maker.
 
     `arguments` are, for a policy with one, those worth trying on so many cores, the first of them if only one is.
@@ -150,9 +184,12 @@ class Recipe:
     sentence: str
     make: Callable[[Order], Policy]
     arguments: Callable[[int], Iterable[object]] | None = None
+    surroundings: Surroundings = Surroundings()
+    shared_mode: str | None = None
+    """The shared mode without which the policy can do nothing."""
 
     def names(self, num_cores: int) -> tuple[str, ...]:
-        """The policies of this recipe that are worth trying on so many cores."""
+        """The policies of this kind that are worth trying on so many cores."""
         if self.arguments is None:
             return (self.usage,)
         kind = self.usage.partition(":")[0]
@@ -196,42 +233,57 @@ def _splits(name: str, num_cores: int) -> int:
     return num_cores - 1
 
 
-POLICIES: dict[str, Recipe] = {
-    "os-default": Recipe(
+POLICIES: dict[str, PolicyKind] = {
+    "os-default": PolicyKind(
         usage="os-default",
         sentence="nothing is pinned and the kernel shares the cores: the baseline",
-        make=lambda order: OsDefault(),
+        make=lambda order: Unpinned("os-default"),
+        surroundings=Surroundings(spin_count=None),
     ),
-    "static": Recipe(
+    "os-tuned": PolicyKind(
+        usage="os-tuned",
+        sentence="nothing is pinned, comm has the lowest priority and OpenMP's threads spin less: what an expert does by hand",
+        make=lambda order: Unpinned("os-tuned"),
+        surroundings=Surroundings(comm_niceness=LOWEST_PRIORITY),
+    ),
+    "static": PolicyKind(
         usage="static:<c>",
         sentence="always c cores to comm and the rest to training, 1 <= c <= cores - 1",
         make=_static,
         arguments=lambda num_cores: range(1, num_cores),
     ),
-    "random": Recipe(
+    "random": PolicyKind(
         usage="random",
         sentence="a new random split at every event, from --seed",
         make=_random,
     ),
-    "comm-priority": Recipe(
+    "comm-priority": PolicyKind(
         usage="comm-priority",
         sentence="all cores to comm until everything is received, then all to training",
         make=lambda order: CommPriority(),
     ),
-    "comp-priority": Recipe(
+    "comp-priority": PolicyKind(
         usage="comp-priority",
         sentence="all cores to training whenever it can run, else to comm",
         make=lambda order: CompPriority(),
     ),
-    "dynamic": Recipe(
+    COMPUTE_FIRST: PolicyKind(
+        usage=COMPUTE_FIRST,
+        sentence="all cores to training, and comm behind it on the same cores, at the lowest priority",
+        make=lambda order: ComputeFirst(),
+        surroundings=Surroundings(comm_niceness=LOWEST_PRIORITY),
+        shared_mode=COMPUTE_FIRST,
+    ),
+    "dynamic": PolicyKind(
         usage="dynamic",
         sentence="the split that a plan of the next cycles begins with, from a profile or from rates learnt during the run",
         make=_dynamic,
     ),
-    "adaptive": Recipe(
+    "adaptive": PolicyKind(
         usage="adaptive",
         sentence="the mode after which the rest of the run could still end soonest, by the exact optimum of what is left",
         make=_adaptive,
+        surroundings=Surroundings(comm_niceness=LOWEST_PRIORITY),
     ),
 }
 
@@ -246,11 +298,17 @@ def make_policy(name: str, *, num_cores: int, seed: int, profile: Profile | None
         raise ValueError(f"num_cores is {num_cores}; a run needs at least 1")
     if profile is not None:
         profile.check_cores(num_cores)
-    kind, colon, argument = name.partition(":")
-    recipe = POLICIES.get(kind)
+    argument = name.partition(":")[2]
+    return kind_of(name).make(Order(argument=argument, num_cores=num_cores, seed=seed, horizon=horizon))
+
+
+def kind_of(name: str) -> PolicyKind:
+    """The kind of policy that a name asks for. ValueError if there is none, or for an argument it does not take."""
+    word, colon, _ = name.partition(":")
+    kind = POLICIES.get(word)
     usages = ", ".join(known.usage for known in POLICIES.values())
-    if recipe is None:
+    if kind is None:
         raise ValueError(f"policy {name!r} is unknown; the policies are {usages}")
-    if colon and recipe.usage == kind:
-        raise ValueError(f"policy {name!r}: '{kind}' takes no argument; the policies are {usages}")
-    return recipe.make(Order(argument=argument, num_cores=num_cores, seed=seed, horizon=horizon))
+    if colon and kind.usage == word:
+        raise ValueError(f"policy {name!r}: '{word}' takes no argument; the policies are {usages}")
+    return kind

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scheduler.controller import Controller
-from scheduler.policies import POLICIES, make_policy
+from scheduler.policies import POLICIES, PolicyKind, kind_of, make_policy
 from scheduler.scenario import Scenario
 from scheduler.state import Allocation, Reason, Task
 from scheduler.view import Policy, View
@@ -65,6 +65,8 @@ def simulate(scenario: Scenario, name: str, *, seed: int = 0, record: bool = Fal
         raise ValueError(
             f"policy '{name}' leaves the cores to a kernel, which no model here describes; measure it with edge-student compare"
         )
+    if not _has_its_mode(kind_of(name), scenario):
+        raise ValueError(f"policy '{name}' is one shared mode, and the scenario's 'modes' have none of that name")
     return simulate_policy(scenario, policy, record=record)
 
 
@@ -78,10 +80,18 @@ def simulate_policy(scenario: Scenario, policy: Policy, *, record: bool = False)
 
 
 def simulable_policies(scenario: Scenario) -> tuple[str, ...]:
-    """Every policy that can be simulated on the scenario's cores: each split of `static`, and the others."""
-    names = (name for recipe in POLICIES.values() for name in recipe.names(scenario.cores))
+    """Every policy that can be simulated on the scenario's cores: each split of `static`, and the others.
+
+    A policy that is one shared mode is among them where the scenario has that mode.
+    """
+    kinds = (kind for kind in POLICIES.values() if _has_its_mode(kind, scenario))
+    names = (name for kind in kinds for name in kind.names(scenario.cores))
     made = (make_policy(name, num_cores=scenario.cores, seed=0) for name in names)
     return tuple(policy.name for policy in made if policy.is_work_conserving)
+
+
+def _has_its_mode(kind: PolicyKind, scenario: Scenario) -> bool:
+    return kind.shared_mode is None or kind.shared_mode in {mode.name for mode in scenario.rates.shared}
 
 
 class _Run:

@@ -12,6 +12,9 @@ from enum import Enum
 from functools import cache
 from typing import TypeAlias
 
+COMPUTE_FIRST = "compute-first"
+"""The shared mode that a real device has: training on every core, and behind it comm on every core, at the lowest priority."""
+
 
 class BrokenInvariant(AssertionError):
     """We, not the user, did something that cannot happen; the message tells what."""

@@ -23,6 +23,7 @@ def configure(address: str, **changes: object) -> Configure:
         "window": 4,
         "max_wait_s": 20.0,
         "log_level": "info",
+        "niceness": 0,
     }
     return Configure(**(fields | changes))
 

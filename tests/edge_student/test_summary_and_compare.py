@@ -71,10 +71,13 @@ def test_the_baseline_is_always_compared_and_comes_first() -> None:
 
 def test_without_names_all_policies_that_the_cores_allow_are_compared(caplog: pytest.LogCaptureFixture) -> None:
     config = CompareConfig(private="digits:private", out=Path("x"))
-    all_of_them = ("os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic", "adaptive")
-    assert choose_policies(config, 2) == all_of_them
+    unsplit = ("os-default", "os-tuned", "comm-priority", "comp-priority", "compute-first")
+    assert set(choose_policies(config, 3)) == {*unsplit, "static:1", "random", "dynamic", "adaptive"}
     assert caplog.text == ""
-    assert choose_policies(config, 1) == ("os-default", "comm-priority", "comp-priority")
+    with caplog.at_level("INFO"):
+        assert "random" not in choose_policies(config, 2)
+    assert "random is static:1" in caplog.text
+    assert choose_policies(config, 1) == unsplit
     assert "dynamic" in caplog.text
     with pytest.raises(ValueError, match="dynamic"):
         choose_policies(CompareConfig(private="digits:private", policies="dynamic", out=Path("x")), 1)

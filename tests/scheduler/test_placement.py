@@ -19,6 +19,11 @@ def test_unpinned_gives_both_sides_every_core() -> None:
     assert place(Allocation.unpinned(2), [4, 6]) == Placement(comm=frozenset({4, 6}), comp=(4, 6), is_pinned=False)
 
 
+def test_a_shared_mode_gives_both_sides_every_core_and_says_so() -> None:
+    placement = place(Allocation.sharing("compute-first", 2), [4, 6])
+    assert placement == Placement(comm=frozenset({4, 6}), comp=(4, 6), is_pinned=True, is_shared=True)
+
+
 @pytest.mark.parametrize("allocation", [Allocation.split(1, 4), Allocation.all_comp(4), Allocation.unpinned(4)])
 def test_more_cores_than_there_are_is_an_error(allocation: Allocation) -> None:
     with pytest.raises(ValueError, match=f"'{allocation!s}' needs 4 cores, but only 3 may be used".replace("|", r"\|")):

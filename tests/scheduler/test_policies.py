@@ -16,10 +16,10 @@ from scheduler.cost import RateTable, Workload
 from scheduler.dynamic import Plan, solve
 from scheduler.policies import HORIZON, POLICIES, make_policy
 from scheduler.scenario import Profile
-from scheduler.state import Allocation, Decision, Reason, State, Task
+from scheduler.state import COMPUTE_FIRST, Allocation, Decision, Reason, State, Task
 from scheduler.view import Policy, View
 
-EVERY_NAME = [recipe.names(4)[0] for recipe in POLICIES.values()]
+EVERY_NAME = [kind.names(4)[0] for kind in POLICIES.values()]
 EXCLUSIVE = ["comm-priority", "comp-priority"]
 
 
@@ -91,8 +91,11 @@ class TestEveryPolicy:
                 assert (decision.allocation, decision.reason) == rule
             else:
                 assert decision.reason in (Reason.POLICY, Reason.LEARNING)
-                assert decision.allocation.comm + decision.allocation.comp == scenario.num_cores
                 assert decision.allocation.pinned
+                if decision.allocation.shared is None:
+                    assert decision.allocation.comm + decision.allocation.comp == scenario.num_cores
+                else:
+                    assert decision.allocation == Allocation.sharing(COMPUTE_FIRST, scenario.num_cores)
 
     @given(scenario=scenarios(max_cycles=6))
     @settings(max_examples=20, deadline=None)
@@ -279,7 +282,7 @@ def test_without_a_profile_a_planner_ends_near_one_that_has_it(name: str) -> Non
 @pytest.mark.parametrize(
     ("name", "num_cores", "words"),
     [
-        ("fastest", 4, "policy 'fastest' is unknown; the policies are os-default, static:<c>, random, comm-priority"),
+        ("fastest", 4, "policy 'fastest' is unknown; the policies are os-default, os-tuned, static:<c>, random, comm"),
         ("", 4, "policy '' is unknown"),
         ("static:5", 4, "policy 'static:5': the comm cores must lie in 1..3 because this run has 4 cores"),
         ("static:0", 4, "policy 'static:0': the comm cores must lie in 1..3"),
@@ -317,15 +320,15 @@ def test_a_profile_of_another_device_is_refused() -> None:
         make_policy("dynamic", num_cores=4, seed=0, profile=profile)
 
 
-def test_every_recipe_explains_itself() -> None:
-    for name, recipe in POLICIES.items():
-        assert recipe.usage.startswith(name)
-        assert len(recipe.sentence.split()) > 5
+def test_every_kind_of_policy_explains_itself() -> None:
+    for name, kind in POLICIES.items():
+        assert kind.usage.startswith(name)
+        assert len(kind.sentence.split()) > 5
 
 
 def test_policies_fit_their_protocol() -> None:
     policies: dict[str, Policy] = {name: make_policy(name, num_cores=4, seed=0) for name in EVERY_NAME}
-    assert [name for name, policy in policies.items() if not policy.is_work_conserving] == ["os-default"]
+    assert [name for name, policy in policies.items() if not policy.is_work_conserving] == ["os-default", "os-tuned"]
     assert {"dynamic", "adaptive"} <= {name for name, policy in policies.items() if policy.needs_rates}
 
 

@@ -37,13 +37,10 @@ def drive(
     decision = controller.handle(Started(time=now))
     run = Run(makespan=math.nan, decisions=[decision], done=[])
     left = {"comm": work.comm, "comp": work.forward}
-    comm_cores, comp_cores = decision.allocation.comm, decision.allocation.comp
+    in_force = decision.allocation
     began: dict[str, float | None] = {"comm": None, "comp": None}
     while not mirror.is_finished:
-        if comp_moves_at_boundaries:
-            speed = {"comm": rates.comm[comm_cores], "comp": rates.comp[rates.num_cores - comp_cores]}
-        else:
-            speed = dict(zip(("comm", "comp"), _speeds(decision.allocation, rates, share_unpinned), strict=True))
+        speed = dict(zip(("comm", "comp"), _speeds(in_force, rates, share_unpinned), strict=True))
         if mirror.comm_is_done or mirror.comm_is_blocked:
             speed["comm"] = 0.0
         if mirror.comp_is_done or mirror.comp_is_blocked:
@@ -68,18 +65,31 @@ def drive(
         decision = controller.handle(TaskDone(task=task, time=now))
         assert decision.state == mirror
         run.decisions.append(decision)
-        if comp_goes_on:
-            free = min(decision.allocation.comm, rates.num_cores - comp_cores)
-            comm_cores = free if free or not decision.allocation.comm else comm_cores
+        if comp_moves_at_boundaries and comp_goes_on:
+            in_force = _until_the_boundary(in_force, decision.allocation, rates.num_cores)
         else:
-            comm_cores, comp_cores = decision.allocation.comm, decision.allocation.comp
+            in_force = decision.allocation
         assert len(run.decisions) < max_events
     run.makespan = now - start
     return run
 
 
+def _until_the_boundary(in_force: Allocation, wanted: Allocation, num_cores: int) -> Allocation:
+    """What holds while training goes on with the cores it has: comm gets what is free of what it was given."""
+    free = min(wanted.comm, num_cores - in_force.comp)
+    if free or not wanted.comm:
+        return Allocation(comm=free, comp=in_force.comp)
+    return wanted if wanted.shared else in_force
+
+
 def _speeds(allocation: Allocation, rates: RateTable, share_unpinned: float) -> tuple[float, float]:
+    """Each side's by its own cores. In a shared mode that the table does not have, comm gets a tenth of what it has alone."""
+    for mode in rates.shared:
+        if allocation.shared == mode.name:
+            return mode.comm_rate, mode.comp_rate
+    if allocation.shared is not None:
+        return 0.1 * rates.comm[-1], 0.9 * rates.comp[0]
     if allocation.pinned:
-        assert allocation.comm + allocation.comp == rates.num_cores
-        return rates.comm[allocation.comm], rates.comp[allocation.comm]
+        assert allocation.comm + allocation.comp <= rates.num_cores
+        return rates.comm[allocation.comm], rates.comp[rates.num_cores - allocation.comp]
     return share_unpinned * rates.comm[-1], share_unpinned * rates.comp[0]
