@@ -1,7 +1,11 @@
-"""What was measured on a device: so much work took so many seconds while comm had so many cores. Read from JSON."""
+"""What was measured on a device: so much work took so many seconds while comm had so many cores. Read from JSON.
+
+A device profile carries the samples that its rates come from, and may stand wherever samples may.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +38,12 @@ class Samples:
     def from_json(cls, data: Any) -> Samples:
         """Read {"cores", "comp": [{"work", "comm_cores", "seconds"}, ...], "comm": [...]}; `comm_cores` counts COMM cores in both.
 
+        Or a profile that `calibrate` wrote, which has all that as its "samples".
         ValueError, naming the value and the rule, unless works and seconds are positive and every c has a rate: 0..cores-1 for
         comp and 1..cores for comm.
         """
+        if isinstance(data, Mapping) and "modes" in data and "samples" in data:
+            data = data["samples"]
         check_keys(data, required=("cores", "comp", "comm"), where="samples")
         cores = data["cores"]
         if not is_whole(cores) or not 2 <= cores <= MAX_CORES:

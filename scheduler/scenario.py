@@ -1,7 +1,8 @@
 """What is known before a run, and the JSON it is read from: a device's profile, and a whole scenario to simulate.
 
 Both name the cores and their rates alike, either by the paper's formulas ("cost": {"a1", "a2", "b1", "b2", "b3"}) or as
-measured ("modes": [{"name", "comm_rate", "comp_rate"}, ...]). Whatever cannot be is one clear ValueError.
+measured ("modes": [{"name", "comm_rate", "comp_rate"}, ...]). A measured mode may say how well it was measured, and a profile where
+and how; nothing is decided by that here, it is only checked. Whatever cannot be is one clear ValueError.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from scheduler.cost import CostModel, Mode, RateTable, Workload
 from scheduler.plan import lower_bound
+from scheduler.state import COMPUTE_FIRST
 
 WorkArray: TypeAlias = npt.NDArray[np.float64]
 """The work of one kind of task in every cycle: float64 [cycles], read-only."""
@@ -29,6 +31,9 @@ MAX_SIZE = 1e30
 
 _TASKS = ("forward", "backward", "comm")
 _COMP_ONLY, _COMM_ONLY = "comp-only", "comm-only"
+_INTERVALS, _COUNTS, _SHARE = ("comm_ci95", "comp_ci95"), ("num_comm", "num_comp"), "comm_cpu_share"
+_MEASURED = (*_INTERVALS, *_COUNTS, _SHARE)
+_ORIGIN = ("fingerprint", "settings", "samples", "fit", "software", "command", "seconds")
 _SPLIT = re.compile(r"split(?::(?=\d+$)|\((?=\d+\)$))(\d{1,4})\)?")
 
 
@@ -54,15 +59,19 @@ class Profile:
 
     @classmethod
     def from_json(cls, data: Any) -> Profile:
-        """Read {"cores", "forward", "backward", "comm"}, each work a number, and "cost" or "modes"."""
+        """Read {"cores", "forward", "backward", "comm"}, each work a number, and "cost" or "modes".
+
+        What `calibrate` writes beside them (where, how and when it was measured) is for others to read, and may be left out.
+        """
         where = "profile"
-        check_keys(data, required=("cores", *_TASKS), optional=("cost", "modes"), where=where)
+        check_keys(data, required=("cores", *_TASKS), optional=("cost", "modes", *_ORIGIN), where=where)
         cores = _whole(data, "cores", where, least=1, most=MAX_CORES)
         workload = Workload(**{task: number(data, task, where) for task in _TASKS})
         rates, _ = _rates_and_cost(data, cores, where)
-        if rates.shared:
-            names = ", ".join(_name(c, cores) for c in range(cores + 1))
-            raise ValueError(f"{where}: mode {rates.shared[0].name!r} is not one of {names}, which a live run can use")
+        for mode in rates.shared:
+            if mode.name != COMPUTE_FIRST:
+                names = ", ".join((*(_name(c, cores) for c in range(cores + 1)), COMPUTE_FIRST))
+                raise ValueError(f"{where}: mode {mode.name!r} is not one of {names}, which a live run can use")
         return cls(cores=cores, workload=workload, rates=rates)
 
 
@@ -215,11 +224,11 @@ def _works(data: Mapping[str, Any], task: str, cycles: int, where: str) -> WorkA
     return _frozen(np.array([_not_negative(work, f"{task}[{n}]", where) for n, work in enumerate(value)]))
 
 
-def _not_negative(value: Any, name: str, where: str) -> float:
-    work = _finite(value, name, where)
-    if work < 0:
-        raise ValueError(f"{where}: {name} is {work:g}; work cannot be negative")
-    return work
+def _not_negative(value: Any, name: str, where: str, what: str = "work") -> float:
+    found = _finite(value, name, where)
+    if found < 0:
+        raise ValueError(f"{where}: {name} is {found:g}; {what} cannot be negative")
+    return found
 
 
 def _check_sizes(works: TaskWorks, rates: RateTable, where: str) -> None:
@@ -261,12 +270,13 @@ def _rates_of_modes(modes: Any, num_cores: int, where: str) -> RateTable:
     table: dict[int, Mode] = {}
     shared: dict[str, Mode] = {}
     for data in modes:
-        check_keys(data, required=("name", "comm_rate", "comp_rate"), where=f"{where} 'modes'")
+        check_keys(data, required=("name", "comm_rate", "comp_rate"), optional=_MEASURED, where=f"{where} 'modes'")
         name = data["name"]
         if not isinstance(name, str) or not name:
             raise ValueError(f"{where}: the mode {_shown(name)} needs a name")
         here = f"{where} mode {name!r}"
         mode = Mode(name=name, comm_rate=number(data, "comm_rate", here), comp_rate=number(data, "comp_rate", here))
+        _check_measured(data, here)
         place = _place(name, num_cores, where)
         if name in shared or place in table:
             raise ValueError(f"{where}: mode {name!r} is given twice")
@@ -282,6 +292,24 @@ def _rates_of_modes(modes: Any, num_cores: int, where: str) -> RateTable:
         comp=tuple(table[c].comp_rate for c in range(num_cores + 1)),
         shared=tuple(shared.values()),
     )
+
+
+def _check_measured(data: Mapping[str, Any], where: str) -> None:
+    """ValueError unless what a mode says of its measurement can be: intervals of rates, counts of tasks, a share of CPU time."""
+    for key in _INTERVALS:
+        interval = data.get(key)
+        if interval is None:
+            continue
+        if not isinstance(interval, list) or len(interval) != 2:
+            raise ValueError(f"{where}: {key!r} is {_shown(interval)}; it must be [low, high] or null")
+        low, high = (_not_negative(rate, f"{key}[{n}]", where, "a rate") for n, rate in enumerate(interval))
+        if low > high:
+            raise ValueError(f"{where}: {key!r} is {_shown(interval)}; the lower end comes first")
+    for key in _COUNTS:
+        if key in data:
+            _whole(data, key, where, least=0, most=None)
+    if data.get(_SHARE) is not None:
+        _not_negative(data[_SHARE], repr(_SHARE), where, "a share")
 
 
 def _place(name: str, num_cores: int, where: str) -> int | None:

@@ -360,3 +360,11 @@ def test_bad_samples_are_one_clear_error(data: Any, words: str) -> None:
 def test_no_samples_fail_in_another_way(data: Any) -> None:
     with pytest.raises(ValueError):
         Samples.from_json(data)
+
+
+def test_a_profile_stands_for_the_samples_in_it() -> None:
+    sample = {"work": 1.0, "comm_cores": 1, "seconds": 2.0}
+    samples = {"cores": 2, "comp": [sample], "comm": [sample]}
+    assert Samples.from_json({"cores": 2, "modes": [], "samples": samples}) == Samples.from_json(samples)
+    with pytest.raises(ValueError, match="samples: missing comp, comm"):
+        Samples.from_json({"cores": 2, "modes": []} | {"samples": {"cores": 2}})

@@ -23,6 +23,13 @@ def modes_profile(*modes: tuple[str, float, float]) -> dict[str, Any]:
     return {"cores": 2, "forward": 1.0, "backward": 2.0, "comm": 1.5, "modes": rows}
 
 
+def measured(**words: Any) -> dict[str, Any]:
+    """A profile whose mode split:1 says more of itself."""
+    profile = modes_profile(("split:1", 3.0, 1.0), ("comp-only", 0, 2.0), ("comm-only", 5.0, 0.0))
+    profile["modes"][0] |= words
+    return profile
+
+
 def test_a_profile_of_cost_parameters_gives_their_rates() -> None:
     profile = Profile.from_json(json.loads(json.dumps(cost_profile())))
     assert profile.workload == Workload(forward=1.0, backward=2.0, comm=1.5)
@@ -32,6 +39,19 @@ def test_a_profile_of_cost_parameters_gives_their_rates() -> None:
 def test_a_profile_of_modes_gives_them_in_the_order_of_comm_cores() -> None:
     profile = Profile.from_json(modes_profile(("comm-only", 5.0, 0.0), ("split:1", 3.0, 1.0), ("comp-only", 0, 2.0)))
     assert profile.rates == RateTable(comm=(0.0, 3.0, 5.0), comp=(2.0, 1.0, 0.0))
+
+
+def test_a_profile_may_say_where_and_how_it_was_measured() -> None:
+    plain = measured()
+    told = measured(comm_ci95=[2.5, 3.5], comp_ci95=None, num_comm=7, num_comp=0, comm_cpu_share=0.4)
+    told |= {"fingerprint": {"cpu": "any"}, "settings": {}, "samples": {}, "fit": {}, "software": {}, "command": [], "seconds": 60}
+    assert Profile.from_json(told) == Profile.from_json(plain)
+    assert Profile.from_json(measured(comm_cpu_share=None)) == Profile.from_json(plain)
+
+
+def test_a_profile_may_have_the_one_shared_mode_that_a_live_run_has() -> None:
+    modes = (("split:1", 3.0, 1.0), ("comm-only", 5.0, 0.0), ("compute-first", 0.0, 1.9), ("comp-only", 0, 2.0))
+    assert Profile.from_json(modes_profile(*modes)).rates.shared == (Mode(name="compute-first", comm_rate=0.0, comp_rate=1.9),)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +74,18 @@ def test_a_profile_of_modes_gives_them_in_the_order_of_comm_cores() -> None:
         (modes_profile(("split:2", 1, 1)), "mode 'split:2' is no split of 2 cores; comm can have 1..1"),
         (modes_profile(("split:1", 1, 1), ("split:1", 1, 1)), "mode 'split:1' is given twice"),
         (
-            modes_profile(("split:1", 1, 1), ("comp-only", 0, 1), ("comm-only", 1, 0), ("compute-first", 1, 1)),
-            "mode 'compute-first' is not one of comp-only, split:1, comm-only, which a live run can use",
+            modes_profile(("split:1", 1, 1), ("comp-only", 0, 1), ("comm-only", 1, 0), ("comm-first", 1, 1)),
+            "mode 'comm-first' is not one of comp-only, split:1, comm-only, compute-first, which a live run can use",
         ),
+        (measured(comm_ci95=[2.0]), "mode 'split:1': 'comm_ci95' is [2.0]; it must be [low, high] or null"),
+        (measured(comm_ci95={"low": 1}), "'comm_ci95' is {'low': 1}; it must be [low, high] or null"),
+        (measured(comp_ci95=[2.0, 1.0]), "mode 'split:1': 'comp_ci95' is [2.0, 1.0]; the lower end comes first"),
+        (measured(comp_ci95=[-1.0, 1.0]), "mode 'split:1': comp_ci95[0] is -1; a rate cannot be negative"),
+        (measured(comp_ci95=[1.0, "2"]), "mode 'split:1': comp_ci95[1] is '2'; it must be a number"),
+        (measured(num_comm=1.5), "mode 'split:1': 'num_comm' is 1.5; it must be a whole number, at least 0"),
+        (measured(num_comp=None), "mode 'split:1': 'num_comp' is None; it must be a whole number, at least 0"),
+        (measured(comm_cpu_share=-0.1), "mode 'split:1': 'comm_cpu_share' is -0.1; a share cannot be negative"),
+        (measured(colour="red"), "profile 'modes': unknown colour"),
         (modes_profile(("split:1", 1, 1)), "the modes lack comp-only, comm-only"),
         (
             modes_profile(("split:1", 1, 1), ("comp-only", 1, 1), ("comm-only", 1, 0)),
