@@ -33,6 +33,7 @@ class Outcome:
     max_threads: int
     started: float
     ended: float
+    disturbance: dict[str, Any] | None
     accuracy: float | None
     interruption: BaseException | None
     notes: tuple[str, ...]
@@ -69,6 +70,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "seed": config.seed,
         "cycles": outcome.trainer.num_cycles,
         "wall_clock_s": outcome.ended - outcome.started,
+        "disturbance": outcome.disturbance,
         "accuracy": outcome.accuracy,
         "alpha": config.alpha,
         "loss": loss if math.isfinite(loss) else None,

@@ -22,6 +22,7 @@ from edge_student.outcome import Outcome, remove_old, save
 from edge_student.progress import Progress
 from edge_student.ring import Ring, RingShape
 from edge_student.trainer import Recipe, TorchTeam, Trainer
+from edge_student.witness import Witness
 from edgekd.datasets import ImageDataset, load_dataset
 from edgekd.devices import choose_device
 from edgekd.models import build_model
@@ -45,6 +46,8 @@ class Run:
         self._policy = make_policy(config.policy, num_cores=len(cores), seed=config.seed, profile=self._profile)
         self._device = str(choose_device(config.device))
         self._journal = Journal()
+        self._witness = Witness(cores, teacher=config.teacher)
+        self._disturbance: dict[str, Any] | None = None
         self._started = self._ended = 0.0
         self._notes: list[str] = []
 
@@ -84,6 +87,7 @@ class Run:
             max_threads=self._max_threads,
             started=self._started,
             ended=self._ended,
+            disturbance=self._disturbance,
             accuracy=None if interruption is not None else trainer.accuracy(test),
             interruption=interruption,
             notes=tuple(self._notes),
@@ -182,6 +186,7 @@ class Run:
         # What was loaded until here stays: a full collection over all of torch takes 0.1 s, at a moment nobody scheduled.
         gc.collect()
         gc.freeze()
+        self._witness.before()
         try:
             self._started = time.monotonic()
             self._journal.record({"event": "start", "time": self._started, "clock_monotonic_s": self._started})
@@ -191,6 +196,7 @@ class Run:
             return error
         finally:
             self._ended = time.monotonic()
+            self._disturbance = self._witness.after()
             loop.finish()
             progress.close()
             gc.unfreeze()
