@@ -99,6 +99,7 @@ class CommWorkerProcess:
                 started=message.started,
                 ended=message.ended,
                 cpu_s=message.cpu_s,
+                busy_s=message.busy_s,
                 num_bytes=message.num_bytes,
             )
         if isinstance(message, LinkTrouble):

@@ -28,6 +28,7 @@ from edge_student.messages import (
 )
 from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
 from edge_student.ring import Ring
+from edge_student.thread_times import ThreadTimes
 
 _PR_SET_PDEATHSIG = 1
 
@@ -79,6 +80,8 @@ def receive_all(control: socket.socket, receiver: Receiver, ring: Ring, job: Use
     """Receive batches `job.start` .. `job.stop - 1` into the ring, each as soon as its slot is free and nobody holds us."""
     gate = Gate(control, ring)
     cpu_before = time.process_time()
+    times = ThreadTimes()
+    busy_before = times.busy_s()
     total_bytes = 0
     for index in range(job.start, job.stop):
         gate.wait_for_slot(index)
@@ -92,11 +95,16 @@ def receive_all(control: socket.socket, receiver: Receiver, ring: Ring, job: Use
             between_chunks=gate.wait_while_held,
         )
         total_bytes += num_bytes
-        cpu_now = time.process_time()
+        cpu_now, busy_now = time.process_time(), times.busy_s()
         message = BatchReceived(
-            index=index, started=started, ended=time.monotonic(), cpu_s=cpu_now - cpu_before, num_bytes=num_bytes
+            index=index,
+            started=started,
+            ended=time.monotonic(),
+            cpu_s=cpu_now - cpu_before,
+            busy_s=busy_now - busy_before if times.is_known else None,
+            num_bytes=num_bytes,
         )
-        cpu_before = cpu_now
+        cpu_before, busy_before = cpu_now, busy_now
         messages.send(control, message)
     finished = Finished(
         cpu_s=time.process_time(),

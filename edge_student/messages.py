@@ -63,12 +63,17 @@ class Wake:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchReceived:
-    """Worker -> trainer: a batch lies complete in the ring. CPU seconds are those of all the worker's threads."""
+    """Worker -> trainer: a batch lies complete in the ring. CPU seconds are those of all the worker's threads.
+
+    `busy_s` are the seconds from the batch before to this one in which the worker ran or waited for a core; None where the kernel
+    does not tell.
+    """
 
     index: int
     started: float
     ended: float
     cpu_s: float
+    busy_s: float | None
     num_bytes: int
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from scheduler.cost import Mode, RateTable, Workload
 from scheduler.plan import Frontier
 from scheduler.remaining import Pace, Remaining, remaining_of
-from scheduler.state import Allocation
+from scheduler.state import COMPUTE_FIRST, Allocation
 from scheduler.view import View, Works
 
 TIE = 1e-12
@@ -32,22 +32,38 @@ class Adaptive:
     needs_rates: ClassVar[bool] = True
 
     def __init__(self) -> None:
+        self._chosen: Mode | None = None
         self._rates: RateTable | None = None
         self._works: Works | None = None
         self._run: tuple[int, int | None] | None = None
 
     def choose(self, view: View) -> Allocation:
         """The mode with the least predicted end; of equals the one that has comm furthest ahead."""
-        if view.rates is None or view.num_cores == 1:  # two cores and nothing measured: there is one split; one core: none
-            return Allocation.split(view.num_cores - 1, view.num_cores)
+        if view.num_cores == 1:
+            return Allocation.all_comp(1)
+        assert view.rates is not None, "the controller asks for a choice only once the rates are known"
         remaining, pace = self._prepare(view, view.rates)
         position, modes = remaining.position(view), pace.frontier.modes
+        ends = {mode: _seconds_to_end(view, mode, position, remaining, pace) for mode in reversed(modes)}
         best, least = modes[-1], math.inf
-        for mode in reversed(modes):
-            predicted = _seconds_to_end(view, mode, position, remaining, pace)
+        for mode, predicted in ends.items():
             if predicted < least * (1 - TIE):
                 best, least = mode, predicted
+        known = self._known(modes)
+        # A gain is judged against the time until the next completion, in which alone the modes differ.
+        if known is not None and view.noise and ends[known] - least <= view.noise * _seconds_to_event(view, known):
+            best = known
+        self._chosen = best
         return self._allocations[best.name]
+
+    def trials(self, num_cores: int) -> tuple[Allocation, ...]:
+        """Every kind of mode, the one that cannot do much harm first."""
+        exclusive = Allocation.all_comp(num_cores), Allocation.all_comm(num_cores)
+        return Allocation.sharing(COMPUTE_FIRST, num_cores), *exclusive, *split_trials(num_cores)
+
+    def _known(self, modes: tuple[Mode, ...]) -> Mode | None:
+        """The mode chosen last, at its rates of now; None if it is no longer worth using."""
+        return next((mode for mode in modes if self._chosen is not None and mode.name == self._chosen.name), None)
 
     def _prepare(self, view: View, rates: RateTable) -> tuple[Remaining, Pace]:
         """Draw the run's line once, and the frontier once per table of rates."""
@@ -62,6 +78,16 @@ class Adaptive:
             self._run, self._works = run, view.works
             self.remaining = remaining_of(view.works, view.cycles, view.prefetch)
         return self.remaining, self._pace
+
+
+def split_trials(num_cores: int) -> tuple[Allocation, ...]:
+    """The splits that tell most about all of them: in the middle, and with one core for either side."""
+    return tuple(Allocation.split(c, num_cores) for c in dict.fromkeys((num_cores // 2, 1, num_cores - 1)))
+
+
+def _seconds_to_event(view: View, mode: Mode) -> float:
+    """Seconds to the next completion under `mode`."""
+    return min(left / rate for left, rate in ((view.comm_left, mode.comm_rate), (view.comp_left, mode.comp_rate)) if rate)
 
 
 def _seconds_to_end(view: View, mode: Mode, position: tuple[float, float], remaining: Remaining, pace: Pace) -> float:

@@ -9,15 +9,20 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from scheduler.cost import RateTable
-from scheduler.estimates import Estimates, Share, SideEstimate
+from scheduler.estimates import Estimates, Share, SideEstimate, Terms
 from scheduler.scenario import Profile, TaskWorks
 from scheduler.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, Task, TaskDone
-from scheduler.view import Policy, View
+from scheduler.view import Planner, Policy, View
 
 STORY_LENGTH = 20
 """Decisions that the message of a BrokenInvariant tells."""
+
+CYCLES_PER_TRIAL = 100
+MOST_TRIED = 3
+"""Without a profile every mode is tried for one cycle, in longer runs for one of every hundred, and never for more than three."""
 
 _OVERDUE = 0.05
 """Part of a task that is believed to remain when it takes longer than its rate says: 0 would make it no concern at all."""
@@ -54,10 +59,10 @@ class Controller:
         self._most_ahead: float = math.inf if prefetch is None else prefetch
         self._in_force: Allocation | None = None  # what both sides really have, which the times are booked on
         self._comp_moves_at_boundaries = comp_moves_at_boundaries
-        self.estimates = Estimates(profile.workload if profile else None)
+        self.estimates = Estimates(profile.workload, profile.rates) if profile else Estimates()
         # Known works never change, so a policy may prepare for all of them; learnt ones it sees one cycle at a time.
         self._works = TaskWorks.equal(profile.workload, cycles) if profile else None
-        self._profile = profile
+        self._planner = policy if profile is None and isinstance(policy, Planner) else None
         self._time = -math.inf
         self._sequence = 0
         self._story: deque[tuple[Event, Decision]] = deque(maxlen=STORY_LENGTH)
@@ -82,13 +87,15 @@ class Controller:
         self._story.append((event, decision))
         return decision
 
-    def rates(self) -> dict[str, dict[str, float]]:
-        """What has been learnt, for logs: each side's work per second by its number of cores, and a cycle's work."""
+    def rates(self) -> dict[str, Any]:
+        """What has been learnt, for logs: each side's work per second by its number of cores, the link's while it is the bottleneck,
+        and a cycle's work."""
         self.estimates.refresh()
         work = self.estimates.workload
         return {
             "comm": _readable(self.estimates.comm),
             "comp": _readable(self.estimates.comp),
+            "link": None if math.isinf(self.estimates.link.rate) else self.estimates.link.rate,
             "workload": {"forward": work.forward, "backward": work.backward, "comm": work.comm},
         }
 
@@ -104,7 +111,7 @@ class Controller:
         if isinstance(event, TaskDone):
             assert self._in_force is not None
             after = self.state.after(event.task)
-            self._finish(event.task, self._in_force)
+            self._finish(event, self._in_force)
             self.state = after
         elif not isinstance(event, Started):
             self.num_cores = event.num_cores
@@ -130,17 +137,19 @@ class Controller:
         """A side runs if it has cores and is neither done nor blocked."""
         state = self.state
         if allocation.comm and not state.comm_is_done and not state.comm_is_blocked:
-            _add(self._comm_seconds, (allocation.comm, allocation.pinned), seconds)
+            _add(self._comm_seconds, Share.of(allocation.comm, allocation), seconds)
         if allocation.comp and not state.comp_is_done and not state.comp_is_blocked:
-            _add(self._comp_seconds, (allocation.comp, allocation.pinned), seconds)
+            _add(self._comp_seconds, Share.of(allocation.comp, allocation), seconds)
 
-    def _finish(self, task: Task, allocation: Allocation) -> None:
-        """Learn, unless the side had no cores at the end: a hold takes effect later than it is decided, so we lost count."""
+    def _finish(self, done: TaskDone, allocation: Allocation) -> None:
+        """Learn, unless the side had no cores at the end: a hold takes effect later than it is decided, so we lost count.
+
+        Nor from the first batch of a live run, which waits for the teacher to open its stream."""
         cores, seconds = allocation.comp, self._comp_seconds
-        if task is Task.COMM:
+        if done.task is Task.COMM:
             cores, seconds = allocation.comm, self._comm_seconds
-        if cores:
-            self.estimates.finish(task, seconds)
+        if cores and (done.busy_s is None or self.state.num_comm > 0):
+            self.estimates.finish(done.task, seconds, done.busy_s)
         seconds.clear()
 
     def _decide(self, time: float) -> Decision:
@@ -176,18 +185,22 @@ class Controller:
         if num_comm - num_backward >= self._most_ahead:
             return Allocation.all_comp(num_cores), Reason.COMM_BLOCKED
         view = look()
-        if policy.needs_rates and view.rates is None and num_cores > 2:
-            untried = self.estimates.untried_split(num_cores)
-            assert untried is not None, "the rates are known once every split that is needed was tried"
-            return Allocation.split(untried, num_cores), Reason.LEARNING
+        if policy.needs_rates and view.rates is None and (untried := self._untried()) is not None:
+            return untried, Reason.LEARNING
         return policy.choose(view), Reason.POLICY
 
+    def _untried(self) -> Allocation | None:
+        """What the policy wants to see measured next, before it plans."""
+        if self._planner is None or self.num_cores == 1:
+            return None
+        num_tasks = min(max(self.state.cycles // CYCLES_PER_TRIAL, 1), MOST_TRIED)
+        return self.estimates.untried(self._planner.trials(self.num_cores), self.num_cores, num_tasks)
+
     def _rates(self) -> RateTable | None:
-        """The profile's rates, else the estimates' once they are learnt, of the cores there are now."""
-        if self._profile is not None:
-            return self._profile.rates.resized(self.num_cores)
-        is_wanted = self.policy.needs_rates and self.num_cores > 2
-        return self.estimates.table(self.num_cores) if is_wanted else None
+        """The rates of the cores there are now, once they are known as well as the policy wants."""
+        if not self.policy.needs_rates or self.num_cores == 1 or self._untried() is not None:
+            return None
+        return self.estimates.table(self.num_cores)
 
     def _view(self) -> View:
         rates = self._rates()
@@ -195,10 +208,6 @@ class Controller:
         comp_work = work.backward if state.num_forward > state.num_backward else work.forward
         comm_done = self.estimates.comm.work_done(self._comm_seconds)
         comp_done = self.estimates.comp.work_done(self._comp_seconds)
-        if rates is not None:
-            last = rates.num_cores
-            comm_done = sum(rates.comm[min(cores, last)] * s for (cores, _), s in self._comm_seconds.items())
-            comp_done = sum(rates.comp[max(last - cores, 0)] * s for (cores, _), s in self._comp_seconds.items())
         return View.of(
             state,
             num_cores=self.num_cores,
@@ -206,6 +215,7 @@ class Controller:
             comp_left=_left(comp_work, comp_done),
             works=self._works or work,
             rates=rates,
+            noise=self.estimates.noise,
         )
 
 
@@ -219,4 +229,4 @@ def _add(seconds: dict[Share, float], share: Share, spent: float) -> None:
 
 
 def _readable(side: SideEstimate) -> dict[str, float]:
-    return {str(cores) if is_pinned else "unpinned": rate for (cores, is_pinned), rate in sorted(side.rates.items())}
+    return {str(cores) if terms is Terms.OWN else terms.value: rate for (cores, terms), rate in side.rates.items()}

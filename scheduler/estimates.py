@@ -1,23 +1,27 @@
-"""How fast each side runs with so many cores, and what part of a cycle Forward is, learnt from tasks as they finish.
+"""How fast each side runs in each mode, and what part of a cycle Forward is, learnt from tasks as they finish.
 
-A task that ran with one number of cores all the way tells that rate exactly. Many do not: where one side is soon blocked, the
+A task that had one share of the cores all the way tells that share's rate exactly. Many do not: where one side is soon blocked, the
 other has its split for a moment only, and then every core. Such a task tells one equation, the sum over its shares of rate
 times seconds being its work. So the rates are those that explain the last tasks together, found by correcting them by factors,
 task after task, the newest last (the multiplicative algebraic reconstruction of tomography). All rates are work per second.
+
+A link that is slower than the cores makes every mode look alike while it lasts. So what comm's cores can do and what the link
+brings are kept apart: the first is learnt from the time in which comm was busy, the second from that in which it waited (`Link`).
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from enum import Enum
+from typing import NamedTuple
 
-from scheduler.cost import RateTable, Workload
-from scheduler.state import Task
-
-Share: TypeAlias = tuple[int, bool]
-"""What one side had while it ran: its number of cores, and whether it was pinned to them."""
+from scheduler.cost import Mode, RateTable, Workload
+from scheduler.link import Link
+from scheduler.state import COMPUTE_FIRST, Allocation, Task
 
 MEMORY = 16
 """Tasks of each side that the rates must explain. A share that none of them had keeps its rate."""
@@ -28,6 +32,9 @@ SWEEPS = 3
 GAIN = 0.2
 """How much of a task's surprise one correction takes back: the newest tasks weigh most, and noise is averaged."""
 
+MOST_SURPRISE = math.log(2)
+"""A task that took longer, or less, than by this factor has met a disturbance: it is believed no further than this."""
+
 CLOCK_S = 1e-9
 """Seconds that no clock of a kernel resolves: less is rounding, and no time to learn from."""
 
@@ -35,6 +42,34 @@ PARTIAL_TASKS = 3
 """A rate counts as measured after one task's worth of time, or after this many tasks that had it for a part of theirs: where
 one side is always blocked after a moment, no task ever keeps a split for the whole of its time.
 """
+
+FELT = 0.03
+"""What comm takes from training at worst, in parts of a cycle, below which it does not matter where comm runs."""
+
+EXACT = 1e-9
+"""A surprise this small, in parts of a task, is rounding."""
+
+
+class Terms(Enum):
+    """How a side has its cores: they are its own, both sides have them by design, or the kernel decides."""
+
+    OWN = "own"
+    SHARED = "shared"
+    UNPINNED = "unpinned"
+
+
+class Share(NamedTuple):
+    """What one side had while it ran."""
+
+    cores: int
+    terms: Terms = Terms.OWN
+
+    @classmethod
+    def of(cls, cores: int, allocation: Allocation) -> Share:
+        """A side's share when it has so many cores of an allocation."""
+        if not allocation.pinned:
+            return cls(cores, Terms.UNPINNED)
+        return cls(cores, Terms.OWN if allocation.shared is None else Terms.SHARED)
 
 
 @dataclass(slots=True)
@@ -45,10 +80,13 @@ class SideEstimate:
     weights: dict[Share, float] = field(default_factory=dict)
     num_tasks: dict[Share, int] = field(default_factory=dict)
     recent: deque[tuple[Task, dict[Share, float]]] = field(default_factory=lambda: deque(maxlen=MEMORY))
+    surprises: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY))
 
     def remember(self, task: Task, work: float, seconds: dict[Share, float]) -> None:
         """A task ran `seconds` with each share. A share never seen before is believed as fast as this task was."""
         total = sum(seconds.values())
+        if all(share in self.rates for share in seconds):
+            self.surprises.append(abs(math.log(work / self.work_done(seconds))))
         for share, spent in seconds.items():
             self.rates.setdefault(share, work / total)
             self.weights[share] = self.weights.get(share, 0.0) + spent / total
@@ -58,10 +96,13 @@ class SideEstimate:
     def correct(self, works: Mapping[Task, float]) -> None:
         """Bring the rates nearer to the remembered tasks, given the work of each kind."""
         for task, seconds in self.recent:
-            surprise = works[task] / self.work_done(seconds)
+            surprise = math.log(works[task] / self.work_done(seconds))
+            if abs(surprise) <= EXACT:
+                continue
+            factor = math.exp(GAIN * max(-MOST_SURPRISE, min(surprise, MOST_SURPRISE)))
             longest = max(seconds.values())
             for share, spent in seconds.items():
-                self.rates[share] *= surprise ** (GAIN * spent / longest)
+                self.rates[share] *= factor ** (spent / longest)
 
     def work_done(self, seconds: Mapping[Share, float]) -> float:
         """Work that these seconds are worth; a share never seen is worth nothing."""
@@ -72,33 +113,52 @@ class SideEstimate:
         works = [self.work_done(seconds) for kind, seconds in self.recent if kind is task]
         return sum(works) / len(works) if works else 0.0
 
-    def is_measured(self, cores: int) -> bool:
-        """Whether the rate of this many pinned cores rests on enough tasks."""
-        share = (cores, True)
-        return self.weights.get(share, 0.0) >= 1 - 1e-9 or self.num_tasks.get(share, 0) >= PARTIAL_TASKS
+    def is_measured(self, share: Share, num_tasks: int = 1) -> bool:
+        """Whether the rate of this share rests on so many tasks."""
+        return self.weights.get(share, 0.0) >= num_tasks - 1e-9 or self.num_tasks.get(share, 0) >= PARTIAL_TASKS * num_tasks
+
+    @property
+    def scatter(self) -> float:
+        """By what part of its time a task differs from what the rates said, typically; 0 where that is rounding."""
+        typical = statistics.median(self.surprises) if self.surprises else 0.0
+        return typical if typical > EXACT else 0.0
 
 
 class Estimates:
-    """Both sides' rates, the work of a cycle, and the table of a device that they imply.
+    """Both sides' rates, the link's, the work of a cycle, and the table of a device that they imply.
 
     Without a known workload, a Comm task is 1 unit, and Forward and Backward add up to 1: halves until both have been seen,
     then in the proportion of their durations, had they run on the same cores.
     """
 
-    def __init__(self, workload: Workload | None = None) -> None:
+    def __init__(self, workload: Workload | None = None, rates: RateTable | None = None) -> None:
+        """`workload` and `rates` of a profile, if there is one; rates then begin as its own."""
         self._is_workload_known = workload is not None
         self.workload = workload or Workload(forward=0.5, backward=0.5, comm=1.0)
         self.comm = SideEstimate()
         self.comp = SideEstimate()
+        self.link = Link()
+        self._busy_s: float | None = None  # of one batch
         self._num_pending = 0  # tasks remembered since the rates were last corrected
+        self._num_believed = 0 if rates is None else rates.num_cores
+        if rates is not None:
+            self._believe(rates)
 
-    def finish(self, task: Task, seconds: Mapping[Share, float]) -> None:
-        """Learn from one finished task. One too short for the clock tells nothing."""
+    def finish(self, task: Task, seconds: Mapping[Share, float], busy_s: float | None = None) -> None:
+        """Learn from one finished task. One too short for the clock tells nothing.
+
+        `busy_s`: of a Comm, the seconds in which it computed or waited for a core; the others it waited for the link.
+        """
         felt = {share: spent for share, spent in seconds.items() if spent > CLOCK_S}
         if not felt:
             return
         side = self.comm if task is Task.COMM else self.comp
-        side.remember(task, self._works()[task], felt)
+        work = self._works()[task]
+        if task is Task.COMM and busy_s is not None:
+            self._busy_s = busy_s if self._busy_s is None else self._busy_s + GAIN * (busy_s - self._busy_s)
+            busy = self.link.busy_part(work, sum(felt.values()), busy_s)
+            felt = {share: spent * busy for share, spent in felt.items()}
+        side.remember(task, work, felt)
         self._num_pending += 1
 
     def refresh(self) -> None:
@@ -111,6 +171,88 @@ class Estimates:
                 self._learn_proportion()
         self._num_pending = 0
 
+    def untried(self, trials: Iterable[Allocation], num_cores: int, num_tasks: int) -> Allocation | None:
+        """The first of these allocations whose rates do not rest on so many tasks yet, as far as they are worth it; else None.
+
+        The first is always worth it. Where it shows that comm hardly costs training anything, no other could gain anything.
+        """
+        for number, trial in enumerate(trials):
+            if number > 0 and not self._comm_matters(num_cores):
+                return None
+            if not self.has_measured(trial, num_tasks):
+                return trial
+        return None
+
+    @property
+    def noise(self) -> float:
+        """Relative error of a rate that rests on all remembered tasks."""
+        return max(self.comm.scatter, self.comp.scatter) / math.sqrt(MEMORY / 2)
+
+    def has_measured(self, allocation: Allocation, num_tasks: int = 1) -> bool:
+        """Whether the rates of both sides under this allocation rest on so many tasks, Forward and Backward being one."""
+        comm, comp = allocation.comm, allocation.comp
+        return (not comm or self.comm.is_measured(Share.of(comm, allocation), num_tasks)) and (
+            not comp or self.comp.is_measured(Share.of(comp, allocation), 2 * num_tasks if num_tasks > 1 else 1)
+        )
+
+    def table(self, num_cores: int) -> RateTable | None:
+        """Rates of every mode of `num_cores`, 2 or more; None while too little is known to tell.
+
+        Linear between what was measured and above it, in proportion to the cores below, and monotone: more cores never slow a side
+        down. Of a side measured with one count only, more cores are believed to add nothing; of one that was seen in compute-first
+        only, every core is believed to do its part. A profile knows every count of its cores. Nothing is faster than the link.
+        """
+        self.refresh()
+        shared = self._compute_first(num_cores)
+        comm, comp = self._by_cores(self.comm, num_cores), self._by_cores(self.comp, num_cores)
+        if shared is None and (comm is None or comp is None):
+            return None
+        if shared is not None:
+            comm = comm or [shared.comm_rate * cores / num_cores for cores in range(1, num_cores + 1)]
+            comp = comp or [shared.comp_rate * cores / num_cores for cores in range(1, num_cores + 1)]
+            if not self._num_believed:
+                comp[-1] = max(comp[-1], shared.comp_rate)  # without comm beside it, training is not slower
+        assert comm is not None
+        assert comp is not None
+        limit = self.link.rate
+        return RateTable(
+            comm=(0.0, *(min(rate, limit) for rate in comm)),
+            comp=(*reversed(comp), 0.0),
+            shared=() if shared is None else (shared,),
+        )
+
+    def _comm_matters(self, num_cores: int) -> bool:
+        """Whether comm costs enough for a better use of the cores to be felt, or is too slow although the link is not to blame."""
+        shared, work = self._compute_first(num_cores), self.workload
+        if shared is None or self._busy_s is None:
+            return True
+        cycle_s = (work.forward + work.backward) / shared.comp_rate
+        is_behind = work.comm / shared.comm_rate > cycle_s
+        return num_cores * self._busy_s > FELT * cycle_s or (is_behind and not self.link.is_bottleneck)
+
+    def _by_cores(self, side: SideEstimate, num_cores: int) -> list[float] | None:
+        known = self._num_believed
+        if known:
+            return [side.rates[Share(min(cores, known))] for cores in range(1, num_cores + 1)]
+        return _by_measured_cores(side, num_cores)
+
+    def _compute_first(self, num_cores: int) -> Mode | None:
+        share = Share(num_cores, Terms.SHARED)
+        comm, comp = self.comm.rates.get(share), self.comp.rates.get(share)
+        if comm is None or comp is None:
+            return None
+        return Mode(name=COMPUTE_FIRST, comm_rate=min(comm, self.link.rate), comp_rate=comp)
+
+    def _believe(self, rates: RateTable) -> None:
+        last = rates.num_cores
+        for cores in range(1, last + 1):
+            self.comm.rates[Share(cores)] = rates.comm[cores]
+            self.comp.rates[Share(cores)] = rates.comp[last - cores]
+        for mode in rates.shared:
+            if mode.name == COMPUTE_FIRST:
+                self.comm.rates[Share(last, Terms.SHARED)] = mode.comm_rate
+                self.comp.rates[Share(last, Terms.SHARED)] = mode.comp_rate
+
     def _works(self) -> dict[Task, float]:
         work = self.workload
         return {Task.COMM: work.comm, Task.FORWARD: work.forward, Task.BACKWARD: work.backward}
@@ -121,33 +263,19 @@ class Estimates:
             part = forward / (forward + backward)
             self.workload = Workload(forward=part, backward=1 - part, comm=1.0)
 
-    def untried_split(self, num_cores: int) -> int | None:
-        """The next split to measure before `table` can tell, out of at most three; None when all are."""
-        for c in dict.fromkeys((num_cores // 2, 1, num_cores - 1)):
-            if not (self.comm.is_measured(c) and self.comp.is_measured(num_cores - c)):
-                return c
+
+def _by_measured_cores(side: SideEstimate, num_cores: int) -> list[float] | None:
+    """The side's rates with 1..num_cores cores of its own; None if none of them is known."""
+    measured = [cores for cores in range(1, num_cores + 1) if side.is_measured(Share(cores))]
+    if not measured:
         return None
-
-    def table(self, num_cores: int) -> RateTable | None:
-        """Rates of every split of `num_cores` (3 or more), or None while a split is untried.
-
-        Linear between measured splits and beyond the outermost, and monotone: more cores never slow a side down.
-        """
-        if self.untried_split(num_cores) is not None:
-            return None
-        self.refresh()
-        comm = _by_cores(self.comm, num_cores)
-        comp = _by_cores(self.comp, num_cores)
-        return RateTable(comm=(0.0, *comm), comp=(*reversed(comp), 0.0))
-
-
-def _by_cores(side: SideEstimate, num_cores: int) -> list[float]:
-    """The side's rates with 1..num_cores cores of its own."""
-    measured = [cores for cores in range(1, num_cores + 1) if side.is_measured(cores)]
-    raw = [side.rates[cores, True] for cores in measured]
-    rates = _non_decreasing(raw, [side.weights[cores, True] for cores in measured])
+    raw = [side.rates[Share(cores)] for cores in measured]
+    rates = _non_decreasing(raw, [side.weights[Share(cores)] for cores in measured])
     result = []
     for cores in range(1, num_cores + 1):
+        if cores <= measured[0] or len(measured) == 1:
+            result.append(rates[0] * min(cores / measured[0], 1.0))
+            continue
         right = next((n for n in range(1, len(measured)) if measured[n] >= cores), len(measured) - 1)
         x0, x1 = measured[right - 1], measured[right]
         y0, y1 = rates[right - 1], rates[right]

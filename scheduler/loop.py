@@ -28,13 +28,17 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchArrived:
-    """The comm worker has put batch `index` into the ring, between `started` and `ended`, for `cpu_s` of its CPU time."""
+    """The comm worker has put batch `index` into the ring, between `started` and `ended`, for `cpu_s` of its CPU time.
+
+    `busy_s`: seconds since the batch before in which it ran or waited for a core; None if nobody knows.
+    """
 
     index: int
     started: float
     ended: float
     cpu_s: float
     num_bytes: int
+    busy_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,11 +292,12 @@ class SchedulerLoop:
                     "started": event.started,
                     "ended": event.ended,
                     "cpu_s": event.cpu_s,
+                    "busy_s": event.busy_s,
                     "num_bytes": event.num_bytes,
                 }
             )
             self._look_for_new_comm_threads()
-            self._decide(TaskDone(task=Task.COMM, time=self._clock()))
+            self._decide(TaskDone(task=Task.COMM, time=self._clock(), busy_s=event.busy_s))
         elif isinstance(event, CommEnded):
             self._comm_has_ended = True
             self._effective["comm"] = {}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scheduler.adaptive import Adaptive
+from scheduler.adaptive import Adaptive, split_trials
 from scheduler.dynamic import Plan, solve
 from scheduler.scenario import Profile
 from scheduler.state import COMPUTE_FIRST, Allocation
@@ -126,6 +126,10 @@ class Dynamic:
     def __init__(self, horizon: int | None = HORIZON) -> None:
         self._horizon = horizon
         self._planned: dict[tuple[int, int], int] = {}  # comm cores by (Comm tasks, comp tasks) done
+
+    def trials(self, num_cores: int) -> tuple[Allocation, ...]:
+        """Three splits, if there are more than one."""
+        return split_trials(num_cores) if num_cores > 2 else ()
 
     def choose(self, view: View) -> Allocation:
         """The split that the plan has here. A plan reaches at least to the batch that comm is at."""

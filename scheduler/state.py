@@ -206,10 +206,15 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDone:
-    """The running task of this kind completed at `time`, in seconds."""
+    """The running task of this kind completed at `time`, in seconds.
+
+    `busy_s`: of a Comm, the seconds in which it computed or waited for a core, the others being waits for the link; None if nobody
+    looked.
+    """
 
     task: Task
     time: float
+    busy_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

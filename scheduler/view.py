@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from scheduler.cost import RateTable
 from scheduler.state import Allocation, State
@@ -20,6 +20,7 @@ class View(NamedTuple):
 
     The state S_{i,j,k} as in `State`; `comm_left` and `comp_left` are the work remaining of the two running tasks, `works` that
     of all tasks. All work is in the units of `rates`, which is None where nobody knows them, never for `needs_rates` policies.
+    `noise` is the relative error that a time predicted by them must be believed to have; 0 where they are exact.
     """
 
     num_cores: int
@@ -32,18 +33,29 @@ class View(NamedTuple):
     comp_left: float
     works: Works
     rates: RateTable | None
+    noise: float = 0.0
 
     @classmethod
-    def of(cls, state: State, *, num_cores: int, comm_left: float, comp_left: float, works: Works, rates: RateTable | None) -> View:
+    def of(
+        cls,
+        state: State,
+        *,
+        num_cores: int,
+        comm_left: float,
+        comp_left: float,
+        works: Works,
+        rates: RateTable | None,
+        noise: float = 0.0,
+    ) -> View:
         """The view from this state."""
         counts = (state.num_comm, state.num_forward, state.num_backward)
-        return cls(num_cores, state.cycles, state.prefetch, *counts, comm_left, comp_left, works, rates)
+        return cls(num_cores, state.cycles, state.prefetch, *counts, comm_left, comp_left, works, rates, noise)
 
 
 class Policy(Protocol):
     """What the controller asks, one policy object for each run.
 
-    `needs_rates`: without a profile the controller first measures some splits (LEARNING).
+    One that reads `View.rates` is a `Planner` too.
     """
 
     @property
@@ -60,3 +72,11 @@ class Policy(Protocol):
 
     def choose(self, view: View) -> Allocation:
         """The allocation until the next event."""
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """A policy that plans with rates. Without a profile the controller first measures what it asks for (LEARNING)."""
+
+    def trials(self, num_cores: int) -> tuple[Allocation, ...]:
+        """The allocations to measure before `choose` can plan, in this order."""

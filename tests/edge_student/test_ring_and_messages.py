@@ -85,7 +85,7 @@ def test_a_message_arrives_as_it_was_sent_with_its_descriptor(pair) -> None:
     ours, theirs = pair
     ring = Ring.create(SHAPE)
     messages.send(ours, UseRing(start=2, stop=9), fds=(ring.fd,))
-    batch = BatchReceived(index=3, started=1.5, ended=2.25, cpu_s=0.5, num_bytes=7)
+    batch = BatchReceived(index=3, started=1.5, ended=2.25, cpu_s=0.5, busy_s=0.6, num_bytes=7)
     messages.send(ours, batch)
     message, fds = messages.receive(theirs)
     assert message == UseRing(start=2, stop=9)

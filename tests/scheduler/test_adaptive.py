@@ -158,9 +158,8 @@ def a_view(rates: RateTable | None, *, num_cores: int, works: Workload) -> View:
     )
 
 
-def test_on_two_cores_without_rates_there_is_one_split() -> None:
+def test_one_core_is_for_training_and_needs_no_rates() -> None:
     work = Workload(forward=0.5, backward=0.5, comm=1.0)
-    assert Adaptive().choose(a_view(None, num_cores=2, works=work)) == Allocation.split(1, 2)
     assert Adaptive().choose(a_view(None, num_cores=1, works=work)) == Allocation.all_comp(1)
 
 

@@ -11,6 +11,7 @@ from virtual_time import drive
 
 from scheduler.controller import STORY_LENGTH, Controller
 from scheduler.cost import RateTable, Workload
+from scheduler.estimates import Share, Terms
 from scheduler.policies import make_policy
 from scheduler.scenario import Profile
 from scheduler.state import Allocation, BrokenInvariant, CoresChanged, Event, Reason, Started, Task, TaskDone
@@ -88,7 +89,7 @@ def test_a_side_that_is_blocked_books_no_time() -> None:
     controller.handle(done(Task.FORWARD, 3.5))  # comp is blocked until Comm_2
     controller.handle(done(Task.COMM, 4.0))
     controller.handle(done(Task.BACKWARD, 5.5))
-    assert controller.estimates.comp.num_tasks == {(3, True): 2, (4, True): 3}
+    assert controller.estimates.comp.num_tasks == {Share(3): 2, Share(4): 3}
 
 
 def test_a_task_slower_than_its_rate_still_has_something_left() -> None:
@@ -129,7 +130,7 @@ def test_waiting_is_not_working_when_nothing_is_pinned() -> None:
     for task, time in [*times, (Task.BACKWARD, 6.0)]:
         controller.handle(done(task, time))
     shares = [dict(seconds) for side in ("comm", "comp") for _, seconds in getattr(controller.estimates, side).recent]
-    assert shares == [{(4, False): seconds} for seconds in (1.0, 2.0, 2.0, 1.0, 1.0, 1.0)]
+    assert shares == [{Share(4, Terms.UNPINNED): seconds} for seconds in (1.0, 2.0, 2.0, 1.0, 1.0, 1.0)]
 
 
 def test_rates_are_learnt_in_units_of_a_cycle() -> None:
@@ -165,8 +166,8 @@ def test_rates_of_tasks_that_keep_their_cores_are_exact(scenario: Scenario) -> N
     )
     drive(controller, scenario.rates, scenario.work)
     every = str(scenario.num_cores)
-    assert controller.rates()["comm"] == {every: pytest.approx(scenario.rates.comm[-1], rel=1e-6)}
-    assert controller.rates()["comp"] == {every: pytest.approx(scenario.rates.comp[0], rel=1e-6)}
+    assert controller.rates()["comm"][every] == pytest.approx(scenario.rates.comm[-1], rel=1e-6)
+    assert controller.rates()["comp"][every] == pytest.approx(scenario.rates.comp[0], rel=1e-6)
 
 
 def test_cores_that_change_are_shared_out_anew() -> None:
@@ -179,6 +180,7 @@ def test_cores_that_change_are_shared_out_anew() -> None:
 
 def test_a_profile_follows_the_cores_that_are_left() -> None:
     probe = Probe(Allocation.split(1, 4), Allocation.split(1, 3))
+    probe.needs_rates = True
     controller = Controller(policy=probe, cycles=3, num_cores=4, profile=PROFILE)
     controller.handle(Started(time=0.0))
     controller.handle(CoresChanged(num_cores=3, time=0.5))
