@@ -19,6 +19,7 @@ import psutil
 from edge_student.disturbance import CoreTicks, ProcessTime, Reading, describe
 from edgekd.address import parse_address
 
+_MAPPED = "::ffff:"  # an IPv6 socket that listens for IPv4, as gRPC's do
 _PROCESS_FIELDS = ["pid", "ppid", "name", "cpu_times", "create_time", "cpu_num"]
 
 
@@ -76,7 +77,7 @@ def listening_at(address: str) -> frozenset[int]:
         entry.pid
         for entry in sockets
         if entry.pid is not None and entry.status == psutil.CONN_LISTEN and entry.laddr
-        if entry.laddr.port == port and entry.laddr.ip in (host, "0.0.0.0", "::")
+        if entry.laddr.port == port and entry.laddr.ip.removeprefix(_MAPPED) in (host, "0.0.0.0", "::")
     )
 
 

@@ -280,8 +280,11 @@ def test_a_child_that_ended_is_seen_until_it_is_waited_for() -> None:
     assert Machine().own_cpu_s() - before >= seen.cpu_s - 2 * TICK_S
 
 
-def test_who_listens_at_the_teacher_s_address_is_found() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::ffff:127.0.0.1")])
+def test_who_listens_at_the_teacher_s_address_is_found(family: socket.AddressFamily, host: str) -> None:
+    with socket.socket(family) as server:
+        server.bind((host, 0))
+        server.listen()
         port = server.getsockname()[1]
         assert listening_at(f"127.0.0.1:{port}") == listening_at(f"localhost:{port}") == {os.getpid()}
         assert listening_at(f"192.0.2.1:{port}") == frozenset()
