@@ -41,7 +41,7 @@ def timeline_section(policy: str, run: Run | None, out: Path, number: int) -> Ru
             "figure": None,
             "caption": f"The log runs/{name}/events.jsonl is gone, so there is nothing to draw.",
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         why = f"{type(error).__name__}: {error}"
         return {"policy": policy, "figure": None, "caption": f"The log runs/{name}/events.jsonl cannot be read ({why})."}
     return {"policy": policy, "figure": figure, "caption": f"Repeat {run['repeat']}, {run['wall_clock_s']:.3f} s. {shown}"}
@@ -57,9 +57,10 @@ def _draw(records: Sequence[Run], policy: str, number: int) -> tuple[Figure, str
     height = 16.0 if len(owners) <= 8 else 8.0
     shapes: list[Shape] = []
     y = 14.0
-    for core, spans in owners.items():
-        shapes += [row_label(y + height - (4 if height > 8 else 0), f"core {core}"), rect(LEFT, y, _RIGHT - LEFT, height, "nobody")]
-        shapes += _row_of_cores(spans, scale, y, height)
+    for row, (core, spans) in enumerate(owners.items()):
+        if height > 8 or row % 2 == 0:  # low rows have room for every other name
+            shapes.append(row_label(y + height / 2 + 4.5, f"core {core}"))
+        shapes += [rect(LEFT, y, _RIGHT - LEFT, height, "nobody"), *_row_of_cores(spans, scale, y, height)]
         y += height + 3
     y += _GAP
     for label, spans in (("comm", comm), ("training", comp)):

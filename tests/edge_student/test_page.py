@@ -59,6 +59,13 @@ def held(records: list[dict[str, Any]]) -> dict[int, list[tuple[str, float, floa
     return {core: [(span.what, span.started, span.ended) for span in spans] for core, spans in core_owners(records).items()}
 
 
+def section_of(tmp_path: Path, records: list[dict[str, Any]]) -> Any:
+    folder = tmp_path / "runs" / "a-0"
+    folder.mkdir(parents=True)
+    (folder / "events.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    return timeline_section("a", {"policy": "a", "repeat": 0, "wall_clock_s": 1.0}, tmp_path, 0)
+
+
 def test_the_fastest_policy_is_advised_with_its_ratio() -> None:
     advice = advised(dynamic=FASTER, random=SLOWER)
     assert (advice.policy, advice.headline) == ("dynamic", "Use dynamic on this device.")
@@ -190,13 +197,24 @@ def test_the_run_nearest_to_the_median_that_counts_is_shown() -> None:
     [("static:1", 60, "cycles 24 to 35 of 60"), ("comm-priority", 60, "cycles 0 to 11"), ("static:1", 3, "0 to 2")],
 )
 def test_the_excerpt_lies_in_the_middle_or_where_comm_ends(tmp_path: Path, policy: str, cycles: int, words: str) -> None:
-    folder = tmp_path / "runs" / f"{policy.replace(':', '-')}-0"
-    folder.mkdir(parents=True)
-    (folder / "events.jsonl").write_text("\n".join(json.dumps(record) for record in log_of(policy, 1.0, cycles)))
-    section = timeline_section(policy, {"policy": policy, "repeat": 0, "wall_clock_s": 1.0}, tmp_path, 0)
+    section = section_of(tmp_path, log_of(policy, 1.0, cycles))
     assert words in section["caption"]
     labels = [shape.text for shape in section["figure"].shapes if shape.text.startswith("core ")]
     assert labels == [f"core {core}" for core in CORES]
+
+
+def test_of_many_cores_every_other_is_named(tmp_path: Path) -> None:
+    forward = {"event": "task", "task": "forward", "index": 0, "started": 0.0, "ended": 1.0}
+    shapes = section_of(tmp_path, [decision(0.0, [0], list(range(1, 16))), forward])["figure"].shapes
+    assert [shape.text for shape in shapes if shape.text.startswith("core ")] == [f"core {n}" for n in range(0, 16, 2)]
+
+
+@pytest.mark.parametrize("ended", [None, 0.0], ids=["no training", "no time"])
+def test_a_log_of_nothing_cannot_be_drawn(tmp_path: Path, ended: float | None) -> None:
+    forward = {"event": "task", "task": "forward", "index": 0, "started": 0.0, "ended": ended}
+    section = section_of(tmp_path, [decision(0.0, [0], [1])] + [forward] * (ended is not None))
+    assert section["figure"] is None
+    assert "cannot be read" in section["caption"]
 
 
 def test_the_page_has_every_section_and_every_median(tmp_path: Path) -> None:
