@@ -1,7 +1,8 @@
 """`compare`: the same training under several policies, each run a fresh process, interleaved, on the same seed and batches.
 
-Policies take turns (A B C, C B A, A B C, ...), so that a machine that slows down or warms up treats them alike. The clock of a run
-starts after its start-up; what is compared is `wall_clock_s` of each run's own result.json.
+Policies take turns (A B C, C B A, A B C, ...), so that a machine that slows down or warms up treats them alike, and a run that
+others disturbed runs again (`turns.py`). The clock of a run starts after its start-up; what is compared is `wall_clock_s` of each
+run's own result.json.
 """
 
 import dataclasses
@@ -19,8 +20,9 @@ from edge_student.embedded import embedded_teacher, end_with_parent
 from edge_student.journal import write_json
 from edge_student.progress import Progress
 from edge_student.provenance import describe_host, describe_software
-from edge_student.report import print_table
+from edge_student.report import print_disturbances, print_table
 from edge_student.summary import BASELINE, summarize
+from edge_student.turns import is_complete, run_turns
 from edgekd.command import WorldError
 from edgekd.datasets import ImageDataset, load_dataset
 from edgekd.models import build_model
@@ -28,7 +30,8 @@ from scheduler.policies import POLICIES, make_policy
 
 logger = logging.getLogger(__name__)
 
-_RUN_FIELDS = ("wall_clock_s", "cycles", "accuracy", "stall_s", "hold_s", "forward_s", "backward_s", "comm_cpu_s", "valid", "notes")
+_TIMES = ("wall_clock_s", "stall_s", "hold_s", "forward_s", "backward_s", "comm_cpu_s")
+_RUN_FIELDS = (*_TIMES, "cycles", "prefetch", "accuracy", "valid", "notes", "disturbance")
 
 
 def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
@@ -46,7 +49,7 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     finally:
         if runs:  # an interrupted comparison keeps what it has measured
             _report(config, host, policies, runs)
-    failed = [run for run in runs if not run["valid"]]
+    failed = [run for run in runs if not run["valid"] and not run["disturbed"]]
     for run in failed:
         logger.warning("%s, repeat %d, does not count: %s", run["policy"], run["repeat"], "; ".join(run["notes"]))
     return 1 if failed else 0
@@ -68,13 +71,14 @@ def _report(config: CompareConfig, host: dict[str, Any], policies: Sequence[str]
         "software": describe_software(),
         "config": jsonable(dataclasses.asdict(config)),
         "command": sys.argv,
-        "is_complete": len(runs) == len(policies) * config.repeats,
+        "is_complete": is_complete(policies, config.repeats, runs),
         "runs": runs,
         "summary": [dataclasses.asdict(row) for row in summary],
     }
     path = config.out / "report.json"
     write_json(path, report)
     print_table(summary, runs, report)
+    print_disturbances(runs)
     print(f"written to {path}; events and timelines of each run lie beside it in runs/")
 
 
@@ -104,11 +108,6 @@ def splits_cores(name: str) -> bool:
     return False
 
 
-def schedule_of_runs(policies: Sequence[str], repeats: int) -> list[tuple[int, str]]:
-    """(repeat, policy) in the order in which they run: A B C, C B A, A B C, ..."""
-    return [(repeat, policy) for repeat in range(repeats) for policy in (policies if repeat % 2 == 0 else reversed(policies))]
-
-
 def _teacher(config: CompareConfig, cores: tuple[int, ...], dataset_digest: str) -> AbstractContextManager[str]:
     if config.teacher is not None:
         return nullcontext(config.teacher)
@@ -116,21 +115,29 @@ def _teacher(config: CompareConfig, cores: tuple[int, ...], dataset_digest: str)
 
 
 def _run_all(config: CompareConfig, address: str, policies: Sequence[str], runs: list[dict[str, Any]]) -> None:
-    """Append run after run to `runs`, which is the caller's, so that nothing is lost when one of them breaks off."""
-    order = schedule_of_runs(policies, config.repeats)
-    progress = Progress(len(order), label="runs")
+    """Run every policy in every turn, and say how far it is. Disturbed runs come on top, so they do not move the bar."""
+    progress = Progress(len(policies) * config.repeats, label="runs")
+    num_done = 0
+
+    def run_once(policy: str, repeat: int, attempt: int) -> dict[str, Any]:
+        nonlocal num_done
+        progress.describe(policy if attempt == 1 else f"{policy}, attempt {attempt}")
+        run = _run_once(config, address, policy, repeat, attempt)
+        if attempt == 1:
+            num_done += 1
+            progress.advance(num_done)
+        return run
+
     try:
-        for number, (repeat, policy) in enumerate(order, start=1):
-            progress.describe(policy)
-            runs.append(_run_once(config, address, policy, repeat))
-            progress.advance(number)
+        run_turns(policies, config.repeats, run_once, runs)
     finally:
         progress.close()
 
 
-def _run_once(config: CompareConfig, address: str, policy: str, repeat: int) -> dict[str, Any]:
+def _run_once(config: CompareConfig, address: str, policy: str, repeat: int, attempt: int) -> dict[str, Any]:
     """One fresh process; its result, or what it said when it failed."""
-    out = config.out / "runs" / f"{policy.replace(':', '-')}-{repeat}"
+    name = f"{policy.replace(':', '-')}-{repeat}" + ("" if attempt == 1 else f"-attempt-{attempt}")
+    out = config.out / "runs" / name
     command = [sys.executable, "-m", "edge_student", "train", *shared_flags(config)]
     command += ["--teacher", address, "--policy", policy, "--out", str(out)]
     process = subprocess.run(
@@ -141,10 +148,10 @@ def _run_once(config: CompareConfig, address: str, policy: str, repeat: int) -> 
         check=False,
         preexec_fn=end_with_parent,
     )
-    run: dict[str, Any] = {"policy": policy, "repeat": repeat, **dict.fromkeys(_RUN_FIELDS)}
+    run: dict[str, Any] = {"policy": policy, "repeat": repeat, "folder": f"runs/{name}", **dict.fromkeys(_RUN_FIELDS)}
     if process.returncode != 0:
         said = process.stderr.strip().splitlines() or ["it said nothing"]
-        if repeat == 0 and policy == BASELINE:  # the very first run: what ended it would end every other
+        if repeat == 0 and policy == BASELINE and attempt == 1:  # the very first run: what ended it would end every other
             cause = said[-1].removeprefix("error: ")
             raise ValueError(cause) if process.returncode == 2 else WorldError(f"the first run failed: {cause}")
         return {**run, "valid": False, "notes": [f"exit status {process.returncode}: {said[-1]}"]}

@@ -9,11 +9,17 @@ from typing import Any
 
 import psutil
 
+from edge_student.disturbance import firmware_states
+from edge_student.witness import Machine
+
 _PACKAGES = ("edgekd", "torch", "numpy", "grpcio", "protobuf")
 
 
 def describe_host(cores: tuple[int, ...]) -> dict[str, Any]:
-    """The machine and the cores of this run, as plain JSON values."""
+    """The machine and the cores of this run, as found now, as plain JSON values; None is what it does not have."""
+    machine = Machine()
+    firmware = machine.firmware()
+    interrupts = machine.interrupts()
     return {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
@@ -21,7 +27,10 @@ def describe_host(cores: tuple[int, ...]) -> dict[str, Any]:
         "cores_online": psutil.cpu_count(),
         "memory_mib": psutil.virtual_memory().total >> 20,
         "kernel": platform.release(),
-        "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "governor": machine.frequency(cores[0]).get("governor"),
+        "frequency": {str(core): found for core in cores if (found := machine.frequency(core))},
+        "throttled": None if firmware is None else firmware_states(firmware),
+        "interrupts": None if interrupts is None else {str(core): interrupts.get(core) for core in cores},
         "load_average": list(os.getloadavg()),
     }
 

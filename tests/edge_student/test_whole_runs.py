@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -223,6 +224,7 @@ def test_a_variable_that_lets_openmp_pin_by_itself_is_refused(name: str, address
     assert len(finished.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.timeout(600)  # on a busy machine disturbed runs are repeated
 @TWO_CORES
 def test_compare_reports_every_run_and_where_it_came_from(tmp_path: Path) -> None:
     flags = [
@@ -234,16 +236,21 @@ def test_compare_reports_every_run_and_where_it_came_from(tmp_path: Path) -> Non
         "cnn:width=2",
     ]
     flags += ["--cycles", "4", "--repeats", "2", "--policies", "static:1", "--out", str(tmp_path / "out"), "--log-level", "error"]
-    finished = run([sys.executable, "-m", "edge_student", "compare", *flags], HOME=str(tmp_path))
+    command = [sys.executable, "-m", "edge_student", "compare", *flags]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(tmp_path)})
     assert finished.returncode == 0, finished.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert [(r["policy"], r["repeat"]) for r in report["runs"]] == [
+    runs = [r for r in report["runs"] if r["attempt"] == 1]  # on a busy machine there are repetitions too
+    assert [(r["policy"], r["repeat"]) for r in runs] == [
         ("os-default", 0),
         ("static:1", 0),
         ("static:1", 1),
         ("os-default", 1),
     ]
-    assert all(r["valid"] and r["cycles"] == 4 and r["wall_clock_s"] > 0 for r in report["runs"])
+    assert all(r["cycles"] == 4 and r["wall_clock_s"] > 0 and r["disturbance"]["core_s"] > 0 for r in report["runs"])
+    assert sum(r["valid"] for r in report["runs"]) == 4
+    assert report["is_complete"]
+    assert all(r["disturbance"]["teacher_cpu_s"] >= 0 and r["disturbance"]["own_cpu_s"] > 0 for r in runs)
     assert len({r["accuracy"] for r in report["runs"]}) == 1
     assert [row["policy"] for row in report["summary"]] == ["os-default", "static:1"]
     assert report["summary"][1]["verdict"].startswith("too few runs")
