@@ -117,11 +117,28 @@ class TrainConfig(StudentConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CompareConfig(StudentConfig):
-    """Train the same student under several policies and compare their wall-clock."""
+class HostingConfig(StudentConfig):
+    """What to distil, by a command that starts a teacher of its own when none is given."""
 
     teacher: str | None = None
     """Teacher's address, HOST:PORT; without it, a small teacher is trained once and served on loopback."""
+    teacher_model: str = "cnn:width=32"
+    """Model of the teacher that is started when none is given."""
+    rate_limit: str | None = None
+    """Payload rate of that teacher, for example 20mbit, to see what a slow link does; without it, unlimited."""
+
+    def __post_init__(self) -> None:
+        StudentConfig.__post_init__(self)
+        if self.teacher is not None:
+            parse_address(self.teacher, flag="--teacher", lowest_port=1)
+        if self.teacher is not None and self.rate_limit is not None:
+            raise ValueError(f"--rate-limit {self.rate_limit} is for a teacher that is started here; give it to your own `serve`")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompareConfig(HostingConfig):
+    """Train the same student under several policies and compare their wall-clock."""
+
     policies: str | None = None
     """Policies to compare, with commas between; os-default is always among them, as the baseline; without it, all that
     the cores allow."""
@@ -129,22 +146,34 @@ class CompareConfig(StudentConfig):
     """Runs of each policy; an interval means little below 5."""
     out: Path
     """Folder for report.json and the runs; files of an earlier comparison are replaced."""
-    teacher_model: str = "cnn:width=32"
-    """Model of the teacher that is started when none is given."""
-    rate_limit: str | None = None
-    """Payload rate of that teacher, for example 20mbit, to compare on a slow link; without it, unlimited."""
 
     def __post_init__(self) -> None:
-        StudentConfig.__post_init__(self)
-        if self.teacher is not None:
-            parse_address(self.teacher, flag="--teacher", lowest_port=1)
+        HostingConfig.__post_init__(self)
         if self.repeats < 1:
             raise ValueError(f"--repeats is {self.repeats}, must be at least 1")
-        if self.teacher is not None and self.rate_limit is not None:
-            raise ValueError(f"--rate-limit {self.rate_limit} is for the teacher that compare starts; give it to your own `serve`")
-
         if self.policies is not None:
             parse_policies(self.policies)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrateConfig(HostingConfig):
+    """Measure what this device does in each mode, and save it as a profile."""
+
+    out: Path
+    """File for the profile, for example profile.json; an earlier one is replaced, and a plot is drawn beside it."""
+    seconds: float = 60.0
+    """Seconds to measure for; more when a student's steps are so slow that this would be too few of them."""
+
+    def __post_init__(self) -> None:
+        HostingConfig.__post_init__(self)
+        if not 0 < self.seconds < float("inf"):
+            raise ValueError(f"--seconds is {self.seconds}, must be above 0 and finite")
+        if self.profile is not None:
+            raise ValueError(
+                f"--profile is {self.profile}, but calibrate makes a profile and takes none; name the new one with --out"
+            )
+        if self.out.suffix != ".json":
+            raise ValueError(f"--out is {self.out}, must end in .json: the plot takes the same name with .png and .svg")
 
 
 def split_of(dataset: str, split: str) -> str:

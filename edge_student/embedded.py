@@ -1,4 +1,4 @@
-"""The teacher that `compare` starts when none is given: trained once, cached, precomputed, pinned to the lowest core, on loopback.
+"""The teacher that is started when none is given: trained once, cached, precomputed, pinned to the lowest core, on loopback.
 
 It is started as a program, as a stranger would start it. All its logits are computed before the first run, so that during a run it
 only reads them from disk and sends them; what that costs is paid on the same core under every policy.
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_student.config import CompareConfig
+from edge_student.config import HostingConfig
 from edgekd.command import WorldError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _ANNOUNCEMENT = "listening on "
 
 
 @contextmanager
-def embedded_teacher(config: CompareConfig, core: int, dataset_digest: str) -> Iterator[str]:
+def embedded_teacher(config: HostingConfig, core: int, dataset_digest: str) -> Iterator[str]:
     """Serve `config.public_dataset` on loopback while the block runs; yields HOST:PORT. WorldError if it does not start."""
     command = [sys.executable, "-m", "cloud_teacher", "serve", "--listen", "127.0.0.1:0", "--precompute"]
     command += ["--dataset", config.public_dataset, "--model", config.teacher_model, "--log-level", config.log_level]
@@ -57,7 +57,7 @@ def embedded_teacher(config: CompareConfig, core: int, dataset_digest: str) -> I
         _stop(process)
 
 
-def trained_weights(config: CompareConfig, dataset_digest: str) -> Path | None:
+def trained_weights(config: HostingConfig, dataset_digest: str) -> Path | None:
     """The cached weights of the teacher, trained now if there are none. None for synthetic data: noise teaches nothing."""
     if config.public_dataset.startswith("synthetic:"):
         return None
