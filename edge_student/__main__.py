@@ -1,11 +1,11 @@
-"""`edge-student`: train one student, or compare policies."""
+"""`edge-student`: train one student, compare policies, or measure the device."""
 
 import os
 import signal
 import sys
 from typing import NoReturn
 
-from edge_student.config import CompareConfig, TrainConfig
+from edge_student.config import CalibrateConfig, CompareConfig, TrainConfig
 from edge_student.preflight import settle
 from edgekd.command import Command, dispatch, run, start_logging
 from scheduler.policies import kind_of
@@ -38,12 +38,28 @@ def compare(config: CompareConfig) -> int:
     return compare_policies(config, cores)
 
 
+def calibrate(config: CalibrateConfig) -> int:
+    """Measure what this device does in each mode, and save it as a profile."""
+    start_logging(config.log_level)
+    # Those of the policy that uses all modes. Both sides' rates depend on them, and nothing of them can be changed between modes.
+    surroundings = kind_of("adaptive").surroundings
+    cores = settle(os.environ, config.cores, surroundings.spin_count)
+    from edge_student.calibrate import calibrate as measure_and_save
+
+    return measure_and_save(config, cores, surroundings)
+
+
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
 _COMMANDS: dict[str, Command] = {
     "train": (TrainConfig, train, "Train one student under one policy, and save what it learned and how long it took."),
+    "calibrate": (
+        CalibrateConfig,
+        calibrate,
+        "Measure what this device does in each mode, and save it as a profile for --profile.",
+    ),
     "compare": (CompareConfig, compare, "Train the same student under several policies and compare their wall-clock."),
 }
 

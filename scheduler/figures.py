@@ -84,12 +84,18 @@ def write_figures(
 def write_figure(out: Path, name: str, data: Data, draw: Draw) -> list[Path]:
     """Write one figure's data, with the versions that made them, and draw it: the paths of NAME.json, NAME.png and NAME.svg."""
     text = json.dumps({"figure": name, **data, "versions": _versions()}, indent=1, allow_nan=False) + "\n"
-    paths = [out / f"{name}{suffix}" for suffix in (".json", ".png", ".svg")]
-    paths[0].write_text(text, encoding="utf-8")
+    path = out / f"{name}.json"
+    path.write_text(text, encoding="utf-8")
+    return [path, *draw_files(out / name, json.loads(text), draw)]
+
+
+def draw_files(stem: Path, data: Data, draw: Draw) -> list[Path]:
+    """Draw `data` as STEM.png and STEM.svg, for data that already lie in a file of their own; the paths."""
+    paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg")]
     with matplotlib.style.context(["default", STYLE]):  # rc_context would let the user's settings in
-        figure = draw(json.loads(text))
-        figure.savefig(paths[1], metadata={"Software": None})
-        figure.savefig(paths[2], metadata={"Date": None})
+        figure = draw(data)
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None})
     return paths
 
 
@@ -98,13 +104,20 @@ def _versions() -> dict[str, str]:
 
 
 def draw_fitted_costs(data: Data) -> Figure:
-    """Figure 2: samples and the fit through them, and below what they differ by; comp on the left, comm on the right."""
+    """Figure 2: samples and the fit through them, and below what they differ by; comp on the left, comm on the right.
+
+    A side may have "bars", the interval of what is believed of each core count.
+    """
     figure = _figure(data, height=4.6)
     grid = figure.subplots(2, 2, sharex="col", height_ratios=(5, 2))
     for times, errors, side, colour, marker in zip(*grid, data["sides"], (_COMP, _COMM), "os", strict=True):
         points, formula = side["points"], side["formula"]
         look = {"color": "black", "linestyle": "none", "marker": marker, "markerfacecolor": "none", "markersize": 4}
         times.plot(*_columns(points, "comm_cores", "seconds"), **look, label="sample")
+        if side.get("bars"):
+            places, middles, lows, highs = _columns(side["bars"], "comm_cores", "seconds", "low", "high")
+            bars = {"color": colour, "linestyle": "none", "marker": "_", "capsize": 4, "zorder": 3}
+            times.errorbar(places, middles, yerr=np.maximum([middles - lows, highs - middles], 0), **bars, label="median, 95 %")
         if side["curve"]:
             times.plot(*_columns(side["curve"], "comm_cores", "seconds"), color=colour, label=f"{formula}, fitted")
             cores, relative = _columns(points, "comm_cores", "relative_error")

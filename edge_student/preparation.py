@@ -1,0 +1,73 @@
+"""What has to stand before anything can be timed: the data, a teacher that fits them, the trainer and the ring."""
+
+import logging
+from dataclasses import dataclass, replace
+
+from edge_student.config import StudentConfig
+from edge_student.messages import Described
+from edge_student.ring import RingShape
+from edge_student.trainer import Recipe, Trainer
+from edgekd.datasets import ImageDataset, load_dataset
+from edgekd.models import build_model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """The two data sets of a training step."""
+
+    private: ImageDataset
+    public: ImageDataset
+
+
+def load_training_data(config: StudentConfig) -> TrainingData:
+    """Private and public data. ValueError for a name that is none, or more private samples than there are."""
+    private = load_dataset(config.private)
+    wanted = config.private_samples
+    if wanted is not None and wanted > len(private.labels):
+        raise ValueError(f"--private-samples is {wanted}, but {private.name} has {len(private.labels)} samples")
+    if wanted is not None:
+        private = replace(private, images=private.images[:wanted], labels=private.labels[:wanted])
+    return TrainingData(private=private, public=load_dataset(config.public_dataset))
+
+
+def check_teacher(described: Described, data: TrainingData, address: str) -> None:
+    """ValueError unless the teacher serves our public data set, with as many classes as the private one has."""
+    private, public = data.private, data.public
+    if described.dataset_digest != public.digest:
+        raise ValueError(
+            f"the teacher at {address} serves {described.dataset_name} (digest {described.dataset_digest[:12]}), "
+            f"this edge has {public.name} (digest {public.digest[:12]}): name the same data set with --public"
+        )
+    if described.num_classes != private.num_classes:
+        raise ValueError(
+            f"the teacher knows {described.num_classes} classes, {private.name} {private.num_classes}: they must agree"
+        )
+
+
+def make_trainer(config: StudentConfig, data: TrainingData, num_classes: int, device: str) -> Trainer:
+    """A trainer that has warmed up."""
+    shape = data.private.images.shape[1:]
+    student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
+    recipe = Recipe(
+        alpha=config.alpha,
+        temperature=config.temperature,
+        lr=config.lr,
+        momentum=config.momentum,
+        batch_size=config.batch_size,
+        public_batch=config.public_batch,
+        seed=config.seed,
+        device=device,
+    )
+    trainer = Trainer(student=student, private=data.private, public=data.public, recipe=recipe)
+    trainer.warm_up(num_classes)
+    return trainer
+
+
+def ring_shape(config: StudentConfig, num_classes: int) -> RingShape:
+    """Room for as many batches as the user allows, a run needs and the memory holds."""
+    wanted = min(config.prefetch or config.cycles, config.cycles)
+    slot = RingShape(num_slots=1, batch_size=config.public_batch, num_classes=num_classes).slot_bytes
+    fitting = max(1, (config.ring_mib << 20) // slot)
+    return RingShape(num_slots=min(wanted, fitting), batch_size=config.public_batch, num_classes=num_classes)
