@@ -18,6 +18,7 @@ from typing import Any
 from edge_student.config import CompareConfig, StudentConfig, jsonable, parse_policies
 from edge_student.embedded import embedded_teacher, end_with_parent
 from edge_student.journal import write_json
+from edge_student.page import write_page
 from edge_student.progress import Progress
 from edge_student.provenance import describe_host, describe_software
 from edge_student.report import print_disturbances, print_table
@@ -64,7 +65,7 @@ def check_data_and_model(config: CompareConfig) -> ImageDataset:
 
 
 def _report(config: CompareConfig, host: dict[str, Any], policies: Sequence[str], runs: Sequence[dict[str, Any]]) -> None:
-    """Write report.json and print the table."""
+    """Write report.json and report.html, and print the table."""
     summary = summarize(runs, policies)
     report = {
         "host": host,
@@ -79,7 +80,8 @@ def _report(config: CompareConfig, host: dict[str, Any], policies: Sequence[str]
     write_json(path, report)
     print_table(summary, runs, report)
     print_disturbances(runs)
-    print(f"written to {path}; events and timelines of each run lie beside it in runs/")
+    page = write_page(config.out)
+    print(f"written to {path}, and as a page to {page}; events and timelines of each run lie beside it in runs/")
 
 
 def choose_policies(config: CompareConfig, num_cores: int) -> tuple[str, ...]:

@@ -256,6 +256,8 @@ def test_compare_reports_every_run_and_where_it_came_from(tmp_path: Path) -> Non
     assert report["summary"][1]["verdict"].startswith("too few runs")
     assert {"host", "software", "config", "command"} <= report.keys()
     assert "os-default" in finished.stdout
+    assert str(tmp_path / "out" / "report.html") in finished.stdout
+    assert "static:1" in (tmp_path / "out" / "report.html").read_text()
     trace = json.loads((tmp_path / "out" / "runs" / "static-1-0" / "trace.json").read_text())
     assert {e["name"] for e in trace["traceEvents"] if e["ph"] == "X" and e["pid"] == 2} == {"comm", "comp"}
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
