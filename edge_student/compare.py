@@ -11,7 +11,7 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,15 +19,18 @@ from edge_student.config import CompareConfig, StudentConfig, jsonable, parse_po
 from edge_student.embedded import embedded_teacher, end_with_parent
 from edge_student.journal import write_json
 from edge_student.page import write_page
+from edge_student.prediction import predict
 from edge_student.progress import Progress
 from edge_student.provenance import describe_host, describe_software
 from edge_student.report import print_disturbances, print_table
+from edge_student.runtime import load_profile
 from edge_student.summary import BASELINE, summarize
 from edge_student.turns import is_complete, run_turns
 from edgekd.command import WorldError
 from edgekd.datasets import ImageDataset, load_dataset
 from edgekd.models import build_model
 from scheduler.policies import POLICIES, make_policy
+from scheduler.scenario import Profile
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ _RUN_FIELDS = (*_TIMES, "cycles", "prefetch", "accuracy", "valid", "notes", "dis
 def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     """Run everything, write report.json, print the table; 0 if every run was valid, 1 if some were not (the report says which)."""
     policies = choose_policies(config, len(cores))
+    profile = None if config.profile is None else load_profile(config.profile)
     public = check_data_and_model(config)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "report.json").unlink(missing_ok=True)
@@ -49,7 +53,7 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
             _run_all(config, address, policies, runs)
     finally:
         if runs:  # an interrupted comparison keeps what it has measured
-            _report(config, host, policies, runs)
+            _report(config, host, policies, runs, predict_all(profile, policies, runs, config.cycles))
     failed = [run for run in runs if not run["valid"] and not run["disturbed"]]
     for run in failed:
         logger.warning("%s, repeat %d, does not count: %s", run["policy"], run["repeat"], "; ".join(run["notes"]))
@@ -64,9 +68,33 @@ def check_data_and_model(config: CompareConfig) -> ImageDataset:
     return public
 
 
-def _report(config: CompareConfig, host: dict[str, Any], policies: Sequence[str], runs: Sequence[dict[str, Any]]) -> None:
+def predict_all(
+    profile: Profile | None, policies: Sequence[str], runs: Sequence[dict[str, Any]], cycles: int
+) -> dict[str, float | None]:
+    """Modelled seconds by policy, each with the prefetch that its runs really had. Empty without a profile."""
+    if profile is None:
+        return {}
+    predictions: dict[str, float | None] = {}
+    for policy in policies:
+        slots = next((run["prefetch"] for run in runs if run["policy"] == policy and run["prefetch"] is not None), None)
+        try:
+            prefetch = slots if slots is not None and slots < cycles else None  # a ring that holds all batches is no limit
+            predictions[policy] = None if slots is None else predict(profile, policy, cycles=cycles, prefetch=prefetch)
+        except ValueError as error:  # what was measured is reported all the same
+            logger.warning("%s is not modelled: %s", policy, error)
+            predictions[policy] = None
+    return predictions
+
+
+def _report(
+    config: CompareConfig,
+    host: dict[str, Any],
+    policies: Sequence[str],
+    runs: Sequence[dict[str, Any]],
+    predictions: Mapping[str, float | None],
+) -> None:
     """Write report.json and report.html, and print the table."""
-    summary = summarize(runs, policies)
+    summary = summarize(runs, policies, predictions)
     report = {
         "host": host,
         "software": describe_software(),

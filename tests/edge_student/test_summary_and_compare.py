@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_student.compare import choose_policies, shared_flags
+from edge_student.compare import choose_policies, predict_all, shared_flags
 from edge_student.config import CompareConfig, StudentConfig, TrainConfig, parse_policies
+from edge_student.prediction import predict
 from edge_student.report import caption
 from edge_student.summary import bootstrap_ci95, median_interval, summarize
 from edge_student.turns import schedule_of_runs
 from edgekd.codec import Encoding
 from edgekd.command import parse
+from scheduler.scenario import Profile
 
 
 def runs_of(policy: str, seconds: list[float], valid: bool = True) -> list[dict]:
@@ -163,3 +165,21 @@ def test_the_table_says_how_sure_its_intervals_are() -> None:
     five = runs_of("os-default", BASE) + runs_of("b", BASE)
     assert "intervals (93.8%)" in caption(summarize(five, ["os-default", "b"]))
     assert "intervals;" in caption(summarize([], ["os-default"]))
+
+
+def test_each_policy_is_modelled_with_the_prefetch_that_its_runs_had(caplog: pytest.LogCaptureFixture) -> None:
+    rates = {"comp-only": (0.0, 180.0), "split:1": (300.0, 50.0), "comm-only": (600.0, 0.0)}
+    modes = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, (comm, comp) in rates.items()]
+    profile = Profile.from_json({"cores": 2, "forward": 0.4, "backward": 0.6, "comm": 1.0, "modes": modes})
+    slots = {"os-default": 20, "static:1": 2, "comp-priority": 20, "random": None, "static:2": 20}
+    runs = [{"policy": policy, "prefetch": prefetch} for policy, prefetch in slots.items()]
+    modelled = predict_all(profile, list(slots), runs, cycles=20)
+    assert modelled == {
+        "os-default": None,  # the kernel schedules it
+        "static:1": predict(profile, "static:1", cycles=20, prefetch=2),
+        "comp-priority": predict(profile, "comp-priority", cycles=20, prefetch=None),  # its ring held every batch
+        "random": None,  # no run of it came so far
+        "static:2": None,  # it has no core left on this device
+    }
+    assert "static:2 is not modelled" in caplog.text
+    assert predict_all(None, list(slots), runs, cycles=20) == {}
