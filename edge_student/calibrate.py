@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from edge_student.bench import FOREVER, Bench
-from edge_student.calibration_report import describe_fit, print_calibration, profile_figure
+from edge_student.calibration_report import describe_findings, print_calibration, profile_figure
 from edge_student.comm_port import CommWorkerProcess
 from edge_student.config import CalibrateConfig
 from edge_student.device_profile import make_profile
@@ -64,7 +64,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Sur
         logger.warning("the link failed %d times while it was measured; the batches it struck were left out", bench.num_troubles)
     profile = make_profile(visits, len(cores)) | {
         "fingerprint": fingerprint(cores, os.environ),
-        "settings": _settings(config, data),
+        "settings": _settings(config, data, device),
         "software": describe_software(),
         "command": sys.argv,
         "seconds": seconds,
@@ -88,10 +88,10 @@ def _measure(bench: Bench, modes: tuple[Trial, ...], config: CalibrateConfig) ->
         progress.close()
 
 
-def _settings(config: CalibrateConfig, data: TrainingData) -> dict[str, Any]:
+def _settings(config: CalibrateConfig, data: TrainingData, device: str) -> dict[str, Any]:
     """What the rates hold for, and under which circumstances they were measured."""
     shape, num_classes = data.private.images.shape[1:], data.private.num_classes
-    held_for = settings_of(config, input_shape=shape, num_classes=num_classes)
+    held_for = settings_of(config, device=device, input_shape=shape, num_classes=num_classes)
     return {**held_for, "teacher": config.teacher or "embedded", "rate_limit": config.rate_limit}
 
 
@@ -103,7 +103,7 @@ def _save(config: CalibrateConfig, profile: dict[str, Any]) -> None:
     plots = draw_files(config.out.with_suffix(""), profile_figure(profile), draw_fitted_costs)
     write_json(config.out, profile)
     print_calibration(profile)
-    for line in describe_fit(profile):
+    for line in describe_findings(profile):
         print(line)
     print(f"written to {config.out}, drawn in {' and '.join(str(path) for path in plots)}; give it to train with --profile")
 

@@ -11,6 +11,9 @@ from scheduler.studies import fitted_costs
 
 Interval = Sequence[float] | None
 
+MAX_RATIO = 1.5
+"""An interval whose ends differ by more than this factor calls for a word."""
+
 
 def print_calibration(profile: dict[str, Any]) -> None:
     """Print one row per mode: how fast both sides are in it, with 95 % intervals, and whether comm waited for the link."""
@@ -60,12 +63,12 @@ def is_link_bound(mode: dict[str, Any]) -> bool:
     return has_own_cores and mode["comm_cpu_share"] is not None and mode["comm_cpu_share"] < QUIET_SHARE
 
 
-def describe_fit(profile: dict[str, Any]) -> Iterator[str]:
-    """What the measurements say of the paper's f and g, in plain words."""
+def describe_findings(profile: dict[str, Any]) -> Iterator[str]:
+    """What the measurements say of the paper's f and g, of the link and of themselves, in plain words."""
     comp, comm, cores = profile["fit"]["comp"], profile["fit"]["comm"], profile["cores"]
     if comp["identified"]:
         a2, error = comp["a2"]["value"], comp["a2"]["stderr"]
-        yield f"Training: each core given to comm takes {a2:.1%} of its rate{_plus_minus(error)} (f; a2)."
+        yield f"Training: each core given to comm changes its rate by {-a2:+.1%}{_plus_minus(error)} of that on all cores (f; -a2)."
     else:
         yield f"Training: the paper's f cannot be told from these measurements: {comp['note']}."
     if comm["identified"]:
@@ -82,6 +85,9 @@ def describe_fit(profile: dict[str, Any]) -> Iterator[str]:
     waiting = [mode["name"] for mode in profile["modes"] if is_link_bound(mode)]
     if waiting:
         yield f"Comm waited for the teacher or the link in {', '.join(waiting)}: more cores do not make it faster there."
+    unsteady = [mode["name"] for mode in profile["modes"] if any(_is_wide(mode[f"{side}_ci95"]) for side in ("comm", "comp"))]
+    if unsteady:
+        yield f"Wide intervals in {', '.join(unsteady)}: the device was busy otherwise, or the visits were few (--seconds)."
 
 
 def profile_figure(profile: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +111,10 @@ def _bars(profile: dict[str, Any], side: str) -> Iterator[dict[str, float]]:
         if rate and interval and min(interval) > 0 and (word == "split" or word in places):
             place = int(c) if word == "split" else places[word]
             yield {"comm_cores": place, "seconds": 1 / rate, "low": 1 / interval[1], "high": 1 / interval[0]}
+
+
+def _is_wide(interval: Interval) -> bool:
+    return interval is not None and interval[1] > MAX_RATIO * interval[0]
 
 
 def _rate(rate: float) -> str:

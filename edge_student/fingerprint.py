@@ -47,9 +47,9 @@ def fingerprint(cores: Sequence[int], environ: Mapping[str, str], *, root: Path 
 
 
 def settings_of(
-    config: StudentConfig, *, input_shape: Sequence[int] | None = None, num_classes: int | None = None
+    config: StudentConfig, *, device: str, input_shape: Sequence[int] | None = None, num_classes: int | None = None
 ) -> dict[str, Any]:
-    """What the rates were measured for. A shape or number of classes that is not known yet is None, and not compared."""
+    """What rates hold for; `device` is the one that was chosen. A shape or number of classes not known yet is None, and not compared."""
     return {
         "model": config.model,
         "batch_size": config.batch_size,
@@ -59,7 +59,7 @@ def settings_of(
         "input_shape": None if input_shape is None else list(input_shape),
         "num_classes": num_classes,
         "encoding": config.encoding.value,
-        "device": config.device,
+        "device": device,
         "torch_threads": config.torch_threads,
     }
 

@@ -190,7 +190,7 @@ def measure(
         left = clock()
         for trial in (*modes, *reversed(modes)):
             on_visit(trial.name, clock() - began)
-            starved_s = _starved_s(visits) if trial.has_own_comm_cores else 0.0
+            starved_s = min(_starved_s(visits), limit_s) if trial.has_own_comm_cores else 0.0
             visit = Visit(trial, share_s=share_s, limit_s=limit_s, starved_s=starved_s, num_stored=window)
             device.stay(visit)
             visits.append(visit)

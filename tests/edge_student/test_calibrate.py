@@ -69,13 +69,22 @@ class ScriptedDevice:
     """Each side takes so many seconds a task in each mode; training's Forward is 0.4 of a cycle. No side heeds the other.
 
     `stored` batches arrive a hundred times faster after a mode in which comm was held. `drift` makes everything slower by that
-    part with every second.
+    part with every second. Comm is busy for `busy` of its time.
     """
 
-    def __init__(self, clock: Clock, comm_s: dict[str, float], comp_s: dict[str, float], *, stored: int = 0, drift: float = 0.0):
+    def __init__(
+        self,
+        clock: Clock,
+        comm_s: dict[str, float],
+        comp_s: dict[str, float],
+        *,
+        stored: int = 0,
+        drift: float = 0.0,
+        busy: float = 0.1,
+    ) -> None:
         self.clock, self.comm_s, self.comp_s, self.stored, self.drift = clock, comm_s, comp_s, stored, drift
         self.visited: list[str] = []
-        self.num_in_store = 0
+        self.num_in_store, self.busy = 0, busy
 
     def stay(self, visit: Visit) -> None:
         name = visit.trial.name
@@ -86,7 +95,7 @@ class ScriptedDevice:
         for side, task, at in self._events(visit):
             self.clock.now = at
             if side == "comm":
-                visit.batch(at, 0.1 * self.comm_s[name])
+                visit.batch(at, self.busy * self.comm_s[name])
             else:
                 visit.boundary(task, at)
             if (task is Task.FORWARD or not visit.trial.has_comp) and visit.is_over(at):
@@ -275,6 +284,13 @@ def test_a_slow_student_is_measured_in_time_with_fewer_visits(cycle_s: float) ->
     assert Profile.from_json(make_profile(visits, 2)).rates.comp == pytest.approx((1.0, 0.5, 0.0))
 
 
+def test_slow_steps_and_a_slow_busy_comm_are_measured_in_time() -> None:
+    comp_s = {"comp-only": 2.0, "split:1": 4.0, COMPUTE_FIRST: 2.2}
+    device, visits = measured(comp_s=comp_s, comm_s={"comm-only": 0.6, "split:1": 1.0, COMPUTE_FIRST: 3.0}, busy=1.0)
+    assert device.clock.now < 90
+    assert Profile.from_json(make_profile(visits, 2)).rates.comm == pytest.approx((0.0, 0.6, 1.0))
+
+
 def test_a_slow_link_is_measured_even_if_it_takes_longer_than_planned() -> None:
     device, visits = measured(comm_s={"comm-only": 5.0, "split:1": 5.0, COMPUTE_FIRST: 5.0})
     assert device.clock.now < 120
@@ -379,14 +395,21 @@ def test_a_busy_comm_does_not_wait_and_a_starved_one_is_named(capsys: pytest.Cap
 
 
 def test_the_fit_is_told_in_plain_words() -> None:
-    lines = [*calibration_report.describe_fit(make_profile(measured()[1], 2))]
-    assert lines[0].startswith("Training: each core given to comm takes 37.5% of its rate")
+    lines = [*calibration_report.describe_findings(make_profile(measured()[1], 2))]
+    assert lines[0].startswith("Training: each core given to comm changes its rate by -37.5% +- 0.0% of that")
     assert lines[1].startswith("Receiving: 2 cores have one split, too few points for the paper's g")
     assert lines[-1].startswith("Comm waited for the teacher or the link in split:1, comm-only")
     model = CostModel(a1=1.0, a2=0.1, b1=0.1, b2=0.2, b3=3.0)
-    lines = [*calibration_report.describe_fit(make_profile(measured(num_cores=6, **times_of(model, 6))[1], 6))]
-    assert lines[0].startswith("Training: each core given to comm takes 10.0% of its rate +- ")
+    lines = [*calibration_report.describe_findings(make_profile(measured(num_cores=6, **times_of(model, 6))[1], 6))]
+    assert lines[0].startswith("Training: each core given to comm changes its rate by -10.0% +- ")
     assert lines[1].startswith("Receiving: with c cores its rate is ")
+
+
+def test_a_disturbed_calibration_says_so() -> None:
+    profile = make_profile(measured()[1], 2)
+    assert not any(line.startswith("Wide") for line in calibration_report.describe_findings(profile))
+    profile["modes"][1]["comp_ci95"] = [0.5, 0.8]
+    assert [*calibration_report.describe_findings(profile)][-1].startswith("Wide intervals in split:1: the device was busy")
 
 
 def test_the_plot_shows_the_samples_with_the_intervals_of_the_rates(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ HERE: dict[str, Any] = {
     "openmp": ["libgomp.so.1"],
     "spinning": {},
 }
-WORK = settings_of(StudentConfig(private="digits:private"), input_shape=(1, 8, 8), num_classes=10)
+WORK = settings_of(StudentConfig(private="digits:private"), device="cpu", input_shape=(1, 8, 8), num_classes=10)
 
 
 @pytest.fixture
@@ -155,5 +155,5 @@ def test_another_data_set_of_the_same_shape_is_the_same_work() -> None:
 
 
 def test_a_shape_that_is_not_known_yet_is_not_compared() -> None:
-    early = settings_of(StudentConfig(private="digits:private"))
+    early = settings_of(StudentConfig(private="digits:private"), device="cpu")
     check_profile({"settings": WORK}, fingerprint=HERE, settings=early)
