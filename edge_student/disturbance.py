@@ -185,7 +185,10 @@ def _per_core(before: Mapping[int, int] | None, after: Mapping[int, int] | None,
 
 
 def _throttling(before: Reading, after: Reading, cores: Sequence[int]) -> list[str] | None:
-    """What slowed the processor down in the run, in words; None on a machine that does not tell."""
+    """What slowed the processor down in the run, in words; None on a machine that does not tell.
+
+    A Raspberry Pi tells what is so now and what was so since boot: a second spell of a kind, over before the run was, goes unseen.
+    """
     counts = {core: count for core, count in after.throttle_counts.items() if core in cores and core in before.throttle_counts}
     if after.firmware is None and not counts:
         return None

@@ -107,7 +107,7 @@ class Machine:
 
     def firmware(self) -> int | None:
         """The bits of a Raspberry Pi's get_throttled."""
-        said = self.text("sys/devices/platform/soc/soc:firmware/get_throttled") or self.ask_firmware() or ""
+        said = self.ask_firmware() or self.text("sys/devices/platform/soc/soc:firmware/get_throttled") or ""
         try:
             return int(said.strip().removeprefix("throttled="), 16)
         except ValueError:

@@ -216,7 +216,7 @@ def test_the_firmware_tells_whether_it_throttled_during_the_run(before: int, aft
     assert bench.witness.after()["throttled"] == states
 
 
-def test_the_firmware_is_asked_through_sysfs_where_that_is_possible(bench: Bench) -> None:
+def test_without_vcgencmd_sysfs_tells_of_the_firmware(bench: Bench) -> None:
     bench.write("sys/devices/platform/soc/soc:firmware/get_throttled", "50005\n")
     assert firmware_states(bench.machine.firmware() or 0) == ["under-voltage", "throttled"]
 
