@@ -27,6 +27,7 @@ _SAME_DEVICE = {
     "torch": "its kernels may be others; install that one",
 }
 _SAME_WORK = ("model", "batch_size", "public_batch", "input_shape", "num_classes", "encoding", "device", "torch_threads")
+_MAY_BE_UNKNOWN = ("input_shape", "num_classes")
 
 
 def fingerprint(cores: Sequence[int], environ: Mapping[str, str], *, root: Path = Path("/")) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def fingerprint(cores: Sequence[int], environ: Mapping[str, str], *, root: Path 
 def settings_of(
     config: StudentConfig, *, device: str, input_shape: Sequence[int] | None = None, num_classes: int | None = None
 ) -> dict[str, Any]:
-    """What rates hold for; `device` is the one that was chosen. A shape or number of classes not known yet is None, and not compared."""
+    """What rates hold for; `device` is the one that was chosen. A shape or a number of classes that is None is not compared."""
     return {
         "model": config.model,
         "batch_size": config.batch_size,
@@ -94,9 +95,6 @@ def check_profile(data: Any, *, fingerprint: Mapping[str, Any], settings: Mappin
                 f"the profile was measured for {name} {_shown(theirs[key])}, and this run has {_shown(settings[key])}:"
                 " other work takes other times; use the same, or run calibrate again"
             )
-
-
-_MAY_BE_UNKNOWN = ("input_shape", "num_classes")
 
 
 def openmp_runtimes(root: Path = Path("/")) -> list[str]:
