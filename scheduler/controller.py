@@ -88,8 +88,8 @@ class Controller:
         return decision
 
     def rates(self) -> dict[str, Any]:
-        """What has been learnt, for logs: each side's work per second by its number of cores, the link's while it is the bottleneck,
-        and a cycle's work."""
+        """What has been learnt, for logs: each side's work per second by its number of cores, the link's limit (None: none is
+        known), and a cycle's work."""
         self.estimates.refresh()
         work = self.estimates.workload
         return {

@@ -46,6 +46,9 @@ one side is always blocked after a moment, no task ever keeps a split for the wh
 FELT = 0.03
 """What comm takes from training at worst, in parts of a cycle, below which it does not matter where comm runs."""
 
+LEAST_BUSY = 1e-3
+"""Part of its time that comm is believed to have worked at least, whatever the clocks say."""
+
 EXACT = 1e-9
 """A surprise this small, in parts of a task, is rounding."""
 
@@ -156,8 +159,9 @@ class Estimates:
         work = self._works()[task]
         if task is Task.COMM and busy_s is not None:
             self._busy_s = busy_s if self._busy_s is None else self._busy_s + GAIN * (busy_s - self._busy_s)
-            busy = self.link.busy_part(work, sum(felt.values()), busy_s)
-            felt = {share: spent * busy for share, spent in felt.items()}
+            own_s = sum(spent for share, spent in felt.items() if share.terms is Terms.OWN)
+            waited = self.link.take_in(work=work, seconds=sum(felt.values()), own_s=own_s, busy_s=busy_s)
+            felt = _without_waits(felt, own_s, waited)
         side.remember(task, work, felt)
         self._num_pending += 1
 
@@ -192,7 +196,7 @@ class Estimates:
         """Whether the rates of both sides under this allocation rest on so many tasks, Forward and Backward being one."""
         comm, comp = allocation.comm, allocation.comp
         return (not comm or self.comm.is_measured(Share.of(comm, allocation), num_tasks)) and (
-            not comp or self.comp.is_measured(Share.of(comp, allocation), 2 * num_tasks if num_tasks > 1 else 1)
+            not comp or self.comp.is_measured(Share.of(comp, allocation), 2 * num_tasks)
         )
 
     def table(self, num_cores: int) -> RateTable | None:
@@ -262,6 +266,15 @@ class Estimates:
         if forward > 0 and backward > 0:
             part = forward / (forward + backward)
             self.workload = Workload(forward=part, backward=1 - part, comm=1.0)
+
+
+def _without_waits(seconds: dict[Share, float], own_s: float, waited: float) -> dict[Share, float]:
+    """The seconds in which cores could have done more. With cores of its own comm is fastest, so there it is that it waits most."""
+    in_own = min(waited / own_s, 1.0) if own_s else 0.0
+    rest_s = sum(seconds.values()) - own_s
+    in_rest = min(max(waited - own_s, 0.0) / rest_s, 1.0) if rest_s else 0.0
+    worked = {share: 1 - (in_own if share.terms is Terms.OWN else in_rest) for share in seconds}
+    return {share: spent * max(worked[share], LEAST_BUSY) for share, spent in seconds.items()}
 
 
 def _by_measured_cores(side: SideEstimate, num_cores: int) -> list[float] | None:

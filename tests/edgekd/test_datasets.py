@@ -269,3 +269,16 @@ def test_input_is_a_copy_even_of_what_may_not_be_written() -> None:
     images.flags.writeable = False
     to_input(images).fill_(5.0)
     assert images.sum() == 0
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    """They are read from its file without importing it, because that would take a second and a half of every run."""
+    from sklearn.datasets import load_digits
+
+    bunch, splits = load_digits(), [load_dataset(f"digits:{split}") for split in ("public", "private", "test")]
+    theirs = sorted(
+        (np.rint(image * (255 / 16)).astype(np.uint8).tobytes(), int(label))
+        for image, label in zip(bunch.images, bunch.target, strict=True)
+    )
+    ours = sorted((image.tobytes(), int(label)) for part in splits for image, label in zip(part.images, part.labels, strict=True))
+    assert ours == theirs

@@ -1,0 +1,79 @@
+"""Where a benchmark's teacher lives, and how fast it is reached.
+
+Where root allows, it is a network namespace behind a veth pair, and the rate is the kernel's token bucket (tc tbf), so that real
+TCP meets a real queue. Else the teacher is on loopback and paces itself (`--rate-limit`).
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Link:
+    """Where the teacher lives and how fast it is reached: a namespace with a token bucket, or loopback with a pacing teacher."""
+
+    def __init__(self) -> None:
+        self._name = f"edgekd{os.getpid()}"
+        self.is_namespace = False
+
+    def __enter__(self) -> "Link":
+        try:
+            self._ip("netns", "add", self._name)
+            self._ip("link", "add", f"{self._name}e", "type", "veth", "peer", "name", f"{self._name}c", "netns", self._name)
+            self._ip("addr", "add", "10.213.7.1/30", "dev", f"{self._name}e")
+            self._ip("link", "set", f"{self._name}e", "up")
+            self._ip("-n", self._name, "addr", "add", "10.213.7.2/30", "dev", f"{self._name}c")
+            self._ip("-n", self._name, "link", "set", f"{self._name}c", "up")
+            self._ip("-n", self._name, "link", "set", "lo", "up")
+            self.is_namespace = True
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"no namespace ({error}); the teacher paces itself instead", file=sys.stderr)
+            self._remove()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+
+    def set_rate(self, rate_mbit: float | None) -> None:
+        """Limit what the teacher sends, in Mbit/s; None lifts the limit. Only with a namespace."""
+        device = ["tc", "-n", self._name, "qdisc"]
+        subprocess.run([*device, "del", "dev", f"{self._name}c", "root"], check=False, capture_output=True)
+        if rate_mbit is not None:
+            bucket = ["tbf", "rate", f"{rate_mbit:.3f}mbit", "burst", "64kb", "latency", "200ms"]
+            subprocess.run([*device, "add", "dev", f"{self._name}c", "root", *bucket], check=True)
+
+    @contextlib.contextmanager
+    def teacher(self, core: int, dataset: str, rate_mbit: float | None, store: Path) -> Iterator[str]:
+        """A teacher of this data set behind the link, on this core; yields its address."""
+        command = [sys.executable, "-m", "cloud_teacher", "serve", "--dataset", f"{dataset}:public", "--model", "cnn:width=4"]
+        command += ["--store", str(store), "--precompute", "--cores", str(core), "--torch-threads", "1", "--log-level", "error"]
+        if self.is_namespace:
+            self.set_rate(rate_mbit)
+            command = ["ip", "netns", "exec", self._name, *command, "--listen", "10.213.7.2:0"]
+        else:
+            command += ["--listen", "127.0.0.1:0", *([] if rate_mbit is None else ["--rate-limit", f"{rate_mbit:.3f}mbit"])]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line.startswith("listening on "):
+                raise SystemExit(f"the teacher did not start (exit status {process.wait()})")
+            yield line.split()[-1]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+    def _ip(self, *arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+    def _remove(self) -> None:
+        self.is_namespace = False
+        for what in (["link", "del", f"{self._name}e"], ["netns", "del", self._name]):
+            with contextlib.suppress(OSError):
+                subprocess.run(["ip", *what], check=False, capture_output=True)

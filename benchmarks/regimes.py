@@ -1,0 +1,262 @@
+"""Every policy in every regime: how heavy comm is for the edge's cores, times what the link brings, for two sizes of student.
+
+A cell is one `edge-student compare` against a teacher that stays up: all its logits computed before, one thread, on the lowest core
+under every policy alike. "balanced" is a link that brings a batch in the time of a training step as measured first on this machine,
+"bottleneck" one of half that rate; links.py says how a link is slowed down.
+
+    python benchmarks/regimes.py [--repeats 5] [--sizes small,large] [--comm light,medium,heavy] [--json FILE] [--figure FILE.png]
+
+Takes about a minute per cell and policy pair of repeats; keep the machine quiet meanwhile.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from links import Link
+
+from edge_student.provenance import describe_host, describe_software
+from edge_student.summary import BASELINE, bootstrap_ci95
+from edgekd.command import parse
+from scheduler.binding import allowed_cores
+
+CORES = tuple(sorted(allowed_cores()))
+_BEST_OF = 3  # runs to learn a step's time from
+
+# On two cores `static:1` and `random` decide as `dynamic` does, event by event, so they are not measured again.
+POLICIES = "os-default,os-tuned,comm-priority,comp-priority,compute-first,dynamic,adaptive"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Measure every policy in a grid of regimes: comm's weight, the link, and the student's size."""
+
+    repeats: int = 5
+    """Runs of each policy in each cell."""
+    sizes: str = "small,large"
+    """Students, with commas between: small (a step of some ms), large (some tens of ms)."""
+    comm: str = "light,medium,heavy"
+    """How heavy comm is for the edge's cores, with commas between."""
+    links: str = "unlimited,balanced,bottleneck"
+    """What the link brings, with commas between."""
+    policies: str = POLICIES
+    """Policies to compare, with commas between."""
+    keep: Path | None = None
+    """Folder that keeps every cell's comparison (report.html and all); without it, only the figures are kept."""
+    json: Path | None = None
+    """File for the results."""
+    figure: Path | None = None
+    """File for the heat map, .png or .svg."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Student:
+    """A student and a batch; its step is about `step_ms` on two cores of a server."""
+
+    model: str
+    batch_size: int
+    public_batch: int
+    cycles: int
+
+
+STUDENTS = {
+    "small": Student(model="cnn:width=8", batch_size=8, public_batch=32, cycles=300),
+    "large": Student(model="cnn:width=24", batch_size=32, public_batch=64, cycles=60),
+}
+# Classes make the bytes: 32 or 64 rows of so many float32 each.
+CLASSES = {
+    ("small", "light"): 100,
+    ("small", "medium"): 3000,
+    ("small", "heavy"): 12000,
+    ("large", "light"): 100,
+    ("large", "medium"): 6000,
+    ("large", "heavy"): 24000,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One regime."""
+
+    size: str
+    comm: str
+    link: str
+    rate_mbit: float | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.size}-{self.comm}-{self.link}"
+
+    @property
+    def student(self) -> Student:
+        return STUDENTS[self.size]
+
+    @property
+    def dataset(self) -> str:
+        return f"synthetic:classes={CLASSES[self.size, self.comm]},size=32,samples=1024"
+
+    @property
+    def batch_bytes(self) -> int:
+        return 4 * self.student.public_batch * CLASSES[self.size, self.comm]
+
+    def flags(self) -> list[str]:
+        student = self.student
+        flags = ["--private", f"{self.dataset}:private", "--model", student.model, "--cycles", str(student.cycles)]
+        flags += ["--batch-size", str(student.batch_size), "--public-batch", str(student.public_batch)]
+        return [*flags, "--prefetch", "16", "--log-level", "warning"]
+
+
+def step_s(cell: Cell, link: Link, folder: Path) -> float:
+    """Seconds of a training step with nobody beside it: the last quarter of a run that has received everything by then."""
+    seconds = []
+    with link.teacher(CORES[0], cell.dataset, None, folder / "store") as address:
+        for _ in range(_BEST_OF):
+            out = folder / "step"
+            command = [sys.executable, "-m", "edge_student", "train", "--teacher", address, "--out", str(out), *cell.flags()]
+            command = [*command, "--policy", "comm-priority", "--prefetch", str(cell.student.cycles), "--ring-mib", "4096"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+            result = json.loads((out / "result.json").read_text())
+            seconds.append((result["forward_s"] + result["backward_s"]) / result["cycles"])
+    return float(min(seconds))
+
+
+def cells(settings: Settings, link: Link, folder: Path) -> list[Cell]:
+    """The grid, with the rates that make the link balanced or a bottleneck on this machine."""
+    found = []
+    for size, comm in product(settings.sizes.split(","), settings.comm.split(",")):
+        free = Cell(size=size, comm=comm, link="unlimited", rate_mbit=None)
+        seconds = step_s(free, link, folder / f"{size}-{comm}")
+        balanced = 8e-6 * free.batch_bytes / seconds
+        print(f"{size}, comm {comm}: a step takes {seconds * 1e3:.1f} ms, balanced is {balanced:.2f} Mbit/s", file=sys.stderr)
+        rates = {"unlimited": None, "balanced": balanced, "bottleneck": balanced / 2}
+        found += [Cell(size=size, comm=comm, link=name, rate_mbit=rates[name]) for name in settings.links.split(",")]
+    return found
+
+
+def measure(cell: Cell, settings: Settings, link: Link, folder: Path) -> dict[str, Any]:
+    """One comparison; the cell's settings, and per policy the wall-clocks in the order of the repeats."""
+    out = (settings.keep or folder) / cell.name
+    with link.teacher(CORES[0], cell.dataset, cell.rate_mbit, folder / f"{cell.size}-{cell.comm}" / "store") as address:
+        command = [sys.executable, "-m", "edge_student", "compare", "--teacher", address, *cell.flags(), "--out", str(out)]
+        command += ["--policies", settings.policies, "--repeats", str(settings.repeats)]
+        status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL).returncode
+    if status not in (0, 1):
+        raise SystemExit(f"{cell.name}: compare ended with exit status {status}")
+    report = json.loads((out / "report.json").read_text())
+    names = list(dict.fromkeys(run["policy"] for run in report["runs"]))
+    valid = [run for run in report["runs"] if run["valid"]]
+    wall = {name: {run["repeat"]: run["wall_clock_s"] for run in valid if run["policy"] == name} for name in names}
+    repeats = sorted(set.intersection(*(set(clocks) for clocks in wall.values())))
+    settings_of_cell = {**asdict(cell), "batch_bytes": cell.batch_bytes, "dataset": cell.dataset, "flags": cell.flags()}
+    return {
+        "name": cell.name,
+        "settings": settings_of_cell,
+        "policies": {name: [wall[name][repeat] for repeat in repeats] for name in names},
+        "comm_cpu_share": comm_cpu_share(report["runs"]),
+        "num_disturbed": sum(bool(run.get("disturbed")) for run in report["runs"]),
+    }
+
+
+def comm_cpu_share(runs: list[dict[str, Any]]) -> float:
+    """Comm's CPU seconds per second of training tasks under the baseline: how heavy comm really was."""
+    ran = [run for run in runs if run["policy"] == BASELINE and run["valid"]]
+    shares = [run["comm_cpu_s"] / (run["forward_s"] + run["backward_s"]) for run in ran]
+    return float(np.median(shares)) if shares else float("nan")
+
+
+def regrets(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each policy's wall-clock against the best policy in hindsight (the least median) and against the baselines, paired."""
+    clocks = {name: np.array(seconds) for name, seconds in cell["policies"].items()}
+    best = min((name for name in clocks), key=lambda name: float(np.median(clocks[name])))
+    found: dict[str, dict[str, Any]] = {}
+    for name, seconds in clocks.items():
+        found[name] = {"median_s": float(np.median(seconds)), "regret": float(np.median(seconds) / np.median(clocks[best]))}
+        for base in (BASELINE, "os-tuned"):
+            if base in clocks:
+                ratios = seconds / clocks[base]
+                found[name][f"vs {base}"] = float(np.median(ratios))
+                found[name][f"vs {base} ci95"] = bootstrap_ci95(ratios.tolist())
+    return found
+
+
+def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Over all cells: geometric means and the worst, of each policy."""
+    names = list(results[0]["policies"])
+    summary = {}
+    for name in names:
+        row: dict[str, Any] = {}
+        for figure in ("regret", f"vs {BASELINE}", "vs os-tuned"):
+            values = [cell["regrets"][name][figure] for cell in results if figure in cell["regrets"][name]]
+            if values:
+                row[figure] = {"geometric_mean": float(np.exp(np.mean(np.log(values)))), "worst": max(values)}
+        summary[name] = row
+    return summary
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """The heat map: a row per cell, a column per policy, coloured by the ratio to the baseline, and beside it the regret."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names, rows = list(results[0]["policies"]), [cell["name"] for cell in results]
+    size = 4 + 1.6 * len(names), 1.2 + 0.36 * len(rows)
+    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    colours = {f"vs {BASELINE}": ("PuOr_r", 0.6), "regret": ("Oranges", 1.0)}
+    titles = {f"vs {BASELINE}": f"wall-clock / {BASELINE}", "regret": "wall-clock / best policy of the cell"}
+    for axis, (what, (colour, least)) in zip(axes, colours.items(), strict=True):
+        values = np.array([[cell["regrets"][name][what] for name in names] for cell in results])
+        image = axis.imshow(values, cmap=colour, vmin=least, vmax=1.4, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8)
+        axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set_title(titles[what])
+        figure.colorbar(image, ax=axis, shrink=0.8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    settings = parse(Settings, sys.argv[1:], prog="regimes.py", description="Every policy in every regime.")
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name, Link() as link:
+        folder = Path(name)
+        grid = cells(settings, link, folder)
+        for number, cell in enumerate(grid, start=1):
+            result = measure(cell, settings, link, folder)
+            result["regrets"] = regrets(result)
+            results.append(result)
+            shown = ", ".join(f"{policy} {row[f'vs {BASELINE}']:.2f}" for policy, row in result["regrets"].items())
+            print(f"{number} of {len(grid)}, {cell.name}: {shown}", file=sys.stderr, flush=True)
+            save(settings, results, link)
+    if settings.figure is not None:
+        draw(results, settings.figure)
+
+
+def save(settings: Settings, results: list[dict[str, Any]], link: Link) -> None:
+    """Write what has been measured so far: an interrupted grid keeps its cells."""
+    report = {
+        "command": sys.argv,
+        "host": describe_host(CORES),
+        "software": describe_software(),
+        "link": "veth and tc tbf between network namespaces" if link.is_namespace else "the teacher's --rate-limit",
+        "teacher": f"logits precomputed, one thread on core {CORES[0]} under every policy",
+        "repeats": settings.repeats,
+        "cells": results,
+        "summary": summarize(results),
+    }
+    if settings.json is not None:
+        settings.json.write_text(json.dumps(report, indent=2) + "\n")
+    elif len(results) and sys.stdout.isatty():
+        print(json.dumps(report["summary"], indent=2))
+
+
+if __name__ == "__main__":
+    main()
