@@ -17,17 +17,18 @@ from typing import Any
 
 from edge_student.config import CompareConfig, StudentConfig, jsonable, parse_policies
 from edge_student.embedded import embedded_teacher, end_with_parent
+from edge_student.fingerprint import load_profile
 from edge_student.journal import write_json
 from edge_student.page import write_page
 from edge_student.prediction import predict
 from edge_student.progress import Progress
 from edge_student.provenance import describe_host, describe_software
 from edge_student.report import print_disturbances, print_table
-from edge_student.runtime import load_profile
 from edge_student.summary import BASELINE, summarize
 from edge_student.turns import is_complete, run_turns
 from edgekd.command import WorldError
 from edgekd.datasets import ImageDataset, load_dataset
+from edgekd.devices import choose_device
 from edgekd.models import build_model
 from scheduler.policies import POLICIES, make_policy
 from scheduler.scenario import Profile
@@ -41,10 +42,11 @@ _RUN_FIELDS = (*_TIMES, "cycles", "prefetch", "accuracy", "valid", "notes", "dis
 def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     """Run everything, write report.json, print the table; 0 if every run was valid, 1 if some were not (the report says which)."""
     policies = choose_policies(config, len(cores))
-    profile = None if config.profile is None else load_profile(config.profile)
+    profile = load_profile(config, cores, device=str(choose_device(config.device)))
     public = check_data_and_model(config)
     config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "report.json").unlink(missing_ok=True)
+    for name in ("report.json", "report.html"):
+        (config.out / name).unlink(missing_ok=True)
     shutil.rmtree(config.out / "runs", ignore_errors=True)
     host = describe_host(cores)
     runs: list[dict[str, Any]] = []

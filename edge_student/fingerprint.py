@@ -4,6 +4,8 @@ Reads files of the kernel and, on a Jetson, asks `nvpmodel` for its mode. It cha
 """
 
 import importlib.metadata
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 from edge_student.config import StudentConfig
 from edge_student.preflight import spinning_variables
 from edge_student.provenance import describe_host
+from scheduler.scenario import Profile
 
 _OPENMP = re.compile(r"lib(?:g|i|)omp[-.\w]*\.so[.\d]*")
 _ASK_S = 5.0
@@ -95,6 +98,26 @@ def check_profile(data: Any, *, fingerprint: Mapping[str, Any], settings: Mappin
                 f"the profile was measured for {name} {_shown(theirs[key])}, and this run has {_shown(settings[key])}:"
                 " other work takes other times; use the same, or run calibrate again"
             )
+
+
+def load_profile(
+    config: StudentConfig,
+    cores: Sequence[int],
+    *,
+    device: str,
+    input_shape: Sequence[int] | None = None,
+    num_classes: int | None = None,
+) -> Profile | None:
+    """The profile that the user named; None if he named none. ValueError if it is none, or not for this device and this work."""
+    if config.profile is None:
+        return None
+    settings = settings_of(config, device=device, input_shape=input_shape, num_classes=num_classes)
+    try:
+        data = json.loads(config.profile.read_text(encoding="utf-8"))
+        check_profile(data, fingerprint=fingerprint(cores, os.environ), settings=settings)
+        return Profile.from_json(data)
+    except ValueError as error:
+        raise ValueError(f"--profile {config.profile}: {error}") from error
 
 
 def openmp_runtimes(root: Path = Path("/")) -> list[str]:

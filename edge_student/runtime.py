@@ -5,32 +5,29 @@ back, and what was trained and logged until then is saved.
 """
 
 import gc
-import json
 import logging
 import time
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from edge_student.comm_port import CommWorkerProcess
 from edge_student.config import TrainConfig
+from edge_student.fingerprint import load_profile
 from edge_student.journal import Journal
-from edge_student.messages import Configure, Described
+from edge_student.messages import Configure
 from edge_student.outcome import Outcome, remove_old, save
+from edge_student.preparation import check_teacher, load_training_data, make_trainer, ring_shape
 from edge_student.progress import Progress
 from edge_student.ring import Ring, RingShape
-from edge_student.trainer import Recipe, TorchTeam, Trainer
+from edge_student.trainer import TorchTeam, Trainer
 from edge_student.witness import Witness
-from edgekd.datasets import ImageDataset, load_dataset
+from edgekd.datasets import load_dataset
 from edgekd.devices import choose_device
-from edgekd.models import build_model
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.controller import Controller
 from scheduler.loop import SchedulerLoop
 from scheduler.policies import kind_of, make_policy
-from scheduler.scenario import Profile
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +38,10 @@ class Run:
     def __init__(self, config: TrainConfig, cores: tuple[int, ...]) -> None:
         self._config = config
         self._cores = cores
-        self._profile = None if config.profile is None else load_profile(config.profile)
+        self._device = str(choose_device(config.device))
+        self._profile = load_profile(config, cores, device=self._device)
         # Made before anything is started, so that a wrong name is answered at once.
         self._policy = make_policy(config.policy, num_cores=len(cores), seed=config.seed, profile=self._profile)
-        self._device = str(choose_device(config.device))
         self._journal = Journal()
         self._witness = Witness(cores, teacher=config.teacher)
         self._disturbance: dict[str, Any] | None = None
@@ -63,10 +60,13 @@ class Run:
             torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
         self._max_threads = torch.get_num_threads()
         with CommWorkerProcess(self._configure()) as worker:
-            private, public, test = self._load_data()
+            # All of it now, the test data too, so that nothing is missing when the training is over.
+            data, test = load_training_data(config), load_dataset(config.test_dataset)
             described = worker.await_description()
-            self._check_teacher(described, private, public)
-            trainer = self._make_trainer(private, public, described.num_classes)
+            check_teacher(described, data, config.teacher)
+            shape = data.private.images.shape[1:]  # now known, so that the profile can be held against it
+            load_profile(config, self._cores, device=self._device, input_shape=shape, num_classes=described.num_classes)
+            trainer = make_trainer(config, data, described.num_classes, self._device)
             ring = Ring.create(self._ring_shape(described.num_classes))
             try:
                 worker.use_ring(ring, start=0, stop=config.cycles)
@@ -111,55 +111,16 @@ class Run:
             niceness=kind_of(config.policy).surroundings.comm_niceness,
         )
 
-    def _load_data(self) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
-        """Private, public and test data; all of it now, so that nothing is missing when the training is over."""
-        private = load_dataset(self._config.private)
-        wanted = self._config.private_samples
-        if wanted is not None and wanted > len(private.labels):
-            raise ValueError(f"--private-samples is {wanted}, but {private.name} has {len(private.labels)} samples")
-        if wanted is not None:
-            private = replace(private, images=private.images[:wanted], labels=private.labels[:wanted])
-        return private, load_dataset(self._config.public_dataset), load_dataset(self._config.test_dataset)
-
-    def _check_teacher(self, described: Described, private: ImageDataset, public: ImageDataset) -> None:
-        if described.dataset_digest != public.digest:
-            raise ValueError(
-                f"the teacher at {self._config.teacher} serves {described.dataset_name} (digest {described.dataset_digest[:12]}), "
-                f"this edge has {public.name} (digest {public.digest[:12]}): name the same data set with --public"
-            )
-        if described.num_classes != private.num_classes:
-            raise ValueError(
-                f"the teacher knows {described.num_classes} classes, {private.name} has {private.num_classes}: they must agree"
-            )
-
-    def _make_trainer(self, private: ImageDataset, public: ImageDataset, num_classes: int) -> Trainer:
-        config = self._config
-        shape = private.images.shape[1:]
-        student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
-        recipe = Recipe(
-            alpha=config.alpha,
-            temperature=config.temperature,
-            lr=config.lr,
-            momentum=config.momentum,
-            batch_size=config.batch_size,
-            public_batch=config.public_batch,
-            seed=config.seed,
-            device=self._device,
-        )
-        trainer = Trainer(student=student, private=private, public=public, recipe=recipe)
-        trainer.warm_up(num_classes)
-        return trainer
-
     def _ring_shape(self, num_classes: int) -> RingShape:
-        """Room for as many batches as the user allows, the run needs and the memory holds; less than that is said."""
+        """As many slots as fit; fewer than the user or the run would have is said."""
         config = self._config
-        wanted = min(config.prefetch or config.cycles, config.cycles)
-        slot = RingShape(num_slots=1, batch_size=config.public_batch, num_classes=num_classes).slot_bytes
-        fitting = max(1, (config.ring_mib << 20) // slot)
-        if fitting < wanted:
-            self._notes.append(f"prefetch limited to {fitting} batches by --ring-mib {config.ring_mib} ({slot} bytes a batch)")
+        shape = ring_shape(config, num_classes)
+        if shape.num_slots < min(config.prefetch or config.cycles, config.cycles):
+            self._notes.append(
+                f"prefetch limited to {shape.num_slots} batches by --ring-mib {config.ring_mib} ({shape.slot_bytes} bytes a batch)"
+            )
             logger.info(self._notes[-1])
-        return RingShape(num_slots=min(wanted, fitting), batch_size=config.public_batch, num_classes=num_classes)
+        return shape
 
     def _make_loop(self, worker: CommWorkerProcess, ring: Ring) -> SchedulerLoop:
         num_slots = ring.shape.num_slots
@@ -201,11 +162,3 @@ class Run:
             progress.close()
             gc.unfreeze()
         return None
-
-
-def load_profile(path: Path) -> Profile:
-    """A device profile from JSON; ValueError that names the file if it is not one."""
-    try:
-        return Profile.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"--profile {path}: {error}") from error
