@@ -201,6 +201,7 @@ class SchedulerLoop:
                     break
                 if self._comp_cores and not placement.comp:
                     self._comp_is_on((), asked, "task")
+                self._controller.comp_has_moved(self._clock())
                 self._changed.wait()
             self._comp_in_use = frozenset(placement.comp)
             self._controller.comp_has_moved(self._clock())
@@ -266,8 +267,8 @@ class SchedulerLoop:
         waiting_since = self._clock()
         self._comp_is_on((), self._asked, "layer")
         self._comp_in_use = frozenset()
-        self._follow_comp()
         while not self._placement.comp:
+            self._follow_comp()  # each time: cores that were given and taken back before it woke up were never compute's
             if self._failure is not None:
                 raise self._failure
             self._changed.wait()

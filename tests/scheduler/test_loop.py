@@ -424,6 +424,36 @@ def test_compute_without_cores_is_held_between_two_layers() -> None:
     assert task["held_s"] == wait["ended"] - wait["started"] <= task["ended"] - task["started"]
 
 
+def test_cores_given_and_taken_back_before_compute_woke_up_were_never_its_own() -> None:
+    bench = Bench(Scripted(HALF, NOTHING, WIDE, NOTHING, HALF), cycles=5)
+    bench.loop.start()
+    told: list[Allocation | None] = []
+    wait = bench.loop._changed.wait
+
+    def sleep_until_the_next(timeout: float | None = None) -> bool:
+        """Asleep through WIDE: it sees NOTHING again, and then HALF."""
+        bench.loop._changed.wait = wait  # type: ignore[method-assign]
+        bench.comm.deliver(1, 2)
+        bench.has_decided(4)
+        bench.loop._changed.wait = look  # type: ignore[method-assign]
+        return True
+
+    def look(timeout: float | None = None) -> bool:
+        told.append(bench.controller._in_force)
+        bench.loop._changed.wait = wait  # type: ignore[method-assign]
+        bench.comm.deliver(3)
+        return wait(timeout)
+
+    with bench.loop.task(Task.FORWARD):
+        bench.comm.deliver(0)
+        bench.has_decided(2)
+        bench.loop._changed.wait = sleep_until_the_next  # type: ignore[method-assign]
+        bench.loop.between_layers()
+    bench.loop.finish()
+    assert told == [NOTHING]
+    assert [bound["cores"] for bound in bench.of("comp-bound")] == [[5, 7], [], [5, 7]]
+
+
 def test_what_a_task_that_moved_had_is_what_the_controller_learns() -> None:
     bench = Bench(Scripted(HALF, NARROW), cycles=3)
     bench.loop.start()
