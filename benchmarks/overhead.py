@@ -70,6 +70,9 @@ class Bare:
     def task(self, task: Task) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def between_layers(self) -> None:
+        pass
+
 
 class InMemory:
     """Logits that lie in an array."""

@@ -95,6 +95,9 @@ class Bench:
         """For the trainer: the logits of a batch, float32 [public batch, classes]."""
         return self._received[batch_index]
 
+    def between_layers(self) -> None:
+        """For the trainer: a mode is kept for a whole visit, so there is nothing to look at."""
+
     @contextmanager
     def task(self, task: Task) -> Iterator[None]:
         """For the trainer: surrounds one task."""

@@ -12,7 +12,7 @@ from typing import Any
 from edgekd.files import replace_atomically
 
 Record = dict[str, Any]
-_TIMES = ("time", "started", "ended")
+_TIMES = ("time", "started", "ended", "decided")
 _TRACKS = {"comm": 1, "comp": 2, "scheduler": 3}
 
 
@@ -32,9 +32,12 @@ class Journal:
         return sorted(moved, key=moment)
 
     def total_s(self, **match: str) -> float:
-        """Seconds that all records with these fields lasted together, for example total_s(event="wait", why="logits")."""
+        """Seconds that all records with these fields lasted together, for example total_s(event="wait", why="logits").
+
+        What a task spent held in its middle is not its own: that is a wait, with a record of its own.
+        """
         return sum(
-            float(record["ended"] - record["started"])
+            float(record["ended"] - record["started"] - record.get("held_s", 0.0))
             for record in self.records
             if all(record.get(key) == value for key, value in match.items())
         )
@@ -68,17 +71,27 @@ def to_trace(records: Iterable[Record], cores: Sequence[int]) -> dict[str, Any]:
 
 
 def _core_slices(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Who was given each core, from decision to decision."""
-    decisions = [record for record in records if record["event"] == "decision"]
+    """Who had each core, from one change to the next: comm what the decisions gave it, compute what it was bound to."""
+    changes = [record for record in records if record["event"] in ("decision", "comp-bound")]
     end = max((float(record["ended"] if "ended" in record else record["time"]) for record in records), default=0.0)
     slices = []
-    for decision, following in zip(decisions, [*decisions[1:], {"time": end}], strict=True):
-        owners: dict[int, str] = {}
-        for side in ("comm", "comp"):
-            for core in decision["requested"][side]:
-                owners[core] = "both" if core in owners else side
-        slices += [_slice(owner, decision["time"], following["time"], 2, core) for core, owner in owners.items()]
+    requested: dict[str, list[int]] = {"comm": [], "comp": []}
+    bound: list[int] | None = None  # until compute is bound for the first time, and where nothing is pinned, decisions tell
+    for change, following in zip(changes, [*changes[1:], {"time": end}], strict=True):
+        if change["event"] == "decision":
+            requested = change["requested"]
+        else:
+            bound = change["cores"]
+        owners = _owners(requested["comm"], requested["comp"], requested["comp"] if bound is None else bound)
+        slices += [_slice(owner, change["time"], following["time"], 2, core) for core, owner in owners.items()]
     return slices
+
+
+def _owners(comm: Sequence[int], wanted: Sequence[int], bound: Sequence[int]) -> dict[int, str]:
+    """Which side has each core, while comm and compute are to have `comm` and `wanted`, and compute is on `bound`."""
+    if set(comm) & set(wanted):
+        return {core: "both" if core in comm and core in bound else "comm" if core in comm else "comp" for core in {*comm, *bound}}
+    return dict.fromkeys(comm, "comm") | dict.fromkeys(bound, "comp")  # comm waits for a core that compute has yet to leave
 
 
 def _slice(name: str, started: float, ended: float, pid: int, tid: int) -> dict[str, Any]:

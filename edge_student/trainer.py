@@ -1,7 +1,8 @@
 """The compute worker: one cycle after the other, each a Forward and a Backward.
 
 It trains; it does not know who receives, who schedules, or which cores it runs on. Everything it may wait for is behind
-`schedule.task(...)`. One forward over [private batch ; public batch], one backward, one SGD step (Eq. 1 and 2).
+`schedule`: around each task, and between layers. One forward over [private batch ; public batch], one backward, one SGD step
+(Eq. 1 and 2).
 """
 
 from collections.abc import Callable
@@ -14,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edge_student.layers import NOWHERE, everywhere, interruptible, measure
 from edge_student.loss import combined_loss
 from edgekd.datasets import ImageDataset, to_input
 from edgekd.order import batch_ids
 from scheduler.state import Task
 
 _EVALUATION_BATCH = 500
-_WARM_UP_STEPS = 2
 _PROBE_ROUNDS = 4
 _PROBE_ELEMENTS_PER_THREAD = 1 << 16  # twice the grain of an element-wise operation in ATen, so that no thread is left out
 
@@ -30,6 +31,9 @@ class Schedule(Protocol):
 
     def task(self, task: Task) -> AbstractContextManager[None]:
         """Surrounds one task; entering may block."""
+
+    def between_layers(self) -> None:
+        """Called inside a task, in the same thread, where no parallel operation runs; may block, and is called often."""
 
 
 class LogitsSource(Protocol):
@@ -67,28 +71,42 @@ class Trainer:
         self._public = public
         self._recipe = recipe
         self._optimizer = self._make_optimizer(self.student)
+        # On a GPU the layers are only queued, by one thread, which needs no cores to be moved.
+        self._is_on_cpu = torch.device(recipe.device).type == "cpu"
+        self._places = everywhere(self.student) if self._is_on_cpu else NOWHERE
         self.num_cycles = 0
         self.last_loss = float("nan")
 
     def warm_up(self, num_classes: int) -> None:
-        """Run a few steps on a copy, so that threads exist and kernels are chosen before the clock starts."""
+        """Run two steps on a copy, so that threads exist and kernels are chosen before the clock starts.
+
+        The second also tells between which of its layers training will ask for new cores; without it, it asks between all.
+        """
         student = deepcopy(self.student).train()
         optimizer = self._make_optimizer(student)
         teacher_logits = np.zeros((self._recipe.public_batch, num_classes), np.float32)
-        for _ in range(_WARM_UP_STEPS):
+
+        def step() -> None:
             logits, labels = self._forward(student, 0)
             self._backward(optimizer, logits, labels, teacher_logits)
+
+        step()
+        if self._is_on_cpu:
+            self._places = measure(student, step)
+        else:
+            step()
 
     def train(self, cycles: int, schedule: Schedule, source: LogitsSource, on_cycle: Callable[[int], None]) -> None:
         """Run all cycles; `num_cycles` tells how far it came if something raises on the way."""
         self.student.train()
-        for cycle in range(cycles):
-            with schedule.task(Task.FORWARD):
-                logits, labels = self._forward(self.student, cycle)
-            with schedule.task(Task.BACKWARD):
-                self.last_loss = self._backward(self._optimizer, logits, labels, source.logits(cycle))
-            self.num_cycles = cycle + 1
-            on_cycle(self.num_cycles)
+        with interruptible(self.student, self._places, schedule.between_layers):
+            for cycle in range(cycles):
+                with schedule.task(Task.FORWARD):
+                    logits, labels = self._forward(self.student, cycle)
+                with schedule.task(Task.BACKWARD):
+                    self.last_loss = self._backward(self._optimizer, logits, labels, source.logits(cycle))
+                self.num_cycles = cycle + 1
+                on_cycle(self.num_cycles)
 
     def accuracy(self, test: ImageDataset) -> float:
         """Fraction of `test` that the student gets right."""

@@ -44,8 +44,8 @@ class Controller:
         profile: Profile | None = None,
         comp_moves_at_boundaries: bool = False,
     ) -> None:
-        """`comp_moves_at_boundaries`: training keeps its cores until its task ends, and comm gets none of those before, as in a
-        live run; without it a decision takes effect at once, as in the paper's model.
+        """`comp_moves_at_boundaries`: training keeps its cores until its task ends or `comp_has_moved` says otherwise, and comm
+        gets none of those before, as in a live run; without it a decision takes effect at once, as in the paper's model.
 
         ValueError for cycles, cores or prefetch below 1, and for a profile of another number of cores."""
         if num_cores < 1:
@@ -87,6 +87,16 @@ class Controller:
         self._story.append((event, decision))
         return decision
 
+    def comp_has_moved(self, time: float) -> None:
+        """From `time` (seconds) on, training really has the cores of the last decision, and comm those that it gave comm.
+
+        No event, and nothing is decided: the live loop calls it when compute has moved in the middle of a task.
+        """
+        if self._in_force == self.allocation:
+            return
+        self._book_until(time)
+        self._in_force = self.allocation
+
     def rates(self) -> dict[str, Any]:
         """What has been learnt, for logs: each side's work per second by its number of cores, the link's limit (None: none is
         known), and a cycle's work."""
@@ -103,11 +113,7 @@ class Controller:
         """Book the time since the last event, then what the event says."""
         if isinstance(event, Started) != (self.allocation is None):
             raise BrokenInvariant("a run begins with Started, and only once")
-        if not math.isfinite(event.time) or event.time < self._time:
-            raise BrokenInvariant(f"time goes from {self._time} to {event.time}")
-        if self._in_force is not None:
-            self._book(event.time - self._time, self._in_force)
-        self._time = event.time
+        self._book_until(event.time)
         if isinstance(event, TaskDone):
             assert self._in_force is not None
             after = self.state.after(event.task)
@@ -116,8 +122,15 @@ class Controller:
         elif not isinstance(event, Started):
             self.num_cores = event.num_cores
 
+    def _book_until(self, time: float) -> None:
+        if not math.isfinite(time) or time < self._time:
+            raise BrokenInvariant(f"time goes from {self._time} to {time}")
+        if self._in_force is not None:
+            self._book(time - self._time, self._in_force)
+        self._time = time
+
     def _comp_is_running(self) -> bool:
-        """Whether training is in the middle of a task, and so keeps the cores that it has."""
+        """Whether training is in the middle of a task, and so keeps the cores that it has for now."""
         held = self._in_force is None or self._in_force.comp == 0
         return not (held or self.state.comp_is_blocked or self.state.comp_is_done)
 

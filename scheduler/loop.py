@@ -1,9 +1,10 @@
 """The live loop: carries real events to the controller and its decisions to the kernel.
 
 Two threads meet here under one lock. The compute worker wraps each task in `with loop.task(...)`: it reports the boundary, waits if
-it has no logits or no cores, and binds itself. The scheduler thread hears the comm worker through a CommPort. Whichever thread has
-an event has it decided at once; comm is pinned at once, compute at its own next boundary, because a team of threads that shrinks in
-the middle of a parallel operation spins on cores it has lost. For the same reason comm gets no core before compute has left it.
+it has no logits or no cores, and binds itself; inside a task it calls `loop.between_layers()`. The scheduler thread hears the comm
+worker through a CommPort. Whichever thread has an event has it decided at once; comm is pinned at once, compute when its layer or
+its task ends, because a team of threads that shrinks in the middle of a parallel operation spins on cores it has lost. For the same
+reason comm gets no core before compute has left it.
 
 It refuses to know what a policy is called, what travels, and what is trained.
 """
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 from scheduler.binding import BindingRefusedError, CommBinding, CompBinding, ThreadMasks, name_this_thread
 from scheduler.controller import Controller
 from scheduler.placement import Placement, place
-from scheduler.state import Decision, Event, Started, Task, TaskDone
+from scheduler.state import Allocation, Decision, Event, Reason, Started, Task, TaskDone
 
 _POLL_S = 0.5
 _LAST_WORDS_S = 2.0
@@ -86,8 +87,8 @@ class CommPort(Protocol):
 class SchedulerLoop:
     """Runs one controller against one comm worker and the calling compute worker, on `cores`.
 
-    `record` receives the log line by line. Use: `start()`, then `with task(...)` around every task in order, then `finish()`,
-    all in the compute thread. Times are seconds of `clock`.
+    `record` receives the log line by line. Use: `start()`, then `with task(...)` around every task in order, and inside a task
+    `between_layers()` as often as you like, then `finish()`, all in the compute thread. Times are seconds of `clock`.
     """
 
     def __init__(
@@ -113,8 +114,13 @@ class SchedulerLoop:
         self._thread_is_known = threading.Event()
         self._decision: Decision | None = None
         self._placement: Placement | None = None
+        self._last_choice: Allocation | None = None
+        self._asked: Decision | None = None  # the one that first gave compute the cores of `_placement`
         self._effective: dict[str, ThreadMasks] = {"comm": {}, "comp": {}}
+        self._comp_cores: tuple[int, ...] = ()  # what compute was last bound to; nothing once it waits
         self._comp_in_use: frozenset[int] = frozenset()  # the cores of the task that runs now
+        self._comp_must_move = False  # in the middle of a task: read without the lock
+        self._held_s = 0.0  # of the task that runs now
         self._comm_cores: frozenset[int] = frozenset()
         self._comm_is_held = False
         self._comm_has_ended = False
@@ -141,12 +147,23 @@ class SchedulerLoop:
         started = self._clock()
         yield
         ended = self._clock()
-        self._record({"event": "task", "task": task.value, "index": index, "started": started, "ended": ended})
+        held = {"held_s": self._held_s} if self._held_s else {}
+        self._record({"event": "task", "task": task.value, "index": index, "started": started, "ended": ended, **held})
+        self._held_s = 0.0
         with self._changed:
             self._comp_in_use = frozenset()
             if task is Task.BACKWARD:
                 self._comm_port.free_slots(index + 1)
             self._decide(TaskDone(task=task, time=self._clock()))  # not `ended`: another event may have been decided since
+
+    def between_layers(self) -> None:
+        """Call it in the middle of a task, in its thread, where no parallel operation runs: moves compute if it has new cores,
+        waits if it has none. Costs one look at an attribute if nothing has changed.
+
+        Raises what made the comm worker fail, if compute waits.
+        """
+        if self._comp_must_move:
+            self._move_comp()
 
     def finish(self) -> None:
         """Stop the scheduler thread and put masks and thread counts back. Safe to call after a failure, and twice."""
@@ -179,22 +196,28 @@ class SchedulerLoop:
                     raise self._failure
                 assert self._decision is not None, "start() comes first"
                 assert self._placement is not None
-                state, placement = self._decision.state, self._placement
+                assert self._asked is not None
+                state, placement, asked = self._decision.state, self._placement, self._asked
                 if task is Task.BACKWARD and state.comp_is_blocked:
                     why = why or "logits"
                 elif not placement.comp:
                     why = why or "hold"
                 else:
                     break
+                if self._comp_cores and not placement.comp:
+                    self._comp_is_on((), asked, "task")
+                self._controller.comp_has_moved(self._clock())
                 self._changed.wait()
             self._comp_in_use = frozenset(placement.comp)
+            self._controller.comp_has_moved(self._clock())
         if why:
             waited = {"started": waiting_since, "ended": self._clock()}
             self._record({"event": "wait", "why": why, "index": state.next_comp_index, **waited})
-        self._bind_comp(placement)
+        self._bind_comp(placement, asked, "task")
         return state.next_comp_index
 
-    def _bind_comp(self, placement: Placement) -> None:
+    def _bind_comp(self, placement: Placement, asked: Decision, where: str) -> None:
+        """Bind compute, and log it if it is somewhere else now. The lock is not held, because finding the team can take 20 ms."""
         if not placement.is_pinned or self.binding_refusals:
             return
         try:
@@ -205,16 +228,97 @@ class SchedulerLoop:
         if masks:
             with self._changed:
                 self._effective["comp"] = masks
+        if placement.comp != self._comp_cores:
+            self._comp_is_on(placement.comp, asked, where)
+
+    def _comp_is_on(self, cores: tuple[int, ...], asked: Decision, where: str) -> None:
+        """Log that compute has these cores from now on, none if it waits, because of what the decision `asked` wanted."""
+        self._comp_cores = cores
+        self._record(
+            {
+                "event": "comp-bound",
+                "time": self._clock(),
+                "decision": asked.sequence,
+                "decided": asked.time,
+                "cores": sorted(cores),
+                "where": where,
+                "effective": self._effective["comp"],
+            }
+        )
+
+    def _move_comp(self) -> None:
+        """In the middle of a task: leave and take cores until compute has what the last decision gave it."""
+        while True:
+            with self._changed:
+                if not self._comp_must_move:
+                    return
+                self._wait_for_cores()
+                assert self._placement is not None
+                assert self._asked is not None
+                placement, asked = self._placement, self._asked
+                self._comp_in_use |= frozenset(placement.comp)  # comm must get none of them while compute is on its way
+            self._bind_comp(placement, asked, "layer")
+            with self._changed:
+                self._comp_in_use = frozenset(placement.comp)
+                self._follow_comp()
+
+    def _wait_for_cores(self) -> None:
+        """Wait until a decision gives compute a core; its own are comm's meanwhile. The lock is held."""
+        assert self._placement is not None
+        if self._placement.comp:
+            return
+        assert self._decision is not None
+        assert self._asked is not None
+        waiting_since = self._clock()
+        self._comp_is_on((), self._asked, "layer")
+        self._comp_in_use = frozenset()
+        while not self._placement.comp:
+            self._follow_comp()  # each time: cores that were given and taken back before it woke up were never compute's
+            if self._failure is not None:
+                raise self._failure
+            self._changed.wait()
+        ended = self._clock()
+        self._held_s += ended - waiting_since
+        index = self._decision.state.next_comp_index
+        self._record({"event": "wait", "why": "hold", "index": index, "started": waiting_since, "ended": ended})
+
+    def _follow_comp(self) -> None:
+        """Compute has left cores or taken some: comm gets what is free now, and the controller books it. The lock is held."""
+        assert self._placement is not None
+        self._comp_must_move = self._has_to_move(self._placement)
+        if not self._comp_must_move:
+            self._controller.comp_has_moved(self._clock())
+        if self._placement.is_pinned and not self._comm_has_ended:
+            self._bind_comm(self._placement)
+
+    def _has_to_move(self, placement: Placement) -> bool:
+        """Whether compute, in the middle of a task, is to have other cores than it has. The lock is held."""
+        if not self._comp_in_use or not placement.is_pinned or self.binding_refusals:
+            return False
+        return self._comp_in_use != frozenset(placement.comp)
 
     def _decide(self, event: Event) -> None:
         """Have an event decided and carry out comm's half. The lock is held."""
         decision = self._controller.handle(event)
         self._emit_decision()
         self._decision = decision
-        self._placement = place(decision.allocation, self._cores)
+        self._say_what_is_known(decision)
+        former, self._placement = self._placement, place(decision.allocation, self._cores)
+        if former is None or former.comp != self._placement.comp:
+            self._asked = decision
+        self._comp_must_move = self._has_to_move(self._placement)
         if self._placement.is_pinned and not self._comm_has_ended:
             self._bind_comm(self._placement)
         self._changed.notify_all()
+
+    def _say_what_is_known(self, decision: Decision) -> None:
+        """Log the rates that made a planning policy change its mind."""
+        if decision.reason is not Reason.POLICY or not self._controller.policy.needs_rates:
+            return
+        if decision.allocation != self._last_choice:
+            self._last_choice = decision.allocation
+            known = {"event": "rates", "time": decision.time, "decision": decision.sequence}
+            self._record({**known, "allocation": str(decision.allocation), **self._controller.rates()})
 
     def _bind_comm(self, placement: Placement) -> None:
         wanted = placement.comm
@@ -227,7 +331,7 @@ class SchedulerLoop:
         if not cores and placement.is_shared:
             cores = wanted
         if not cores:
-            return  # every core is still compute's; its boundary is the next event, and decides again
+            return  # every core is still compute's; comm gets its own when compute has left them
         if cores != self._comm_cores and not self.binding_refusals:
             try:
                 self._effective["comm"] = self._comm_binding.apply(cores)
@@ -240,6 +344,7 @@ class SchedulerLoop:
 
     def _refused(self, error: BindingRefusedError) -> None:
         self.binding_refusals.append(str(error))
+        self._comp_must_move = False
         self._record({"event": "binding-refused", "time": self._clock(), "cause": str(error)})
 
     def _emit_decision(self) -> None:

@@ -37,6 +37,9 @@ class Boundaries:
         self.tasks.append(task)
         return nullcontext()
 
+    def between_layers(self) -> None:
+        pass
+
 
 def student() -> torch.nn.Module:
     return build_model("cnn:width=2", num_classes=10, input_shape=(1, 8, 8), seed=4)
@@ -121,6 +124,56 @@ def test_the_trace_shows_who_had_each_core() -> None:
     assert {name for core, name, start, _ in slices if start == 4.5e6} == {"comp"}
     tasks = {e["name"] for e in trace["traceEvents"] if e["ph"] == "X" and e["pid"] == 1}
     assert tasks == {"forward 0", "comm 0", "wait for logits 0"}
+
+
+def test_a_core_is_computes_from_when_it_was_bound_until_it_left() -> None:
+    """Decided at 2 s that compute gives core 1 to comm; compute leaves it at 3 s, and waits from 5 s to 6 s."""
+    log = Journal()
+    for sequence, time, comm, comp in (
+        (0, 0.0, [0], [1, 2]),
+        (1, 2.0, [0, 1], [2]),
+        (2, 5.0, [0, 1, 2], []),
+        (3, 6.0, [0], [1, 2]),
+    ):
+        log.record({**DECISION, "sequence": sequence, "time": time, "requested": {"comm": comm, "comp": comp}})
+    for time, cores in ((1.0, [1, 2]), (3.0, [2]), (5.0, []), (6.5, [1, 2])):
+        log.record({"event": "comp-bound", "time": time, "decision": 0, "decided": 0.0, "cores": cores, "where": "layer"})
+    log.record({"event": "task", "task": "backward", "index": 0, "started": 0.5, "ended": 8.0, "held_s": 1.0})
+    assert owners_of(log, cores=(0, 1, 2)) == {
+        0: [("comm", 0.0, 8.0)],
+        1: [("comp", 0.0, 3.0), ("comm", 3.0, 6.0), ("comp", 6.5, 8.0)],
+        2: [("comp", 0.0, 5.0), ("comm", 5.0, 6.0), ("comp", 6.5, 8.0)],
+    }
+    assert log.total_s(event="task", task="backward") == 6.5, "what it was held is a wait of its own"
+    assert [record["decided"] for record in log.relative_to(-1.0) if record["event"] == "comp-bound"] == [1.0] * 4
+
+
+def test_a_core_that_both_may_use_is_drawn_as_both_once_compute_has_it() -> None:
+    log = Journal()
+    for sequence, time, comm, comp in ((0, 0.0, [0], [1]), (1, 2.0, [0, 1], [0, 1])):
+        log.record({**DECISION, "sequence": sequence, "time": time, "requested": {"comm": comm, "comp": comp}})
+    for time, cores in ((0.0, [1]), (3.0, [0, 1])):
+        log.record({"event": "comp-bound", "time": time, "decision": 0, "decided": 0.0, "cores": cores, "where": "layer"})
+    log.record({"event": "task", "task": "forward", "index": 0, "started": 0.0, "ended": 4.0})
+    assert owners_of(log, cores=(0, 1)) == {
+        0: [("comm", 0.0, 3.0), ("both", 3.0, 4.0)],
+        1: [("comp", 0.0, 2.0), ("both", 2.0, 4.0)],
+    }
+
+
+def owners_of(log: Journal, cores: tuple[int, ...]) -> dict[int, list[tuple[str, float, float]]]:
+    """Who has each core in the trace, from second to second; equal neighbours are one."""
+    owners: dict[int, list[tuple[str, float, float]]] = {core: [] for core in cores}
+    for event in to_trace(log.relative_to(0.0), cores)["traceEvents"]:
+        if event["ph"] == "X" and event["pid"] == 2:
+            name, start, end = event["name"], event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6
+            track = owners[event["tid"]]
+            assert not track or track[-1][2] <= start, "one track holds one thing at a time"
+            if track and track[-1][0] == name and track[-1][2] == start:
+                start = track.pop()[1]
+            if end > start:
+                track.append((name, start, end))
+    return owners
 
 
 def test_a_file_is_replaced_whole_and_leaves_no_litter(tmp_path: Path) -> None:

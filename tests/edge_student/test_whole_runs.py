@@ -45,6 +45,10 @@ def test_a_policy_moves_cores_never_results(policy: str, address: str, undisturb
     log = events(tmp_path)
     for task in ("comm", "forward", "backward"):
         assert [record["index"] for record in log if record.get("task") == task] == list(range(20))
+    decided = {record["sequence"]: record["time"] for record in log if record["event"] == "decision"}
+    bound = [record for record in log if record["event"] == "comp-bound"]
+    assert bool(bound) == (policy != "os-default")
+    assert all(record["decided"] == decided[record["decision"]] <= record["time"] for record in bound)
 
 
 @TWO_CORES

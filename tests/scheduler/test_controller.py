@@ -276,3 +276,67 @@ def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch
         assert rate == pytest.approx(own[int(cores)], rel=0.05), learnt
     for cores, rate in learnt["comm"].items():
         assert rate == pytest.approx(rates.comm[int(cores)], rel=0.05), learnt
+
+
+@pytest.mark.parametrize("layer", [0.03, 0.3, math.inf])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_learnt_of_a_task_is_its_work_wherever_it_moved(layer: float, seed: int) -> None:
+    """`random` changes its mind at every event, so most tasks change their cores: all of their equations hold."""
+    rates = RateTable(comm=(0.0, 0.9, 1.5, 1.8, 2.0), comp=(3.4, 2.7, 1.9, 1.0, 0.0))
+    policy = make_policy("random", num_cores=4, seed=seed)
+    controller = Controller(policy=policy, cycles=8, num_cores=4, comp_moves_at_boundaries=True)
+    drive(controller, rates, Workload(forward=0.3, backward=0.7, comm=0.5), comp_moves_at_boundaries=True, layer=layer)
+    works = {Task.FORWARD: 0.3, Task.BACKWARD: 0.7, Task.COMM: 0.5}
+    for side, rate_of in ((controller.estimates.comm, rates.comm), (controller.estimates.comp, rates.comp[::-1])):
+        for task, seconds in side.recent:
+            assert sum(rate_of[cores] * spent for (cores, _), spent in seconds.items()) == pytest.approx(works[task], rel=1e-9)
+
+
+def test_a_task_that_moved_in_its_middle_tells_what_it_had_and_how_long() -> None:
+    """Decided at 1 s, in force from 2 s: until then comm has its one core, because training has not left the others."""
+    probe = Probe(Allocation.split(1, 4), Allocation.split(3, 4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4, comp_moves_at_boundaries=True)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 1.0))
+    controller.comp_has_moved(2.0)
+    controller.handle(done(Task.COMM, 2.5))
+    controller.handle(done(Task.FORWARD, 6.0))
+    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 2.0, Share(1): 4.0})]
+    assert list(controller.estimates.comm.recent) == [
+        (Task.COMM, {Share(1): 1.0}),
+        (Task.COMM, {Share(1): 1.0, Share(3): 0.5}),
+    ]
+
+
+def test_a_task_that_was_held_in_its_middle_has_only_the_time_it_ran() -> None:
+    probe = Probe(Allocation.split(1, 4), Allocation.all_comm(4), Allocation.split(2, 4))
+    controller = Controller(policy=probe, cycles=4, num_cores=4, comp_moves_at_boundaries=True)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 1.0))
+    controller.comp_has_moved(1.5)
+    controller.handle(done(Task.COMM, 4.0))
+    controller.comp_has_moved(4.0)
+    controller.handle(done(Task.FORWARD, 6.0))
+    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 1.5, Share(2): 2.0})]
+    assert list(controller.estimates.comm.recent)[1] == (Task.COMM, {Share(1): 0.5, Share(4): 2.5})
+
+
+def test_moving_decides_nothing_and_books_nothing_twice() -> None:
+    """Where a decision takes effect at once there is nothing to tell, however often it is told."""
+    probe = Probe(Allocation.split(1, 4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4)
+    controller.handle(Started(time=0.0))
+    for time in (0.25, 0.5):
+        controller.comp_has_moved(time)
+    assert len(probe.views) == 1
+    assert controller.handle(done(Task.FORWARD, 1.0)).sequence == 1
+    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 1.0})]
+
+
+def test_moving_back_in_time_breaks_an_invariant() -> None:
+    probe = Probe(Allocation.split(1, 4), Allocation.split(2, 4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4, comp_moves_at_boundaries=True)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 1.0))
+    with pytest.raises(BrokenInvariant, match=r"time goes from 1\.0 to 0\.5"):
+        controller.comp_has_moved(0.5)

@@ -9,9 +9,11 @@ import pytest
 
 from scheduler.binding import BindingRefusedError
 from scheduler.controller import Controller
+from scheduler.estimates import Share
 from scheduler.loop import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble, SchedulerLoop
 from scheduler.policies import make_policy
-from scheduler.state import BrokenInvariant, Task
+from scheduler.state import COMPUTE_FIRST, Allocation, BrokenInvariant, Task
+from scheduler.view import Policy, View
 
 CORES = (2, 3, 5, 7)
 
@@ -78,17 +80,21 @@ class FakeBinding:
 class Bench:
     """A loop of one policy with everything around it faked."""
 
-    def __init__(self, policy: str, *, cycles: int, prefetch: int | None = None) -> None:
+    def __init__(self, policy: str | Policy, *, cycles: int, prefetch: int | None = None) -> None:
         self.comm = FakeComm(cycles)
         self.order: list[tuple[str, tuple[int, ...]]] = []
         self.comm_binding = FakeBinding("comm", self.order)
         self.comp_binding = FakeBinding("comp", self.order)
         self.records: list[dict[str, Any]] = []
-        controller = Controller(
-            policy=make_policy(policy, num_cores=len(CORES), seed=0), cycles=cycles, num_cores=len(CORES), prefetch=prefetch
+        self.controller = Controller(
+            policy=make_policy(policy, num_cores=len(CORES), seed=0) if isinstance(policy, str) else policy,
+            cycles=cycles,
+            num_cores=len(CORES),
+            prefetch=prefetch,
+            comp_moves_at_boundaries=True,
         )
         self.loop = SchedulerLoop(
-            controller=controller,
+            controller=self.controller,
             cores=CORES,
             comm_port=self.comm,
             comm_binding=self.comm_binding,  # type: ignore[arg-type]
@@ -104,7 +110,39 @@ class Bench:
                 pass
 
     def decisions(self) -> list[dict[str, Any]]:
-        return [record for record in self.records if record["event"] == "decision"]
+        return self.of("decision")
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [record for record in self.records if record["event"] == event]
+
+    def has_decided(self, number: int) -> None:
+        """Return when the scheduler thread has decided so often; it waits for that thread, not for a time."""
+        with self.loop._changed:
+            while self.loop._decision is None or self.loop._decision.sequence < number - 1:
+                assert self.loop._changed.wait(10), "no decision came"
+
+
+class Scripted:
+    """A policy that chooses as told, the last choice for ever."""
+
+    name = "scripted"
+    is_work_conserving = True
+    needs_rates = False
+
+    def __init__(self, *choices: Allocation) -> None:
+        self.choices = list(choices)
+
+    def choose(self, view: View) -> Allocation:
+        return self.choices.pop(0) if len(self.choices) > 1 else self.choices[0]
+
+
+NARROW, HALF, WIDE, BEHIND = (
+    Allocation.split(3, 4),
+    Allocation.split(2, 4),
+    Allocation.split(1, 4),
+    Allocation.sharing(COMPUTE_FIRST, 4),
+)
+NOTHING = Allocation.all_comm(4)
 
 
 @pytest.mark.parametrize("policy", ["os-default", "static:1", "static:3", "random", "comm-priority", "comp-priority", "dynamic"])
@@ -238,4 +276,224 @@ def test_a_task_that_raises_is_not_reported_as_done() -> None:
     with pytest.raises(ZeroDivisionError), bench.loop.task(Task.FORWARD):
         raise ZeroDivisionError
     bench.loop.finish()
-    assert [record["event"] for record in bench.records] == ["decision"]
+    assert [record["event"] for record in bench.records] == ["comp-bound", "decision"]
+
+
+class NoLock:
+    """Stands in for the lock where nobody may take it."""
+
+    def __enter__(self) -> None:
+        raise AssertionError("the lock was taken")
+
+    def __exit__(self, *_: object) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("policy", ["static:1", "os-default", "compute-first"])
+def test_between_layers_nothing_happens_when_nothing_has_changed(policy: str) -> None:
+    bench = Bench(policy, cycles=2)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        bench.comm.deliver(0)
+        bench.has_decided(2)
+        before, logged = list(bench.order), len(bench.records)
+        lock, bench.loop._changed = bench.loop._changed, NoLock()  # type: ignore[assignment]
+        bench.loop.between_layers()
+        bench.loop._changed = lock
+        assert (bench.order, len(bench.records)) == (before, logged)
+    bench.loop.finish()
+
+
+def test_compute_leaves_cores_between_two_layers_and_only_then_comm_gets_them() -> None:
+    bench = Bench(Scripted(WIDE, NARROW), cycles=3)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        assert bench.order == [("comm", (2,)), ("comp", (3, 5, 7))]
+        bench.comm.deliver(0)
+        bench.has_decided(2)
+        assert len(bench.order) == 2, "compute is in a layer"
+        bench.loop.between_layers()
+        assert bench.order[2:] == [("comp", (7,)), ("comm", (2, 3, 5))]
+        bench.loop.between_layers()
+        assert len(bench.order) == 4
+    bench.loop.finish()
+    first, second = bench.of("comp-bound")
+    decided = bench.decisions()
+    assert (first["decision"], first["cores"], first["where"]) == (0, [3, 5, 7], "task")
+    assert (second["decision"], second["cores"], second["where"]) == (1, [7], "layer")
+    assert (second["effective"], second["decided"]) == ({1: (7,)}, decided[1]["time"])
+    assert decided[1]["time"] <= second["time"] <= bench.of("task")[-1]["ended"]
+
+
+def test_comm_leaves_cores_at_once_and_compute_takes_them_between_two_layers() -> None:
+    bench = Bench(Scripted(NARROW, WIDE), cycles=3)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        bench.comm.deliver(0)
+        bench.has_decided(2)
+        assert bench.order[2:] == [("comm", (2,))]
+        bench.loop.between_layers()
+        assert bench.order[3:] == [("comp", (3, 5, 7))]
+    bench.loop.finish()
+
+
+def test_a_decision_that_was_taken_back_moves_nothing() -> None:
+    bench = Bench(Scripted(HALF, NARROW, HALF), cycles=3)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        bench.comm.deliver(0, 1)
+        bench.has_decided(3)
+        bench.loop.between_layers()
+        assert [side for side, _ in bench.order].count("comp") == 1
+    bench.loop.finish()
+    assert len(bench.of("comp-bound")) == 1
+
+
+def test_the_decision_that_asked_first_is_the_one_whose_delay_counts() -> None:
+    bench = Bench(Scripted(HALF, NARROW), cycles=4)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        bench.comm.deliver(0, 1, 2)
+        bench.has_decided(4)
+        bench.loop.between_layers()
+    bench.loop.finish()
+    assert [bound["decision"] for bound in bench.of("comp-bound")] == [0, 1]
+
+
+def test_comm_runs_behind_compute_as_soon_as_that_has_every_core() -> None:
+    bench = Bench(Scripted(WIDE, BEHIND, WIDE), cycles=4)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        bench.comm.deliver(0)
+        bench.has_decided(2)
+        bench.loop.between_layers()
+        assert bench.order[2:] == [("comp", CORES), ("comm", CORES)]
+        bench.comm.deliver(1)
+        bench.has_decided(3)
+        bench.loop.between_layers()
+        assert bench.order[4:] == [("comp", (3, 5, 7)), ("comm", (2,))]
+    bench.loop.finish()
+
+
+def test_a_new_decision_while_compute_moves_is_followed_before_the_layer_begins() -> None:
+    bench = Bench(Scripted(WIDE, NARROW, HALF), cycles=4)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        bench.comm.deliver(0)
+        bench.has_decided(2)
+        bind = bench.comp_binding.apply
+
+        def bind_slowly(cores: Iterable[int]) -> dict[int, tuple[int, ...]]:
+            bench.comp_binding.apply = bind  # type: ignore[method-assign]
+            bench.comm.deliver(1)
+            bench.has_decided(3)
+            assert bench.order[2:] == [], "compute has not left yet"
+            return bind(cores)
+
+        bench.comp_binding.apply = bind_slowly  # type: ignore[method-assign]
+        bench.loop.between_layers()
+        assert bench.order[2:] == [("comp", (7,)), ("comm", (2, 3)), ("comp", (5, 7))]
+    bench.loop.finish()
+
+
+def test_compute_without_cores_is_held_between_two_layers() -> None:
+    bench = Bench(Scripted(HALF, NOTHING, WIDE), cycles=3)
+    bench.loop.start()
+    bind = bench.comm_binding.apply
+
+    def bind_and_receive(cores: Iterable[int]) -> dict[int, tuple[int, ...]]:
+        """Comm has every core now, so compute is held: the next batch ends that."""
+        bench.comm_binding.apply = bind  # type: ignore[method-assign]
+        bench.comm.deliver(1)
+        return bind(cores)
+
+    with bench.loop.task(Task.FORWARD):
+        bench.comm.deliver(0)
+        bench.has_decided(2)
+        bench.comm_binding.apply = bind_and_receive  # type: ignore[method-assign]
+        bench.loop.between_layers()
+        assert bench.order[2:] == [("comm", CORES), ("comm", (2,)), ("comp", (3, 5, 7))]
+    bench.loop.finish()
+    assert [(bound["cores"], bound["where"]) for bound in bench.of("comp-bound")] == [
+        ([5, 7], "task"),
+        ([], "layer"),
+        ([3, 5, 7], "layer"),
+    ]
+    (wait,) = bench.of("wait")
+    (task,) = [record for record in bench.of("task") if record["task"] == "forward"]
+    assert (wait["why"], wait["index"]) == ("hold", 0)
+    assert task["held_s"] == wait["ended"] - wait["started"] <= task["ended"] - task["started"]
+
+
+def test_cores_given_and_taken_back_before_compute_woke_up_were_never_its_own() -> None:
+    bench = Bench(Scripted(HALF, NOTHING, WIDE, NOTHING, HALF), cycles=5)
+    bench.loop.start()
+    told: list[Allocation | None] = []
+    wait = bench.loop._changed.wait
+
+    def sleep_until_the_next(timeout: float | None = None) -> bool:
+        """Asleep through WIDE: it sees NOTHING again, and then HALF."""
+        bench.loop._changed.wait = wait  # type: ignore[method-assign]
+        bench.comm.deliver(1, 2)
+        bench.has_decided(4)
+        bench.loop._changed.wait = look  # type: ignore[method-assign]
+        return True
+
+    def look(timeout: float | None = None) -> bool:
+        told.append(bench.controller._in_force)
+        bench.loop._changed.wait = wait  # type: ignore[method-assign]
+        bench.comm.deliver(3)
+        return wait(timeout)
+
+    with bench.loop.task(Task.FORWARD):
+        bench.comm.deliver(0)
+        bench.has_decided(2)
+        bench.loop._changed.wait = sleep_until_the_next  # type: ignore[method-assign]
+        bench.loop.between_layers()
+    bench.loop.finish()
+    assert told == [NOTHING]
+    assert [bound["cores"] for bound in bench.of("comp-bound")] == [[5, 7], [], [5, 7]]
+
+
+def test_what_a_task_that_moved_had_is_what_the_controller_learns() -> None:
+    bench = Bench(Scripted(HALF, NARROW), cycles=3)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        bench.comm.deliver(0)
+        bench.has_decided(2)
+        bench.loop.between_layers()
+    bench.loop.finish()
+    ((task, seconds),) = bench.controller.estimates.comp.recent
+    assert (task, list(seconds)) == (Task.FORWARD, [Share(2), Share(1)])
+
+
+def test_a_failure_is_raised_where_compute_is_held() -> None:
+    bench = Bench(Scripted(HALF, NOTHING), cycles=3)
+    bench.loop.start()
+
+    def forward() -> None:
+        with bench.loop.task(Task.FORWARD):
+            bench.comm.deliver(0)
+            bench.has_decided(2)
+            bench.comm.events.put(CommFailed(error=ConnectionError("gave up")))
+            bench.loop.between_layers()
+
+    with pytest.raises(ConnectionError, match="gave up"):
+        forward()
+    bench.loop.finish()
+    assert [record["task"] for record in bench.of("task")] == ["comm"]
+    assert bench.comp_binding.is_restored
+
+
+@pytest.mark.parametrize("side", ["comm_binding", "comp_binding"])
+def test_after_a_refusal_compute_moves_no_more(side: str) -> None:
+    bench = Bench(Scripted(WIDE, HALF, NARROW, NOTHING), cycles=5)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        getattr(bench, side).refusal = BindingRefusedError(1, "the kernel refused")
+        for index in range(3):
+            bench.comm.deliver(index)
+            bench.has_decided(2 + index)
+            bench.loop.between_layers()
+    bench.loop.finish()
+    assert len(bench.loop.binding_refusals) == 1

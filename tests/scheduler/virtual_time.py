@@ -26,11 +26,13 @@ def drive(
     share_unpinned: float = 0.5,
     max_events: int = 10_000,
     comp_moves_at_boundaries: bool = False,
+    layer: float = math.inf,
 ) -> Run:
     """Run to the end. Unpinned, both sides get `share_unpinned` of the rates they have alone.
 
     With `comp_moves_at_boundaries` training keeps its cores to the end of a task, and comm gets what is free of what it was
-    given, as in a live run. The rates of comm are then those of its own cores, those of comp of its own.
+    given, as in a live run; `layer` is how long a layer takes, after which training moves although its task goes on. The rates
+    of comm are then those of its own cores, those of comp of its own.
     """
     mirror = State.initial(cycles=controller.state.cycles, prefetch=controller.state.prefetch)
     now = start
@@ -39,6 +41,7 @@ def drive(
     left = {"comm": work.comm, "comp": work.forward}
     in_force = decision.allocation
     began: dict[str, float | None] = {"comm": None, "comp": None}
+    moves = math.inf
     while not mirror.is_finished:
         speed = dict(zip(("comm", "comp"), _speeds(in_force, rates, share_unpinned), strict=True))
         if mirror.comm_is_done or mirror.comm_is_blocked:
@@ -51,9 +54,14 @@ def drive(
         need = {side: left[side] / speed[side] if speed[side] else math.inf for side in speed}
         side = min(need, key=lambda name: need[name])
         assert math.isfinite(need[side]), f"the run stalls: {decision}"
-        now += need[side]
+        passes = min(need[side], moves - now)
+        now += passes
         for other in speed:
-            left[other] = max(left[other] - speed[other] * need[side], 0.0)
+            left[other] = max(left[other] - speed[other] * passes, 0.0)
+        if now == moves:
+            controller.comp_has_moved(now)
+            in_force, moves = decision.allocation, math.inf
+            continue
         task = Task.COMM if side == "comm" else mirror.next_comp
         comp_goes_on = task is Task.COMM and speed["comp"] > 0
         mirror = mirror.after(task)
@@ -67,8 +75,9 @@ def drive(
         run.decisions.append(decision)
         if comp_moves_at_boundaries and comp_goes_on:
             in_force = _until_the_boundary(in_force, decision.allocation, rates.num_cores)
+            moves = min(moves, now + layer)
         else:
-            in_force = decision.allocation
+            in_force, moves = decision.allocation, math.inf
         assert len(run.decisions) < max_events
     run.makespan = now - start
     return run
