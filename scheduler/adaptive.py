@@ -67,7 +67,7 @@ class Adaptive:
 
     def _prepare(self, view: View, rates: RateTable) -> tuple[Remaining, Pace]:
         """Draw the run's line once, and the frontier once per table of rates."""
-        if rates != self._rates:
+        if rates is not self._rates and rates != self._rates:
             self._rates = rates
             self._pace = Pace(frontier=Frontier.of(rates.modes()), comp_alone=rates.comp[0])
             splits = [Allocation.split(c, rates.num_cores) for c in range(rates.num_cores + 1)]

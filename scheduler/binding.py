@@ -20,6 +20,8 @@ ThreadMasks = dict[int, tuple[int, ...]]
 """Native thread id -> sorted core ids it may run on, as read back from the kernel."""
 
 _MAX_LOOKS = 5
+LOOK_EVERY_S = 0.1
+"""Threads come and go rarely, and to ask whether they did takes as long as a decision: so often is enough where nothing moves."""
 _CHURN_LIMIT = 3
 
 
@@ -54,10 +56,12 @@ def confine_process(cores: frozenset[int]) -> None:
 class CommBinding:
     """Pins every native thread of the comm worker, gRPC's included, to one shared mask."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, *, look_every_s: float = LOOK_EVERY_S) -> None:
         self._pid = pid
+        self._look_every_s = look_every_s
         self._mask: frozenset[int] | None = None
         self._known: frozenset[int] = frozenset()
+        self._next_look = 0.0
 
     def apply(self, cores: frozenset[int]) -> ThreadMasks:
         """Pin all threads to `cores` (not empty) and return the masks read back. A process that is gone has no threads."""
@@ -72,8 +76,14 @@ class CommBinding:
         return read_masks(self._known)
 
     def look_again(self) -> ThreadMasks | None:
-        """Pin threads that came since; None if there are as many as before. A thread born by a pinned one is pinned already."""
-        if self._mask is None or num_threads_of(self._pid) == len(self._known):
+        """Pin threads that came since; None if there are as many as before. A thread born by a pinned one is pinned already.
+
+        Asked again within `look_every_s` it does not look.
+        """
+        if self._mask is None or time.monotonic() < self._next_look:
+            return None
+        self._next_look = time.monotonic() + self._look_every_s
+        if num_threads_of(self._pid) == len(self._known):
             return None
         return self.apply(self._mask)
 
@@ -86,8 +96,9 @@ class CompBinding:
     on cores that are still busy can take 20 ms.
     """
 
-    def __init__(self, team: ThreadTeam, *, max_threads: int) -> None:
+    def __init__(self, team: ThreadTeam, *, max_threads: int, look_every_s: float = LOOK_EVERY_S) -> None:
         self._team = team
+        self._look_every_s = look_every_s
         self._max_threads = max_threads
         self._pid = os.getpid()
         self._master = os.getpid()  # the main thread's native id is the process id
@@ -96,6 +107,7 @@ class CompBinding:
         self._original_masks = {tid: frozenset(mask) for tid, mask in read_masks(threads_of(self._pid)).items()}
         self._original_size = team.size()
         self._num_churned = 0
+        self._next_look = 0.0
         self._pool = self._find_members(team.size())
         self._members = self._pool
         self._known = threads_of(self._pid)
@@ -109,8 +121,12 @@ class CompBinding:
         """Run compute on exactly these cores, highest first, with at most one thread per core; return the masks read back."""
         wanted = tuple(sorted(cores, reverse=True))
         assert wanted, "compute with no cores is held at its boundary, not bound"
-        if wanted == self._cores and not self._has_new_threads():
-            return {}
+        if wanted == self._cores:
+            if time.monotonic() < self._next_look:
+                return {}
+            self._next_look = time.monotonic() + self._look_every_s
+            if not self._has_new_threads():
+                return {}
         num_threads = min(len(wanted), self._max_threads)
         if num_threads < self._team.size():
             self._team.resize(num_threads)  # fewer threads before fewer cores: spinning threads must never share one

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scheduler.cost import RateTable
-from scheduler.estimates import Estimates, Share, SideEstimate, Terms
+from scheduler.estimates import OWN, Estimates, Share, SideEstimate
 from scheduler.scenario import Profile, TaskWorks
 from scheduler.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, Task, TaskDone
 from scheduler.view import Planner, Policy, View
@@ -65,6 +65,8 @@ class Controller:
         self._planner = policy if profile is None and isinstance(policy, Planner) else None
         self._time = -math.inf
         self._sequence = 0
+        self._trial: Allocation | None = None
+        self._must_look = True
         self._story: deque[tuple[Event, Decision]] = deque(maxlen=STORY_LENGTH)
         # How long the two running tasks have had each share of the cores.
         self._comm_seconds: dict[Share, float] = {}
@@ -121,6 +123,7 @@ class Controller:
             self.state = after
         elif not isinstance(event, Started):
             self.num_cores = event.num_cores
+            self._must_look = True
 
     def _book_until(self, time: float) -> None:
         if not math.isfinite(time) or time < self._time:
@@ -198,8 +201,8 @@ class Controller:
         if num_comm - num_backward >= self._most_ahead:
             return Allocation.all_comp(num_cores), Reason.COMM_BLOCKED
         view = look()
-        if policy.needs_rates and view.rates is None and (untried := self._untried()) is not None:
-            return untried, Reason.LEARNING
+        if view.rates is None and self._trial is not None:
+            return self._trial, Reason.LEARNING
         return policy.choose(view), Reason.POLICY
 
     def _untried(self) -> Allocation | None:
@@ -211,9 +214,12 @@ class Controller:
 
     def _rates(self) -> RateTable | None:
         """The rates of the cores there are now, once they are known as well as the policy wants."""
-        if not self.policy.needs_rates or self.num_cores == 1 or self._untried() is not None:
+        if not self.policy.needs_rates or self.num_cores == 1:
+            self._trial = None
             return None
-        return self.estimates.table(self.num_cores)
+        if self._trial is not None or self.estimates.is_due or self._must_look:
+            self._trial, self._must_look = self._untried(), False
+        return self.estimates.table(self.num_cores) if self._trial is None else None
 
     def _view(self) -> View:
         rates = self._rates()
@@ -242,4 +248,4 @@ def _add(seconds: dict[Share, float], share: Share, spent: float) -> None:
 
 
 def _readable(side: SideEstimate) -> dict[str, float]:
-    return {str(cores) if terms is Terms.OWN else terms.value: rate for (cores, terms), rate in side.rates.items()}
+    return {str(cores) if terms == OWN else terms: rate for (cores, terms), rate in side.rates.items()}

@@ -16,8 +16,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from scheduler.cost import Mode, RateTable, Workload
 from scheduler.link import Link
@@ -26,8 +25,11 @@ from scheduler.state import COMPUTE_FIRST, Allocation, Task
 MEMORY = 16
 """Tasks of each side that the rates must explain. A share that none of them had keeps its rate."""
 
-SWEEPS = 3
-"""Corrections by every remembered task for each that has finished."""
+PENDING = 6
+"""Tasks, those of two cycles, that may finish before the rates are corrected again: it costs more than a decision."""
+
+MINOR = 0.2
+"""A share that a task had for less than this part of its time is not corrected by it: the noise of the rest would drown it."""
 
 GAIN = 0.2
 """How much of a task's surprise one correction takes back: the newest tasks weigh most, and noise is averaged."""
@@ -53,26 +55,23 @@ EXACT = 1e-9
 """A surprise this small, in parts of a task, is rounding."""
 
 
-class Terms(Enum):
-    """How a side has its cores: they are its own, both sides have them by design, or the kernel decides."""
-
-    OWN = "own"
-    SHARED = "shared"
-    UNPINNED = "unpinned"
+OWN: Final = "own"
+SHARED: Final = "shared"
+UNPINNED: Final = "unpinned"
 
 
 class Share(NamedTuple):
-    """What one side had while it ran."""
+    """What one side had while it ran: cores of its own, cores that both sides have by design, or what the kernel gives."""
 
     cores: int
-    terms: Terms = Terms.OWN
+    terms: str = OWN  # plain words, because shares are looked up at every event, and an enum's hash is slow
 
     @classmethod
     def of(cls, cores: int, allocation: Allocation) -> Share:
         """A side's share when it has so many cores of an allocation."""
         if not allocation.pinned:
-            return cls(cores, Terms.UNPINNED)
-        return cls(cores, Terms.OWN if allocation.shared is None else Terms.SHARED)
+            return cls(cores, UNPINNED)
+        return cls(cores, OWN if allocation.shared is None else SHARED)
 
 
 @dataclass(slots=True)
@@ -103,9 +102,10 @@ class SideEstimate:
             if abs(surprise) <= EXACT:
                 continue
             factor = math.exp(GAIN * max(-MOST_SURPRISE, min(surprise, MOST_SURPRISE)))
-            longest = max(seconds.values())
+            longest, total = max(seconds.values()), sum(seconds.values())
             for share, spent in seconds.items():
-                self.rates[share] *= factor ** (spent / longest)
+                if spent >= MINOR * total:
+                    self.rates[share] *= factor ** (spent / longest)
 
     def work_done(self, seconds: Mapping[Share, float]) -> float:
         """Work that these seconds are worth; a share never seen is worth nothing."""
@@ -143,6 +143,10 @@ class Estimates:
         self.link = Link()
         self._busy_s: float | None = None  # of one batch
         self._num_pending = 0  # tasks remembered since the rates were last corrected
+        self.noise = 0.0
+        """Relative error of a rate that rests on all remembered tasks."""
+        self._table: RateTable | None = None
+        self._made_for: tuple[int, float] | None = None  # its number of cores, and the link's rate
         self._num_believed = 0 if rates is None else rates.num_cores
         if rates is not None:
             self._believe(rates)
@@ -159,21 +163,29 @@ class Estimates:
         work = self._works()[task]
         if task is Task.COMM and busy_s is not None:
             self._busy_s = busy_s if self._busy_s is None else self._busy_s + GAIN * (busy_s - self._busy_s)
-            own_s = sum(spent for share, spent in felt.items() if share.terms is Terms.OWN)
+            own_s = sum(spent for share, spent in felt.items() if share.terms is OWN)
             waited = self.link.take_in(work=work, seconds=sum(felt.values()), own_s=own_s, busy_s=busy_s)
             felt = _without_waits(felt, own_s, waited)
         side.remember(task, work, felt)
         self._num_pending += 1
 
     def refresh(self) -> None:
-        """Correct the rates by all remembered tasks, once for each that came since. Whoever reads rates calls it; most policies
-        never do, and it costs more than a decision."""
-        for _ in range(min(self._num_pending, MEMORY)):
+        """Correct the rates by all remembered tasks, once for each PENDING of them that came since.
+
+        Whoever reads rates calls it; most policies never do.
+        """
+        for _ in range(-(-min(self._num_pending, MEMORY) // PENDING)):
             for side in (self.comm, self.comp):
                 side.correct(self._works())
             if not self._is_workload_known:
                 self._learn_proportion()
         self._num_pending = 0
+        self.noise = max(self.comm.scatter, self.comp.scatter) / math.sqrt(MEMORY / 2)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough tasks have come to learn from."""
+        return self._num_pending >= PENDING
 
     def untried(self, trials: Iterable[Allocation], num_cores: int, num_tasks: int) -> Allocation | None:
         """The first of these allocations whose rates do not rest on so many tasks yet, as far as they are worth it; else None.
@@ -186,11 +198,6 @@ class Estimates:
             if not self.has_measured(trial, num_tasks):
                 return trial
         return None
-
-    @property
-    def noise(self) -> float:
-        """Relative error of a rate that rests on all remembered tasks."""
-        return max(self.comm.scatter, self.comp.scatter) / math.sqrt(MEMORY / 2)
 
     def has_measured(self, allocation: Allocation, num_tasks: int = 1) -> bool:
         """Whether the rates of both sides under this allocation rest on so many tasks, Forward and Backward being one."""
@@ -205,8 +212,15 @@ class Estimates:
         Linear between what was measured and above it, in proportion to the cores below, and monotone: more cores never slow a side
         down. Of a side measured with one count only, more cores are believed to add nothing; of one that was seen in compute-first
         only, every core is believed to do its part. A profile knows every count of its cores. Nothing is faster than the link.
+        The same table is returned until the tasks of two cycles have come since, or the link has changed.
         """
-        self.refresh()
+        made_for = num_cores, self.link.rate
+        if self._table is None or self.is_due or self._made_for != made_for:
+            self.refresh()
+            self._table, self._made_for = self._make_table(num_cores), made_for
+        return self._table
+
+    def _make_table(self, num_cores: int) -> RateTable | None:
         shared = self._compute_first(num_cores)
         comm, comp = self._by_cores(self.comm, num_cores), self._by_cores(self.comp, num_cores)
         if shared is None and (comm is None or comp is None):
@@ -241,7 +255,7 @@ class Estimates:
         return _by_measured_cores(side, num_cores)
 
     def _compute_first(self, num_cores: int) -> Mode | None:
-        share = Share(num_cores, Terms.SHARED)
+        share = Share(num_cores, SHARED)
         comm, comp = self.comm.rates.get(share), self.comp.rates.get(share)
         if comm is None or comp is None:
             return None
@@ -254,8 +268,8 @@ class Estimates:
             self.comp.rates[Share(cores)] = rates.comp[last - cores]
         for mode in rates.shared:
             if mode.name == COMPUTE_FIRST:
-                self.comm.rates[Share(last, Terms.SHARED)] = mode.comm_rate
-                self.comp.rates[Share(last, Terms.SHARED)] = mode.comp_rate
+                self.comm.rates[Share(last, SHARED)] = mode.comm_rate
+                self.comp.rates[Share(last, SHARED)] = mode.comp_rate
 
     def _works(self) -> dict[Task, float]:
         work = self.workload
@@ -273,7 +287,7 @@ def _without_waits(seconds: dict[Share, float], own_s: float, waited: float) -> 
     in_own = min(waited / own_s, 1.0) if own_s else 0.0
     rest_s = sum(seconds.values()) - own_s
     in_rest = min(max(waited - own_s, 0.0) / rest_s, 1.0) if rest_s else 0.0
-    worked = {share: 1 - (in_own if share.terms is Terms.OWN else in_rest) for share in seconds}
+    worked = {share: 1 - (in_own if share.terms is OWN else in_rest) for share in seconds}
     return {share: spent * max(worked[share], LEAST_BUSY) for share, spent in seconds.items()}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from scheduler.state import Allocation
 
@@ -30,6 +31,11 @@ def place(allocation: Allocation, cores: Sequence[int]) -> Placement:
 
     A side with no cores gets an empty set. ValueError if the allocation needs more cores than there are.
     """
+    return _place(allocation, tuple(cores))
+
+
+@cache
+def _place(allocation: Allocation, cores: tuple[int, ...]) -> Placement:
     ids = sorted(set(cores))
     shares_cores = not allocation.pinned or allocation.shared is not None
     needed = max(allocation.comm, allocation.comp) if shares_cores else allocation.comm + allocation.comp

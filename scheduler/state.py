@@ -7,7 +7,7 @@ whatever monotonic clock their sender reads. Equation numbers are those of Lin e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from typing import TypeAlias
@@ -128,11 +128,13 @@ class State:
 
     def after(self, task: Task) -> State:
         """The state when `task` has completed. BrokenInvariant if it could not have."""
-        if task is Task.COMM:
-            return replace(self, num_comm=self.num_comm + 1)
-        if task is Task.FORWARD:
-            return replace(self, num_forward=self.num_forward + 1)
-        return replace(self, num_backward=self.num_backward + 1)
+        return State(
+            cycles=self.cycles,
+            num_comm=self.num_comm + (task is Task.COMM),
+            num_forward=self.num_forward + (task is Task.FORWARD),
+            num_backward=self.num_backward + (task is Task.BACKWARD),
+            prefetch=self.prefetch,
+        )
 
     def __str__(self) -> str:
         return f"S({self.num_comm},{self.num_forward},{self.num_backward}) of {self.cycles}"

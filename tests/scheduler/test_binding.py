@@ -140,7 +140,7 @@ def test_masks_are_shared_where_threads_keep_being_replaced(monkeypatch: pytest.
     monkeypatch.setattr(binding, "set_mask", lambda tid, cores: pinned.update({tid: cores}) or True)
     monkeypatch.setattr(binding.os, "sched_getaffinity", lambda tid: {0, 1})
     monkeypatch.setattr(binding, "cpu_ns", lambda tid: clocks.setdefault(tid, 0))
-    comp = CompBinding(ChurningTeam(), max_threads=2)
+    comp = CompBinding(ChurningTeam(), max_threads=2, look_every_s=0.0)
 
     def run_parallel() -> None:
         for tid in threads["now"]:
@@ -190,7 +190,7 @@ sys.stdin.readline()
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdout.readline()
-        binding = CommBinding(process.pid)
+        binding = CommBinding(process.pid, look_every_s=0.0)
         masks = binding.apply(frozenset({core}))
         assert len(masks) == 4
         assert set(masks.values()) == {(core,)}

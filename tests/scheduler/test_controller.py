@@ -11,7 +11,7 @@ from virtual_time import drive
 
 from scheduler.controller import STORY_LENGTH, Controller
 from scheduler.cost import RateTable, Workload
-from scheduler.estimates import Share, Terms
+from scheduler.estimates import UNPINNED, Share
 from scheduler.policies import make_policy
 from scheduler.scenario import Profile
 from scheduler.state import Allocation, BrokenInvariant, CoresChanged, Event, Reason, Started, Task, TaskDone
@@ -130,20 +130,21 @@ def test_waiting_is_not_working_when_nothing_is_pinned() -> None:
     for task, time in [*times, (Task.BACKWARD, 6.0)]:
         controller.handle(done(task, time))
     shares = [dict(seconds) for side in ("comm", "comp") for _, seconds in getattr(controller.estimates, side).recent]
-    assert shares == [{Share(4, Terms.UNPINNED): seconds} for seconds in (1.0, 2.0, 2.0, 1.0, 1.0, 1.0)]
+    assert shares == [{Share(4, UNPINNED): seconds} for seconds in (1.0, 2.0, 2.0, 1.0, 1.0, 1.0)]
 
 
 def test_rates_are_learnt_in_units_of_a_cycle() -> None:
-    controller = controller_of("static:1", cycles=4)
+    controller = controller_of("static:1", cycles=9)
     controller.handle(Started(time=0.0))
-    for cycle in range(3):
+    for cycle in range(8):
         start = 4.0 * cycle
         controller.handle(done(Task.COMM, start + 0.5))
         controller.handle(done(Task.FORWARD, start + 1.0))
         controller.handle(done(Task.BACKWARD, start + 4.0))
+        controller.rates()
     learnt = controller.rates()
-    assert learnt["workload"] == pytest.approx({"forward": 0.25, "backward": 0.75, "comm": 1.0}, rel=1e-3)
-    assert learnt["comp"] == pytest.approx({"3": 0.25}, rel=1e-3)
+    assert learnt["workload"] == pytest.approx({"forward": 0.25, "backward": 0.75, "comm": 1.0}, rel=1e-2)
+    assert learnt["comp"] == pytest.approx({"3": 0.25}, rel=1e-2)
     assert learnt["comm"].keys() == {"1"}
 
 
@@ -273,9 +274,9 @@ def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch
     drive(controller, rates, Workload(forward=0.3, backward=0.7, comm=1.0), comp_moves_at_boundaries=True)
     learnt = controller.rates()
     for cores, rate in learnt["comp"].items():
-        assert rate == pytest.approx(own[int(cores)], rel=0.05), learnt
+        assert rate == pytest.approx(own[int(cores)], rel=0.1), learnt
     for cores, rate in learnt["comm"].items():
-        assert rate == pytest.approx(rates.comm[int(cores)], rel=0.05), learnt
+        assert rate == pytest.approx(rates.comm[int(cores)], rel=0.1), learnt
 
 
 @pytest.mark.parametrize("layer", [0.03, 0.3, math.inf])
