@@ -124,6 +124,7 @@ def time_orchestrated(settings: Settings, address: str) -> float:
         max_wait_s=30.0,
         log_level="error",
         niceness=0,
+        is_idle=False,
     )
     cycles = settings.cycles
     with CommWorkerProcess(configure) as worker:

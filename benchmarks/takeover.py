@@ -122,6 +122,7 @@ def run(settings: Settings, address: str, *, between_layers: bool, threads: int)
         max_wait_s=30.0,
         log_level="error",
         niceness=19,
+        is_idle=True,
     )
     with CommWorkerProcess(configure) as worker:
         worker.await_description()

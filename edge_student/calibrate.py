@@ -131,6 +131,7 @@ def _configure(config: CalibrateConfig, address: str, surroundings: Surroundings
         max_wait_s=config.max_wait,
         log_level=config.log_level,
         niceness=surroundings.comm_niceness,
+        is_idle=surroundings.comm_is_idle,
     )
 
 

@@ -54,7 +54,7 @@ def serve(control: socket.socket) -> int:
     config, _ = messages.receive(control)
     assert isinstance(config, Configure), config
     logging.basicConfig(level=config.log_level.upper(), format="comm worker: %(message)s")
-    os.nice(config.niceness)  # before gRPC's threads are born, which inherit it
+    yield_to_training(config)
     receiver = Receiver(config, lambda cause, attempt: messages.send(control, _trouble(cause, attempt)))
     try:
         messages.send(control, receiver.describe())
@@ -74,6 +74,16 @@ def serve(control: socket.socket) -> int:
     finally:
         receiver.close()
     return 0
+
+
+def yield_to_training(config: Configure) -> None:
+    """Take the priority that the policy wants for comm. Before gRPC's threads are born, which inherit it."""
+    os.nice(config.niceness)
+    if config.is_idle:
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        except PermissionError as error:  # a container's rules; niceness alone does most of it
+            logging.getLogger(__name__).warning("the kernel refused SCHED_IDLE (%s); comm may interrupt training", error.strerror)
 
 
 def receive_all(control: socket.socket, receiver: Receiver, ring: Ring, job: UseRing) -> None:

@@ -25,6 +25,7 @@ class Configure:
     max_wait_s: float
     log_level: str
     niceness: int
+    is_idle: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

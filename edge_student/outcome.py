@@ -88,6 +88,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "prefetch": outcome.prefetch,
         "torch_threads": outcome.max_threads,
         "comm_niceness": kind_of(config.policy).surroundings.comm_niceness,
+        "comm_is_idle": kind_of(config.policy).surroundings.comm_is_idle,
         "openmp_wait": spinning_variables(os.environ),
         "valid": outcome.interruption is None and not outcome.loop.binding_refusals and math.isfinite(loss),
         "notes": list(_notes(outcome)),

@@ -109,6 +109,7 @@ class Run:
             max_wait_s=config.max_wait,
             log_level=config.log_level,
             niceness=kind_of(config.policy).surroundings.comm_niceness,
+            is_idle=kind_of(config.policy).surroundings.comm_is_idle,
         )
 
     def _ring_shape(self, num_classes: int) -> RingShape:

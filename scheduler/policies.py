@@ -169,12 +169,18 @@ class Order:
 class Surroundings:
     """How a run's two processes are started for a policy, because nothing of it can be changed afterwards.
 
-    `comm_niceness` is the priority of the comm worker, 0 (equal to training) to 19 (behind it). `spin_count` is for how many rounds
+    `comm_niceness` is the priority of the comm worker, 0 (equal to training) to 19 (behind it). With `comm_is_idle` it also runs in
+    the kernel's class for such work (SCHED_IDLE, sched(7)): niceness alone lets it interrupt training when it wakes. `spin_count` is for how many rounds
     a thread of training's team spins before it sleeps (libgomp's GOMP_SPINCOUNT); None: as the OpenMP runtime likes.
     """
 
     comm_niceness: int = 0
+    comm_is_idle: bool = False
     spin_count: int | None = SHORT_SPIN
+
+
+BEHIND = Surroundings(comm_niceness=LOWEST_PRIORITY, comm_is_idle=True)
+"""Comm yields to training wherever they share a core."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +281,7 @@ POLICIES: dict[str, PolicyKind] = {
         usage=COMPUTE_FIRST,
         sentence="all cores to training, and comm behind it on the same cores, at the lowest priority",
         make=lambda order: ComputeFirst(),
-        surroundings=Surroundings(comm_niceness=LOWEST_PRIORITY),
+        surroundings=BEHIND,
         shared_mode=COMPUTE_FIRST,
     ),
     "dynamic": PolicyKind(
@@ -287,7 +293,7 @@ POLICIES: dict[str, PolicyKind] = {
         usage="adaptive",
         sentence="the mode after which the rest of the run could still end soonest, by the exact optimum of what is left",
         make=_adaptive,
-        surroundings=Surroundings(comm_niceness=LOWEST_PRIORITY),
+        surroundings=BEHIND,
     ),
 }
 

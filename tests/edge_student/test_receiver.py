@@ -24,6 +24,7 @@ def configure(address: str, **changes: object) -> Configure:
         "max_wait_s": 20.0,
         "log_level": "info",
         "niceness": 0,
+        "is_idle": False,
     }
     return Configure(**(fields | changes))
 
