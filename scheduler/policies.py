@@ -25,8 +25,8 @@ LOWEST_PRIORITY = 19
 """The niceness at which a process yields to every other."""
 
 SHORT_SPIN = 30_000
-"""Rounds of libgomp's spinning, about 0.1 ms. Its own default is ten times that, during which a thread that has nothing to do keeps
-a core from those that have; far below, threads fall asleep at every barrier, and waking them costs more than it saves.
+"""Rounds of libgomp's spinning, about 0.1 ms; its own default is ten times that. Threads that share cores with others make room
+sooner, and fall asleep at more barriers: on a virtual machine, where to wake them is slow, a step takes up to a tenth longer.
 """
 
 
@@ -170,13 +170,13 @@ class Surroundings:
     """How a run's two processes are started for a policy, because nothing of it can be changed afterwards.
 
     `comm_niceness` is the priority of the comm worker, 0 (equal to training) to 19 (behind it). With `comm_is_idle` it also runs in
-    the kernel's class for such work (SCHED_IDLE, sched(7)): niceness alone lets it interrupt training when it wakes. `spin_count` is for how many rounds
-    a thread of training's team spins before it sleeps (libgomp's GOMP_SPINCOUNT); None: as the OpenMP runtime likes.
+    the kernel's class for such work (SCHED_IDLE, sched(7)): niceness alone lets it interrupt training when it wakes. `spin_count`
+    is how many rounds a thread of training's team spins before it sleeps (libgomp's GOMP_SPINCOUNT); None: as the runtime likes.
     """
 
     comm_niceness: int = 0
     comm_is_idle: bool = False
-    spin_count: int | None = SHORT_SPIN
+    spin_count: int | None = None
 
 
 BEHIND = Surroundings(comm_niceness=LOWEST_PRIORITY, comm_is_idle=True)
@@ -248,13 +248,12 @@ POLICIES: dict[str, PolicyKind] = {
         usage="os-default",
         sentence="nothing is pinned and the kernel shares the cores: the baseline",
         make=lambda order: Unpinned("os-default"),
-        surroundings=Surroundings(spin_count=None),
     ),
     "os-tuned": PolicyKind(
         usage="os-tuned",
         sentence="nothing is pinned, comm has the lowest priority and OpenMP's threads spin less: what an expert does by hand",
         make=lambda order: Unpinned("os-tuned"),
-        surroundings=Surroundings(comm_niceness=LOWEST_PRIORITY),
+        surroundings=Surroundings(comm_niceness=LOWEST_PRIORITY, spin_count=SHORT_SPIN),
     ),
     "static": PolicyKind(
         usage="static:<c>",
