@@ -17,6 +17,7 @@ import torch
 
 from edge_student.layers import NOWHERE, everywhere, interruptible, measure
 from edge_student.loss import combined_loss
+from edge_student.sgd import Sgd
 from edgekd.datasets import ImageDataset, to_input
 from edgekd.order import batch_ids
 from scheduler.state import Task
@@ -134,7 +135,7 @@ class Trainer:
 
     def _backward(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Sgd,
         logits: torch.Tensor,
         labels: torch.Tensor,
         teacher_logits: npt.NDArray[np.float32],
@@ -149,13 +150,13 @@ class Trainer:
             alpha=recipe.alpha,
             temperature=recipe.temperature,
         )
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.item()
 
-    def _make_optimizer(self, student: torch.nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(student.parameters(), lr=self._recipe.lr, momentum=self._recipe.momentum)
+    def _make_optimizer(self, student: torch.nn.Module) -> Sgd:
+        return Sgd(student.parameters(), lr=self._recipe.lr, momentum=self._recipe.momentum)
 
 
 class TorchTeam:
