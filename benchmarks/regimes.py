@@ -10,6 +10,7 @@ Takes about a minute per cell and policy pair of repeats; keep the machine quiet
 """
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -226,6 +227,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     settings = parse(Settings, sys.argv[1:], prog="regimes.py", description="Every policy in every regime.")
     results: list[dict[str, Any]] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespace goes whatever ends us
     with tempfile.TemporaryDirectory() as name, Link() as link:
         folder = Path(name)
         grid = cells(settings, link, folder)
