@@ -31,19 +31,19 @@ def timeline_section(policy: str, run: Run | None, out: Path, number: int) -> Ru
     """{"policy", "caption", "figure"} of one policy; without a log the figure is None and the caption says why."""
     if run is None:
         return {"policy": policy, "figure": None, "caption": "No run of this policy counted, so there is none to show."}
-    name = f"{policy.replace(':', '-')}-{run['repeat']}"
+    folder = run.get("folder", f"runs/{policy.replace(':', '-')}-{run['repeat']}")  # a repeated run has one of its own
     try:
-        lines = (out / "runs" / name / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (out / folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
         figure, shown = _draw([json.loads(line) for line in lines], policy, number)
     except FileNotFoundError:
         return {
             "policy": policy,
             "figure": None,
-            "caption": f"The log runs/{name}/events.jsonl is gone, so there is nothing to draw.",
+            "caption": f"The log {folder}/events.jsonl is gone, so there is nothing to draw.",
         }
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         why = f"{type(error).__name__}: {error}"
-        return {"policy": policy, "figure": None, "caption": f"The log runs/{name}/events.jsonl cannot be read ({why})."}
+        return {"policy": policy, "figure": None, "caption": f"The log {folder}/events.jsonl cannot be read ({why})."}
     return {"policy": policy, "figure": figure, "caption": f"Repeat {run['repeat']}, {run['wall_clock_s']:.3f} s. {shown}"}
 
 

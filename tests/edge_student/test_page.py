@@ -421,3 +421,9 @@ def test_without_a_report_there_is_no_page(tmp_path: Path) -> None:
 def test_the_template_is_part_of_the_package() -> None:
     assert importlib.resources.files("edge_student").joinpath("page.html.j2").is_file()
     assert set(FACTORS) <= set(SPLITS)
+
+
+def test_a_repeated_run_shows_the_timeline_of_the_attempt_that_counts(tmp_path: Path) -> None:
+    run = {"policy": "a", "repeat": 0, "valid": True, "wall_clock_s": 1.0, "folder": "runs/a-0-attempt-2"}
+    section = timeline_section("a", run, tmp_path, 0)
+    assert "runs/a-0-attempt-2/events.jsonl is gone" in section["caption"]
