@@ -24,8 +24,8 @@ from edge_student.embedded import embedded_teacher
 from edge_student.fingerprint import fingerprint, settings_of
 from edge_student.journal import write_json
 from edge_student.measuring import Trial, Visit, measure, trials
-from edge_student.messages import Configure, Described
-from edge_student.preparation import TrainingData, check_teacher, load_training_data, make_trainer, ring_shape
+from edge_student.messages import Described
+from edge_student.preparation import TrainingData, check_teacher, configure, load_training_data, make_trainer, ring_shape
 from edge_student.progress import Progress
 from edge_student.provenance import describe_software
 from edge_student.ring import Ring
@@ -49,7 +49,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Sur
         torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
     max_threads = torch.get_num_threads()
     with _teacher(config, cores, data.public.digest) as address:
-        with CommWorkerProcess(_configure(config, address, surroundings)) as worker:
+        with CommWorkerProcess(configure(config, address, surroundings)) as worker:
             described = worker.await_description()
             check_teacher(described, data, address)
             trainer = make_trainer(config, data, described.num_classes, device)
@@ -119,20 +119,6 @@ def _teacher(config: CalibrateConfig, cores: tuple[int, ...], dataset_digest: st
     if config.teacher is not None:
         return nullcontext(config.teacher)
     return embedded_teacher(config, cores[0], dataset_digest)
-
-
-def _configure(config: CalibrateConfig, address: str, surroundings: Surroundings) -> Configure:
-    return Configure(
-        teacher=address,
-        batch_size=config.public_batch,
-        seed=config.seed,
-        encoding=config.encoding.value,
-        window=config.window,
-        max_wait_s=config.max_wait,
-        log_level=config.log_level,
-        niceness=surroundings.comm_niceness,
-        is_idle=surroundings.comm_is_idle,
-    )
 
 
 @contextmanager

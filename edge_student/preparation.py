@@ -4,13 +4,29 @@ import logging
 from dataclasses import dataclass, replace
 
 from edge_student.config import StudentConfig
-from edge_student.messages import Described
+from edge_student.messages import Configure, Described
 from edge_student.ring import RingShape
 from edge_student.trainer import Recipe, Trainer
 from edgekd.datasets import ImageDataset, load_dataset
 from edgekd.models import build_model
+from scheduler.policies import Surroundings
 
 logger = logging.getLogger(__name__)
+
+
+def configure(config: StudentConfig, address: str, surroundings: Surroundings) -> Configure:
+    """What a comm worker is told: whom to ask and how, and what priority the policy wants for it."""
+    return Configure(
+        teacher=address,
+        batch_size=config.public_batch,
+        seed=config.seed,
+        encoding=config.encoding.value,
+        window=config.window,
+        max_wait_s=config.max_wait,
+        log_level=config.log_level,
+        niceness=surroundings.comm_niceness,
+        is_idle=surroundings.comm_is_idle,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,8 @@ from edge_student.comm_port import CommWorkerProcess
 from edge_student.config import TrainConfig
 from edge_student.fingerprint import load_profile
 from edge_student.journal import Journal
-from edge_student.messages import Configure
 from edge_student.outcome import Outcome, remove_old, save
-from edge_student.preparation import check_teacher, load_training_data, make_trainer, ring_shape
+from edge_student.preparation import check_teacher, configure, load_training_data, make_trainer, ring_shape
 from edge_student.progress import Progress
 from edge_student.ring import Ring, RingShape
 from edge_student.trainer import TorchTeam, Trainer
@@ -59,7 +58,7 @@ class Run:
         if config.torch_threads is not None:
             torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
         self._max_threads = torch.get_num_threads()
-        with CommWorkerProcess(self._configure()) as worker:
+        with CommWorkerProcess(configure(config, config.teacher, kind_of(config.policy).surroundings)) as worker:
             # All of it now, the test data too, so that nothing is missing when the training is over.
             data, test = load_training_data(config), load_dataset(config.test_dataset)
             described = worker.await_description()
@@ -97,20 +96,6 @@ class Run:
             logger.warning("%d of %d cycles were trained; saved in %s", trainer.num_cycles, config.cycles, config.out)
             raise interruption
         return result
-
-    def _configure(self) -> Configure:
-        config = self._config
-        return Configure(
-            teacher=config.teacher,
-            batch_size=config.public_batch,
-            seed=config.seed,
-            encoding=config.encoding.value,
-            window=config.window,
-            max_wait_s=config.max_wait,
-            log_level=config.log_level,
-            niceness=kind_of(config.policy).surroundings.comm_niceness,
-            is_idle=kind_of(config.policy).surroundings.comm_is_idle,
-        )
 
     def _ring_shape(self, num_classes: int) -> RingShape:
         """As many slots as fit; fewer than the user or the run would have is said."""

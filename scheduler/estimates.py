@@ -163,7 +163,7 @@ class Estimates:
         work = self._works()[task]
         if task is Task.COMM and busy_s is not None:
             self._busy_s = busy_s if self._busy_s is None else self._busy_s + GAIN * (busy_s - self._busy_s)
-            own_s = sum(spent for share, spent in felt.items() if share.terms is OWN)
+            own_s = sum(spent for share, spent in felt.items() if share.terms == OWN)
             waited = self.link.take_in(work=work, seconds=sum(felt.values()), own_s=own_s, busy_s=busy_s)
             felt = _without_waits(felt, own_s, waited)
         side.remember(task, work, felt)
@@ -287,7 +287,7 @@ def _without_waits(seconds: dict[Share, float], own_s: float, waited: float) -> 
     in_own = min(waited / own_s, 1.0) if own_s else 0.0
     rest_s = sum(seconds.values()) - own_s
     in_rest = min(max(waited - own_s, 0.0) / rest_s, 1.0) if rest_s else 0.0
-    worked = {share: 1 - (in_own if share.terms is OWN else in_rest) for share in seconds}
+    worked = {share: 1 - (in_own if share.terms == OWN else in_rest) for share in seconds}
     return {share: spent * max(worked[share], LEAST_BUSY) for share, spent in seconds.items()}
 
 

@@ -132,8 +132,8 @@ def test_the_scheme_of_the_reader_is_followed(browser: Any, report: Path) -> Non
 
 def test_a_figure_is_found_by_its_title(browser: Any, report: Path) -> None:
     visit = Visit(browser, report, "light", 1280)
-    visit.tab.get_by_role("img", name="Wall-clock of every run, by policy").wait_for()
-    visit.tab.get_by_role("img", name="Who held which core under static:1").wait_for()
+    for title in ("Wall-clock of every run, by policy", "Who held which core under static:1"):
+        assert visit.tab.get_by_role("img", name=title).is_visible()
     visit.tab.close()
 
 
