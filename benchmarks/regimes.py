@@ -68,7 +68,7 @@ class Student:
 
 STUDENTS = {
     "small": Student(model="cnn:width=8", batch_size=8, public_batch=32, cycles=300),
-    "large": Student(model="cnn:width=24", batch_size=32, public_batch=64, cycles=60),
+    "large": Student(model="cnn:width=24", batch_size=32, public_batch=64, cycles=150),
 }
 # Classes make the bytes: 32 or 64 rows of so many float32 each.
 CLASSES = {

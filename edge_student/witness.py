@@ -4,12 +4,15 @@ psutil where it has the thing. /proc and /sys themselves where it does not: its 
 offline, position 2 is not core 2. What a machine does not have is absent, never guessed.
 """
 
+import contextlib
 import os
 import resource
 import shutil
+import socket
+import struct
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import psutil
 from edge_student.disturbance import CoreTicks, ProcessTime, Reading, describe
 from edgekd.address import parse_address
 
+_LISTENING = "0A"
 _MAPPED = "::ffff:"  # an IPv6 socket that listens for IPv4, as gRPC's do
 _PROCESS_FIELDS = ["pid", "ppid", "name", "cpu_times", "create_time", "cpu_num"]
 
@@ -69,7 +73,7 @@ def listening_at(address: str) -> frozenset[int]:
     try:
         ours = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
         if host not in ours and not host.startswith("127."):
-            return frozenset()
+            return listening_elsewhere(host, port)
         sockets = psutil.net_connections(kind="tcp")
     except (OSError, psutil.Error):
         return frozenset()
@@ -79,6 +83,49 @@ def listening_at(address: str) -> frozenset[int]:
         if entry.pid is not None and entry.status == psutil.CONN_LISTEN and entry.laddr
         if entry.laddr.port == port and entry.laddr.ip.removeprefix(_MAPPED) in (host, "0.0.0.0", "::")
     )
+
+
+def listening_elsewhere(host: str, port: int) -> frozenset[int]:
+    """The same for the other network namespaces of this machine, as containers have them, where /proc lets us look into them.
+
+    psutil knows only our own namespace.
+    """
+    members: dict[str, list[int]] = {}  # by namespace
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            members.setdefault(os.readlink(f"/proc/{pid}/ns/net"), []).append(pid)
+    members.pop(os.readlink("/proc/self/ns/net"), None)
+    found: set[int] = set()
+    for pids in members.values():
+        wanted = {f"socket:[{inode}]" for inode in _listening_sockets(pids[0], host, port)}
+        found.update(pid for pid in pids if wanted and not wanted.isdisjoint(_open_files(pid)))
+    return frozenset(found)
+
+
+def _listening_sockets(pid: int, host: str, port: int) -> Iterator[str]:
+    """Inodes of the TCP sockets that listen at HOST:PORT, or at every address, in the namespace of a process (proc_net(5))."""
+    for version, family, everywhere in ((4, socket.AF_INET, "0.0.0.0"), (6, socket.AF_INET6, "::")):
+        try:
+            with open(f"/proc/{pid}/net/tcp{'6' if version == 6 else ''}", encoding="ascii") as file:
+                rows = [line.split() for line in file][1:]
+        except OSError:
+            continue
+        for row in rows:
+            address, _, at = row[1].partition(":")
+            words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]  # each as this CPU would read it
+            name = socket.inet_ntop(family, struct.pack(f"={len(words)}I", *words)).removeprefix(_MAPPED)
+            if row[3] == _LISTENING and int(at, 16) == port and name in (host, everywhere):
+                yield row[9]
+
+
+def _open_files(pid: int) -> set[str]:
+    """What the descriptors of a process point to."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(entry.path))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

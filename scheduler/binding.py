@@ -75,6 +75,21 @@ class CommBinding:
                 break
         return read_masks(self._known)
 
+    def put_behind(self, is_behind: bool) -> None:
+        """Have the worker yield to everybody, in the kernel's class for that (SCHED_IDLE, sched(7)), or be like everybody again.
+
+        Threads born later inherit it. Back is only for who may: BindingRefusedError without CAP_SYS_NICE or an RLIMIT_NICE of 20.
+        """
+        wanted = os.SCHED_IDLE if is_behind else os.SCHED_OTHER
+        for tid in threads_of(self._pid):
+            try:
+                if os.sched_getscheduler(tid) != wanted:
+                    os.sched_setscheduler(tid, wanted, os.sched_param(0))
+            except ProcessLookupError:
+                continue
+            except OSError as error:
+                raise BindingRefusedError(error.errno, f"the kernel keeps the class of thread {tid}: {error.strerror}") from error
+
     def look_again(self) -> ThreadMasks | None:
         """Pin threads that came since; None if there are as many as before. A thread born by a pinned one is pinned already.
 
@@ -152,18 +167,21 @@ class CompBinding:
         """How often threads of the team were replaced behind our back (oneDNN shrinks the team for small work)."""
         return self._num_churned
 
-    def restore(self) -> None:
-        """Put back the masks and the thread count that were found at first. Call it in the compute thread.
+    def restore(self) -> ThreadMasks:
+        """Put back the masks and the thread count that were found at first; return the masks read back.
+
+        Call it in the compute thread.
 
         Threads born since get what the master had. A mask that the kernel refuses now (cores were taken away) stays.
         """
         if not self._cores:
-            return
+            return {}
         for tid in threads_of(self._pid) - self._foreign:
             with contextlib.suppress(BindingRefusedError):
                 set_mask(tid, self._original_masks.get(tid, self._original_masks[self._master]))
         self._team.resize(self._original_size)
         self._cores = ()
+        return read_masks(threads_of(self._pid) - self._foreign)
 
     def _has_new_threads(self) -> bool:
         # A team of two runs an operation together or not at all; only larger ones lose and get threads at an unchanged count.

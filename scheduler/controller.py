@@ -62,7 +62,8 @@ class Controller:
         self.estimates = Estimates(profile.workload, profile.rates) if profile else Estimates()
         # Known works never change, so a policy may prepare for all of them; learnt ones it sees one cycle at a time.
         self._works = TaskWorks.equal(profile.workload, cycles) if profile else None
-        self._planner = policy if profile is None and isinstance(policy, Planner) else None
+        self.planner = policy if isinstance(policy, Planner) else None
+        self._has_profile = profile is not None
         self._time = -math.inf
         self._sequence = 0
         self._trial: Allocation | None = None
@@ -100,11 +101,13 @@ class Controller:
         self._in_force = self.allocation
 
     def rates(self) -> dict[str, Any]:
-        """What has been learnt, for logs: each side's work per second by its number of cores, the link's limit (None: none is
-        known), and a cycle's work."""
+        """What has been learnt, for logs: what a planner goes by, each side's work per second by its number of cores, the link's
+        limit (None: none is known), and a cycle's work."""
         self.estimates.refresh()
         work = self.estimates.workload
+        own = {"stance": self.planner.stance, **self.planner.describe()} if self.planner else {}
         return {
+            **own,
             "comm": _readable(self.estimates.comm),
             "comp": _readable(self.estimates.comp),
             "link": None if math.isinf(self.estimates.link.rate) else self.estimates.link.rate,
@@ -191,8 +194,9 @@ class Controller:
         """
         policy, num_cores, cycles = self.policy, self.num_cores, self.state.cycles
         if not policy.is_work_conserving:
-            reason = Reason.FINISHED if num_comm == num_backward == cycles else Reason.UNMANAGED
-            return policy.choose(look()), reason
+            allocation = policy.choose(look())
+            if not allocation.pinned:  # else it has just changed its mind, and the rules hold again
+                return allocation, Reason.FINISHED if num_comm == num_backward == cycles else Reason.UNMANAGED
         if num_comm < num_forward:
             return Allocation.all_comm(num_cores), Reason.COMP_BLOCKED
         if num_comm == cycles:
@@ -203,14 +207,15 @@ class Controller:
         view = look()
         if view.rates is None and self._trial is not None:
             return self._trial, Reason.LEARNING
-        return policy.choose(view), Reason.POLICY
+        allocation = policy.choose(view)
+        return allocation, Reason.POLICY if allocation.pinned else Reason.UNMANAGED
 
     def _untried(self) -> Allocation | None:
         """What the policy wants to see measured next, before it plans."""
-        if self._planner is None or self.num_cores == 1:
+        if self.planner is None or self._has_profile or self.num_cores == 1:
             return None
         num_tasks = min(max(self.state.cycles // CYCLES_PER_TRIAL, 1), MOST_TRIED)
-        return self.estimates.untried(self._planner.trials(self.num_cores), self.num_cores, num_tasks)
+        return self.estimates.untried(self.planner.trials(self.num_cores), self.num_cores, num_tasks)
 
     def _rates(self) -> RateTable | None:
         """The rates of the cores there are now, once they are known as well as the policy wants."""
@@ -235,6 +240,7 @@ class Controller:
             works=self._works or work,
             rates=rates,
             noise=self.estimates.noise,
+            time=self._time,
         )
 
 

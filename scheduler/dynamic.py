@@ -64,6 +64,13 @@ def solve(
     return search.run(num_comm, num_comp)
 
 
+def _is_better(time: float, comm_left: float, comp_left: float, known: _Label) -> bool:
+    """Whether these come before the known label's in order; times that differ by rounding are the same time."""
+    if time < known.time * (1 - _ROUNDING):
+        return True
+    return time <= known.time * (1 + _ROUNDING) and (comm_left, comp_left) < (known.comm, known.comp)
+
+
 class _Search:
     """One label-setting: `rows[q][i]` is the label of state (i, q)."""
 
@@ -118,7 +125,7 @@ class _Search:
             q2 = q
         time = label.time + delta
         known = self.rows[q2].get(i2)
-        if known is None or (time, comm_left, comp_left) < (known.time, known.comm, known.comp):
+        if known is None or _is_better(time, comm_left, comp_left, known):
             self.rows[q2][i2] = _Label(time, comm_left, comp_left, (i, q, split))
 
     def trace(self) -> Plan:

@@ -19,10 +19,12 @@ from typing import Any, Protocol
 from scheduler.binding import BindingRefusedError, CommBinding, CompBinding, ThreadMasks, name_this_thread
 from scheduler.controller import Controller
 from scheduler.placement import Placement, place
-from scheduler.state import Allocation, Decision, Event, Reason, Started, Task, TaskDone
+from scheduler.state import Decision, Event, Reason, Started, Task, TaskDone
 
 _POLL_S = 0.5
 _LAST_WORDS_S = 2.0
+_CHOSEN = frozenset({Reason.POLICY, Reason.LEARNING, Reason.UNMANAGED})
+"""What is forced, the other reasons, is too short to change more than cores."""
 Record = dict[str, Any]
 """One line of the log; times in it are seconds of the loop's clock."""
 
@@ -114,15 +116,18 @@ class SchedulerLoop:
         self._thread_is_known = threading.Event()
         self._decision: Decision | None = None
         self._placement: Placement | None = None
-        self._last_choice: Allocation | None = None
+        self._last_stance = ""
         self._asked: Decision | None = None  # the one that first gave compute the cores of `_placement`
         self._effective: dict[str, ThreadMasks] = {"comm": {}, "comp": {}}
         self._comp_cores: tuple[int, ...] = ()  # what compute was last bound to; nothing once it waits
+        self._comp_is_pinned = False
         self._comp_in_use: frozenset[int] = frozenset()  # the cores of the task that runs now
         self._comp_must_move = False  # in the middle of a task: read without the lock
         self._held_s = 0.0  # of the task that runs now
         self._comm_cores: frozenset[int] = frozenset()
         self._comm_is_held = False
+        self._comm_is_behind = False  # because of a decision, whatever it was started as
+        self._comm_must_stay_behind = False
         self._comm_has_ended = False
         self._is_stopping = False
         self._failure: Exception | None = None
@@ -218,17 +223,18 @@ class SchedulerLoop:
 
     def _bind_comp(self, placement: Placement, asked: Decision, where: str) -> None:
         """Bind compute, and log it if it is somewhere else now. The lock is not held, because finding the team can take 20 ms."""
-        if not placement.is_pinned or self.binding_refusals:
+        if self.binding_refusals or not (placement.is_pinned or self._comp_is_pinned):
             return
         try:
-            masks = self._comp_binding.apply(placement.comp)
+            masks = self._comp_binding.apply(placement.comp) if placement.is_pinned else self._comp_binding.restore()
+            self._comp_is_pinned = placement.is_pinned
         except BindingRefusedError as error:
             self._refused(error)
             return
         if masks:
             with self._changed:
                 self._effective["comp"] = masks
-        if placement.comp != self._comp_cores:
+        if placement.comp != self._comp_cores or not placement.is_pinned:
             self._comp_is_on(placement.comp, asked, where)
 
     def _comp_is_on(self, cores: tuple[int, ...], asked: Decision, where: str) -> None:
@@ -288,8 +294,7 @@ class SchedulerLoop:
         self._comp_must_move = self._has_to_move(self._placement)
         if not self._comp_must_move:
             self._controller.comp_has_moved(self._clock())
-        if self._placement.is_pinned and not self._comm_has_ended:
-            self._bind_comm(self._placement)
+        self._bind_comm(self._placement)
 
     def _has_to_move(self, placement: Placement) -> bool:
         """Whether compute, in the middle of a task, is to have other cores than it has. The lock is held."""
@@ -307,28 +312,32 @@ class SchedulerLoop:
         if former is None or former.comp != self._placement.comp:
             self._asked = decision
         self._comp_must_move = self._has_to_move(self._placement)
-        if self._placement.is_pinned and not self._comm_has_ended:
-            self._bind_comm(self._placement)
+        if decision.reason in _CHOSEN:
+            self._put_behind(self._placement.is_shared)
+        self._bind_comm(self._placement)
         self._changed.notify_all()
 
     def _say_what_is_known(self, decision: Decision) -> None:
         """Log the rates that made a planning policy change its mind."""
-        if decision.reason is not Reason.POLICY or not self._controller.policy.needs_rates:
+        planner = self._controller.planner
+        if planner is None or decision.reason not in _CHOSEN:
             return
-        if decision.allocation != self._last_choice:
-            self._last_choice = decision.allocation
+        if planner.stance != self._last_stance:
+            self._last_stance = planner.stance
             known = {"event": "rates", "time": decision.time, "decision": decision.sequence}
             self._record({**known, "allocation": str(decision.allocation), **self._controller.rates()})
 
     def _bind_comm(self, placement: Placement) -> None:
         wanted = placement.comm
+        if self._comm_has_ended or not (placement.is_pinned or self._comm_cores or self._comm_is_held):
+            return  # gone, or nothing was ever asked of it
         if not wanted:
             if not self._comm_is_held:
                 self._comm_port.hold()
                 self._comm_is_held = True
             return
         cores = wanted - self._comp_in_use
-        if not cores and placement.is_shared:
+        if not placement.is_pinned or (not cores and placement.is_shared):
             cores = wanted
         if not cores:
             return  # every core is still compute's; comm gets its own when compute has left them
@@ -341,6 +350,19 @@ class SchedulerLoop:
         if self._comm_is_held:
             self._comm_port.release()
             self._comm_is_held = False
+
+    def _put_behind(self, is_behind: bool) -> None:
+        """Comm yields to training, or no longer does. Where the kernel keeps it there, it stays, and the log says so."""
+        if self._comm_has_ended or is_behind == self._comm_is_behind:
+            return
+        if self._comm_must_stay_behind and not is_behind:
+            return
+        try:
+            self._comm_binding.put_behind(is_behind)
+            self._comm_is_behind = is_behind
+        except BindingRefusedError as error:
+            self._comm_must_stay_behind = True
+            self._record({"event": "comm-stays-behind", "time": self._clock(), "cause": str(error)})
 
     def _refused(self, error: BindingRefusedError) -> None:
         self.binding_refusals.append(str(error))

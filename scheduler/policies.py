@@ -126,6 +126,16 @@ class Dynamic:
     def __init__(self, horizon: int | None = HORIZON) -> None:
         self._horizon = horizon
         self._planned: dict[tuple[int, int], int] = {}  # comm cores by (Comm tasks, comp tasks) done
+        self._chosen: Allocation | None = None
+
+    @property
+    def stance(self) -> str:
+        """The split that was chosen last."""
+        return str(self._chosen)
+
+    def describe(self) -> dict[str, object]:
+        """Nothing beside the rates."""
+        return {}
 
     def trials(self, num_cores: int) -> tuple[Allocation, ...]:
         """Three splits, if there are more than one."""
@@ -133,6 +143,10 @@ class Dynamic:
 
     def choose(self, view: View) -> Allocation:
         """The split that the plan has here. A plan reaches at least to the batch that comm is at."""
+        self._chosen = self._split(view)
+        return self._chosen
+
+    def _split(self, view: View) -> Allocation:
         if view.num_cores <= 2:  # one possible split, or none
             return Allocation.split(view.num_cores - 1, view.num_cores)
         here = view.num_comm, view.num_forward + view.num_backward
@@ -290,9 +304,8 @@ POLICIES: dict[str, PolicyKind] = {
     ),
     "adaptive": PolicyKind(
         usage="adaptive",
-        sentence="the mode after which the rest of the run could still end soonest, by the exact optimum of what is left",
+        sentence="the best of compute-first, splits, bursts, the kernel's own way and a plan by rates, found by the stopwatch",
         make=_adaptive,
-        surroundings=BEHIND,
     ),
 }
 

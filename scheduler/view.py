@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from scheduler.cost import RateTable
@@ -21,6 +22,7 @@ class View(NamedTuple):
     The state S_{i,j,k} as in `State`; `comm_left` and `comp_left` are the work remaining of the two running tasks, `works` that
     of all tasks. All work is in the units of `rates`, which is None where nobody knows them, never for `needs_rates` policies.
     `noise` is the relative error that a time predicted by them must be believed to have; 0 where they are exact.
+    `time` is the event's, in seconds; NaN where a whole run is thought through at once.
     """
 
     num_cores: int
@@ -34,6 +36,7 @@ class View(NamedTuple):
     works: Works
     rates: RateTable | None
     noise: float = 0.0
+    time: float = math.nan
 
     @classmethod
     def of(
@@ -46,10 +49,11 @@ class View(NamedTuple):
         works: Works,
         rates: RateTable | None,
         noise: float = 0.0,
+        time: float = math.nan,
     ) -> View:
         """The view from this state."""
         counts = (state.num_comm, state.num_forward, state.num_backward)
-        return cls(num_cores, state.cycles, state.prefetch, *counts, comm_left, comp_left, works, rates, noise)
+        return cls(num_cores, state.cycles, state.prefetch, *counts, comm_left, comp_left, works, rates, noise, time)
 
 
 class Policy(Protocol):
@@ -77,6 +81,13 @@ class Policy(Protocol):
 @runtime_checkable
 class Planner(Protocol):
     """A policy that plans with rates. Without a profile the controller first measures what it asks for (LEARNING)."""
+
+    @property
+    def stance(self) -> str:
+        """What it goes by now, in a few words for logs, which are written when it changes."""
+
+    def describe(self) -> dict[str, object]:
+        """What made it do so, beside the rates, as plain values for logs."""
 
     def trials(self, num_cores: int) -> tuple[Allocation, ...]:
         """The allocations to measure before `choose` can plan, in this order."""

@@ -47,8 +47,20 @@ def test_a_policy_moves_cores_never_results(policy: str, address: str, undisturb
         assert [record["index"] for record in log if record.get("task") == task] == list(range(20))
     decided = {record["sequence"]: record["time"] for record in log if record["event"] == "decision"}
     bound = [record for record in log if record["event"] == "comp-bound"]
-    assert bool(bound) == (policy != "os-default")
+    if policy != "adaptive":  # it may find the kernel's own way best
+        assert bool(bound) == (policy != "os-default")
     assert all(record["decided"] == decided[record["decision"]] <= record["time"] for record in bound)
+
+
+@TWO_CORES
+def test_adaptive_tries_its_habits_where_the_buffer_is_small(address: str, undisturbed: Path, tmp_path: Path) -> None:
+    train(address, tmp_path, "--policy", "adaptive", "--cycles", "20", *SMALL_RING, *ONE_THREAD)
+    assert weights(tmp_path) == weights(undisturbed)
+    log = events(tmp_path)
+    stances = [record["stance"] for record in log if record["event"] == "rates"]
+    assert stances[0] == "kernel"
+    assert len(set(stances)) > 1
+    assert any(record["event"] == "comp-bound" for record in log)
 
 
 @TWO_CORES
@@ -62,8 +74,7 @@ def test_a_profile_may_tell_a_planner_to_take_turns(address: str, undisturbed: P
     train(address, tmp_path, *flags)
     assert weights(tmp_path) == weights(undisturbed)
     chosen = [record["allocation"] for record in events(tmp_path) if record.get("reason") == "policy"]
-    assert chosen
-    assert all(0 in (allocation["comm"], allocation["comp"]) for allocation in chosen)
+    assert 0 in (chosen[0]["comm"], chosen[0]["comp"]), "later ones may know better than the profile"
 
 
 def test_a_small_prefetch_changes_no_result(address: str, undisturbed: Path, tmp_path: Path) -> None:

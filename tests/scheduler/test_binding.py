@@ -208,3 +208,24 @@ sys.stdin.readline()
         pass
     assert binding.apply(frozenset({core})) == {}, "a process that is gone has no threads"
     assert read_masks([process.pid]) == {}
+
+
+def test_a_worker_is_put_behind_and_threads_that_it_starts_then_too() -> None:
+    program = "import sys, threading, time\nsys.stdin.readline()\n" + (
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\nprint(flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        binding = CommBinding(worker.pid)
+        binding.put_behind(True)
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+        worker.stdout.readline()
+        assert len(threads_of(worker.pid)) == 2
+        assert {os.sched_getscheduler(tid) for tid in threads_of(worker.pid)} == {os.SCHED_IDLE}
+        if os.geteuid() == 0:  # coming back takes a privilege
+            binding.put_behind(False)
+            assert {os.sched_getscheduler(tid) for tid in threads_of(worker.pid)} == {os.SCHED_OTHER}
+        worker.kill()
+    binding.put_behind(True)  # a worker that is gone has no threads

@@ -58,6 +58,8 @@ class FakeBinding:
         self.side = side
         self.order = order
         self.num_churned = 0
+        self.is_behind = False
+        self.class_refusal: BindingRefusedError | None = None
         self.is_restored = False
         self.refusal: BindingRefusedError | None = None
 
@@ -67,14 +69,20 @@ class FakeBinding:
         self.order.append((self.side, tuple(sorted(cores))))
         return {1: tuple(sorted(cores))}
 
+    def put_behind(self, is_behind: bool) -> None:
+        if self.class_refusal is not None:
+            raise self.class_refusal
+        self.is_behind = is_behind
+
     def look_again(self) -> None:
         return None
 
     def leave_alone(self, tid: int) -> None:
         self.scheduler_thread = tid
 
-    def restore(self) -> None:
+    def restore(self) -> dict[int, tuple[int, ...]]:
         self.is_restored = True
+        return {}
 
 
 class Bench:
@@ -372,6 +380,36 @@ def test_comm_runs_behind_compute_as_soon_as_that_has_every_core() -> None:
         bench.has_decided(3)
         bench.loop.between_layers()
         assert bench.order[4:] == [("comp", (3, 5, 7)), ("comm", (2,))]
+    bench.loop.finish()
+
+
+def test_what_was_pinned_is_left_to_the_kernel_again_and_comm_is_behind_only_while_it_shares() -> None:
+    bench = Bench(Scripted(BEHIND, WIDE, WIDE, Allocation.unpinned(4)), cycles=3)
+    bench.loop.start()
+    assert bench.comm_binding.is_behind
+    bench.comm.deliver(0)
+    bench.has_decided(2)
+    assert not bench.comm_binding.is_behind
+    with bench.loop.task(Task.FORWARD):
+        pass
+    with bench.loop.task(Task.BACKWARD):
+        assert bench.order[-1] == ("comp", (3, 5, 7))
+    assert not bench.comp_binding.is_restored
+    with bench.loop.task(Task.FORWARD):
+        assert bench.comp_binding.is_restored
+    assert bench.order[-1] == ("comm", CORES)
+    bench.loop.finish()
+
+
+def test_comm_that_may_not_come_back_stays_behind_and_the_log_says_so() -> None:
+    bench = Bench(Scripted(BEHIND, WIDE), cycles=3)
+    bench.loop.start()
+    bench.comm_binding.class_refusal = BindingRefusedError(1, "no privilege")
+    bench.comm.deliver(0)
+    bench.has_decided(2)
+    assert bench.comm_binding.is_behind
+    assert [record["cause"] for record in bench.of("comm-stays-behind")] == ["[Errno 1] no privilege"]
+    assert not bench.of("binding-refused")
     bench.loop.finish()
 
 

@@ -1,0 +1,144 @@
+"""A race of habits: which of a few ways to use the cores makes the same progress in the least time, by the stopwatch.
+
+What a mode is worth cannot always be told from the rates of its tasks. Where comm receives for a tenth of a cycle, what one batch
+costs training drowns in the noise of whole tasks, and what a decision itself costs stands in no rate at all. The time of a few
+cycles has everything in it. So each habit is followed for a block of cycles, in turns, because a machine drifts; those that are
+behind by more than the noise drop out, the best goes on, and is challenged from time to time, more and more rarely.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+ROUNDS = 2
+"""Blocks, the first ever not among them, after which a habit that is not behind counts as measured."""
+
+REMEMBERED = 6
+"""Blocks of a habit that its standing rests on."""
+
+LEAST_MARGIN = 0.02
+"""A habit is never dropped for less than this part."""
+
+SURE = 2.5
+"""How many times the noise of a difference a habit must be behind."""
+
+COLD = 1.0
+"""So far a habit may be behind in its first block: other numbers of threads mean other kernels of the linear algebra to prepare."""
+
+INCREDIBLE = 5.0
+"""No habit is worse than the best by this factor: its blocks are from before the world changed, and are forgotten."""
+
+NEAR = 3.0
+"""A habit that is behind by more than so many margins is not tried again, unless the world changes."""
+
+CHANGED = 4.0
+"""The leader's last two blocks off its others by so many times the noise: the world has changed, and all is measured anew."""
+
+FIRST_PATIENCE = 4
+MOST_PATIENCE = 32
+"""Blocks of the leader between two challenges: so few at first, twice as many each time, never more than the second."""
+
+Prices = tuple[float, float]
+"""Seconds that a cycle of training is worth, and a batch received."""
+
+
+class Block(NamedTuple):
+    """Some cycles of training under one habit: their seconds, how many, and the batches that were received meanwhile."""
+
+    seconds: float
+    cycles: int
+    batches: float
+
+    def worth(self, prices: Prices) -> float:
+        """The seconds that its progress should have taken."""
+        return prices[0] * self.cycles + prices[1] * self.batches
+
+
+class Race:
+    """Whose turn it is, and who leads. The first of the habits begins, and has the benefit of the doubt."""
+
+    def __init__(self, habits: Sequence[str]) -> None:
+        assert habits, "a race needs a runner"
+        self._order = list(habits)
+        self.leader = self._order[0]
+        """The habit that the last standing says is best."""
+        self._patience = FIRST_PATIENCE
+        self._since_challenge = 0
+        self._blocks: dict[str, deque[Block]] = {}
+        self._is_warm: set[str] = set()
+        self._restart()
+
+    def take_in(self, habit: str, block: Block) -> None:
+        """A block of this habit has ended. Its first ever is forgotten as soon as there is another: caches had to be filled."""
+        blocks = self._blocks[habit]
+        if habit not in self._is_warm and len(blocks) == 1:
+            self._is_warm.add(habit)
+            blocks.clear()
+        blocks.append(block)
+
+    def standing(self, prices: Prices) -> dict[str, float]:
+        """Of each habit that ran, its seconds per second that its progress is worth: 1 is as predicted, less is better."""
+        return {habit: _score(blocks, prices) for habit, blocks in self._blocks.items() if blocks}
+
+    def next(self, prices: Prices, noise: float, barred: Collection[str] = (), *, may_try: bool = True) -> str:
+        """The habit of the next block, none of those `barred`. `noise` is the relative standard error of a block.
+
+        Without `may_try` it is the leader.
+        """
+        margin = max(LEAST_MARGIN, SURE * noise)
+        scores = self.standing(prices)
+        if self._has_changed(prices, CHANGED * margin / SURE):
+            self._order.sort(key=lambda habit: scores.get(habit, math.inf))
+            self._restart()
+            scores = {}
+        runners = [habit for habit in self._order if habit not in barred]
+        assert runners, "not every habit can be barred"
+        leader = min(runners, key=lambda habit: scores.get(habit, math.inf))
+        if leader != self.leader:
+            self.leader, self._patience, self._since_challenge = leader, FIRST_PATIENCE, 0
+        if not may_try or not self._blocks[leader]:
+            return leader
+        best = scores.get(leader, math.inf)
+        for habit in [habit for habit in runners if scores.get(habit, 0.0) > INCREDIBLE * best]:
+            self._blocks[habit].clear()
+            del scores[habit]
+        within = [habit for habit in runners if scores.get(habit, 0.0) <= best * (1 + self._margin(habit, margin))]
+        unmeasured = [habit for habit in within if len(self._blocks[habit]) < ROUNDS or habit not in self._is_warm]
+        if unmeasured and within != [leader]:
+            return min(unmeasured, key=lambda habit: (habit in self._is_warm, len(self._blocks[habit])))
+        near = [habit for habit in runners if habit != leader and scores.get(habit, 0.0) <= best * (1 + NEAR * margin)]
+        return self._challenger(scores, near) or leader
+
+    def _margin(self, habit: str, margin: float) -> float:
+        """By what part a habit may be behind."""
+        return margin / math.sqrt(max(len(self._blocks[habit]), 1)) if habit in self._is_warm else COLD
+
+    def _challenger(self, scores: dict[str, float], others: list[str]) -> str | None:
+        """The best of the others, when its time has come."""
+        self._since_challenge += 1
+        if self._since_challenge <= self._patience or not others:
+            return None
+        self._since_challenge, self._patience = 0, min(2 * self._patience, MOST_PATIENCE)
+        return min(others, key=lambda habit: scores.get(habit, 0.0))
+
+    def _restart(self) -> None:
+        self._blocks = {habit: deque(maxlen=REMEMBERED) for habit in self._order}
+        self.leader = self._order[0]
+        self._patience = FIRST_PATIENCE
+        self._since_challenge = 0
+
+    def _has_changed(self, prices: Prices, margin: float) -> bool:
+        """Whether the leader is no longer what it was."""
+        blocks = list(self._blocks[self.leader])
+        if len(blocks) < REMEMBERED - 2:
+            return False
+        before, now = _score(blocks[:-2], prices), _score(blocks[-2:], prices)
+        return not before / (1 + margin) <= now <= before * (1 + margin)
+
+
+def _score(blocks: Collection[Block], prices: Prices) -> float:
+    worth = sum(block.worth(prices) for block in blocks)
+    return sum(block.seconds for block in blocks) / worth if worth > 0 else math.inf
