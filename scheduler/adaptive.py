@@ -51,7 +51,7 @@ class Adaptive:
         self._refill = _Refill(is_exclusive=False, most_s=0.0)
         self._start: _Mark | None = None  # of the block; None before it counts
         self._num_cycles = 0  # complete when it was last asked
-        self._since = 0  # the cycles that were complete when the habit was taken up
+        self._since = 0  # the cycles that were complete when the habit was taken up, or its last block ended
         self._num_tried = 0  # cycles under habits that did not lead
         self._is_due = False  # whether a block may end with this cycle
         self._prices = 0.0, 0.0  # of a cycle and of a batch, seconds
@@ -108,7 +108,11 @@ class Adaptive:
         num_cores = view.num_cores
         splits = [Allocation.split(c, num_cores) for c in _split_cores(num_cores)]
         self._modes = {str(split): split for split in splits}
-        self._modes |= {COMPUTE_FIRST: Allocation.sharing(COMPUTE_FIRST, num_cores), BURSTS: Allocation.all_comm(num_cores)}
+        self._modes[COMPUTE_FIRST] = Allocation.sharing(COMPUTE_FIRST, num_cores)
+        if (
+            view.prefetch is not None
+        ):  # without a limit there is no burst to wait for, and foresight has its choice of when to receive
+            self._modes[BURSTS] = Allocation.all_comm(num_cores)
         habits = [KERNEL, *self._modes]
         if view.rates is not None:
             habits = [FORESIGHT, *habits]
@@ -127,13 +131,13 @@ class Adaptive:
             return
         block = self._start.block_until(here)
         if self._is_due:
-            self._end_block(view, block)
+            self._end_block(view, here, block)
         else:  # it ends with the next cycle, for which the rates are asked
             self._is_due = block.cycles + 1 >= _block_length(view.cycles) or self._is_hopeless(block)
 
-    def _end_block(self, view: View, block: Block) -> None:
+    def _end_block(self, view: View, here: _Mark, block: Block) -> None:
+        """`block` ends `here`: the next begins at once, or another habit is taken up."""
         assert self._race is not None
-        self._is_due, self._start = False, None
         barred: tuple[str, ...] = ()
         if view.rates is None:  # of no mode yet; a batch is then worth nothing, which is not far off where comm is light
             self._prices = block.seconds / block.cycles, 0.0
@@ -141,32 +145,28 @@ class Adaptive:
             comp, comm = self._foresight.cycle_work(view)
             prices = self._foresight.prices(view)
             self._prices = comp * prices[0], comm * prices[1]
-            barred = self._barred(view, view.rates, comp, comm)
+            barred = self._barred(view.rates, comp, comm)
         self._race.take_in(self._habit, block)
         if self._habit != self._race.leader:
-            self._num_tried += view.num_backward - self._since
-        self._since = view.num_backward
-        may_try = self._num_tried < TRYING * (view.num_backward + view.cycles)
+            self._num_tried += here.cycles - self._since
+        may_try = self._num_tried < TRYING * (here.cycles + view.cycles)
         noise = view.noise * math.sqrt(LONG_BLOCK / block.cycles)
         habit = self._race.next(self._prices, noise, barred, may_try=may_try)
         self._standing = self._race.standing(self._prices)
         if habit == self._habit:
-            self._start = _Mark.of(view)
+            self._start, self._since, self._is_due = here, here.cycles, False
         else:
             self._follow(habit)
 
     def _follow(self, habit: str) -> None:
-        self._habit, self._start, self._is_due = habit, None, False
+        self._habit, self._start, self._since, self._is_due = habit, None, self._num_cycles, False
         self._refill = _Refill(is_exclusive=habit == BURSTS, most_s=sum(self._prices))
-        self._since = self._num_cycles
 
-    def _barred(self, view: View, rates: RateTable, comp: float, comm: float) -> tuple[str, ...]:
-        """Habits that need not be tried: the rates say they are far behind. Nor bursts where nothing limits the buffer, because
-        then foresight has its choice of them.
-        """
+    def _barred(self, rates: RateTable, comp: float, comm: float) -> tuple[str, ...]:
+        """Habits that need not be tried, because the rates say that they are far behind."""
         least = HOPELESS * sum(self._prices)
         barred = []
-        if view.prefetch is None or comp / rates.comp[0] + comm / rates.comm[-1] > least:
+        if comp / rates.comp[0] + comm / rates.comm[-1] > least:
             barred.append(BURSTS)
         behind = next((mode for mode in rates.shared if mode.name == COMPUTE_FIRST), None)
         if behind is not None and _steady_cycle_s(behind, comp, comm, rates) > least:

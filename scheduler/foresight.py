@@ -39,8 +39,7 @@ class Foresight:
 
     def choose(self, view: View) -> Allocation:
         """The mode with the least predicted end; of equals the one that has comm furthest ahead."""
-        assert view.rates is not None, "the controller asks for a choice only once the rates are known"
-        remaining, pace = self._prepare(view, view.rates)
+        remaining, pace = self._prepare(view)
         position, modes = remaining.position(view), pace.frontier.modes
         ends = {mode: _seconds_to_end(view, mode, position, remaining, pace) for mode in reversed(modes)}
         best, least = modes[-1], math.inf
@@ -54,21 +53,14 @@ class Foresight:
         self._chosen = best
         return self._allocations[best.name]
 
-    def position(self, view: View) -> tuple[float, float]:
-        """Comp work and comm work done at this moment."""
-        assert view.rates is not None, "the controller asks for a choice only once the rates are known"
-        return self._prepare(view, view.rates)[0].position(view)
-
     def cycle_work(self, view: View) -> tuple[float, float]:
         """Comp work and comm work of a cycle, in the mean."""
-        assert view.rates is not None, "the controller asks for a choice only once the rates are known"
-        comp, comm = self._prepare(view, view.rates)[0].total
+        comp, comm = self._prepare(view)[0].total
         return comp / view.cycles, comm / view.cycles
 
     def prices(self, view: View) -> tuple[float, float]:
         """Seconds that a unit of comp work and a unit of comm work are worth on the best way from here to the end."""
-        assert view.rates is not None, "the controller asks for a choice only once the rates are known"
-        remaining, pace = self._prepare(view, view.rates)
+        remaining, pace = self._prepare(view)
         comp, comm = remaining.position(view)
         comp_left, comm_left = remaining.total[0] - comp, remaining.total[1] - comm
         return max(pace.frontier.prices, key=lambda price: price[0] * comp_left + price[1] * comm_left)
@@ -77,8 +69,10 @@ class Foresight:
         """The mode chosen last, at its rates of now; None if it is no longer worth using."""
         return next((mode for mode in modes if self._chosen is not None and mode.name == self._chosen.name), None)
 
-    def _prepare(self, view: View, rates: RateTable) -> tuple[Remaining, Pace]:
+    def _prepare(self, view: View) -> tuple[Remaining, Pace]:
         """Draw the run's line once, and the frontier once per table of rates."""
+        rates = view.rates
+        assert rates is not None, "nothing can be foreseen before the rates are known"
         if rates is not self._rates and rates != self._rates:
             self._rates = rates
             self._pace = Pace(frontier=Frontier.of(rates.modes()), comp_alone=rates.comp[0])

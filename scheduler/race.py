@@ -60,14 +60,12 @@ class Block(NamedTuple):
 class Race:
     """Whose turn it is, and who leads. The first of the habits begins, and has the benefit of the doubt."""
 
+    leader: str
+    """The habit that the last standing says is best."""
+
     def __init__(self, habits: Sequence[str]) -> None:
         assert habits, "a race needs a runner"
         self._order = list(habits)
-        self.leader = self._order[0]
-        """The habit that the last standing says is best."""
-        self._patience = FIRST_PATIENCE
-        self._since_challenge = 0
-        self._blocks: dict[str, deque[Block]] = {}
         self._is_warm: set[str] = set()
         self._restart()
 
@@ -125,7 +123,7 @@ class Race:
         return min(others, key=lambda habit: scores.get(habit, 0.0))
 
     def _restart(self) -> None:
-        self._blocks = {habit: deque(maxlen=REMEMBERED) for habit in self._order}
+        self._blocks: dict[str, deque[Block]] = {habit: deque(maxlen=REMEMBERED) for habit in self._order}
         self.leader = self._order[0]
         self._patience = FIRST_PATIENCE
         self._since_challenge = 0

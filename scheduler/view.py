@@ -20,7 +20,7 @@ class View(NamedTuple):
     """What a policy may know at an event. It is made at every event, and a tuple is made fastest.
 
     The state S_{i,j,k} as in `State`; `comm_left` and `comp_left` are the work remaining of the two running tasks, `works` that
-    of all tasks. All work is in the units of `rates`, which is None where nobody knows them, never for `needs_rates` policies.
+    of all tasks. All work is in the units of `rates`, which is None where nobody knows them or the policy said that it needs none.
     `noise` is the relative error that a time predicted by them must be believed to have; 0 where they are exact.
     `time` is the event's, in seconds; NaN where a whole run is thought through at once.
     """
@@ -68,11 +68,11 @@ class Policy(Protocol):
 
     @property
     def is_work_conserving(self) -> bool:
-        """Whether the forced allocations of Eq. 13 apply."""
+        """Whether the forced allocations of Eq. 13 apply. Asked at every event: it may change during a run."""
 
     @property
     def needs_rates(self) -> bool:
-        """Whether `choose` reads `View.rates`."""
+        """Whether the next `choose` reads `View.rates`. Asked at every event: it may change during a run."""
 
     def choose(self, view: View) -> Allocation:
         """The allocation until the next event."""
