@@ -6,7 +6,7 @@ under every policy alike. "balanced" is a link that brings a batch in the time o
 
     python benchmarks/regimes.py [--repeats 5] [--sizes small,large] [--comm light,medium,heavy] [--json FILE] [--figure FILE.png]
 
-Takes about a minute per cell and policy pair of repeats; keep the machine quiet meanwhile.
+Each run takes `--seconds`, and three or four more to start; keep the machine quiet meanwhile.
 """
 
 import json
@@ -25,10 +25,11 @@ from links import Link
 from edge_student.provenance import describe_host, describe_software
 from edge_student.summary import BASELINE, bootstrap_ci95
 from edgekd.command import parse
-from scheduler.binding import allowed_cores
+from scheduler.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))
-_BEST_OF = 3  # runs to learn a step's time from
+_BEST_OF, _STEPS = 3, 100  # runs to learn a step's time from, and their cycles
+_BUSIER = 1.5  # times a step alone that a cycle takes beside comm, about
 
 # On two cores `static:1` and `random` decide as `dynamic` does, event by event, so they are not measured again.
 POLICIES = "os-default,os-tuned,comm-priority,comp-priority,compute-first,dynamic,adaptive"
@@ -40,6 +41,8 @@ class Settings:
 
     repeats: int = 5
     """Runs of each policy in each cell."""
+    seconds: float = 8.0
+    """What a run is to take, about: long enough that learning what to do does not decide it."""
     sizes: str = "small,large"
     """Students, with commas between: small (a step of some ms), large (some tens of ms)."""
     comm: str = "light,medium,heavy"
@@ -63,12 +66,11 @@ class Student:
     model: str
     batch_size: int
     public_batch: int
-    cycles: int
 
 
 STUDENTS = {
-    "small": Student(model="cnn:width=8", batch_size=8, public_batch=32, cycles=300),
-    "large": Student(model="cnn:width=24", batch_size=32, public_batch=64, cycles=150),
+    "small": Student(model="cnn:width=8", batch_size=8, public_batch=32),
+    "large": Student(model="cnn:width=24", batch_size=32, public_batch=64),
 }
 # Classes make the bytes: 32 or 64 rows of so many float32 each.
 CLASSES = {
@@ -89,6 +91,7 @@ class Cell:
     comm: str
     link: str
     rate_mbit: float | None
+    cycles: int
 
     @property
     def name(self) -> str:
@@ -108,7 +111,7 @@ class Cell:
 
     def flags(self) -> list[str]:
         student = self.student
-        flags = ["--private", f"{self.dataset}:private", "--model", student.model, "--cycles", str(student.cycles)]
+        flags = ["--private", f"{self.dataset}:private", "--model", student.model, "--cycles", str(self.cycles)]
         flags += ["--batch-size", str(student.batch_size), "--public-batch", str(student.public_batch)]
         return [*flags, "--prefetch", "16", "--log-level", "warning"]
 
@@ -120,7 +123,7 @@ def step_s(cell: Cell, link: Link, folder: Path) -> float:
         for _ in range(_BEST_OF):
             out = folder / "step"
             command = [sys.executable, "-m", "edge_student", "train", "--teacher", address, "--out", str(out), *cell.flags()]
-            command = [*command, "--policy", "comm-priority", "--prefetch", str(cell.student.cycles), "--ring-mib", "4096"]
+            command = [*command, "--policy", "comm-priority", "--prefetch", str(cell.cycles), "--ring-mib", "4096"]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
             result = json.loads((out / "result.json").read_text())
             seconds.append((result["forward_s"] + result["backward_s"]) / result["cycles"])
@@ -131,12 +134,15 @@ def cells(settings: Settings, link: Link, folder: Path) -> list[Cell]:
     """The grid, with the rates that make the link balanced or a bottleneck on this machine."""
     found = []
     for size, comm in product(settings.sizes.split(","), settings.comm.split(",")):
-        free = Cell(size=size, comm=comm, link="unlimited", rate_mbit=None)
+        free = Cell(size=size, comm=comm, link="unlimited", rate_mbit=None, cycles=_STEPS)
         seconds = step_s(free, link, folder / f"{size}-{comm}")
         balanced = 8e-6 * free.batch_bytes / seconds
         print(f"{size}, comm {comm}: a step takes {seconds * 1e3:.1f} ms, balanced is {balanced:.2f} Mbit/s", file=sys.stderr)
         rates = {"unlimited": None, "balanced": balanced, "bottleneck": balanced / 2}
-        found += [Cell(size=size, comm=comm, link=name, rate_mbit=rates[name]) for name in settings.links.split(",")]
+        for name in settings.links.split(","):
+            cycle_s = _BUSIER * seconds * (2 if name == "bottleneck" else 1)
+            cycles = max(round(settings.seconds / cycle_s), _STEPS)
+            found.append(Cell(size=size, comm=comm, link=name, rate_mbit=rates[name], cycles=cycles))
     return found
 
 

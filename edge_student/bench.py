@@ -18,10 +18,11 @@ from edge_student.measuring import Visit
 from edge_student.ring import Ring
 from edge_student.trainer import TorchTeam, Trainer
 from edgekd.command import WorldError
-from scheduler.binding import CommBinding, CompBinding, name_this_thread
-from scheduler.loop import BatchArrived, CommEnded, CommFailed, CommTrouble
+from scheduler.binding import CommBinding, CompBinding
+from scheduler.comm_port import BatchArrived, CommEnded, CommFailed, CommTrouble
 from scheduler.placement import place
 from scheduler.state import Allocation, Task
+from scheduler.threads import name_this_thread
 
 FOREVER = 1 << 60
 """More batches than anybody receives."""

@@ -27,7 +27,7 @@ from edge_student.messages import (
 )
 from edge_student.ring import Ring
 from edgekd.command import WorldError
-from scheduler.loop import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble
+from scheduler.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, MutableMapping
 
 from edgekd.cores import parse_cores
-from scheduler.binding import allowed_cores, confine_process
+from scheduler.threads import allowed_cores, confine_process
 
 # Each of these makes the OpenMP runtime set masks of its own, against ours.
 _FORBIDDEN_VARIABLES = ("GOMP_CPU_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY")

@@ -97,9 +97,26 @@ def listening_elsewhere(host: str, port: int) -> frozenset[int]:
     members.pop(os.readlink("/proc/self/ns/net"), None)
     found: set[int] = set()
     for pids in members.values():
+        if host not in _addresses(pids[0]):
+            continue
         wanted = {f"socket:[{inode}]" for inode in _listening_sockets(pids[0], host, port)}
         found.update(pid for pid in pids if wanted and not wanted.isdisjoint(_open_files(pid)))
     return frozenset(found)
+
+
+def _addresses(pid: int) -> set[str]:
+    """IP addresses of the namespace of a process, as its routing tables have them."""
+    found = set()
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/net/fib_trie", encoding="ascii") as file:
+        leaf = ""
+        for line in file:
+            if "|--" in line:
+                leaf = line.split()[-1]
+            elif "host LOCAL" in line:
+                found.add(leaf)
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/net/if_inet6", encoding="ascii") as file:
+        found.update(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in file)
+    return found
 
 
 def _listening_sockets(pid: int, host: str, port: int) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """`adaptive`: follows the best of a few habits, found by the stopwatch; one of them is to plan with rates (`foresight.py`).
 
 The habits: to leave everything to the kernel, as without us, so that whoever is better off alone is left alone; to split the
-cores whenever both sides can run; to keep comm behind training on every core; to receive in bursts between training steps; and
-to foresee, from the rates, which mode lets the run end soonest. Which of them is best a race decides (`race.py`). Where rates
+cores whenever both sides can run; to keep comm behind training on every core; and to foresee, from the rates, which mode lets the
+run end soonest. Which of them is best a race decides (`race.py`). Where rates
 foretell every task exactly, as in a simulation, there is nothing to race for.
 """
 
@@ -15,19 +15,19 @@ from scheduler.cost import Mode, RateTable
 from scheduler.foresight import Foresight
 from scheduler.race import Block, Race
 from scheduler.state import COMPUTE_FIRST, Allocation
-from scheduler.view import View
+from scheduler.view import View, split_trials
 
-FORESIGHT, BURSTS, KERNEL = "foresight", "bursts", "kernel"
+FORESIGHT, KERNEL = "foresight", "kernel"
 """Names of habits, beside compute-first."""
 
 BURST = 4
-"""Batches that are received at a time."""
+"""Batches that comm receives at a time, once the buffer was full."""
 
 SHORT_BLOCK = BURST
-LONG_BLOCK = 2 * BURST
+LONG_BLOCK = 8 * BURST
 BLOCKS_PER_RUN = 30
-"""Cycles of a block: long ones, if so many fit into a run. Whole bursts, or one block would have more of them than the next.
-The first cycle after a change of habit does not count.
+"""Cycles of a block: so many that this many blocks fit into a run, within these limits. Whole bursts, and best whole periods of
+filling and emptying the buffer, which block by block would look like noise. The first cycle after a change does not count.
 """
 
 TRYING = 0.1
@@ -48,7 +48,7 @@ class Adaptive:
         self._habit = ""
         self._num_cores = 0
         self._modes: dict[str, Allocation] = {}  # of the habits that have one, while comm runs
-        self._refill = _Refill(is_exclusive=False, most_s=0.0)
+        self._refill = _Refill()
         self._start: _Mark | None = None  # of the block; None before it counts
         self._num_cycles = 0  # complete when it was last asked
         self._since = 0  # the cycles that were complete when the habit was taken up, or its last block ended
@@ -106,13 +106,9 @@ class Adaptive:
         first, because with that nothing is lost yet.
         """
         num_cores = view.num_cores
-        splits = [Allocation.split(c, num_cores) for c in _split_cores(num_cores)]
+        splits = [Allocation.split(c, num_cores) for c in _raced_cores(num_cores)]
         self._modes = {str(split): split for split in splits}
         self._modes[COMPUTE_FIRST] = Allocation.sharing(COMPUTE_FIRST, num_cores)
-        if (
-            view.prefetch is not None
-        ):  # without a limit there is no burst to wait for, and foresight has its choice of when to receive
-            self._modes[BURSTS] = Allocation.all_comm(num_cores)
         habits = [KERNEL, *self._modes]
         if view.rates is not None:
             habits = [FORESIGHT, *habits]
@@ -133,7 +129,8 @@ class Adaptive:
         if self._is_due:
             self._end_block(view, here, block)
         else:  # it ends with the next cycle, for which the rates are asked
-            self._is_due = block.cycles + 1 >= _block_length(view.cycles) or self._is_hopeless(block)
+            length = self._block_length(view.cycles)
+            self._is_due = block.cycles + 1 >= length or self._is_hopeless(block, length)
 
     def _end_block(self, view: View, here: _Mark, block: Block) -> None:
         """`block` ends `here`: the next begins at once, or another habit is taken up."""
@@ -150,71 +147,56 @@ class Adaptive:
         if self._habit != self._race.leader:
             self._num_tried += here.cycles - self._since
         may_try = self._num_tried < TRYING * (here.cycles + view.cycles)
-        noise = view.noise * math.sqrt(LONG_BLOCK / block.cycles)
-        habit = self._race.next(self._prices, noise, barred, may_try=may_try)
+        habit = self._race.next(self._prices, view.noise, barred, may_try=may_try)
         self._standing = self._race.standing(self._prices)
         if habit == self._habit:
             self._start, self._since, self._is_due = here, here.cycles, False
         else:
             self._follow(habit)
 
+    def _block_length(self, cycles: int) -> int:
+        """Of the habit of now; the first that a habit ever has is only to fill caches."""
+        if self._race is None or not self._race.is_warm(self._habit):
+            return SHORT_BLOCK
+        return min(max(cycles // BLOCKS_PER_RUN // BURST * BURST, SHORT_BLOCK), LONG_BLOCK)
+
     def _follow(self, habit: str) -> None:
         self._habit, self._start, self._since, self._is_due = habit, None, self._num_cycles, False
-        self._refill = _Refill(is_exclusive=habit == BURSTS, most_s=sum(self._prices))
+        self._refill = _Refill()
 
     def _barred(self, rates: RateTable, comp: float, comm: float) -> tuple[str, ...]:
-        """Habits that need not be tried, because the rates say that they are far behind."""
-        least = HOPELESS * sum(self._prices)
-        barred = []
-        if comp / rates.comp[0] + comm / rates.comm[-1] > least:
-            barred.append(BURSTS)
+        """The habit that need not be tried, if the rates say that it is far behind."""
         behind = next((mode for mode in rates.shared if mode.name == COMPUTE_FIRST), None)
-        if behind is not None and _steady_cycle_s(behind, comp, comm, rates) > least:
-            barred.append(COMPUTE_FIRST)
-        return tuple(barred)
+        if behind is not None and _steady_cycle_s(behind, comp, comm, rates) > HOPELESS * sum(self._prices):
+            return (COMPUTE_FIRST,)
+        return ()
 
-    def _is_hopeless(self, block: Block) -> bool:
-        """Whether this block need not be followed to its end, be it that its habit is bad or that the world has changed."""
+    def _is_hopeless(self, block: Block, length: int) -> bool:
+        """Whether this block has already taken longer than a whole one of the best habit, by far: the habit is bad, or the world
+        has changed. Not earlier, or of an uneven habit only the worst moments would be counted.
+        """
         best = min(self._standing.values(), default=math.inf)
-        return block.seconds > HOPELESS * best * block.worth(self._prices)
+        return block.seconds > HOPELESS * best * sum(self._prices) * length
 
 
 class _Refill:
-    """When comm runs beside a full buffer: not for every batch that fits, but for `BURST` of them, because each time that cores
-    go from one side to the other costs both. Without a limit of the buffer comm always runs.
-
-    Exclusive, with training waiting, it is for so many batches and no more, and ends after `most_s` seconds: then it has become
-    a wait for the link. Beside training it goes on until the buffer is full.
+    """When comm runs beside a full buffer: not for every batch that fits, but as soon as `BURST` of them do and then until it is
+    full, because each time that cores go from one side to the other costs both. Without a limit of the buffer comm always runs.
     """
 
-    def __init__(self, *, is_exclusive: bool, most_s: float) -> None:
-        self._is_exclusive = is_exclusive
-        self._most_s = most_s
+    def __init__(self) -> None:
         self._is_open = True
         self._cycle = -1  # the last one whose end was seen
-        self._began = math.nan
-        self._first = 0  # Comm tasks done when it began
 
     def goes_on(self, view: View) -> bool:
         """Whether comm is to run now."""
         if view.prefetch is None:
             return True
-        if view.num_forward > view.num_backward:
-            return self._is_open and not self._is_exclusive
-        level = view.num_comm - view.num_backward
-        size = min(BURST, view.prefetch)
-        if view.num_backward != self._cycle:
+        if view.num_forward == view.num_backward != self._cycle:
             self._cycle = view.num_backward
-            was_open = self._is_open and not self._is_exclusive
-            self._is_open = level < view.prefetch - 1 if was_open else level + size <= view.prefetch
-            self._began, self._first = view.time, view.num_comm
-        elif self._is_exclusive and (view.num_comm >= self._first + size or view.time - self._began > self._most_s):
-            self._is_open = False
+            level = view.num_comm - view.num_backward
+            self._is_open = level < view.prefetch - 1 if self._is_open else level + min(BURST, view.prefetch) <= view.prefetch
         return self._is_open
-
-
-def _block_length(cycles: int) -> int:
-    return LONG_BLOCK if cycles >= BLOCKS_PER_RUN * LONG_BLOCK else SHORT_BLOCK
 
 
 def _steady_cycle_s(mode: Mode, comp: float, comm: float, rates: RateTable) -> float:
@@ -240,11 +222,6 @@ class _Mark(NamedTuple):
         return Block(end.time - self.time, end.cycles - self.cycles, end.batches - self.batches)
 
 
-def _split_cores(num_cores: int) -> list[int]:
+def _raced_cores(num_cores: int) -> list[int]:
     """Comm's cores in the splits that are raced: few, because comm seldom pays for many."""
     return sorted({1, max(num_cores // 4, 1), max(num_cores // 2, 1)}) if num_cores > 1 else []
-
-
-def split_trials(num_cores: int) -> tuple[Allocation, ...]:
-    """The splits that tell most about all of them: in the middle, and with one core for either side."""
-    return tuple(Allocation.split(c, num_cores) for c in dict.fromkeys((num_cores // 2, 1, num_cores - 1)))

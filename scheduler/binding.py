@@ -1,23 +1,28 @@
-"""The one door to CPU affinity: pins the native threads of the comm worker, and those of the calling compute worker.
+"""Pins the native threads of the comm worker, and those of the calling compute worker, and says which of them yield.
 
-What it can NOT do: bind a thread that does not exist yet (it looks again when the set of threads changes), size another process'
-OpenMP team, or widen what the kernel allows. `sched_setaffinity(2)` moves one thread, not a process, so everything here works
-thread by thread over /proc/PID/task. A mask that is only partly allowed is silently intersected by the kernel; masks are therefore
-read back, and what was read is what is reported. `restore()` puts masks and thread counts back.
+What it can NOT do: bind a thread that does not exist yet (it looks again when the set of threads changes), or size another process'
+OpenMP team. `restore()` puts masks, thread counts and classes back.
 
 It knows nothing of torch: the compute worker's thread team comes as an object that can be resized and exercised.
 """
 
 import contextlib
-import errno
 import os
-import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
-ThreadMasks = dict[int, tuple[int, ...]]
-"""Native thread id -> sorted core ids it may run on, as read back from the kernel."""
+from scheduler.threads import (
+    BindingRefusedError,
+    ThreadMasks,
+    cpu_ns,
+    may_stop_yielding,
+    num_threads_of,
+    read_masks,
+    set_mask,
+    set_yielding,
+    threads_of,
+)
 
 _MAX_LOOKS = 5
 LOOK_EVERY_S = 0.1
@@ -36,21 +41,6 @@ class ThreadTeam(Protocol):
 
     def exercise(self) -> None:
         """Run one short parallel operation on every thread of the team, so that all of them exist and burn CPU time."""
-
-
-class BindingRefusedError(OSError):
-    """The kernel refused a mask (seccomp, a container's rules). The run may go on, but unpinned."""
-
-
-def allowed_cores() -> frozenset[int]:
-    """The cores that the calling thread may use, from `sched_getaffinity`: containers and cpusets make it less than the machine."""
-    return frozenset(os.sched_getaffinity(0))
-
-
-def confine_process(cores: frozenset[int]) -> None:
-    """Give every thread of this process, and so all that come, the mask `cores`. BindingRefusedError if the kernel says no."""
-    for tid in threads_of(os.getpid()):
-        set_mask(tid, cores)
 
 
 class CommBinding:
@@ -80,15 +70,8 @@ class CommBinding:
 
         Threads born later inherit it. Back is only for who may: BindingRefusedError without CAP_SYS_NICE or an RLIMIT_NICE of 20.
         """
-        wanted = os.SCHED_IDLE if is_behind else os.SCHED_OTHER
         for tid in threads_of(self._pid):
-            try:
-                if os.sched_getscheduler(tid) != wanted:
-                    os.sched_setscheduler(tid, wanted, os.sched_param(0))
-            except ProcessLookupError:
-                continue
-            except OSError as error:
-                raise BindingRefusedError(error.errno, f"the kernel keeps the class of thread {tid}: {error.strerror}") from error
+            set_yielding(tid, is_behind)
 
     def look_again(self) -> ThreadMasks | None:
         """Pin threads that came since; None if there are as many as before. A thread born by a pinned one is pinned already.
@@ -109,6 +92,9 @@ class CompBinding:
     Make one, and call `apply`, only in the thread that runs the parallel code, at a task boundary. Who is in the team is found out
     when it is made, while nothing else runs, and again only when threads have come or gone: it takes a parallel operation, which
     on cores that are still busy can take 20 ms.
+
+    A thread that a smaller team leaves out spins on for milliseconds, waiting for work, on a core where others have some. Where
+    the kernel allows it (`may_stop_yielding`) it yields to everybody meanwhile.
     """
 
     def __init__(self, team: ThreadTeam, *, max_threads: int, look_every_s: float = LOOK_EVERY_S) -> None:
@@ -122,6 +108,8 @@ class CompBinding:
         self._original_masks = {tid: frozenset(mask) for tid, mask in read_masks(threads_of(self._pid)).items()}
         self._original_size = team.size()
         self._num_churned = 0
+        self._may_yield = may_stop_yielding()
+        self._yielding: set[int] = set()
         self._next_look = 0.0
         self._pool = self._find_members(team.size())
         self._members = self._pool
@@ -148,6 +136,7 @@ class CompBinding:
         self._pin([self._master], wanted)
         if num_threads > self._team.size():
             self._team.resize(num_threads)
+        self._let_yield(self._pool[num_threads - 1 :])
         # Where all share one mask it no longer matters who is in the team, and looking is not free.
         members = self._members if self._num_churned >= _CHURN_LIMIT else self._members_of(num_threads)
         if wanted == self._cores and set(members) != set(self._members):
@@ -179,9 +168,18 @@ class CompBinding:
         for tid in threads_of(self._pid) - self._foreign:
             with contextlib.suppress(BindingRefusedError):
                 set_mask(tid, self._original_masks.get(tid, self._original_masks[self._master]))
+        self._let_yield(())
         self._team.resize(self._original_size)
         self._cores = ()
         return read_masks(threads_of(self._pid) - self._foreign)
+
+    def _let_yield(self, tids: Collection[int]) -> None:
+        """Have these threads yield to everybody, and nobody else of ours."""
+        if not self._may_yield:
+            return
+        for tid in self._yielding.symmetric_difference(tids):
+            set_yielding(tid, tid in tids)
+        self._yielding = set(tids)
 
     def _has_new_threads(self) -> bool:
         # A team of two runs an operation together or not at all; only larger ones lose and get threads at an unchanged count.
@@ -231,65 +229,3 @@ class CompBinding:
     def _pin(self, tids: Iterable[int], cores: tuple[int, ...]) -> None:
         for tid in tids:
             set_mask(tid, frozenset(cores))
-
-
-def threads_of(pid: int) -> frozenset[int]:
-    """Native thread ids of a process; empty if it is gone."""
-    try:
-        return frozenset(int(name) for name in os.listdir(f"/proc/{pid}/task"))
-    except FileNotFoundError:
-        return frozenset()
-
-
-def num_threads_of(pid: int) -> int:
-    """How many threads a process has, 0 if it is gone, for the price of one system call: a folder's links count its folders."""
-    try:
-        return os.stat(f"/proc/{pid}/task").st_nlink - 2
-    except FileNotFoundError:
-        return 0
-
-
-def set_mask(tid: int, cores: frozenset[int]) -> bool:
-    """Pin one thread; True if its mask had to change. A thread that has ended needs no mask."""
-    try:
-        if os.sched_getaffinity(tid) == cores:
-            return False
-        os.sched_setaffinity(tid, cores)
-        given = os.sched_getaffinity(tid)
-    except ProcessLookupError:
-        return False
-    except OSError as error:
-        raise BindingRefusedError(
-            error.errno, f"the kernel refused cores {sorted(cores)} for thread {tid}: {error.strerror}"
-        ) from error
-    if given != cores:  # a cpuset or a power mode has taken some away, and the kernel leaves those out without a word
-        raise BindingRefusedError(errno.EINVAL, f"the kernel gave thread {tid} cores {sorted(given)} instead of {sorted(cores)}")
-    return True
-
-
-def read_masks(tids: Iterable[int]) -> ThreadMasks:
-    """Masks as the kernel has them; threads that have ended are left out."""
-    masks: ThreadMasks = {}
-    for tid in sorted(tids):
-        with contextlib.suppress(ProcessLookupError):
-            masks[tid] = tuple(sorted(os.sched_getaffinity(tid)))
-    return masks
-
-
-def cpu_ns(tid: int) -> int:
-    """CPU time of one thread of this process in ns, up to this moment even while it runs; 0 if it has ended.
-
-    The clock id is the one of pthread_getcpuclockid(3): the complement of the id, shifted, with the bits for "thread" and "sched".
-    """
-    try:
-        return time.clock_gettime_ns((~tid << 3) | 6)
-    except OSError:
-        return 0
-
-
-def name_this_thread(name: str) -> int:
-    """Give the calling thread a name that /proc and top show (at most 15 bytes) and return its native id."""
-    tid = threading.get_native_id()
-    with contextlib.suppress(OSError), open(f"/proc/self/task/{tid}/comm", "w") as file:
-        file.write(name[:15])
-    return tid

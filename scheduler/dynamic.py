@@ -1,4 +1,4 @@
-"""The paper's programme (Eq. 13-15): the least time from a state to S_{N,N,N}, over splits chosen at every event.
+"""`dynamic`, and the paper's programme that it follows (Eq. 13-15): the least time from a state to S_{N,N,N}, over splits.
 
 Label-setting over states (i, q): i Comm tasks done, q comp tasks done. ONE label is kept per state, the smallest (T,
 remaining comm work, remaining comp work). What the unfinished task still needs is part of the label but not of the state, so
@@ -10,8 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from scheduler.cost import RateTable
+from scheduler.state import Allocation
+from scheduler.view import View, split_trials
+
+HORIZON = 8
+"""Cycles that the policy plans ahead during a run."""
 
 # Two tasks that end together in exact arithmetic end together here too: a residual below this share of a task is rounding.
 _ROUNDING = 1e-12
@@ -33,6 +39,62 @@ class Plan:
 
     makespan: float
     moves: tuple[Move, ...]
+
+
+class Dynamic:
+    """The paper's policy (Eq. 15, `solve`): at every event plan the next `horizon` cycles, take the first move.
+
+    With `horizon` None it plans the whole run once and follows that plan, as the paper does; where a run departs from the plan,
+    it plans the rest again.
+    """
+
+    name: ClassVar[str] = "dynamic"
+    is_work_conserving: ClassVar[bool] = True
+    needs_rates: ClassVar[bool] = True
+
+    def __init__(self, horizon: int | None = HORIZON) -> None:
+        self._horizon = horizon
+        self._planned: dict[tuple[int, int], int] = {}  # comm cores by (Comm tasks, comp tasks) done
+        self._chosen: Allocation | None = None
+
+    @property
+    def stance(self) -> str:
+        """The split that was chosen last."""
+        return str(self._chosen)
+
+    def describe(self) -> dict[str, object]:
+        """Nothing beside the rates."""
+        return {}
+
+    def trials(self, num_cores: int) -> tuple[Allocation, ...]:
+        """Three splits, if there are more than one."""
+        return split_trials(num_cores) if num_cores > 2 else ()
+
+    def choose(self, view: View) -> Allocation:
+        """The split that the plan has here. A plan reaches at least to the batch that comm is at."""
+        self._chosen = self._split(view)
+        return self._chosen
+
+    def _split(self, view: View) -> Allocation:
+        if view.num_cores <= 2:  # one possible split, or none
+            return Allocation.split(view.num_cores - 1, view.num_cores)
+        here = view.num_comm, view.num_forward + view.num_backward
+        if self._horizon is not None or here == (0, 0) or here not in self._planned:
+            # The plan's cycles count from the first that is not trained yet.
+            first = view.num_backward
+            plan = self._plan(view, first)
+            self._planned = {(first + move.num_comm, 2 * first + move.num_comp): move.comm_cores for move in plan.moves}
+        return Allocation.split(self._planned[here], view.num_cores)
+
+    def _plan(self, view: View, first: int) -> Plan:
+        assert view.rates is not None, "the controller asks for a choice only once the rates are known"
+        ahead, begun = view.num_comm - first, view.num_forward - first
+        last = view.cycles
+        if self._horizon is not None:
+            last = min(last, first + max(self._horizon, ahead + 1))
+        comm, comp = view.works.tasks(first, last)
+        comm[ahead], comp[begun] = view.comm_left, view.comp_left
+        return solve(comm=comm, comp=comp, rates=view.rates, prefetch=view.prefetch, num_comm=ahead, num_comp=begun)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from scheduler.binding import BindingRefusedError, CommBinding, CompBinding, ThreadMasks, name_this_thread
+from scheduler.binding import CommBinding, CompBinding
+from scheduler.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommPort
 from scheduler.controller import Controller
 from scheduler.placement import Placement, place
 from scheduler.state import Decision, Event, Reason, Started, Task, TaskDone
+from scheduler.threads import BindingRefusedError, ThreadMasks, name_this_thread
 
 _POLL_S = 0.5
 _LAST_WORDS_S = 2.0
@@ -27,63 +28,6 @@ _CHOSEN = frozenset({Reason.POLICY, Reason.LEARNING, Reason.UNMANAGED})
 """What is forced, the other reasons, is too short to change more than cores."""
 Record = dict[str, Any]
 """One line of the log; times in it are seconds of the loop's clock."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchArrived:
-    """The comm worker has put batch `index` into the ring, between `started` and `ended`, for `cpu_s` of its CPU time.
-
-    `busy_s`: seconds since the batch before in which it ran or waited for a core; None if nobody knows.
-    """
-
-    index: int
-    started: float
-    ended: float
-    cpu_s: float
-    num_bytes: int
-    busy_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommEnded:
-    """The comm worker has received everything and exits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommFailed:
-    """The comm worker cannot go on; `error` is raised in the compute worker."""
-
-    error: Exception
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommTrouble:
-    """An attempt to receive failed at `time`, and another follows."""
-
-    time: float
-    cause: str
-
-
-CommEvent = BatchArrived | CommEnded | CommFailed | CommTrouble
-
-
-class CommPort(Protocol):
-    """The comm worker as the scheduler sees it."""
-
-    def go(self) -> None:
-        """Let the worker start."""
-
-    def next_event(self, timeout_s: float) -> CommEvent | None:
-        """Wait for its next event; None when the time is up. Only the scheduler thread calls this."""
-
-    def hold(self) -> None:
-        """Stop it at its next chunk."""
-
-    def release(self) -> None:
-        """Let it go on."""
-
-    def free_slots(self, num_batches: int) -> None:
-        """Batches 0 .. num_batches-1 have been consumed."""
 
 
 class SchedulerLoop:
@@ -127,7 +71,7 @@ class SchedulerLoop:
         self._comm_cores: frozenset[int] = frozenset()
         self._comm_is_held = False
         self._comm_is_behind = False  # because of a decision, whatever it was started as
-        self._comm_must_stay_behind = False
+        self._comm_class_is_refused = False
         self._comm_has_ended = False
         self._is_stopping = False
         self._failure: Exception | None = None
@@ -352,17 +296,16 @@ class SchedulerLoop:
             self._comm_is_held = False
 
     def _put_behind(self, is_behind: bool) -> None:
-        """Comm yields to training, or no longer does. Where the kernel keeps it there, it stays, and the log says so."""
-        if self._comm_has_ended or is_behind == self._comm_is_behind:
-            return
-        if self._comm_must_stay_behind and not is_behind:
+        """Comm yields to training, or no longer does. Where the kernel refuses, comm stays as it is, and the log says so once."""
+        if self._comm_has_ended or self._comm_class_is_refused or is_behind == self._comm_is_behind:
             return
         try:
             self._comm_binding.put_behind(is_behind)
             self._comm_is_behind = is_behind
         except BindingRefusedError as error:
-            self._comm_must_stay_behind = True
-            self._record({"event": "comm-stays-behind", "time": self._clock(), "cause": str(error)})
+            self._comm_class_is_refused = True
+            stays = {"is_behind": self._comm_is_behind, "cause": str(error)}
+            self._record({"event": "comm-class-refused", "time": self._clock(), **stays})
 
     def _refused(self, error: BindingRefusedError) -> None:
         self.binding_refusals.append(str(error))

@@ -9,6 +9,7 @@ behind by more than the noise drop out, the best goes on, and is challenged from
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -40,6 +41,11 @@ CHANGED = 4.0
 FIRST_PATIENCE = 4
 MOST_PATIENCE = 32
 """Blocks of the leader between two challenges: so few at first, twice as many each time, never more than the second."""
+
+FEWEST = 6
+"""Blocks that tell how much blocks differ."""
+
+_MAD = 1.4826  # times the median absolute deviation: the standard deviation of what is normally distributed
 
 Prices = tuple[float, float]
 """Seconds that a cycle of training is worth, and a batch received."""
@@ -77,16 +83,20 @@ class Race:
             blocks.clear()
         blocks.append(block)
 
+    def is_warm(self, habit: str) -> bool:
+        """Whether it has had a block."""
+        return habit in self._is_warm
+
     def standing(self, prices: Prices) -> dict[str, float]:
         """Of each habit that ran, its seconds per second that its progress is worth: 1 is as predicted, less is better."""
         return {habit: _score(blocks, prices) for habit, blocks in self._blocks.items() if blocks}
 
     def next(self, prices: Prices, noise: float, barred: Collection[str] = (), *, may_try: bool = True) -> str:
-        """The habit of the next block, none of those `barred`. `noise` is the relative standard error of a block.
+        """The habit of the next block, none of those `barred`; without `may_try` the leader.
 
-        Without `may_try` it is the leader.
+        `noise` is the relative standard error that a block is expected to have.
         """
-        margin = max(LEAST_MARGIN, SURE * noise)
+        margin = max(LEAST_MARGIN, SURE * self._noise(prices, noise))
         scores = self.standing(prices)
         if self._has_changed(prices, CHANGED * margin / SURE):
             self._order.sort(key=lambda habit: scores.get(habit, math.inf))
@@ -109,6 +119,18 @@ class Race:
             return min(unmeasured, key=lambda habit: (habit in self._is_warm, len(self._blocks[habit])))
         near = [habit for habit in runners if habit != leader and scores.get(habit, 0.0) <= best * (1 + NEAR * margin)]
         return self._challenger(scores, near) or leader
+
+    def _noise(self, prices: Prices, expected: float) -> float:
+        """How much blocks of one habit differ: `expected`, until there are enough to tell. By medians, because a block in which
+        the world changed says nothing of noise.
+        """
+        deviations = []
+        for blocks in self._blocks.values():
+            scores = [_score([block], prices) for block in blocks]
+            if len(scores) > 1:
+                middle = statistics.median(scores)
+                deviations += [abs(score / middle - 1) for score in scores]
+        return _MAD * statistics.median(deviations) if len(deviations) >= FEWEST else expected
 
     def _margin(self, habit: str, margin: float) -> float:
         """By what part a habit may be behind."""

@@ -91,3 +91,8 @@ class Planner(Protocol):
 
     def trials(self, num_cores: int) -> tuple[Allocation, ...]:
         """The allocations to measure before `choose` can plan, in this order."""
+
+
+def split_trials(num_cores: int) -> tuple[Allocation, ...]:
+    """The splits that tell most about all of them: in the middle, and with one core for either side."""
+    return tuple(Allocation.split(c, num_cores) for c in dict.fromkeys((num_cores // 2, 1, num_cores - 1)))

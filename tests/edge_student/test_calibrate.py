@@ -21,10 +21,10 @@ from edge_student.config import CalibrateConfig
 from edge_student.device_profile import make_profile
 from edge_student.measuring import Trial, Visit, measure, trials
 from edgekd.command import WorldError
-from scheduler.binding import allowed_cores
 from scheduler.cost import CostModel
 from scheduler.scenario import Profile
 from scheduler.state import COMPUTE_FIRST, Task
+from scheduler.threads import allowed_cores
 
 TWO_CORES = pytest.mark.skipif(len(allowed_cores()) < 2, reason="needs two cores to split them")
 TINY = [

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from processes import events, read_until, run, student_command, teacher, train, weights
 
-from scheduler.binding import allowed_cores, read_masks, threads_of
+from scheduler.threads import allowed_cores, read_masks, threads_of
 
 pytestmark = pytest.mark.slow
 TWO_CORES = pytest.mark.skipif(len(allowed_cores()) < 2, reason="needs two cores to split them")

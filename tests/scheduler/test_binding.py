@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from scheduler.binding import BindingRefusedError, CommBinding, CompBinding, allowed_cores, read_masks, set_mask, threads_of
+from scheduler.binding import CommBinding, CompBinding
+from scheduler.threads import BindingRefusedError, allowed_cores, read_masks, set_mask, threads_of
 
 TWO_CORES = pytest.mark.skipif(len(allowed_cores()) < 2, reason="needs two cores to tell one from the other")
 
@@ -23,7 +24,8 @@ def run_in_process(script: str) -> str:
 PRELUDE = """
 import os, torch
 from edge_student.trainer import TorchTeam
-from scheduler.binding import CompBinding, allowed_cores, cpu_ns, read_masks, threads_of
+from scheduler.binding import CompBinding
+from scheduler.threads import allowed_cores, cpu_ns, read_masks, threads_of
 cores = tuple(sorted(allowed_cores()))[:2]
 torch.set_num_threads(2)
 before = read_masks(threads_of(os.getpid()))
@@ -64,6 +66,42 @@ for share in (cores, cores[1:], cores, cores[:1], cores):
     assert all(set(mask) <= set(share) for mask in masks.values()), (share, masks)
     team = team_by_clock()
     assert sorted(read_masks(team).values()) == [(core,) for core in share], (share, read_masks(team))
+"""
+    )
+
+
+@TWO_CORES
+@pytest.mark.parametrize("end", ["binding.apply(cores)", "binding.restore()"])
+def test_a_thread_that_the_team_leaves_out_yields_to_everybody_until_it_is_needed_again(end: str) -> None:
+    run_in_process(
+        PRELUDE
+        + f"""
+from scheduler.threads import may_stop_yielding
+member = binding.team[1]
+def classes():
+    return [os.sched_getscheduler(tid) for tid in (os.getpid(), member)]
+binding.apply(cores)
+assert classes() == [os.SCHED_OTHER, os.SCHED_OTHER]
+binding.apply(cores[:1])
+assert classes() == [os.SCHED_OTHER, os.SCHED_IDLE if may_stop_yielding() else os.SCHED_OTHER]
+{end}
+assert classes() == [os.SCHED_OTHER, os.SCHED_OTHER]
+"""
+    )
+
+
+@TWO_CORES
+def test_without_the_privilege_to_come_back_no_thread_yields() -> None:
+    run_in_process(
+        PRELUDE.replace(
+            "binding = ",
+            "import scheduler.threads as t; t.os.sched_setscheduler = lambda *_: (_ for _ in ()).throw(PermissionError(1, 'no'));"
+            " binding = ",
+        )
+        + """
+binding.apply(cores[:1])
+binding.apply(cores)
+assert {os.sched_getscheduler(tid) for tid in threads_of(os.getpid())} == {os.SCHED_OTHER}
 """
     )
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from scheduler.binding import BindingRefusedError
+from scheduler.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble
 from scheduler.controller import Controller
 from scheduler.estimates import Share
-from scheduler.loop import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble, SchedulerLoop
+from scheduler.loop import SchedulerLoop
 from scheduler.policies import make_policy
 from scheduler.state import COMPUTE_FIRST, Allocation, BrokenInvariant, Task
+from scheduler.threads import BindingRefusedError
 from scheduler.view import Policy, View
 
 CORES = (2, 3, 5, 7)
@@ -408,8 +409,23 @@ def test_comm_that_may_not_come_back_stays_behind_and_the_log_says_so() -> None:
     bench.comm.deliver(0)
     bench.has_decided(2)
     assert bench.comm_binding.is_behind
-    assert [record["cause"] for record in bench.of("comm-stays-behind")] == ["[Errno 1] no privilege"]
+    assert [(record["cause"], record["is_behind"]) for record in bench.of("comm-class-refused")] == [
+        ("[Errno 1] no privilege", True)
+    ]
     assert not bench.of("binding-refused")
+    bench.loop.finish()
+
+
+def test_comm_that_may_not_go_behind_is_asked_once_and_runs_as_it_did() -> None:
+    bench = Bench(Scripted(BEHIND, WIDE, BEHIND), cycles=3)
+    bench.comm_binding.class_refusal = BindingRefusedError(1, "no such class")
+    bench.loop.start()
+    bench.comm.deliver(0)
+    bench.has_decided(2)
+    bench.comm.deliver(1)
+    bench.has_decided(3)
+    assert not bench.comm_binding.is_behind
+    assert [record["is_behind"] for record in bench.of("comm-class-refused")] == [False]
     bench.loop.finish()
 
 

@@ -13,8 +13,8 @@ from virtual_time import Run, drive
 
 from scheduler.controller import Controller
 from scheduler.cost import RateTable, Workload
-from scheduler.dynamic import Plan, solve
-from scheduler.policies import HORIZON, POLICIES, make_policy
+from scheduler.dynamic import HORIZON, Plan, solve
+from scheduler.policies import POLICIES, make_policy
 from scheduler.scenario import Profile
 from scheduler.state import COMPUTE_FIRST, Allocation, Decision, Reason, State, Task
 from scheduler.view import Planner, Policy, View

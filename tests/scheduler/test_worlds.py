@@ -84,7 +84,9 @@ def run(world: World, policy: str, *, cycles: int, noise: float, seed: int = 0) 
     decisions = [controller.handle(Started(time=0.0))]
     while not state.is_finished:
         comm, comp = world.rates(decisions[-1].allocation)
-        comm = 0.0 if state.comm_is_done or state.comm_is_blocked else comm
+        if state.comm_is_done or state.comm_is_blocked:
+            comm = 0.0
+            comp = comp if decisions[-1].allocation.pinned else 1.0  # the kernel then gives it every core
         comp = 0.0 if state.comp_is_done or state.comp_is_blocked else comp
         flow = min(comm, world.link(now))
         comm_s = comm_left / flow if flow else math.inf
@@ -151,7 +153,7 @@ def test_where_comm_hardly_costs_anything_little_is_lost_by_trying() -> None:
 
 
 def test_where_a_split_is_best_it_is_found() -> None:
-    world = steady(split=(26.0, 0.95), comm_only=30.0, compute_first=(5.0, 0.8))
+    world = steady(split=(26.0, 0.95), comm_only=30.0, compute_first=(5.0, 0.8), unpinned=(20.0, 0.6))
     last = taken(run(world, "adaptive", cycles=200, noise=0.1))[-100:]
     assert last.count(Allocation.split(1, 2)) > 80
 
