@@ -97,6 +97,7 @@ class Race:
         `noise` is the relative standard error that a block is expected to have.
         """
         margin = max(LEAST_MARGIN, SURE * self._noise(prices, noise))
+        self._forget_worse_times(prices, CHANGED * margin / SURE)
         scores = self.standing(prices)
         if self._has_changed(prices, CHANGED * margin / SURE):
             self._order.sort(key=lambda habit: scores.get(habit, math.inf))
@@ -149,6 +150,15 @@ class Race:
         self.leader = self._order[0]
         self._patience = FIRST_PATIENCE
         self._since_challenge = 0
+
+    def _forget_worse_times(self, prices: Prices, margin: float) -> None:
+        """Blocks that are far worse than a later one of their habit are from another world. A far worse one may be a hiccup."""
+        for blocks in self._blocks.values():
+            if len(blocks) > 1:
+                most = _score([blocks[-1]], prices) * (1 + margin)
+                kept = [block for block in blocks if _score([block], prices) <= most]
+                blocks.clear()
+                blocks.extend(kept)
 
     def _has_changed(self, prices: Prices, margin: float) -> bool:
         """Whether the leader is no longer what it was."""

@@ -62,6 +62,17 @@ def test_batches_that_were_received_ahead_are_worth_their_price() -> None:
     assert race.standing((1.0, 0.5)) == {"a": 1.0}
 
 
+def test_blocks_far_worse_than_a_later_one_are_from_another_world() -> None:
+    race = Race(["a", "b"])
+    for seconds in (8.0, 8.0, 8.0, 40.0):
+        race.take_in("a", Block(seconds, 8, 8.0))
+    race.next(PRICES, 0.05)
+    assert race.standing(PRICES)["a"] > 1.5  # it may be that the machine got slower for good
+    race.take_in("a", Block(8.0, 8, 8.0))
+    race.next(PRICES, 0.05)
+    assert race.standing(PRICES) == {"a": 1.0}
+
+
 def test_when_the_leader_gets_slower_the_others_are_measured_anew() -> None:
     race = Race(["a", "b"])
     follow(race, {"a": 1.0, "b": 1.4}, blocks=20)

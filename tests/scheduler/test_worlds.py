@@ -158,12 +158,13 @@ def test_where_a_split_is_best_it_is_found() -> None:
     assert last.count(Allocation.split(1, 2)) > 80
 
 
-def test_a_link_that_drops_and_comes_back_is_followed() -> None:
+@pytest.mark.parametrize("cycles", [200, 1000])
+def test_a_link_that_drops_and_comes_back_is_followed(cycles: int) -> None:
     """20 -> 2 -> 20: what adaptive loses to the best fixed policy in hindsight is little, although everything changes twice."""
     world = steady(link=lambda now: 25.0 if not 2.0 < now < 6.0 else 2.5)
 
     def regret(seed: int) -> float:
-        best = min(run(world, policy, cycles=200, noise=0.1, seed=seed).seconds for policy in FIXED)
-        return run(world, "adaptive", cycles=200, noise=0.1, seed=seed).seconds / best
+        best = min(run(world, policy, cycles=cycles, noise=0.1, seed=seed).seconds for policy in FIXED)
+        return run(world, "adaptive", cycles=cycles, noise=0.1, seed=seed).seconds / best
 
     assert statistics.median(regret(seed) for seed in range(5)) < 1.09
