@@ -16,6 +16,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 from scheduler.cost import Mode, RateTable, Workload
@@ -307,7 +308,7 @@ def _by_measured_cores(side: SideEstimate, num_cores: int) -> list[float] | None
         x0, x1 = measured[right - 1], measured[right]
         y0, y1 = rates[right - 1], rates[right]
         result.append(y0 + (y1 - y0) * (cores - x0) / (x1 - x0))
-    return result
+    return list(accumulate(result, max))  # a line through equal values may sink by a rounding
 
 
 def _non_decreasing(values: list[float], weights: list[float]) -> list[float]:
