@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 from typing import ClassVar, NamedTuple
 
-from scheduler.cost import Mode, RateTable
 from scheduler.foresight import Foresight
-from scheduler.race import Block, Race
+from scheduler.race import Block, Prices, Race
 from scheduler.state import COMPUTE_FIRST, Allocation
 from scheduler.view import View, split_trials
 
@@ -30,11 +29,17 @@ BLOCKS_PER_RUN = 30
 filling and emptying the buffer, which block by block would look like noise. The first cycle after a change does not count.
 """
 
+REMEMBERED_LEVELS = 16
+"""Cycles over which the level of the buffer is averaged, about."""
+
+LEAST_PRICE = 0.05
+"""Of a cycle of training, beside 1 for both: a block in which no batch came at all is not worth nothing."""
+
 TRYING = 0.1
 """Part of a run's cycles, and as much of those behind it, that may go by under habits that do not lead."""
 
 HOPELESS = 1.5
-"""A habit that takes longer than the best, by this factor, is not followed to the end of its block, nor tried if rates say so."""
+"""A habit that takes longer than the best, by this factor, is not followed to the end of its block."""
 
 
 class Adaptive:
@@ -54,7 +59,8 @@ class Adaptive:
         self._since = 0  # the cycles that were complete when the habit was taken up, or its last block ended
         self._num_tried = 0  # cycles under habits that did not lead
         self._is_due = False  # whether a block may end with this cycle
-        self._prices = 0.0, 0.0  # of a cycle and of a batch, seconds
+        self._fullness = 0.0  # of the buffer, in the mean of the last cycles: 0 is empty, 1 is full
+        self._num_levels = 0  # that the mean rests on
         self._standing: dict[str, float] = {}
 
     @property
@@ -73,8 +79,8 @@ class Adaptive:
         return f"{FORESIGHT}: {self._foresight.chosen}" if self._habit == FORESIGHT else self._habit
 
     def describe(self) -> dict[str, object]:
-        """What each habit that was tried costs: seconds per second that its progress was worth by the rates."""
-        return {"standing": self._standing}
+        """What each habit that was tried costs, in seconds per cycle, and how full the buffer was: it says what counts."""
+        return {"standing": self._standing, "fullness": self._fullness}
 
     def trials(self, num_cores: int) -> tuple[Allocation, ...]:
         """For foresight, every kind of mode, the one that cannot do much harm first. No other habit needs to know them."""
@@ -122,6 +128,7 @@ class Adaptive:
         if self._habit == FORESIGHT and (view.noise == 0 or math.isnan(view.time)):
             return
         here = _Mark.of(view)
+        self._note_level(view, here)
         if self._start is None:
             self._start = here
             return
@@ -135,24 +142,39 @@ class Adaptive:
     def _end_block(self, view: View, here: _Mark, block: Block) -> None:
         """`block` ends `here`: the next begins at once, or another habit is taken up."""
         assert self._race is not None
-        barred: tuple[str, ...] = ()
-        if view.rates is None:  # of no mode yet; a batch is then worth nothing, which is not far off where comm is light
-            self._prices = block.seconds / block.cycles, 0.0
-        else:
-            comp, comm = self._foresight.cycle_work(view)
-            prices = self._foresight.prices(view)
-            self._prices = comp * prices[0], comm * prices[1]
-            barred = self._barred(view.rates, comp, comm)
+        prices = self._prices(view)
         self._race.take_in(self._habit, block)
         if self._habit != self._race.leader:
             self._num_tried += here.cycles - self._since
         may_try = self._num_tried < TRYING * (here.cycles + view.cycles)
-        habit = self._race.next(self._prices, view.noise, barred, may_try=may_try)
-        self._standing = self._race.standing(self._prices)
+        habit = self._race.next(prices, view.noise, may_try=may_try)
+        self._standing = self._race.standing(prices)
         if habit == self._habit:
             self._start, self._since, self._is_due = here, here.cycles, False
         else:
             self._follow(habit)
+
+    def _note_level(self, view: View, here: _Mark) -> None:
+        if view.prefetch is not None:
+            level = min(max((here.batches - here.cycles) / view.prefetch, 0.0), 1.0)
+            self._num_levels = min(self._num_levels + 1, REMEMBERED_LEVELS)
+            self._fullness += (level - self._fullness) / self._num_levels
+
+    def _prices(self, view: View) -> Prices:
+        """What part of a whole cycle is its training worth, and what part its batch.
+
+        A buffer that stays empty says that training waits for comm, so that only batches count, and a full one the contrary: the
+        backlog of a queue is the price of what would change it (backpressure, Tassiulas and Ephremides, 1992). Without a limit of
+        the buffer the rates tell what they are worth, as far as they are known.
+        """
+        if view.prefetch is not None:
+            cycle = max(self._fullness, LEAST_PRICE)
+            return cycle, 1 - cycle
+        if view.rates is None:
+            return 1.0, 0.0
+        works, prices = self._foresight.cycle_work(view), self._foresight.prices(view)
+        comp, comm = works[0] * prices[0], works[1] * prices[1]
+        return comp / (comp + comm), comm / (comp + comm)
 
     def _block_length(self, cycles: int) -> int:
         """Of the habit of now; the first that a habit ever has is only to fill caches."""
@@ -164,19 +186,12 @@ class Adaptive:
         self._habit, self._start, self._since, self._is_due = habit, None, self._num_cycles, False
         self._refill = _Refill()
 
-    def _barred(self, rates: RateTable, comp: float, comm: float) -> tuple[str, ...]:
-        """The habit that need not be tried, if the rates say that it is far behind."""
-        behind = next((mode for mode in rates.shared if mode.name == COMPUTE_FIRST), None)
-        if behind is not None and _steady_cycle_s(behind, comp, comm, rates) > HOPELESS * sum(self._prices):
-            return (COMPUTE_FIRST,)
-        return ()
-
     def _is_hopeless(self, block: Block, length: int) -> bool:
         """Whether this block has already taken longer than a whole one of the best habit, by far: the habit is bad, or the world
         has changed. Not earlier, or of an uneven habit only the worst moments would be counted.
         """
         best = min(self._standing.values(), default=math.inf)
-        return block.seconds > HOPELESS * best * sum(self._prices) * length
+        return block.seconds > HOPELESS * best * length
 
 
 class _Refill:
@@ -197,13 +212,6 @@ class _Refill:
             level = view.num_comm - view.num_backward
             self._is_open = level < view.prefetch - 1 if self._is_open else level + min(BURST, view.prefetch) <= view.prefetch
         return self._is_open
-
-
-def _steady_cycle_s(mode: Mode, comp: float, comm: float, rates: RateTable) -> float:
-    """Seconds of a cycle in which both sides have `mode` until one of them is done, and the other then every core."""
-    seconds = min(comp / mode.comp_rate, comm / mode.comm_rate)
-    comp_left, comm_left = comp - mode.comp_rate * seconds, comm - mode.comm_rate * seconds
-    return seconds + max(comp_left, 0.0) / rates.comp[0] + max(comm_left, 0.0) / rates.comm[-1]
 
 
 class _Mark(NamedTuple):

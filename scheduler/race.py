@@ -38,6 +38,12 @@ NEAR = 3.0
 CHANGED = 4.0
 """The leader's last two blocks off its others by so many times the noise: the world has changed, and all is measured anew."""
 
+LEAST_CHANGE = 0.1
+"""A smaller part is never taken for a change of the world."""
+
+FAR = 2.0
+"""A single block that is worse than a later one of its habit by so many changes is from another world."""
+
 FIRST_PATIENCE = 4
 MOST_PATIENCE = 32
 """Blocks of the leader between two challenges: so few at first, twice as many each time, never more than the second."""
@@ -48,18 +54,22 @@ FEWEST = 6
 _MAD = 1.4826  # times the median absolute deviation: the standard deviation of what is normally distributed
 
 Prices = tuple[float, float]
-"""Seconds that a cycle of training is worth, and a batch received."""
+"""What part of a whole cycle's worth is in its training, and what part in its batch received."""
 
 
 class Block(NamedTuple):
-    """Some cycles of training under one habit: their seconds, how many, and the batches that were received meanwhile."""
+    """Some cycles of training under one habit: their seconds, how many, and the batches that were received meanwhile.
+
+    `number` is its place among the blocks of all habits.
+    """
 
     seconds: float
     cycles: int
     batches: float
+    number: int = 0
 
     def worth(self, prices: Prices) -> float:
-        """The seconds that its progress should have taken."""
+        """How many cycles its progress is worth, where the prices add up to 1."""
         return prices[0] * self.cycles + prices[1] * self.batches
 
 
@@ -73,6 +83,7 @@ class Race:
         assert habits, "a race needs a runner"
         self._order = list(habits)
         self._is_warm: set[str] = set()
+        self._num_blocks = 0
         self._restart()
 
     def take_in(self, habit: str, block: Block) -> None:
@@ -81,44 +92,44 @@ class Race:
         if habit not in self._is_warm and len(blocks) == 1:
             self._is_warm.add(habit)
             blocks.clear()
-        blocks.append(block)
+        self._num_blocks += 1
+        blocks.append(block._replace(number=self._num_blocks))
 
     def is_warm(self, habit: str) -> bool:
         """Whether it has had a block."""
         return habit in self._is_warm
 
     def standing(self, prices: Prices) -> dict[str, float]:
-        """Of each habit that ran, its seconds per second that its progress is worth: 1 is as predicted, less is better."""
+        """Of each habit that ran, the seconds that a cycle's worth of progress took."""
         return {habit: _score(blocks, prices) for habit, blocks in self._blocks.items() if blocks}
 
-    def next(self, prices: Prices, noise: float, barred: Collection[str] = (), *, may_try: bool = True) -> str:
-        """The habit of the next block, none of those `barred`; without `may_try` the leader.
+    def next(self, prices: Prices, noise: float, *, may_try: bool = True) -> str:
+        """The habit of the next block; without `may_try` the leader.
 
         `noise` is the relative standard error that a block is expected to have.
         """
         margin = max(LEAST_MARGIN, SURE * self._noise(prices, noise))
-        self._forget_worse_times(prices, CHANGED * margin / SURE)
+        change = max(CHANGED * margin / SURE, LEAST_CHANGE)
+        self._forget_worse_times(prices, FAR * change)
         scores = self.standing(prices)
-        if self._has_changed(prices, CHANGED * margin / SURE):
+        if self._has_changed(prices, change):
             self._order.sort(key=lambda habit: scores.get(habit, math.inf))
             self._restart()
             scores = {}
-        runners = [habit for habit in self._order if habit not in barred]
-        assert runners, "not every habit can be barred"
-        leader = min(runners, key=lambda habit: scores.get(habit, math.inf))
+        leader = min(self._order, key=lambda habit: scores.get(habit, math.inf))
         if leader != self.leader:
             self.leader, self._patience, self._since_challenge = leader, FIRST_PATIENCE, 0
         if not may_try or not self._blocks[leader]:
             return leader
         best = scores.get(leader, math.inf)
-        for habit in [habit for habit in runners if scores.get(habit, 0.0) > INCREDIBLE * best]:
+        for habit in [habit for habit in self._order if scores.get(habit, 0.0) > INCREDIBLE * best]:
             self._blocks[habit].clear()
             del scores[habit]
-        within = [habit for habit in runners if scores.get(habit, 0.0) <= best * (1 + self._margin(habit, margin))]
+        within = [habit for habit in self._order if scores.get(habit, 0.0) <= best * (1 + self._margin(habit, margin))]
         unmeasured = [habit for habit in within if len(self._blocks[habit]) < ROUNDS or habit not in self._is_warm]
         if unmeasured and within != [leader]:
             return min(unmeasured, key=lambda habit: (habit in self._is_warm, len(self._blocks[habit])))
-        near = [habit for habit in runners if habit != leader and scores.get(habit, 0.0) <= best * (1 + NEAR * margin)]
+        near = [habit for habit in self._order if habit != leader and scores.get(habit, 0.0) <= best * (1 + NEAR * margin)]
         return self._challenger(scores, near) or leader
 
     def _noise(self, prices: Prices, expected: float) -> float:
@@ -152,13 +163,15 @@ class Race:
         self._since_challenge = 0
 
     def _forget_worse_times(self, prices: Prices, margin: float) -> None:
-        """Blocks that are far worse than a later one of their habit are from another world. A far worse one may be a hiccup."""
+        """A block far worse than a later one of its habit is from another world, and with it all that came before it."""
+        last = 0
         for blocks in self._blocks.values():
             if len(blocks) > 1:
                 most = _score([blocks[-1]], prices) * (1 + margin)
-                kept = [block for block in blocks if _score([block], prices) <= most]
-                blocks.clear()
-                blocks.extend(kept)
+                last = max([last, *(block.number for block in blocks if _score([block], prices) > most)])
+        for blocks in self._blocks.values():
+            while blocks and blocks[0].number <= last:
+                blocks.popleft()
 
     def _has_changed(self, prices: Prices, margin: float) -> bool:
         """Whether the leader is no longer what it was."""

@@ -12,13 +12,13 @@ from scheduler.race import FIRST_PATIENCE, Block, Race
 PRICES = (1.0, 0.0)
 
 
-def follow(race: Race, cost: dict[str, float], *, blocks: int, noise: float = 0.0, barred: tuple[str, ...] = ()) -> list[str]:
+def follow(race: Race, cost: dict[str, float], *, blocks: int, noise: float = 0.0) -> list[str]:
     """Who ran, when a cycle under each habit costs so many seconds."""
     rng, ran, habit = random.Random(1), [], race.leader
     for _ in range(blocks):
         ran.append(habit)
         race.take_in(habit, Block(8 * cost[habit] * rng.lognormvariate(0, noise), 8, 8.0))
-        habit = race.next(PRICES, noise, barred)
+        habit = race.next(PRICES, noise)
     return ran
 
 
@@ -42,11 +42,6 @@ def test_the_first_block_of_a_habit_is_forgotten_when_there_is_another() -> None
     assert race.standing(PRICES) == {"a": 10.0}
     race.take_in("a", Block(8.0, 8, 8.0))
     assert race.standing(PRICES) == {"a": 1.0}
-
-
-def test_a_barred_habit_does_not_run() -> None:
-    race = Race(["a", "b"])
-    assert set(follow(race, {"a": 1.0, "b": 0.5}, blocks=30, barred=("b",))) == {"a"}
 
 
 def test_without_leave_to_try_the_leader_goes_on() -> None:
