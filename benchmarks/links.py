@@ -39,12 +39,17 @@ class Link:
         self._remove()
 
     def set_rate(self, rate_mbit: float | None) -> None:
-        """Limit what the teacher sends, in Mbit/s; None lifts the limit. Only with a namespace."""
+        """Limit what the teacher sends, in Mbit/s; None lifts the limit. What is on its way is not lost. Only with a namespace."""
         device = ["tc", "-n", self._name, "qdisc"]
-        subprocess.run([*device, "del", "dev", f"{self._name}c", "root"], check=False, capture_output=True)
-        if rate_mbit is not None:
+        if rate_mbit is None:
+            subprocess.run([*device, "del", "dev", f"{self._name}c", "root"], check=False, capture_output=True)
+        else:
             bucket = ["tbf", "rate", f"{rate_mbit:.3f}mbit", "burst", "64kb", "latency", "200ms"]
-            subprocess.run([*device, "add", "dev", f"{self._name}c", "root", *bucket], check=True)
+            subprocess.run([*device, "replace", "dev", f"{self._name}c", "root", *bucket], check=True)
+
+    def received_bytes(self) -> int:
+        """Bytes that came over the link so far. Only with a namespace."""
+        return int(Path(f"/sys/class/net/{self._name}e/statistics/rx_bytes").read_text())
 
     @contextlib.contextmanager
     def teacher(self, core: int, dataset: str, rate_mbit: float | None, store: Path) -> Iterator[str]:

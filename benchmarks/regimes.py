@@ -78,8 +78,8 @@ CLASSES = {
     ("small", "medium"): 3000,
     ("small", "heavy"): 12000,
     ("large", "light"): 100,
-    ("large", "medium"): 6000,
-    ("large", "heavy"): 24000,
+    ("large", "medium"): 1500,
+    ("large", "heavy"): 6000,  # more classes make the step longer in proportion, so that comm would not be heavier beside it
 }
 
 
@@ -206,6 +206,25 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
+def print_tables(results: list[dict[str, Any]]) -> None:
+    """Two tables in Markdown: every policy's ratio to the baseline with its interval, and its regret."""
+    names = list(results[0]["policies"])
+    titles = {f"wall-clock / {BASELINE}": _shown_ratio, "wall-clock / best policy of the cell (medians)": _shown_regret}
+    for title, show in titles.items():
+        print(f"\n{title}\n\n| cell | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+        for cell in results:
+            print(f"| {cell['name']} | {' | '.join(show(cell['regrets'][name]) for name in names)} |")
+
+
+def _shown_ratio(row: dict[str, Any]) -> str:
+    low, high = row[f"vs {BASELINE} ci95"]
+    return f"{row[f'vs {BASELINE}']:.2f} ({low:.2f} .. {high:.2f})"
+
+
+def _shown_regret(row: dict[str, Any]) -> str:
+    return f"{row['regret']:.2f}"
+
+
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """The heat map: a row per cell, a column per policy, coloured by the ratio to the baseline, and beside it the regret."""
     import matplotlib as mpl
@@ -244,6 +263,7 @@ def main() -> None:
             shown = ", ".join(f"{policy} {row[f'vs {BASELINE}']:.2f}" for policy, row in result["regrets"].items())
             print(f"{number} of {len(grid)}, {cell.name}: {shown}", file=sys.stderr, flush=True)
             save(settings, results, link)
+    print_tables(results)
     if settings.figure is not None:
         draw(results, settings.figure)
 

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from edge_student.calibration_report import describe_findings, print_calibration
 from edge_student.comm_port import CommWorkerProcess
 from edge_student.config import CalibrateConfig
 from edge_student.device_profile import make_profile
-from edge_student.embedded import embedded_teacher
+from edge_student.embedded import teacher
 from edge_student.fingerprint import fingerprint, settings_of
 from edge_student.journal import write_json
 from edge_student.measuring import Trial, Visit, measure, trials
@@ -48,7 +48,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Sur
     if config.torch_threads is not None:
         torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
     max_threads = torch.get_num_threads()
-    with _teacher(config, cores, data.public.digest) as address:
+    with teacher(config, cores[0], data.public.digest) as address:
         with CommWorkerProcess(configure(config, address, surroundings)) as worker:
             described = worker.await_description()
             check_teacher(described, data, address)
@@ -113,12 +113,6 @@ def _check_models(config: CalibrateConfig, data: TrainingData) -> None:
     names = (config.model,) if config.teacher is not None else (config.model, config.teacher_model)
     for name in names:
         build_model(name, num_classes=data.private.num_classes, input_shape=data.private.images.shape[1:], seed=config.seed)
-
-
-def _teacher(config: CalibrateConfig, cores: tuple[int, ...], dataset_digest: str) -> AbstractContextManager[str]:
-    if config.teacher is not None:
-        return nullcontext(config.teacher)
-    return embedded_teacher(config, cores[0], dataset_digest)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ with it. It never imports torch, and it never decides anything: the scheduler pi
 flag in the ring.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -26,11 +25,10 @@ from edge_student.messages import (
     UseRing,
     Wake,
 )
+from edge_student.parent import die_with_parent
 from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
 from edge_student.ring import Ring
 from edge_student.thread_times import ThreadTimes
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -38,7 +36,9 @@ def main() -> int:
     if len(sys.argv) != 3 or not all(argument.isdigit() for argument in sys.argv[1:]):
         print("edge_student.comm_worker is started by edge-student, with a socket's descriptor and a process id", file=sys.stderr)
         return 2
-    if not die_with_parent(int(sys.argv[2])):
+    die_with_parent(signal.SIGKILL)
+    # Its id tells whether it died before we asked: in a container the trainer is process 1, and not every orphan's parent is.
+    if os.getppid() != int(sys.argv[2]):
         return 1
     # Ctrl-C in a terminal reaches both processes; the trainer decides when to stop, and this one ends with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -145,16 +145,6 @@ class Gate:
     def _wait_for_wake(self) -> None:
         message, _ = messages.receive(self._control)
         assert isinstance(message, Wake), message
-
-
-def die_with_parent(parent: int) -> bool:
-    """Have the kernel end this process when the trainer dies in whatever way (prctl(2), PR_SET_PDEATHSIG).
-
-    False if it died before we asked. Its id is told, not guessed: in a container the trainer is process 1, and elsewhere an
-    orphan is not always adopted by process 1.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    return os.getppid() == parent
 
 
 def _trouble(cause: str, attempt: int) -> LinkTrouble:

@@ -12,14 +12,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from edge_student.config import CompareConfig, StudentConfig, jsonable, parse_policies
-from edge_student.embedded import embedded_teacher, end_with_parent
+from edge_student.embedded import teacher
 from edge_student.fingerprint import load_profile
 from edge_student.journal import write_json
 from edge_student.page import write_page
+from edge_student.parent import end_with_parent
 from edge_student.prediction import predict
 from edge_student.progress import Progress
 from edge_student.provenance import describe_host, describe_software
@@ -51,7 +51,7 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     host = describe_host(cores)
     runs: list[dict[str, Any]] = []
     try:
-        with _teacher(config, cores, public.digest) as address:
+        with teacher(config, cores[0], public.digest) as address:
             _run_all(config, address, policies, runs)
     finally:
         if runs:  # an interrupted comparison keeps what it has measured
@@ -138,12 +138,6 @@ def splits_cores(name: str) -> bool:
     except ValueError:
         return True
     return False
-
-
-def _teacher(config: CompareConfig, cores: tuple[int, ...], dataset_digest: str) -> AbstractContextManager[str]:
-    if config.teacher is not None:
-        return nullcontext(config.teacher)
-    return embedded_teacher(config, cores[0], dataset_digest)
 
 
 def _run_all(config: CompareConfig, address: str, policies: Sequence[str], runs: list[dict[str, Any]]) -> None:

@@ -4,26 +4,29 @@ It is started as a program, as a stranger would start it. All its logits are com
 only reads them from disk and sends them; what that costs is paid on the same core under every policy.
 """
 
-import ctypes
 import hashlib
 import logging
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from edge_student.config import HostingConfig
+from edge_student.parent import end_with_parent
 from edgekd.command import WorldError
 
 logger = logging.getLogger(__name__)
 
 _CACHE = Path("~/.cache/edgekd/teachers")
 _STOP_WAIT_S = 10.0
-_PR_SET_PDEATHSIG = 1
 _ANNOUNCEMENT = "listening on "
+
+
+def teacher(config: HostingConfig, core: int, dataset_digest: str) -> AbstractContextManager[str]:
+    """The address, HOST:PORT, of the teacher that the user named, or of one that is served while the block runs."""
+    return embedded_teacher(config, core, dataset_digest) if config.teacher is None else nullcontext(config.teacher)
 
 
 @contextmanager
@@ -79,11 +82,6 @@ def trained_weights(config: HostingConfig, dataset_digest: str) -> Path | None:
         fresh.with_suffix(".json").replace(path.with_suffix(".json"))
         fresh.replace(path)
     return path
-
-
-def end_with_parent() -> None:
-    """In a new child: have the kernel end it when we die, even by SIGKILL; it would keep its core and its store for ever."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from edge_student.config import TrainConfig, jsonable
-from edge_student.journal import Journal, to_trace, write_json, write_lines, write_text
+from edge_student.journal import Journal, write_json, write_lines, write_text
 from edge_student.messages import Described, Finished
 from edge_student.preflight import spinning_variables
 from edge_student.provenance import describe_host, describe_software
+from edge_student.trace import to_trace
 from edge_student.trainer import Trainer
 from edgekd.models import save_weights
 from scheduler.loop import SchedulerLoop

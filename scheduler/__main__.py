@@ -19,11 +19,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from scheduler.checked_json import read_json
 from scheduler.fit import Fit, SideFit, fit
 from scheduler.flags import COMMANDS, MOST_MOVES_OF_DYNAMIC, closest, parse
 from scheduler.policies import make_policy
 from scheduler.samples import Samples
-from scheduler.scenario import Scenario, read_json
+from scheduler.scenario import Scenario
 from scheduler.simulator import random_makespans, simulable_policies, simulate
 
 Result: TypeAlias = dict[str, float]

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from scheduler.cost import RateTable
-from scheduler.estimates import OWN, Estimates, Share, SideEstimate
+from scheduler.estimates import Estimates
 from scheduler.scenario import Profile, TaskWorks
+from scheduler.side_rates import OWN, Share, SideEstimate
 from scheduler.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, Task, TaskDone
 from scheduler.view import Planner, Policy, View
 

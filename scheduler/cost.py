@@ -69,19 +69,6 @@ class RateTable:
         )
         return (*splits, *self.shared)
 
-    def resized(self, num_cores: int) -> RateTable:
-        """The table when the device has `num_cores` cores instead, each side's rate depending on its own cores only.
-
-        Cores beyond those that were measured are believed to add nothing. Of shared modes nothing is known then, so they go.
-        """
-        known = self.num_cores
-        if num_cores == known:
-            return self
-        return RateTable(
-            comm=tuple(self.comm[min(c, known)] for c in range(num_cores + 1)),
-            comp=tuple(self.comp[known - min(num_cores - c, known)] for c in range(num_cores + 1)),
-        )
-
 
 def _check_rate(side: str, c: int, num_cores: int, rate: float) -> None:
     if not (math.isfinite(rate) and rate > 0):

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scheduler.scenario import MAX_CORES, check_keys, is_whole, number, read_json
+from scheduler.checked_json import check_keys, is_whole, number, read_json
+from scheduler.scenario import MAX_CORES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,16 +7,15 @@ and how; nothing is decided by that here, it is only checked. Whatever cannot be
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from scheduler.checked_json import check_keys, not_negative, number, read_json, shown, whole
 from scheduler.cost import CostModel, Mode, RateTable, Workload
 from scheduler.plan import lower_bound
 from scheduler.state import COMPUTE_FIRST
@@ -65,7 +64,7 @@ class Profile:
         """
         where = "profile"
         check_keys(data, required=("cores", *_TASKS), optional=("cost", "modes", *_ORIGIN), where=where)
-        cores = _whole(data, "cores", where, least=1, most=MAX_CORES)
+        cores = whole(data, "cores", where, least=1, most=MAX_CORES)
         workload = Workload(**{task: number(data, task, where) for task in _TASKS})
         rates, _ = _rates_and_cost(data, cores, where)
         for mode in rates.shared:
@@ -135,100 +134,27 @@ class Scenario:
         """
         where = "scenario"
         check_keys(data, required=("cores", "cycles", *_TASKS), optional=("prefetch", "cost", "modes"), where=where)
-        cores = _whole(data, "cores", where, least=1, most=MAX_CORES)
+        cores = whole(data, "cores", where, least=1, most=MAX_CORES)
         if cores == 1:
             raise ValueError(f"{where}: 'cores' is 1; with one core there is nothing to split, give it 2 or more")
-        cycles = _whole(data, "cycles", where, least=1, most=MAX_CYCLES)
+        cycles = whole(data, "cycles", where, least=1, most=MAX_CYCLES)
         prefetch = data.get("prefetch")
         if prefetch is not None:
-            prefetch = _whole(data, "prefetch", where, least=1, most=None)
+            prefetch = whole(data, "prefetch", where, least=1, most=None)
         works = TaskWorks(**{task: _works(data, task, cycles, where) for task in _TASKS})
         rates, cost = _rates_and_cost(data, cores, where)
         _check_sizes(works, rates, where)
         return cls(cores=cores, prefetch=prefetch, rates=rates, cost=cost, works=works)
 
 
-def read_json(text: str, where: str) -> Any:
-    """A JSON document. ValueError if it is none, or an object in it names a key twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{where}: the key {twice!r} is given twice")
-        return found
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: this is not JSON: {error}") from None
-    except ValueError as error:
-        if str(error).startswith(where):
-            raise
-        raise ValueError(f"{where}: a number has too many digits") from None
-    except RecursionError:
-        raise ValueError(f"{where}: this is nested too deeply to be one") from None
-
-
-def check_keys(data: Any, *, required: tuple[str, ...], optional: tuple[str, ...] = (), where: str) -> None:
-    """ValueError unless `data` is an object with all of `required`, and nothing beyond those and `optional`."""
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where}: expected an object with {', '.join(required)}; got {_shown(data)}")
-    missing = [key for key in required if key not in data]
-    unknown = [_plain(key) for key in data if key not in (*required, *optional)]
-    if missing:
-        raise ValueError(f"{where}: missing {', '.join(missing)}")
-    if unknown:
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; the keys are {', '.join((*required, *optional))}")
-
-
-def number(data: Mapping[str, Any], key: str, where: str) -> float:
-    """The finite number under this key, or ValueError."""
-    return _finite(data[key], repr(key), where)
-
-
-def _finite(value: Any, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{where}: {name} is {_shown(value)}; it must be a number")
-    try:
-        found = float(value)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        raise ValueError(f"{where}: {name} is {found}; it must be finite")
-    return found
-
-
-def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether a JSON value is a whole number; true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _whole(data: Mapping[str, Any], key: str, where: str, *, least: int, most: int | None) -> int:
-    value = data[key]
-    if not is_whole(value) or value < least:
-        raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be a whole number, at least {least}")
-    if most is not None and value > most:
-        raise ValueError(f"{where}: {key!r} is {_shown(value)}; it must be at most {most}")
-    return value
-
-
 def _works(data: Mapping[str, Any], task: str, cycles: int, where: str) -> WorkArray:
     value = data[task]
     if not isinstance(value, list):
-        work = _not_negative(value, repr(task), where)
+        work = not_negative(value, repr(task), where)
         return _frozen(np.full(cycles, work))
     if len(value) != cycles:
         raise ValueError(f"{where}: {task!r} lists {len(value)} works for {cycles} cycles; give one for each or one for all")
-    return _frozen(np.array([_not_negative(work, f"{task}[{n}]", where) for n, work in enumerate(value)]))
-
-
-def _not_negative(value: Any, name: str, where: str, what: str = "work") -> float:
-    found = _finite(value, name, where)
-    if found < 0:
-        raise ValueError(f"{where}: {name} is {found:g}; {what} cannot be negative")
-    return found
+    return _frozen(np.array([not_negative(work, f"{task}[{n}]", where) for n, work in enumerate(value)]))
 
 
 def _check_sizes(works: TaskWorks, rates: RateTable, where: str) -> None:
@@ -266,14 +192,14 @@ def _cost(data: Any, where: str) -> CostModel:
 def _rates_of_modes(modes: Any, num_cores: int, where: str) -> RateTable:
     """A mode's place in the table is the number of its comm cores: comp-only 0, split:<c> c, comm-only C; others are shared."""
     if not isinstance(modes, list):
-        raise ValueError(f"{where}: 'modes' is {_shown(modes)}; it must be a list")
+        raise ValueError(f"{where}: 'modes' is {shown(modes)}; it must be a list")
     table: dict[int, Mode] = {}
     shared: dict[str, Mode] = {}
     for data in modes:
         check_keys(data, required=("name", "comm_rate", "comp_rate"), optional=_MEASURED, where=f"{where} 'modes'")
         name = data["name"]
         if not isinstance(name, str) or not name:
-            raise ValueError(f"{where}: the mode {_shown(name)} needs a name")
+            raise ValueError(f"{where}: the mode {shown(name)} needs a name")
         here = f"{where} mode {name!r}"
         mode = Mode(name=name, comm_rate=number(data, "comm_rate", here), comp_rate=number(data, "comp_rate", here))
         _check_measured(data, here)
@@ -301,15 +227,15 @@ def _check_measured(data: Mapping[str, Any], where: str) -> None:
         if interval is None:
             continue
         if not isinstance(interval, list) or len(interval) != 2:
-            raise ValueError(f"{where}: {key!r} is {_shown(interval)}; it must be [low, high] or null")
-        low, high = (_not_negative(rate, f"{key}[{n}]", where, "a rate") for n, rate in enumerate(interval))
+            raise ValueError(f"{where}: {key!r} is {shown(interval)}; it must be [low, high] or null")
+        low, high = (not_negative(rate, f"{key}[{n}]", where, "a rate") for n, rate in enumerate(interval))
         if low > high:
-            raise ValueError(f"{where}: {key!r} is {_shown(interval)}; the lower end comes first")
+            raise ValueError(f"{where}: {key!r} is {shown(interval)}; the lower end comes first")
     for key in _COUNTS:
         if key in data:
-            _whole(data, key, where, least=0, most=None)
+            whole(data, key, where, least=0, most=None)
     if data.get(_SHARE) is not None:
-        _not_negative(data[_SHARE], repr(_SHARE), where, "a share")
+        not_negative(data[_SHARE], repr(_SHARE), where, "a share")
 
 
 def _place(name: str, num_cores: int, where: str) -> int | None:
@@ -320,7 +246,7 @@ def _place(name: str, num_cores: int, where: str) -> int | None:
     match = _SPLIT.fullmatch(name)
     if match is None:
         if re.sub("[^a-z]", "", name.lower()) in ("split", "componly", "commonly"):
-            raise ValueError(f"{where}: mode {_shown(name)} is written like none of split:<c>, {_COMP_ONLY} and {_COMM_ONLY}")
+            raise ValueError(f"{where}: mode {shown(name)} is written like none of split:<c>, {_COMP_ONLY} and {_COMM_ONLY}")
         return None
     c = int(match[1])
     if not 1 <= c < num_cores:
@@ -330,13 +256,3 @@ def _place(name: str, num_cores: int, where: str) -> int | None:
 
 def _name(c: int, num_cores: int) -> str:
     return _COMP_ONLY if c == 0 else _COMM_ONLY if c == num_cores else f"split:{c}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _plain(key: Any) -> str:
-    """A key as a terminal can take it."""
-    return key if isinstance(key, str) and key.isprintable() and len(key) < 60 else _shown(key)

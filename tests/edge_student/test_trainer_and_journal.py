@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from edge_student.journal import Journal, to_trace, write_json, write_text
+from edge_student.journal import Journal, write_json, write_text
 from edge_student.loss import combined_loss
+from edge_student.trace import to_trace
 from edge_student.trainer import Recipe, Trainer
 from edgekd.datasets import load_dataset, to_input
 from edgekd.models import build_model
@@ -105,12 +106,13 @@ def journal() -> Journal:
     log.record({"event": "task", "task": "comm", "index": 0, "started": 100.0, "ended": 104.5})
     log.record({**DECISION, "sequence": 0, "time": 100.0})
     log.record({**DECISION, "sequence": 1, "time": 104.5, "requested": {"comm": [], "comp": [0, 1]}})
+    log.record({"event": "task", "task": "backward", "index": 0, "started": 104.5, "ended": 106.0})
     return log
 
 
 def test_the_log_is_in_order_and_counts_from_the_start() -> None:
     records = journal().relative_to(100.0)
-    assert [record.get("started", record.get("time")) for record in records] == [0.0, 0.0, 1.0, 3.0, 4.5]
+    assert [record.get("started", record.get("time")) for record in records] == [0.0, 0.0, 1.0, 3.0, 4.5, 4.5]
     assert journal().total_s(event="wait", why="logits") == 1.5
     assert journal().total_s(event="task", task="comm") == 4.5
 
@@ -120,10 +122,10 @@ def test_the_trace_shows_who_had_each_core() -> None:
     json.dumps(trace, allow_nan=False)
     slices = [(e["tid"], e["name"], e["ts"], e["dur"]) for e in trace["traceEvents"] if e["ph"] == "X" and e["pid"] == 2]
     assert (0, "comm", 0.0, 4.5e6) in slices
-    assert (1, "comp", 0.0, 4.5e6) in slices
-    assert {name for core, name, start, _ in slices if start == 4.5e6} == {"comp"}
+    assert (1, "comp", 0.0, 6e6) in slices
+    assert (0, "comp", 4.5e6, 1.5e6) in slices
     tasks = {e["name"] for e in trace["traceEvents"] if e["ph"] == "X" and e["pid"] == 1}
-    assert tasks == {"forward 0", "comm 0", "wait for logits 0"}
+    assert tasks == {"forward 0", "comm 0", "wait for logits 0", "backward 0"}
 
 
 def test_a_core_is_computes_from_when_it_was_bound_until_it_left() -> None:

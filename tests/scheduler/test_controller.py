@@ -11,9 +11,9 @@ from virtual_time import drive
 
 from scheduler.controller import STORY_LENGTH, Controller
 from scheduler.cost import RateTable, Workload
-from scheduler.estimates import UNPINNED, Share
 from scheduler.policies import make_policy
 from scheduler.scenario import Profile
+from scheduler.side_rates import UNPINNED, Share
 from scheduler.state import Allocation, BrokenInvariant, CoresChanged, Event, Reason, Started, Task, TaskDone
 from scheduler.view import View
 

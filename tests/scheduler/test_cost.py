@@ -85,18 +85,6 @@ def test_a_table_of_rates_checks_itself(comm: tuple[float, ...], comp: tuple[flo
         RateTable(comm=comm, comp=comp)
 
 
-def test_a_smaller_device_keeps_each_sides_rate_by_its_own_cores() -> None:
-    table = RateTable(comm=(0.0, 1.0, 2.0, 3.0), comp=(30.0, 20.0, 10.0, 0.0))
-    assert table.resized(2) == RateTable(comm=(0.0, 1.0, 2.0), comp=(20.0, 10.0, 0.0))
-    assert table.resized(1) == RateTable(comm=(0.0, 1.0), comp=(10.0, 0.0))
-    assert table.resized(3) == table
-
-
-def test_a_larger_device_is_believed_no_faster_than_what_was_measured() -> None:
-    table = RateTable(comm=(0.0, 1.0, 2.0), comp=(20.0, 10.0, 0.0))
-    assert table.resized(4) == RateTable(comm=(0.0, 1.0, 2.0, 2.0, 2.0), comp=(20.0, 20.0, 20.0, 10.0, 0.0))
-
-
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_work_is_positive_and_finite(bad: float) -> None:
     with pytest.raises(ValueError, match=r"the work 'backward' is .* must be positive and finite"):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from scheduler.adaptive import split_trials
 from scheduler.cost import Workload
-from scheduler.estimates import Estimates, Share
+from scheduler.estimates import Estimates
+from scheduler.side_rates import Share
 from scheduler.state import Allocation, Task
 
 

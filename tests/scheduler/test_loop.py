@@ -9,9 +9,9 @@ import pytest
 
 from scheduler.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble
 from scheduler.controller import Controller
-from scheduler.estimates import Share
 from scheduler.loop import SchedulerLoop
 from scheduler.policies import make_policy
+from scheduler.side_rates import Share
 from scheduler.state import COMPUTE_FIRST, Allocation, BrokenInvariant, Task
 from scheduler.threads import BindingRefusedError
 from scheduler.view import Policy, View

@@ -1,0 +1,137 @@
+"""A link that changes in the middle of a run, as by 20 -> 2 -> 20 Mbit/s: is it followed, and what does that cost?
+
+Every policy trains against a teacher behind a token bucket whose rate is changed twice, each time so many seconds after the first
+batch crossed the link. The wall-clocks are paired with those of the best single policy. For each change the log tells after how
+many training cycles the policy first gave cores in a way that it had not in the cycles before ("followed after").
+
+    python benchmarks/link_change.py [--policies os-default,compute-first,dynamic,adaptive] [--repeats 5] [--json FILE]
+
+Takes root, for the network namespace; keep the machine quiet meanwhile.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from links import Link
+
+from edge_student.provenance import describe_host, describe_software
+from edge_student.summary import median_interval
+from edgekd.command import parse
+from scheduler.threads import allowed_cores
+
+CORES = tuple(sorted(allowed_cores()))
+DATASET = "synthetic:classes=100,size=32,samples=1024"
+PUBLIC_BATCH = 32
+BATCH_BYTES = 4 * 100 * PUBLIC_BATCH
+BEFORE = 20  # cycles before a change whose allocations are taken for the habit of the time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Change the link's rate twice in mid-run, under several policies."""
+
+    rates: str = "20,2,20"
+    """The link's rates one after another, in Mbit/s, with commas between."""
+    seconds: float = 4.0
+    """How long each of them lasts but the last."""
+    cycles: int = 1600
+    """Cycles of each run."""
+    policies: str = "os-default,compute-first,dynamic,adaptive"
+    """Policies to compare, with commas between."""
+    repeats: int = 5
+    """Runs of each policy."""
+    json: Path | None = None
+    """File for the results."""
+
+
+def run_once(policy: str, address: str, settings: Settings, link: Link, out: Path) -> dict[str, Any]:
+    """One training while the link changes."""
+    rates = [float(rate) for rate in settings.rates.split(",")]
+    link.set_rate(rates[0])
+    command = [sys.executable, "-m", "edge_student", "train", "--teacher", address, "--policy", policy, "--out", str(out)]
+    command += ["--private", f"{DATASET}:private", "--model", "cnn:width=8", "--batch-size", "8", "--prefetch", "16"]
+    command += ["--public-batch", str(PUBLIC_BATCH), "--cycles", str(settings.cycles), "--log-level", "warning"]
+    before = link.received_bytes()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL) as process:
+        while link.received_bytes() - before < BATCH_BYTES and process.poll() is None:
+            time.sleep(0.01)
+        changes = []
+        for rate in rates[1:]:
+            time.sleep(settings.seconds)
+            if process.poll() is not None:
+                raise SystemExit(f"{policy}: the run was over before the link had every rate; give it more --cycles")
+            link.set_rate(rate)
+            changes.append(time.monotonic())
+    if process.returncode != 0:
+        raise SystemExit(f"{policy}: train ended with exit status {process.returncode}")
+    return {"policy": policy, **read(out, changes)}
+
+
+def read(out: Path, changes: list[float]) -> dict[str, Any]:
+    """The run's wall-clock, and of each change when it was, and after how many cycles it was followed (None: never)."""
+    records = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    start = next(record["clock_monotonic_s"] for record in records if record["event"] == "start")
+    at = [change - start for change in changes]
+    cycle_ends = np.array([r["ended"] for r in records if r["event"] == "task" and r["task"] == "backward"])
+    decisions = [(r["time"], json.dumps([r["allocation"], r["reason"]])) for r in records if r["event"] == "decision"]
+    followed = []
+    for change, following in pairwise([*at, float("inf")]):
+        num_before = int(np.searchsorted(cycle_ends, change))
+        since = cycle_ends[max(num_before - BEFORE, 0)]
+        usual = {what for when, what in decisions if since <= when < change}
+        first = next((when for when, what in decisions if change <= when < following and what not in usual), None)
+        followed.append(None if first is None else int(np.searchsorted(cycle_ends, first)) - num_before)
+    wall_clock_s = json.loads((out / "result.json").read_text())["wall_clock_s"]
+    return {"wall_clock_s": wall_clock_s, "changed_at_s": at, "followed_after_cycles": followed}
+
+
+def summarize(runs: list[dict[str, Any]], policies: list[str]) -> dict[str, Any]:
+    """Per policy the median, and the ratios to the best single policy (the least median but `adaptive`'s), paired."""
+    clocks = {name: np.array([run["wall_clock_s"] for run in runs if run["policy"] == name]) for name in policies}
+    best = min((name for name in policies if name != "adaptive"), key=lambda name: float(np.median(clocks[name])))
+    summary: dict[str, Any] = {"best": best}
+    for name, seconds in clocks.items():
+        ratios = (seconds / clocks[best]).tolist()
+        median_s, vs_best = float(np.median(seconds)), float(np.median(ratios))
+        summary[name] = {"median_s": median_s, "vs_best": vs_best, "vs_best_ci95": median_interval(ratios)}
+    return summary
+
+
+def main() -> None:
+    settings = parse(Settings, sys.argv[1:], prog="link_change.py", description="A link that changes in mid-run.")
+    policies = settings.policies.split(",")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespace goes whatever ends us
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name, Link() as link:
+        if not link.is_namespace:
+            raise SystemExit("this takes a network namespace, so root")
+        folder = Path(name)
+        with link.teacher(CORES[0], DATASET, None, folder / "store") as address:
+            for repeat in range(settings.repeats):
+                for policy in policies if repeat % 2 == 0 else policies[::-1]:
+                    runs.append(run_once(policy, address, settings, link, folder / "run"))
+                    print(f"{repeat + 1} of {settings.repeats}, {runs[-1]}", file=sys.stderr, flush=True)
+    report = {
+        "command": sys.argv,
+        "host": describe_host(CORES),
+        "software": describe_software(),
+        "batch_bytes": BATCH_BYTES,
+        "runs": runs,
+        "summary": summarize(runs, policies),
+    }
+    print(json.dumps(report["summary"], indent=2))
+    if settings.json is not None:
+        settings.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

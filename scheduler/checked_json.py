@@ -1,0 +1,95 @@
+"""JSON that somebody else wrote: whatever is wrong with it is one ValueError that says where and what."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+
+def read_json(text: str, where: str) -> Any:
+    """A JSON document. ValueError if it is none, or an object in it names a key twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{where}: the key {twice!r} is given twice")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: this is not JSON: {error}") from None
+    except ValueError as error:
+        if str(error).startswith(where):
+            raise
+        raise ValueError(f"{where}: a number has too many digits") from None
+    except RecursionError:
+        raise ValueError(f"{where}: this is nested too deeply to be one") from None
+
+
+def check_keys(data: Any, *, required: tuple[str, ...], optional: tuple[str, ...] = (), where: str) -> None:
+    """ValueError unless `data` is an object with all of `required`, and nothing beyond those and `optional`."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}: expected an object with {', '.join(required)}; got {shown(data)}")
+    missing = [key for key in required if key not in data]
+    unknown = [_plain(key) for key in data if key not in (*required, *optional)]
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}")
+    if unknown:
+        raise ValueError(f"{where}: unknown {', '.join(unknown)}; the keys are {', '.join((*required, *optional))}")
+
+
+def number(data: Mapping[str, Any], key: str, where: str) -> float:
+    """The finite number under this key, or ValueError."""
+    return finite(data[key], repr(key), where)
+
+
+def finite(value: Any, name: str, where: str) -> float:
+    """`value` as a number, or ValueError that says what `name` is instead."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{where}: {name} is {shown(value)}; it must be a number")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise ValueError(f"{where}: {name} is {found}; it must be finite")
+    return found
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a JSON value is a whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def whole(data: Mapping[str, Any], key: str, where: str, *, least: int, most: int | None) -> int:
+    """The whole number under this key, from `least` to `most`, or ValueError."""
+    value = data[key]
+    if not is_whole(value) or value < least:
+        raise ValueError(f"{where}: {key!r} is {shown(value)}; it must be a whole number, at least {least}")
+    if most is not None and value > most:
+        raise ValueError(f"{where}: {key!r} is {shown(value)}; it must be at most {most}")
+    return value
+
+
+def not_negative(value: Any, name: str, where: str, what: str = "work") -> float:
+    """`value` as a number of at least 0; `what` says in the error what it is a number of."""
+    found = finite(value, name, where)
+    if found < 0:
+        raise ValueError(f"{where}: {name} is {found:g}; {what} cannot be negative")
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value as an error message can take it: short, and of printable characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _plain(key: Any) -> str:
+    """A key as a terminal can take it."""
+    return key if isinstance(key, str) and key.isprintable() and len(key) < 60 else shown(key)

@@ -1,0 +1,136 @@
+"""The rates of one side, by what it had while it ran: those that explain its last tasks, corrected by them task after task."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+from scheduler.state import Allocation, Task
+
+MEMORY = 16
+"""Tasks of each side that the rates must explain. A share that none of them had keeps its rate."""
+
+MINOR = 0.2
+"""A share that a task had for less than this part of its time is not corrected by it: the noise of the rest would drown it."""
+
+GAIN = 0.2
+"""How much of a task's surprise one correction takes back: the newest tasks weigh most, and noise is averaged."""
+
+MOST_SURPRISE = math.log(2)
+"""A task that took longer, or less, than by this factor has met a disturbance: it is believed no further than this."""
+
+PARTIAL_TASKS = 3
+"""A rate counts as measured after one task's worth of time, or after this many tasks that had it for a part of theirs: where
+one side is always blocked after a moment, no task ever keeps a split for the whole of its time.
+"""
+
+EXACT = 1e-9
+"""A surprise this small, in parts of a task, is rounding."""
+
+OWN: Final = "own"
+SHARED: Final = "shared"
+UNPINNED: Final = "unpinned"
+
+
+class Share(NamedTuple):
+    """What one side had while it ran: cores of its own, cores that both sides have by design, or what the kernel gives."""
+
+    cores: int
+    terms: str = OWN  # plain words, because shares are looked up at every event, and an enum's hash is slow
+
+    @classmethod
+    def of(cls, cores: int, allocation: Allocation) -> Share:
+        """A side's share when it has so many cores of an allocation."""
+        if not allocation.pinned:
+            return cls(cores, UNPINNED)
+        return cls(cores, OWN if allocation.shared is None else SHARED)
+
+
+@dataclass(slots=True)
+class SideEstimate:
+    """The rates of one side. `weights` counts its tasks by the part of their time, `num_tasks` counts them all."""
+
+    rates: dict[Share, float] = field(default_factory=dict)
+    weights: dict[Share, float] = field(default_factory=dict)
+    num_tasks: dict[Share, int] = field(default_factory=dict)
+    recent: deque[tuple[Task, dict[Share, float]]] = field(default_factory=lambda: deque(maxlen=MEMORY))
+    surprises: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY))
+
+    def remember(self, task: Task, work: float, seconds: dict[Share, float]) -> None:
+        """A task ran `seconds` with each share. A share never seen before is believed as fast as this task was."""
+        total = sum(seconds.values())
+        if all(share in self.rates for share in seconds):
+            self.surprises.append(abs(math.log(work / self.work_done(seconds))))
+        for share, spent in seconds.items():
+            self.rates.setdefault(share, work / total)
+            self.weights[share] = self.weights.get(share, 0.0) + spent / total
+            self.num_tasks[share] = self.num_tasks.get(share, 0) + 1
+        self.recent.append((task, seconds))
+
+    def correct(self, works: Mapping[Task, float]) -> None:
+        """Bring the rates nearer to the remembered tasks, given the work of each kind."""
+        for task, seconds in self.recent:
+            surprise = math.log(works[task] / self.work_done(seconds))
+            if abs(surprise) <= EXACT:
+                continue
+            factor = math.exp(GAIN * max(-MOST_SURPRISE, min(surprise, MOST_SURPRISE)))
+            longest, total = max(seconds.values()), sum(seconds.values())
+            for share, spent in seconds.items():
+                if spent >= MINOR * total:
+                    self.rates[share] *= factor ** (spent / longest)
+
+    def work_done(self, seconds: Mapping[Share, float]) -> float:
+        """Work that these seconds are worth; a share never seen is worth nothing."""
+        return sum(self.rates.get(share, 0.0) * spent for share, spent in seconds.items())
+
+    def mean_work(self, task: Task) -> float:
+        """Mean over the remembered tasks of this kind, by the rates; 0 if there are none."""
+        works = [self.work_done(seconds) for kind, seconds in self.recent if kind is task]
+        return sum(works) / len(works) if works else 0.0
+
+    def is_measured(self, share: Share, num_tasks: int = 1) -> bool:
+        """Whether the rate of this share rests on so many tasks."""
+        return self.weights.get(share, 0.0) >= num_tasks - 1e-9 or self.num_tasks.get(share, 0) >= PARTIAL_TASKS * num_tasks
+
+    @property
+    def scatter(self) -> float:
+        """By what part of its time a task differs from what the rates said, typically; 0 where that is rounding."""
+        typical = statistics.median(self.surprises) if self.surprises else 0.0
+        return typical if typical > EXACT else 0.0
+
+
+def by_measured_cores(side: SideEstimate, num_cores: int) -> list[float] | None:
+    """The side's rates with 1..num_cores cores of its own; None if none of them is known."""
+    measured = [cores for cores in range(1, num_cores + 1) if side.is_measured(Share(cores))]
+    if not measured:
+        return None
+    raw = [side.rates[Share(cores)] for cores in measured]
+    rates = _non_decreasing(raw, [side.weights[Share(cores)] for cores in measured])
+    result = []
+    for cores in range(1, num_cores + 1):
+        if cores <= measured[0] or len(measured) == 1:
+            result.append(rates[0] * min(cores / measured[0], 1.0))
+            continue
+        right = next((n for n in range(1, len(measured)) if measured[n] >= cores), len(measured) - 1)
+        x0, x1 = measured[right - 1], measured[right]
+        y0, y1 = rates[right - 1], rates[right]
+        result.append(y0 + (y1 - y0) * (cores - x0) / (x1 - x0))
+    return list(accumulate(result, max))  # a line through equal values may sink by a rounding
+
+
+def _non_decreasing(values: list[float], weights: list[float]) -> list[float]:
+    """The non-decreasing sequence nearest to `values` (weighted least squares, pool adjacent violators)."""
+    pools: list[tuple[float, float, int]] = []  # mean, weight, how many
+    for value, weight in zip(values, weights, strict=True):
+        pool = (value, weight, 1)
+        while pools and pools[-1][0] > pool[0]:
+            mean, mass, count = pools.pop()
+            joint = mass + pool[1]
+            pool = ((mean * mass + pool[0] * pool[1]) / joint, joint, count + pool[2])
+        pools.append(pool)
+    return [mean for mean, _, count in pools for _ in range(count)]
