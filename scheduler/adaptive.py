@@ -38,6 +38,12 @@ LEAST_PRICE = 0.05
 TRYING = 0.1
 """Part of a run's cycles, and as much of those behind it, that may go by under habits that do not lead."""
 
+LAST_TRIALS = 0.75
+"""Part of a run after which nothing is tried: what it found could no longer make up for what it cost."""
+
+LOSING = 0.015
+"""Part of a run's time, and as much of that behind it, that may be lost by trying; what others gain makes up for what they lose."""
+
 HOPELESS = 1.5
 """A habit that takes longer than the best, by this factor, is not followed to the end of its block."""
 
@@ -58,6 +64,7 @@ class Adaptive:
         self._num_cycles = 0  # complete when it was last asked
         self._since = 0  # the cycles that were complete when the habit was taken up, or its last block ended
         self._num_tried = 0  # cycles under habits that did not lead
+        self._lost_s = 0.0  # what those took longer than the leader would have
         self._is_due = False  # whether a block may end with this cycle
         self._fullness = 0.0  # of the buffer, in the mean of the last cycles: 0 is empty, 1 is full
         self._num_levels = 0  # that the mean rests on
@@ -146,8 +153,14 @@ class Adaptive:
         self._race.take_in(self._habit, block)
         if self._habit != self._race.leader:
             self._num_tried += here.cycles - self._since
-        may_try = self._num_tried < TRYING * (here.cycles + view.cycles)
+            if self._standing:
+                due_s = block.worth(prices) * self._best_s()
+                self._lost_s += min(block.seconds - due_s, due_s)  # what took far longer met another world
+        may_try = self._may_try(here.cycles, view.cycles)
+        leader = self._race.leader
         habit = self._race.next(prices, view.noise, may_try=may_try)
+        if self._race.leader != leader:
+            self._lost_s = 0.0  # it was no loss to find a better one, or another world
         self._standing = self._race.standing(prices)
         if habit == self._habit:
             self._start, self._since, self._is_due = here, here.cycles, False
@@ -190,8 +203,16 @@ class Adaptive:
         """Whether this block has already taken longer than a whole one of the best habit, by far: the habit is bad, or the world
         has changed. Not earlier, or of an uneven habit only the worst moments would be counted.
         """
-        best = min(self._standing.values(), default=math.inf)
-        return block.seconds > HOPELESS * best * length
+        return block.seconds > HOPELESS * self._best_s() * length
+
+    def _may_try(self, done: int, cycles: int) -> bool:
+        """Whether habits that do not lead may still be tried, after `done` of the run's cycles."""
+        lost = self._lost_s / self._best_s()
+        return done < LAST_TRIALS * cycles and self._num_tried < TRYING * (done + cycles) and lost < LOSING * (done + cycles)
+
+    def _best_s(self) -> float:
+        """Seconds of a cycle under the best habit, as it stood when the last block ended; infinite before."""
+        return min(self._standing.values(), default=math.inf)
 
 
 class _Refill:

@@ -129,7 +129,8 @@ class Race:
         unmeasured = [habit for habit in within if len(self._blocks[habit]) < ROUNDS or habit not in self._is_warm]
         if unmeasured and within != [leader]:
             return min(unmeasured, key=lambda habit: (habit in self._is_warm, len(self._blocks[habit])))
-        near = [habit for habit in self._order if habit != leader and scores.get(habit, 0.0) <= best * (1 + NEAR * margin)]
+        reach = {habit: best * (1 + NEAR * self._margin(habit, margin)) for habit in self._order if habit != leader}
+        near = [habit for habit, worst in reach.items() if scores.get(habit, 0.0) <= worst]
         return self._challenger(scores, near) or leader
 
     def _noise(self, prices: Prices, expected: float) -> float:
