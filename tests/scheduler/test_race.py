@@ -68,6 +68,19 @@ def test_blocks_far_worse_than_a_later_one_are_from_another_world() -> None:
     assert race.standing(PRICES) == {"a": 1.0}
 
 
+def test_with_a_block_from_another_world_goes_all_that_came_before_it() -> None:
+    race = Race(["a", "b", "c"])
+    for habit, seconds in (("b", 16.0), ("b", 16.0), ("a", 8.0), ("a", 40.0), ("c", 24.0), ("a", 8.0)):
+        race.take_in(habit, Block(seconds, 8, 8.0))
+    race.next(PRICES, 0.05)
+    assert race.standing(PRICES) == {"a": 1.0, "c": 3.0}
+
+
+def test_a_habit_that_is_far_behind_is_not_challenged_again() -> None:
+    ran = follow(Race(["a", "b"]), {"a": 1.0, "b": 3.0}, blocks=100, noise=0.02)
+    assert Counter(ran)["b"] <= 3  # cold, once more to be fair, and perhaps a first challenge
+
+
 def test_when_the_leader_gets_slower_the_others_are_measured_anew() -> None:
     race = Race(["a", "b"])
     follow(race, {"a": 1.0, "b": 1.4}, blocks=20)

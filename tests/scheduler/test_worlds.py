@@ -158,6 +158,19 @@ def test_where_a_split_is_best_it_is_found() -> None:
     assert last.count(Allocation.split(1, 2)) > 80
 
 
+def test_what_trying_may_cost_is_bounded_where_all_but_the_best_are_far_slower() -> None:
+    world = steady(split=(40.0, 0.95), comm_only=40.0, compute_first=(8.0, 0.3), unpinned=(12.0, 0.3))
+    for seed in range(3):
+        best = run(world, "static:1", cycles=500, noise=0.4, seed=seed).seconds
+        assert run(world, "adaptive", cycles=500, noise=0.4, seed=seed).seconds < 1.1 * best
+
+
+def test_nothing_is_tried_in_the_last_quarter_of_a_run() -> None:
+    world = steady(split=(26.0, 0.95), comm_only=30.0, compute_first=(20.0, 0.8), unpinned=(20.0, 0.8))
+    last = taken(run(world, "adaptive", cycles=800, noise=0.3))[-300:]
+    assert set(last) <= {Allocation.split(1, 2), Allocation.all_comp(2), Allocation.all_comm(2)}
+
+
 @pytest.mark.parametrize("cycles", [200, 1000])
 def test_a_link_that_drops_and_comes_back_is_followed(cycles: int) -> None:
     """20 -> 2 -> 20: what adaptive loses to the best fixed policy in hindsight is little, although everything changes twice."""
@@ -167,4 +180,4 @@ def test_a_link_that_drops_and_comes_back_is_followed(cycles: int) -> None:
         best = min(run(world, policy, cycles=cycles, noise=0.1, seed=seed).seconds for policy in FIXED)
         return run(world, "adaptive", cycles=cycles, noise=0.1, seed=seed).seconds / best
 
-    assert statistics.median(regret(seed) for seed in range(5)) < 1.09
+    assert statistics.median(regret(seed) for seed in range(5)) < 1.08
