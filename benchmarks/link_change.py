@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 from links import Link
 
+from edge_student.journal import write_json
 from edge_student.provenance import describe_host, describe_software
 from edge_student.summary import median_interval
+from edge_student.turns import schedule_of_runs
 from edgekd.command import parse
 from scheduler.threads import allowed_cores
 
@@ -117,10 +119,9 @@ def main() -> None:
             raise SystemExit("this takes a network namespace, so root")
         folder = Path(name)
         with link.teacher(CORES[0], DATASET, None, folder / "store") as address:
-            for repeat in range(settings.repeats):
-                for policy in policies if repeat % 2 == 0 else policies[::-1]:
-                    runs.append(run_once(policy, address, settings, link, folder / "run"))
-                    print(f"{repeat + 1} of {settings.repeats}, {runs[-1]}", file=sys.stderr, flush=True)
+            for repeat, policy in schedule_of_runs(policies, settings.repeats):
+                runs.append(run_once(policy, address, settings, link, folder / "run"))
+                print(f"{repeat + 1} of {settings.repeats}, {runs[-1]}", file=sys.stderr, flush=True)
     report = {
         "command": sys.argv,
         "host": describe_host(CORES),
@@ -131,7 +132,7 @@ def main() -> None:
     }
     print(json.dumps(report["summary"], indent=2))
     if settings.json is not None:
-        settings.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(settings.json, report)
 
 
 if __name__ == "__main__":

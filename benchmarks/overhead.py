@@ -30,7 +30,7 @@ CORES = settle(os.environ, None)
 from edge_student.comm_port import CommWorkerProcess  # noqa: E402
 from edge_student.config import CompareConfig  # noqa: E402
 from edge_student.embedded import embedded_teacher  # noqa: E402
-from edge_student.journal import Journal  # noqa: E402
+from edge_student.journal import Journal, write_json  # noqa: E402
 from edge_student.messages import Configure  # noqa: E402
 from edge_student.provenance import describe_host, describe_software  # noqa: E402
 from edge_student.ring import Ring, RingShape  # noqa: E402
@@ -178,7 +178,7 @@ def main() -> None:
     }
     print(json.dumps(report, indent=2))
     if settings.json is not None:
-        settings.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(settings.json, report)
 
 
 if __name__ == "__main__":

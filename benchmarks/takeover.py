@@ -31,7 +31,7 @@ import torch  # noqa: E402
 from edge_student.comm_port import CommWorkerProcess  # noqa: E402
 from edge_student.config import CompareConfig, jsonable  # noqa: E402
 from edge_student.embedded import embedded_teacher  # noqa: E402
-from edge_student.journal import Journal, Record  # noqa: E402
+from edge_student.journal import Journal, Record, write_json  # noqa: E402
 from edge_student.messages import Configure  # noqa: E402
 from edge_student.provenance import describe_host, describe_software  # noqa: E402
 from edge_student.ring import Ring, RingShape  # noqa: E402
@@ -241,7 +241,7 @@ def main() -> None:
     }
     print(json.dumps({key: value for key, value in report.items() if not key.startswith("runs")}, indent=2))
     if settings.json is not None:
-        settings.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(settings.json, report)
 
 
 if __name__ == "__main__":

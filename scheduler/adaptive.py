@@ -2,8 +2,8 @@
 
 The habits: to leave everything to the kernel, as without us, so that whoever is better off alone is left alone; to split the
 cores whenever both sides can run; to keep comm behind training on every core; and to foresee, from the rates, which mode lets the
-run end soonest. Which of them is best a race decides (`race.py`). Where rates
-foretell every task exactly, as in a simulation, there is nothing to race for.
+run end soonest. Which of them is best a race decides (`race.py`). Where rates foretell every task exactly, as in a simulation,
+there is nothing to race for.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Adaptive:
 
     @property
     def needs_rates(self) -> bool:
-        """Only to foresee, and to compare two blocks: at most other events rates would cost more than the decision."""
+        """Only to foresee, and where a block ends, for what it is worth and its noise: else they cost more than the decision."""
         return self._is_due or self._habit in (FORESIGHT, "")
 
     @property
@@ -191,7 +191,8 @@ class Adaptive:
 
     def _block_length(self, cycles: int) -> int:
         """Of the habit of now; the first that a habit ever has is only to fill caches."""
-        if self._race is None or not self._race.is_warm(self._habit):
+        assert self._race is not None
+        if not self._race.is_warm(self._habit):
             return SHORT_BLOCK
         return min(max(cycles // BLOCKS_PER_RUN // BURST * BURST, SHORT_BLOCK), LONG_BLOCK)
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.adaptive import split_trials
 from scheduler.cost import Workload
 from scheduler.estimates import Estimates
 from scheduler.side_rates import Share
 from scheduler.state import Allocation, Task
+from scheduler.view import split_trials
 
 
 def taught(*lessons: tuple[Task, dict[int, float]], workload: Workload | None = None) -> Estimates:
