@@ -225,7 +225,10 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
 def print_tables(results: list[dict[str, Any]]) -> None:
     """Two tables in Markdown: every policy's ratio to the baseline with its interval, and its regret."""
     names = list(results[0]["policies"])
-    titles = {f"wall-clock / {BASELINE}": _shown_ratio, "wall-clock / best policy of the cell, medians (and with the best picked in the other repeats)": _shown_regret}
+    titles = {
+        f"wall-clock / {BASELINE}": _shown_ratio,
+        "wall-clock / best policy of the cell, medians (best picked in the other repeats)": _shown_regret,
+    }
     for title, show in titles.items():
         print(f"\n{title}\n\n| cell | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
         for cell in results:
