@@ -92,8 +92,10 @@ def read(out: Path, changes: list[float]) -> dict[str, Any]:
         usual = {what for when, what in decisions if since <= when < change}
         first = next((when for when, what in decisions if change <= when < following and what not in usual), None)
         followed.append(None if first is None else int(np.searchsorted(cycle_ends, first)) - num_before)
-    wall_clock_s = json.loads((out / "result.json").read_text())["wall_clock_s"]
-    return {"wall_clock_s": wall_clock_s, "changed_at_s": at, "followed_after_cycles": followed}
+    result = json.loads((out / "result.json").read_text())
+    if not result["valid"]:
+        raise SystemExit(f"{result['policy']}: the run does not count: {'; '.join(result['notes'])}")
+    return {"wall_clock_s": result["wall_clock_s"], "changed_at_s": at, "followed_after_cycles": followed}
 
 
 def summarize(runs: list[dict[str, Any]], policies: list[str]) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def summarize(runs: list[dict[str, Any]], policies: list[str]) -> dict[str, Any]
         ratios = (seconds / clocks[best]).tolist()
         interval = median_interval(ratios)
         median_s, vs_best = float(np.median(seconds)), float(np.median(ratios))
-        summary[name] = {"median_s": median_s, "vs_best": vs_best, "vs_best_ci95": interval and asdict(interval)}
+        summary[name] = {"median_s": median_s, "vs_best": vs_best, "vs_best_interval": interval and asdict(interval)}
     return summary
 
 

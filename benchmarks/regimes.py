@@ -24,7 +24,7 @@ from links import Link
 
 from edge_student.journal import write_json
 from edge_student.provenance import describe_host, describe_software
-from edge_student.summary import BASELINE, bootstrap_ci95
+from edge_student.summary import BASELINE, median_interval
 from edgekd.command import parse
 from scheduler.threads import allowed_cores
 
@@ -118,7 +118,7 @@ class Cell:
 
 
 def step_s(cell: Cell, link: Link, folder: Path) -> float:
-    """Seconds of a training step with nobody beside it: the last quarter of a run that has received everything by then."""
+    """Seconds of a training step of a run in which receiving goes first: the mean of its steps, in the best of a few runs."""
     seconds = []
     with link.teacher(CORES[0], cell.dataset, None, folder / "store") as address:
         for _ in range(_BEST_OF):
@@ -161,6 +161,8 @@ def measure(cell: Cell, settings: Settings, link: Link, folder: Path) -> dict[st
     valid = [run for run in report["runs"] if run["valid"]]
     wall = {name: {run["repeat"]: run["wall_clock_s"] for run in valid if run["policy"] == name} for name in names}
     repeats = sorted(set.intersection(*(set(clocks) for clocks in wall.values())))
+    if not repeats:
+        raise SystemExit(f"{cell.name}: in no repeat did every policy have a run that counts; see the notes with --keep")
     settings_of_cell = {**asdict(cell), "batch_bytes": cell.batch_bytes, "dataset": cell.dataset, "flags": cell.flags()}
     return {
         "name": cell.name,
@@ -191,7 +193,8 @@ def regrets(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
             if base in clocks:
                 ratios = seconds / clocks[base]
                 found[name][f"vs {base}"] = float(np.median(ratios))
-                found[name][f"vs {base} ci95"] = bootstrap_ci95(ratios.tolist())
+                interval = median_interval(ratios.tolist())
+                found[name][f"vs {base} interval"] = interval and asdict(interval)
     return found
 
 
@@ -236,8 +239,8 @@ def print_tables(results: list[dict[str, Any]]) -> None:
 
 
 def _shown_ratio(row: dict[str, Any]) -> str:
-    low, high = row[f"vs {BASELINE} ci95"]
-    return f"{row[f'vs {BASELINE}']:.2f} ({low:.2f} .. {high:.2f})"
+    interval = row[f"vs {BASELINE} interval"]
+    return f"{row[f'vs {BASELINE}']:.2f}" + (f" ({interval['low']:.2f} .. {interval['high']:.2f})" if interval else "")
 
 
 def _shown_regret(row: dict[str, Any]) -> str:

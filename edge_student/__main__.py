@@ -9,7 +9,6 @@ from edge_student.config import CalibrateConfig, CompareConfig, TrainConfig
 from edge_student.preflight import settle
 from edgekd.command import Command, dispatch, run, start_logging
 from scheduler.policies import kind_of
-from scheduler.state import COMPUTE_FIRST
 
 _DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with the logits of a teacher in the cloud."
 
@@ -42,8 +41,8 @@ def compare(config: CompareConfig) -> int:
 def calibrate(config: CalibrateConfig) -> int:
     """Measure what this device does in each mode, and save it as a profile."""
     start_logging(config.log_level)
-    # Those of the policy that uses all modes. Both sides' rates depend on them, and nothing of them can be changed between modes.
-    surroundings = kind_of(COMPUTE_FIRST).surroundings
+    # Those of the policy that uses all modes: both sides' rates depend on them.
+    surroundings = kind_of("adaptive").surroundings
     cores = settle(os.environ, config.cores, surroundings.spin_count)
     from edge_student.calibrate import calibrate as measure_and_save
 

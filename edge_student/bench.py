@@ -4,6 +4,7 @@ Nobody waits for anybody here. The ring's slots are free for ever, so receiving 
 the few batches that were received before the measuring began. Both sides are bound and held as in a run.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,9 @@ from scheduler.binding import CommBinding, CompBinding
 from scheduler.comm_port import BatchArrived, CommEnded, CommFailed, CommTrouble
 from scheduler.placement import place
 from scheduler.state import Allocation, Task
-from scheduler.threads import name_this_thread
+from scheduler.threads import may_stop_yielding, name_this_thread
+
+logger = logging.getLogger(__name__)
 
 FOREVER = 1 << 60
 """More batches than anybody receives."""
@@ -48,7 +51,9 @@ class Bench:
         self._is_stopping = False
         self._failure: Exception | None = None
         self._num_received = 0
-        self._is_held = False
+        self._is_held = self._is_behind = False
+        self._may_be_behind = may_stop_yielding()
+        self._has_warned = False
         self._visit: Visit | None = None
         self._received: list[npt.NDArray[np.float32]] = []
         self.num_troubles = 0
@@ -135,11 +140,21 @@ class Bench:
         else:
             with self._changed:
                 self._comm_binding.apply(placement.comm)
+                self._put_behind(placement.is_shared)
         if placement.comp:
             self._comp_binding.apply(placement.comp)
         if placement.comm and self._is_held:
             self._worker.release()
             self._is_held = False
+
+    def _put_behind(self, is_behind: bool) -> None:
+        """Comm yields to training where both have the same cores, as under `adaptive`. Not where it could not come back."""
+        if is_behind != self._is_behind and self._may_be_behind:
+            self._comm_binding.put_behind(is_behind)
+            self._is_behind = is_behind
+        elif is_behind and not self._may_be_behind and not self._has_warned:
+            self._has_warned = True
+            logger.warning("the kernel would not let comm come back from SCHED_IDLE: compute-first is measured without it")
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

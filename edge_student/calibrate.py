@@ -22,12 +22,12 @@ from edge_student.config import CalibrateConfig
 from edge_student.device_profile import make_profile
 from edge_student.embedded import teacher
 from edge_student.fingerprint import fingerprint, settings_of
-from edge_student.journal import write_json
+from edge_student.journal import make_folder, write_json
 from edge_student.measuring import Trial, Visit, measure, trials
 from edge_student.messages import Described
 from edge_student.preparation import TrainingData, check_teacher, configure, load_training_data, make_trainer, ring_shape
 from edge_student.progress import Progress
-from edge_student.provenance import describe_software
+from edge_student.provenance import command_line, describe_software
 from edge_student.ring import Ring
 from edgekd.devices import choose_device
 from edgekd.models import build_model
@@ -42,7 +42,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Sur
     """Measure, write the profile and its plot, print the table. Raises ValueError and WorldError before anything is written."""
     modes = trials(len(cores))
     device = str(choose_device(config.device))
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out.parent)
     data = load_training_data(config)
     _check_models(config, data)
     if config.torch_threads is not None:
@@ -66,7 +66,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Sur
         "fingerprint": fingerprint(cores, os.environ),
         "settings": _settings(config, data, device),
         "software": describe_software(),
-        "command": sys.argv,
+        "command": command_line(sys.argv),
         "seconds": seconds,
     }
     _save(config, profile)

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_student.measuring import QUIET_SHARE
+from edge_student.summary import shown_level
 from scheduler.studies import fitted_costs
 
 Interval = Sequence[float] | None
@@ -16,27 +17,28 @@ MAX_RATIO = 1.5
 
 
 def print_calibration(profile: dict[str, Any]) -> None:
-    """Print one row per mode: how fast both sides are in it, with 95 % intervals, and whether comm waited for the link."""
+    """Print one row per mode: how fast both sides are in it, with intervals, and whether comm waited for the link."""
     origin, settings = profile["fingerprint"], profile["settings"]
     batch_s, cycle_s = profile["comm"], profile["forward"] + profile["backward"]
     table = Table(
         title=f"{settings['model']} on {settings['private']}, {profile['cores']} cores of {origin['cpu']}, "
         f"{profile['seconds']:.0f} s of measuring",
-        caption=f"medians of the visits; intervals are 95 % (bootstrap). Alone on all cores a cycle takes {_seconds(cycle_s)} "
+        caption=f"medians of the visits and their intervals{_level_of(profile)}. "
+        f"Alone on all cores a cycle takes {_seconds(cycle_s)} "
         f"({_seconds(profile['forward'])} Forward, {_seconds(profile['backward'])} Backward) and a batch {_seconds(batch_s)}",
     )
-    for name in ("mode", "batches/s", "95 %", "batches", "comm CPU", "steps/s", "95 %", "steps", "remark"):
+    for name in ("mode", "batches/s", "interval", "batches", "comm CPU", "steps/s", "interval", "steps", "remark"):
         table.add_column(name, justify="left" if name in ("mode", "remark") else "right")
     for mode in profile["modes"]:
         share = mode["comm_cpu_share"]
         table.add_row(
             mode["name"],
             _rate(mode["comm_rate"] / batch_s),
-            _interval(mode["comm_ci95"], batch_s),
+            _interval(mode["comm_interval"], batch_s),
             str(mode["num_comm"]),
             "-" if share is None else f"{share:.2f}",
             _rate(mode["comp_rate"] / cycle_s),
-            _interval(mode["comp_ci95"], cycle_s),
+            _interval(mode["comp_interval"], cycle_s),
             str(mode["num_comp"]),
             remark(mode),
         )
@@ -85,7 +87,7 @@ def describe_findings(profile: dict[str, Any]) -> Iterator[str]:
     waiting = [mode["name"] for mode in profile["modes"] if is_link_bound(mode)]
     if waiting:
         yield f"Comm waited for the teacher or the link in {', '.join(waiting)}: more cores do not make it faster there."
-    unsteady = [mode["name"] for mode in profile["modes"] if any(_is_wide(mode[f"{side}_ci95"]) for side in ("comm", "comp"))]
+    unsteady = [mode["name"] for mode in profile["modes"] if any(_is_wide(mode[f"{side}_interval"]) for side in ("comm", "comp"))]
     if unsteady:
         yield f"Wide intervals in {', '.join(unsteady)}: the device was busy otherwise, or the visits were few (--seconds)."
 
@@ -95,7 +97,7 @@ def profile_figure(profile: dict[str, Any]) -> dict[str, Any]:
     data = fitted_costs(samples=profile["samples"])
     settings = profile["settings"]
     origin = f"Measured: {settings['model']} on {settings['private']}, {profile['cores']} cores of {profile['fingerprint']['cpu']}."
-    units = "One unit of work takes 1 second alone on all cores. A sample is one visit; bars are 95 % intervals of the rates."
+    units = "One unit of work takes 1 second alone on all cores. A sample is one visit; bars are the intervals of the rates."
     found = " ".join(side["text"] for side in data["sides"])
     for side in data["sides"]:
         side["bars"] = [*_bars(profile, side["side"])]
@@ -107,10 +109,16 @@ def _bars(profile: dict[str, Any], side: str) -> Iterator[dict[str, float]]:
     places = {"comp-only": 0, "comm-only": profile["cores"]}
     for mode in profile["modes"]:
         word, _, c = mode["name"].partition(":")
-        rate, interval = mode[f"{side}_rate"], mode[f"{side}_ci95"]
+        rate, interval = mode[f"{side}_rate"], mode[f"{side}_interval"]
         if rate and interval and min(interval) > 0 and (word == "split" or word in places):
             place = int(c) if word == "split" else places[word]
             yield {"comm_cores": place, "seconds": 1 / rate, "low": 1 / interval[1], "high": 1 / interval[0]}
+
+
+def _level_of(profile: dict[str, Any]) -> str:
+    """The level of the least sure interval, in parentheses."""
+    levels = [mode["interval_level"] for mode in profile["modes"] if mode["interval_level"] is not None]
+    return shown_level(sorted(levels)[:1])
 
 
 def _is_wide(interval: Interval) -> bool:

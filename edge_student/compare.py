@@ -17,12 +17,12 @@ from typing import Any
 from edge_student.config import CompareConfig, StudentConfig, jsonable, parse_policies
 from edge_student.embedded import teacher
 from edge_student.fingerprint import load_profile
-from edge_student.journal import write_json
+from edge_student.journal import make_folder, write_json
 from edge_student.page import write_page
 from edge_student.parent import end_with_parent
 from edge_student.prediction import predict
 from edge_student.progress import Progress
-from edge_student.provenance import describe_host, describe_software
+from edge_student.provenance import command_line, describe_host, describe_software
 from edge_student.report import print_disturbances, print_table
 from edge_student.summary import BASELINE, summarize
 from edge_student.turns import is_complete, run_turns
@@ -44,7 +44,7 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     policies = choose_policies(config, len(cores))
     profile = load_profile(config, cores, device=str(choose_device(config.device)))
     public = check_data_and_model(config)
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     for name in ("report.json", "report.html"):
         (config.out / name).unlink(missing_ok=True)
     shutil.rmtree(config.out / "runs", ignore_errors=True)
@@ -101,7 +101,7 @@ def _report(
         "host": host,
         "software": describe_software(),
         "config": jsonable(dataclasses.asdict(config)),
-        "command": sys.argv,
+        "command": command_line(sys.argv),
         "is_complete": is_complete(policies, config.repeats, runs),
         "runs": runs,
         "summary": [dataclasses.asdict(row) for row in summary],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edge_student.measuring import Trial, Visit
-from edge_student.summary import bootstrap_ci95
+from edge_student.summary import median_interval
 from scheduler.fit import Fit, fit
 from scheduler.samples import Samples
 from scheduler.scenario import Profile
@@ -44,7 +44,10 @@ def make_profile(visits: Sequence[Visit], num_cores: int) -> dict[str, Any]:
 
 
 def _measured_rows(visits: Sequence[Visit]) -> dict[str, Row]:
-    """Tasks per second in each mode: the median over its visits, because each visit has its own disturbances, and its interval."""
+    """Tasks per second in each mode: the median over its visits, because each visit has its own disturbances, and its interval.
+
+    Beside training that comes first comm may get no batch done, or one, in a visit: there the rate is that of all visits together.
+    """
     by_mode: dict[Trial, list[Visit]] = {}
     for visit in visits:
         by_mode.setdefault(visit.trial, []).append(visit)
@@ -52,16 +55,21 @@ def _measured_rows(visits: Sequence[Visit]) -> dict[str, Row]:
     for trial, there in by_mode.items():
         comm = [visit.num_comm / visit.comm_s for visit in there if visit.num_comm]
         comp = [visit.num_comp / visit.comp_s for visit in there if visit.num_comp]
+        num_comm, comm_s = sum(visit.num_comm for visit in there), sum(visit.comm_s for visit in there)
+        comm_rate = float(np.median(comm)) if comm and trial.has_comm else 0.0
         if trial.has_comm and not trial.has_own_comm_cores:
-            comm += [0.0] * (len(there) - len(comm))  # training left it nothing
-        comm_s = sum(visit.comm_s for visit in there)
+            comm = [visit.num_comm / visit.comm_s for visit in there if visit.comm_s]
+            comm_rate = num_comm / comm_s if comm_s else 0.0
+        comm_interval, comp_interval = median_interval(comm), median_interval(comp)
+        levels = [found.level for found in (comm_interval, comp_interval) if found is not None]
         rows[trial.name] = {
             "name": trial.name,
-            "comm_rate": float(np.median(comm)) if trial.has_comm else 0.0,
+            "comm_rate": comm_rate,
             "comp_rate": float(np.median(comp)) if trial.has_comp else 0.0,
-            "comm_ci95": bootstrap_ci95(comm),
-            "comp_ci95": bootstrap_ci95(comp),
-            "num_comm": sum(visit.num_comm for visit in there),
+            "comm_interval": None if comm_interval is None else [comm_interval.low, comm_interval.high],
+            "comp_interval": None if comp_interval is None else [comp_interval.low, comp_interval.high],
+            "interval_level": min(levels, default=None),
+            "num_comm": num_comm,
             "num_comp": sum(visit.num_comp for visit in there),
             "comm_cpu_share": sum(visit.comm_cpu_s for visit in there) / comm_s if comm_s else None,
         }
@@ -77,8 +85,8 @@ def _forward_part(visits: Sequence[Visit]) -> float:
 def _scale(row: Row, side: str, seconds: float) -> None:
     """Tasks per second -> work per second, where a task's work is `seconds`."""
     row[f"{side}_rate"] *= seconds
-    interval = row[f"{side}_ci95"]
-    row[f"{side}_ci95"] = None if interval is None else [end * seconds for end in interval]
+    interval = row[f"{side}_interval"]
+    row[f"{side}_interval"] = None if interval is None else [end * seconds for end in interval]
 
 
 def _samples(visits: Sequence[Visit], num_cores: int, *, cycle_s: float, batch_s: float) -> dict[str, Any]:
@@ -112,8 +120,9 @@ def _with_the_splits_between(rows: dict[str, Row], fitted: Fit, num_cores: int) 
             "name": name,
             "comm_rate": 1 / fitted.comm_time(1.0, c) if is_sure["comm"] else comm,
             "comp_rate": 1 / fitted.comp_time(1.0, c) if is_sure["comp"] else comp,
-            "comm_ci95": None,
-            "comp_ci95": None,
+            "comm_interval": None,
+            "comp_interval": None,
+            "interval_level": None,
             "num_comm": 0,
             "num_comp": 0,
             "comm_cpu_share": None,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge_student.config import HostingConfig
 from edge_student.parent import end_with_parent
-from edgekd.command import WorldError
+from edgekd.command import USER_ERROR, WorldError
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,9 @@ def embedded_teacher(config: HostingConfig, core: int, dataset_digest: str) -> I
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.startswith(_ANNOUNCEMENT):
-            raise WorldError(f"the teacher did not start (exit status {process.wait()}); its own message stands above")
+            status = process.wait()
+            cause = f"the teacher did not start (exit status {status}); its own message stands above"
+            raise ValueError(cause) if status == USER_ERROR else WorldError(cause)
         address = line.removeprefix(_ANNOUNCEMENT).strip()
         logger.info("the teacher runs on core %d, at %s, all logits precomputed", core, address)
         yield address

@@ -112,6 +112,8 @@ def load_profile(
     if config.profile is None:
         return None
     settings = settings_of(config, device=device, input_shape=input_shape, num_classes=num_classes)
+    if not config.profile.exists():
+        raise ValueError(f"--profile {config.profile}: there is no such file; make one with `edge-student calibrate`")
     try:
         data = json.loads(config.profile.read_text(encoding="utf-8"))
         check_profile(data, fingerprint=fingerprint(cores, os.environ), settings=settings)

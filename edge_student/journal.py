@@ -5,6 +5,7 @@ a training step would be work that nobody scheduled, and saved when the run ends
 """
 
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,22 @@ class Journal:
 def moment(record: Record) -> float:
     """When a record happened or began, in seconds."""
     return float(record["started"] if "started" in record else record["time"])
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that --out wants, and try it: what cannot be written is said before the work, not after.
+
+    ValueError if something else has that name, OSError naming the folder if nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"--out: {folder} cannot be a folder, because a file has that name or the name of one above it") from None
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def write_text(path: Path, text: str) -> None:

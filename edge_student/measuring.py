@@ -73,6 +73,9 @@ class Visit:
     `share_s` is the time it is meant to have, `limit_s` that after which fewer than MIN_TASKS must do. If comm was kept from
     receiving for `starved_s` before, the link has up to `num_stored` batches in store, which arrive faster than it brings any: they
     do not count. They are over when comm waits, when there can be no more of them, or when it had as long as it was kept.
+
+    A batch's time is that since the one before. Where comm may starve, a time without a batch counts too: that since the last one
+    if it was longer than any before it, and all of the visit if there was one batch or none.
     """
 
     def __init__(self, trial: Trial, *, share_s: float, limit_s: float, starved_s: float = 0.0, num_stored: int = 0) -> None:
@@ -84,8 +87,9 @@ class Visit:
         self._arrived: float | None = None
         self._forwards: list[float] = []
         self._backwards: list[float] = []
-        self.num_comm = 0
-        self.comm_s = self.comm_cpu_s = 0.0
+        self._gaps: list[float] = []
+        self._num_arrived = 0
+        self.comm_cpu_s = 0.0
 
     def begin(self, time: float) -> None:
         """Both sides have been put into the mode. What happened before does not count."""
@@ -107,10 +111,11 @@ class Visit:
             waited = before is not None and cpu_s < QUIET_SHARE * (ended - before)
             if waited or self._num_stored <= 0 or ended - self._begun >= self._starved_s:
                 self._settled = ended
-        elif before is not None:
-            self.num_comm += 1
-            self.comm_s += ended - before
-            self.comm_cpu_s += cpu_s
+        else:
+            self._num_arrived += 1
+            if before is not None:
+                self._gaps.append(ended - before)
+                self.comm_cpu_s += cpu_s
 
     def trouble(self) -> None:
         """The link failed: the batch that is under way will have taken longer than it takes."""
@@ -136,6 +141,23 @@ class Visit:
     def num_comp(self) -> int:
         """Cycles of training that count."""
         return max(len(self._forwards) - 2, 0)
+
+    @property
+    def num_comm(self) -> int:
+        """Batches that count."""
+        may_starve = self.trial.has_comm and not self.trial.has_own_comm_cores
+        return min(self._num_arrived, 1) if may_starve and not self._gaps else len(self._gaps)
+
+    @property
+    def comm_s(self) -> float:
+        """Seconds in which they were received."""
+        if self.trial.has_own_comm_cores or not (self.trial.has_comm and self._forwards and self._begun is not None):
+            return sum(self._gaps)
+        end = self._forwards[-1]
+        if not self._gaps:
+            return end - self._begun
+        since = end - self._arrived if self._arrived is not None else 0.0
+        return sum(self._gaps) + (since if since > max(self._gaps) else 0.0)
 
     @property
     def comp_s(self) -> float:

@@ -18,6 +18,8 @@ from edge_student.page_charts import PARTS, is_doubtful, parts_figure, parts_of,
 from edge_student.page_profile import profile_section
 from edge_student.page_timeline import representative_run, timeline_section
 from edge_student.page_words import advise, disturbed_by, facts, meaning_of, written
+from edge_student.report import disturbance_lines
+from edge_student.summary import shown_level
 
 _TEMPLATE = "page.html.j2"
 _RUN_FACTS = ("wall_clock_s", "accuracy", "stall_s", "hold_s", "forward_s", "backward_s", "comm_cpu_s")
@@ -65,7 +67,10 @@ def _context(report: dict[str, Any], out: Path) -> dict[str, Any]:
         "advice": advise(summary),
         "summary": [{**row, "accuracy": _median_accuracy(row["policy"], runs)} for row in summary],
         "meanings": [(policy, meaning_of(policy)) for policy in policies],
+        "level": shown_level(row.get(name) for row in summary for name in ("ci_level", "ratio_ci_level")),
         "num_expected": len(policies) * config["repeats"],
+        "num_made": len({(run["policy"], run["repeat"]) for run in runs}),
+        "cautions": _cautions(runs),
         "wall_clock": wall_clock_figure(summary, runs),
         "part_names": PARTS,
         "parts": parts,
@@ -75,7 +80,7 @@ def _context(report: dict[str, Any], out: Path) -> dict[str, Any]:
         "facts": facts,
         "meaning_of": meaning_of,
         "settings": {name: "not given" if value is None else value for name, value in config.items()},
-        "noted_runs": [(run, [*run["notes"], *disturbed_by(run)]) for run in runs if _is_noted(run)],
+        "noted_runs": [(run, _notes(run)) for run in runs if _is_noted(run)],
         "run_facts": _RUN_FACTS,
         "disturbances": _disturbances(runs),
         "command": shlex.join(report["command"]),
@@ -95,8 +100,22 @@ def _disturbances(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"names": names, "rows": rows}
 
 
+def _notes(run: dict[str, Any]) -> list[str]:
+    """What was noted of a run, and what disturbed it, if the notes do not say so already."""
+    notes: list[str] = run["notes"]
+    return [*notes, *(found for found in disturbed_by(run) if not any(found in note for note in notes))]
+
+
+def _cautions(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """How quiet the machine was, as the terminal says it; nothing for a report of another version, which saw other things."""
+    try:
+        return disturbance_lines(runs)
+    except (KeyError, TypeError):
+        return []
+
+
 def _is_noted(run: dict[str, Any]) -> bool:
-    return is_doubtful(run) or bool(run["notes"]) or bool(run.get("repeated"))
+    return is_doubtful(run) or bool(run["notes"]) or run.get("attempt", 1) > 1
 
 
 def _seconds(value: float | None) -> str:

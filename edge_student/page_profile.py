@@ -51,7 +51,7 @@ def _side(name: str, profile: Data, cores: int, parameters: dict[str, float] | N
     for mode in profile.get("modes") or []:
         c = _comm_cores(mode["name"], cores)
         if c is not None and first <= c < first + cores:
-            points.append({"c": c, "name": mode["name"], "rate": float(mode[f"{name}_rate"]), "ci95": mode.get(f"{name}_ci95")})
+            points.append({"c": c, "name": mode["name"], "rate": float(mode[f"{name}_rate"]), "ci95": mode.get(f"{name}_interval")})
     samples = [
         {"c": sample["comm_cores"], "rate": sample["work"] / sample["seconds"]}
         for sample in (profile.get("samples") or {}).get(name, [])

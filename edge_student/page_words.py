@@ -35,8 +35,10 @@ def advise(summary: Sequence[Row]) -> Advice:
 
 def _faster(faster: Sequence[Row], others: Sequence[Row]) -> Advice:
     best, ratio, (low, high) = faster[0], faster[0]["ratio_vs_os_default"], faster[0]["ratio_ci95"]
+    level = best.get("ratio_ci_level")
+    sure = f"{level:.1%} " if level else ""
     why = (
-        f"It took {ratio:.2f} of {BASELINE}'s time (95 % interval {low:.2f} to {high:.2f}, {best['num_runs']} runs):"
+        f"It took {ratio:.2f} of {BASELINE}'s time ({sure}interval {low:.2f} to {high:.2f}, {best['num_runs']} runs):"
         f" {_percent(1 - ratio)} less than doing nothing."
     )
     rivals = [row["policy"] for row in faster[1:] if row["ratio_ci95"][0] <= high]

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ def describe_software() -> dict[str, Any]:
     """Versions of what computed it, and the commit if this is a checkout."""
     versions: dict[str, Any] = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **versions, "commit": _commit()}
+
+
+def command_line(argv: Sequence[str]) -> list[str]:
+    """The words that start this program again, with the same flags. `argv` is `sys.argv`."""
+    program = Path(argv[0])
+    if program.name == "__main__.py":
+        return ["python", "-m", program.parent.name, *argv[1:]]
+    return [program.name, *argv[1:]]
 
 
 def _cpu_model() -> str:

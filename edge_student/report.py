@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_student.disturbance import MAX_OTHERS_FRACTION
-from edge_student.summary import Summary
+from edge_student.summary import Summary, shown_level
 from edge_student.turns import MAX_ATTEMPTS
 
 _PARTS = ("forward", "backward", "stall", "hold")
@@ -53,8 +53,7 @@ def print_table(summary: Sequence[Summary], runs: Sequence[dict[str, Any]], repo
 
 def caption(summary: Sequence[Summary]) -> str:
     """What the table's numbers are, with the level that its intervals really have."""
-    levels = sorted({level for row in summary for level in (row.ci_level, row.ratio_ci_level) if level is not None})
-    sure = f" ({' or '.join(f'{level:.1%}' for level in levels)})" if levels else ""
+    sure = shown_level(level for row in summary for level in (row.ci_level, row.ratio_ci_level))
     return f"wall-clock in seconds, medians and their intervals{sure}; ratios are paired within a repeat"
 
 
@@ -63,7 +62,8 @@ def disturbance_lines(runs: Sequence[dict[str, Any]]) -> list[str]:
     firsts = [run for run in runs if run["attempt"] == 1]
     disturbed = [run for run in firsts if run["disturbed"]]
     repetitions = len(runs) - len(firsts)
-    lines = ["No run was disturbed by others."] if not disturbed else []
+    nobody = "No run" if _all_were_watched(runs) else "None of the runs that could be watched"
+    lines = [] if disturbed else [f"{nobody} was disturbed by others."]
     if disturbed:
         lines.append(
             f"{len(disturbed)} of {len(firsts)} runs were disturbed; {repetitions} repetitions were made to replace them. "
@@ -108,6 +108,11 @@ def _limits(runs: Sequence[dict[str, Any]]) -> list[str]:
     if resolutions and max(resolutions) > MAX_OTHERS_FRACTION:
         return [f"The runs are short: others with less than {max(resolutions):.0%} of the cores go unseen. More --cycles see more."]
     return []
+
+
+def _all_were_watched(runs: Sequence[dict[str, Any]]) -> bool:
+    seen = [run["disturbance"] for run in runs if run["disturbance"] is not None]
+    return all(disturbance["others_resolution"] is not None for disturbance in seen)
 
 
 def _median_of(runs: Sequence[dict[str, Any]], policy: str, part: str) -> float | None:

@@ -14,7 +14,7 @@ import torch
 from edge_student.comm_port import CommWorkerProcess
 from edge_student.config import TrainConfig
 from edge_student.fingerprint import load_profile
-from edge_student.journal import Journal
+from edge_student.journal import Journal, make_folder
 from edge_student.outcome import Outcome, remove_old, save
 from edge_student.preparation import check_teacher, configure, load_training_data, make_trainer, ring_shape
 from edge_student.progress import Progress
@@ -53,7 +53,7 @@ class Run:
         Raises ValueError for a user's mistake and WorldError when the teacher stays away; what was done until then is saved.
         """
         config = self._config
-        config.out.mkdir(parents=True, exist_ok=True)
+        make_folder(config.out)
         remove_old(config.out)
         if config.torch_threads is not None:
             torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
@@ -74,6 +74,12 @@ class Run:
             finally:
                 ring.close()
             worker.close()
+        accuracy = None
+        if interruption is None:
+            try:
+                accuracy = trainer.accuracy(test)
+            except BaseException as error:  # what was trained is saved, whatever stops the counting of its hits
+                interruption = error
         outcome = Outcome(
             config=config,
             cores=self._cores,
@@ -87,7 +93,7 @@ class Run:
             started=self._started,
             ended=self._ended,
             disturbance=self._disturbance,
-            accuracy=None if interruption is not None else trainer.accuracy(test),
+            accuracy=accuracy,
             interruption=interruption,
             notes=tuple(self._notes),
         )
@@ -134,17 +140,20 @@ class Run:
         gc.collect()
         gc.freeze()
         self._witness.before()
+        interruption: BaseException | None = None
         try:
             self._started = time.monotonic()
             self._journal.record({"event": "start", "time": self._started, "clock_monotonic_s": self._started})
             loop.start()
             trainer.train(self._config.cycles, loop, ring, progress.advance)
         except BaseException as error:
-            return error
-        finally:
-            self._ended = time.monotonic()
+            interruption = error
+        self._ended = time.monotonic()
+        try:
             self._disturbance = self._witness.after()
-            loop.finish()
-            progress.close()
-            gc.unfreeze()
-        return None
+        except BaseException as error:  # a second Ctrl-C, while it asks around
+            interruption = interruption or error
+        loop.finish()
+        progress.close()
+        gc.unfreeze()
+        return interruption

@@ -5,7 +5,7 @@ repeat: what slows the whole machine for a while cancels out.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,12 @@ def median_interval(values: Sequence[float]) -> Interval | None:
 def _level(num_values: int, rank: int) -> float:
     """Probability that the median lies between the rank-th smallest and the rank-th largest of so many values."""
     return 1.0 - 2.0 * sum(math.comb(num_values, count) for count in range(rank)) / 2.0**num_values
+
+
+def shown_level(levels: Iterable[float | None]) -> str:
+    """The levels of some intervals in parentheses, to be put after the word; nothing where none is known."""
+    known = sorted({level for level in levels if level is not None})
+    return f" ({' or '.join(f'{level:.1%}' for level in known)})" if known else ""
 
 
 def bootstrap_ci95(values: Sequence[float]) -> tuple[float, float] | None:

@@ -38,16 +38,17 @@ def run_turns(policies: Sequence[str], repeats: int, run_once: RunOnce, runs: li
         try:
             for attempt in range(1, MAX_ATTEMPTS + 1):
                 due = [policy for policy in due if _is_disturbed(run_once, policy, repeat, attempt, runs)]
-                is_promising = is_promising or len(due) < len(policies)
+                is_promising = is_promising or any(run["valid"] for run in runs[start:])
                 if not due or not is_promising:
                     break
                 if attempt < MAX_ATTEMPTS:
                     logger.info("attempt %d of %d for what was disturbed: %s", attempt + 1, MAX_ATTEMPTS, ", ".join(due))
         finally:  # an interrupted turn is settled too
+            was_quiet_once = any(run["valid"] for run in runs[start:])
             _settle(runs[start:])
-        if len(due) == len(policies) and is_promising:
+        if due and is_promising and not was_quiet_once:
             logger.warning("none of %d attempts in this turn was quiet; disturbed runs are not repeated until one is", MAX_ATTEMPTS)
-        is_promising = len(due) < len(policies)
+        is_promising = was_quiet_once or not due
 
 
 def is_complete(policies: Sequence[str], repeats: int, runs: Sequence[Run]) -> bool:

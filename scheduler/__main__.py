@@ -150,7 +150,7 @@ def _fit_lines(found: Fit) -> Iterable[str]:
 
 
 def _side_lines(name: str, formula: str, side: SideFit) -> Iterable[str]:
-    r2 = "" if side.r2 is None else f", R^2 of times {side.r2:.6f}"
+    r2 = "" if side.r2 is None else f", R^2 of times per work {side.r2:.6f}"
     yield f"{name}: {formula}, {side.num_samples} samples at {side.num_core_counts} core counts{r2}"
     for parameter, estimate in side.parameters.items():
         if estimate is not None:

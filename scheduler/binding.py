@@ -105,6 +105,7 @@ class CompBinding:
         self._master = os.getpid()  # the main thread's native id is the process id
         self._foreign: set[int] = set()
         self._cores: tuple[int, ...] = ()
+        self._is_touched = False  # from the first change on, also one that the kernel refused halfway
         self._original_masks = {tid: frozenset(mask) for tid, mask in read_masks(threads_of(self._pid)).items()}
         self._original_size = team.size()
         self._num_churned = 0
@@ -131,6 +132,7 @@ class CompBinding:
             if not self._has_new_threads():
                 return {}
         num_threads = min(len(wanted), self._max_threads)
+        self._is_touched = True
         if num_threads < self._team.size():
             self._team.resize(num_threads)  # fewer threads before fewer cores: spinning threads must never share one
         self._pin([self._master], wanted)
@@ -161,16 +163,18 @@ class CompBinding:
 
         Call it in the compute thread.
 
-        Threads born since get what the master had. A mask that the kernel refuses now (cores were taken away) stays.
+        Threads born since get what the master had. A mask or a class that the kernel refuses now (cores were taken away) stays.
         """
-        if not self._cores:
+        if not self._is_touched:
             return {}
         for tid in threads_of(self._pid) - self._foreign:
             with contextlib.suppress(BindingRefusedError):
                 set_mask(tid, self._original_masks.get(tid, self._original_masks[self._master]))
-        self._let_yield(())
+        with contextlib.suppress(BindingRefusedError):
+            self._let_yield(())
         self._team.resize(self._original_size)
         self._cores = ()
+        self._is_touched = False
         return read_masks(threads_of(self._pid) - self._foreign)
 
     def _let_yield(self, tids: Collection[int]) -> None:

@@ -281,9 +281,11 @@ def _note(estimates: Mapping[str, Estimate], num_samples: int, error: float) -> 
 
 
 def _r2(formula: _Formula, values: Mapping[str, float], samples: tuple[Sample, ...]) -> float | None:
-    longest = max(sample.seconds for sample in samples)
-    times = np.array([sample.seconds / longest for sample in samples])
-    model = np.array([sample.work / longest / formula.rate(values, sample.comm_cores) for sample in samples])
+    """R^2 of the times per unit of work: works that differ explain nothing of the cores, nor may works that are alike hide them."""
+    costs = np.array([sample.seconds / sample.work for sample in samples])
+    longest = float(np.max(costs))
+    times = costs / longest
+    model = np.array([1 / longest / formula.rate(values, sample.comm_cores) for sample in samples])
     total = float(np.sum((times - np.mean(times)) ** 2))
     if total <= len(times) * ROUNDING**2:
         return None

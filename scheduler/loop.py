@@ -9,6 +9,7 @@ reason comm gets no core before compute has left it.
 It refuses to know what a policy is called, what travels, and what is trained.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -167,18 +168,20 @@ class SchedulerLoop:
 
     def _bind_comp(self, placement: Placement, asked: Decision, where: str) -> None:
         """Bind compute, and log it if it is somewhere else now. The lock is not held, because finding the team can take 20 ms."""
-        if self.binding_refusals or not (placement.is_pinned or self._comp_is_pinned):
+        is_pinned = placement.is_pinned and not self.binding_refusals
+        if not (is_pinned or self._comp_is_pinned):
             return
         try:
-            masks = self._comp_binding.apply(placement.comp) if placement.is_pinned else self._comp_binding.restore()
-            self._comp_is_pinned = placement.is_pinned
+            masks = self._comp_binding.apply(placement.comp) if is_pinned else self._comp_binding.restore()
+            self._comp_is_pinned = is_pinned
         except BindingRefusedError as error:
             self._refused(error)
+            self._comp_binding.restore()  # what was moved before the kernel said no
             return
         if masks:
             with self._changed:
                 self._effective["comp"] = masks
-        if placement.comp != self._comp_cores or not placement.is_pinned:
+        if placement.comp != self._comp_cores or not is_pinned:
             self._comp_is_on(placement.comp, asked, where)
 
     def _comp_is_on(self, cores: tuple[int, ...], asked: Decision, where: str) -> None:
@@ -308,9 +311,15 @@ class SchedulerLoop:
             self._record({"event": "comm-class-refused", "time": self._clock(), **stays})
 
     def _refused(self, error: BindingRefusedError) -> None:
-        self.binding_refusals.append(str(error))
-        self._comp_must_move = False
-        self._record({"event": "binding-refused", "time": self._clock(), "cause": str(error)})
+        """The run goes on unpinned: comm gets every core back here, compute at its next boundary, in its own thread."""
+        with self._changed:
+            self.binding_refusals.append(str(error))
+            self._comp_must_move = False
+            self._record({"event": "binding-refused", "time": self._clock(), "cause": str(error)})
+            if self._comm_cores:
+                self._comm_cores = frozenset(self._cores)
+                with contextlib.suppress(BindingRefusedError):  # cores may have been taken away for good
+                    self._effective["comm"] = self._comm_binding.apply(self._comm_cores)
 
     def _emit_decision(self) -> None:
         """Log the decision that was in force until now, with the masks that the kernel really gave. The lock is held."""

@@ -30,8 +30,8 @@ MAX_SIZE = 1e30
 
 _TASKS = ("forward", "backward", "comm")
 _COMP_ONLY, _COMM_ONLY = "comp-only", "comm-only"
-_INTERVALS, _COUNTS, _SHARE = ("comm_ci95", "comp_ci95"), ("num_comm", "num_comp"), "comm_cpu_share"
-_MEASURED = (*_INTERVALS, *_COUNTS, _SHARE)
+_INTERVALS, _COUNTS, _SHARES = ("comm_interval", "comp_interval"), ("num_comm", "num_comp"), ("comm_cpu_share", "interval_level")
+_MEASURED = (*_INTERVALS, *_COUNTS, *_SHARES)
 _ORIGIN = ("fingerprint", "settings", "samples", "fit", "software", "command", "seconds")
 _SPLIT = re.compile(r"split(?::(?=\d+$)|\((?=\d+\)$))(\d{1,4})\)?")
 
@@ -234,8 +234,9 @@ def _check_measured(data: Mapping[str, Any], where: str) -> None:
     for key in _COUNTS:
         if key in data:
             whole(data, key, where, least=0, most=None)
-    if data.get(_SHARE) is not None:
-        not_negative(data[_SHARE], repr(_SHARE), where, "a share")
+    for key in _SHARES:
+        if data.get(key) is not None:
+            not_negative(data[key], repr(key), where, "a share")
 
 
 def _place(name: str, num_cores: int, where: str) -> int | None:

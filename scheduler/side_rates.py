@@ -62,12 +62,15 @@ class SideEstimate:
     surprises: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY))
 
     def remember(self, task: Task, work: float, seconds: dict[Share, float]) -> None:
-        """A task ran `seconds` with each share. A share never seen before is believed as fast as this task was."""
+        """A task ran `seconds` with each share. A share never seen before is believed as fast as this task was.
+
+        So is one that was said to get nothing done (a profile's rate of 0): this task shows that it does.
+        """
         total = sum(seconds.values())
-        if all(share in self.rates for share in seconds):
+        if all(self.rates.get(share) for share in seconds):
             self.surprises.append(abs(math.log(work / self.work_done(seconds))))
         for share, spent in seconds.items():
-            self.rates.setdefault(share, work / total)
+            self.rates[share] = self.rates.get(share) or work / total
             self.weights[share] = self.weights.get(share, 0.0) + spent / total
             self.num_tasks[share] = self.num_tasks.get(share, 0) + 1
         self.recent.append((task, seconds))

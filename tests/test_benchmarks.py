@@ -33,3 +33,9 @@ def test_one_repeat_holds_nothing_out(regimes: ModuleType) -> None:
     rows = regimes.regrets({"policies": {"os-default": [1.0], "adaptive": [1.5]}})
     assert rows["adaptive"]["regret"] == 1.5
     assert "regret held out" not in rows["adaptive"]
+
+
+def test_one_repeat_prints_its_tables(regimes: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = {"name": "small-light-unlimited", "policies": {"os-default": [2.0], "adaptive": [1.0]}}
+    regimes.print_tables([{**cell, "regrets": regimes.regrets(cell)}])
+    assert "| small-light-unlimited | 1.00 | 0.50 |" in capsys.readouterr().out

@@ -14,7 +14,10 @@ from typing import Any, Literal, NoReturn
 
 from edgekd.settings import closest, parse
 
-__all__ = ["Command", "LogLevel", "WorldError", "dispatch", "parse", "run", "start_logging"]
+__all__ = ["USER_ERROR", "Command", "LogLevel", "WorldError", "dispatch", "parse", "run", "start_logging"]
+
+USER_ERROR = 2
+"""Exit status of a command that was told something wrong."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -41,7 +44,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         status = main() or 0
         sys.stdout.flush()
     except ValueError as error:
-        status = _report(f"error: {error}", 2)
+        status = _report(f"error: {error}", USER_ERROR)
     except BrokenPipeError:
         # Whoever read our output, `head` for example, has seen enough. Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -40,6 +40,17 @@ class Log:
         self.records.append({"event": event, **fields, "index": index, "started": started, "ended": ended})
 
 
+QUIET: dict[str, Any] = {
+    "core_s": 10.0,
+    "others_fraction": 0.0,
+    "others_resolution": 0.01,
+    "steal_fraction": 0.0,
+    "steal_resolution": 0.01,
+    "throttled": None,
+    "busiest_others": [],
+}
+
+
 def log_of(policy: str, factor: float, cycles: int) -> list[dict[str, Any]]:
     """Comm goes on without a pause, training as soon as it may; where it waits, comm has every core."""
     log, now = Log(policy), 0.0
@@ -127,7 +138,7 @@ def profile(*, fitted: bool = True) -> dict[str, Any]:
     comp, comm = [10.0, 7.5, 5.0, 2.5, 0.0], [0.0, 8.0, 12.0, 14.0, 15.0]
     names = ["comp-only", "split:1", "split:2", "split:3", "comm-only"]
     modes: list[dict[str, Any]] = [
-        {"name": name, "comm_rate": y, "comp_rate": x, "comm_ci95": [0.9 * y, 1.1 * y], "comp_ci95": [0.9 * x, 1.1 * x]}
+        {"name": name, "comm_rate": y, "comp_rate": x, "comm_interval": [0.9 * y, 1.1 * y], "comp_interval": [0.9 * x, 1.1 * x]}
         for name, x, y in zip(names, comp, comm, strict=True)
     ]
     modes.append({"name": "compute-first", "comm_rate": 6.0, "comp_rate": 9.0})

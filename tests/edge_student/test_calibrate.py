@@ -198,7 +198,44 @@ def test_training_may_starve_a_comm_that_stands_behind_it() -> None:
         visit.boundary(Task.FORWARD, at)
         visit.boundary(Task.BACKWARD, at + 1)
     assert visit.is_over(121.0)
-    assert visit.num_comm == 0
+    assert (visit.num_comm, visit.comm_s) == (0, pytest.approx(21.0))
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "num_comm", "comm_s"),
+    [
+        ((105.0,), 1, 21.0),
+        ((101.0, 102.0), 1, 20.0),
+        ((101.0, 111.0, 120.0), 2, 19.0),
+    ],
+    ids=["one batch", "starved after two", "the next one is under way"],
+)
+def test_time_in_which_a_starving_comm_gets_nothing_done_counts(arrivals: tuple[float, ...], num_comm: int, comm_s: float) -> None:
+    visit = a_visit(COMPUTE_FIRST)
+    for at in arrivals:
+        visit.batch(at, 0.1)
+    for at in (100.0, 107.0, 114.0, 121.0):
+        visit.boundary(Task.FORWARD, at)
+        visit.boundary(Task.BACKWARD, at + 1)
+    assert (visit.num_comm, visit.comm_s) == (num_comm, pytest.approx(comm_s))
+
+
+def test_a_comm_that_gets_a_batch_in_few_visits_has_the_rate_of_all_of_them() -> None:
+    visits = measured()[1]
+    starved = [visit for visit in visits if visit.trial.name == COMPUTE_FIRST]
+    empty = []
+    for number in range(len(starved)):
+        visit = a_visit(COMPUTE_FIRST)
+        if number == 0:
+            visit.batch(101.0, 0.1)
+        for at in (100.0, 101.0, 102.0, 103.0):
+            visit.boundary(Task.FORWARD, at)
+            visit.boundary(Task.BACKWARD, at + 0.5)
+        empty.append(visit)
+    profile = make_profile([visit for visit in visits if visit not in starved] + empty, 2)
+    row = profile["modes"][-1]
+    assert row["name"] == COMPUTE_FIRST
+    assert row["comm_rate"] == pytest.approx(0.1 / (3 * len(starved)))
 
 
 def test_a_side_with_cores_that_does_nothing_is_an_error() -> None:
@@ -258,7 +295,7 @@ def test_rates_are_those_of_the_device_whatever_straddles_a_switch() -> None:
     for row in profile["modes"]:
         for side in ("comm", "comp"):
             rate = row[f"{side}_rate"]
-            assert row[f"{side}_ci95"] == (pytest.approx([rate, rate]) if rate else None)
+            assert row[f"{side}_interval"] == (pytest.approx([rate, rate]) if rate else None)
     assert profile["modes"][1]["comm_cpu_share"] == pytest.approx(0.1)
 
 
@@ -384,7 +421,7 @@ def test_the_table_shows_tasks_per_second_with_intervals_and_who_waited(capsys: 
 def test_a_busy_comm_does_not_wait_and_a_starved_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     profile = make_profile(measured()[1], 2)
     profile["modes"][1]["comm_cpu_share"] = 0.7
-    profile["modes"][3] |= {"comm_rate": 0.0, "comm_ci95": [0.0, 0.0], "num_comm": 0, "comm_cpu_share": None}
+    profile["modes"][3] |= {"comm_rate": 0.0, "comm_interval": [0.0, 0.0], "num_comm": 0, "comm_cpu_share": None}
     assert [calibration_report.remark(row) for row in profile["modes"]] == [
         "",
         "",
@@ -408,7 +445,7 @@ def test_the_fit_is_told_in_plain_words() -> None:
 def test_a_disturbed_calibration_says_so() -> None:
     profile = make_profile(measured()[1], 2)
     assert not any(line.startswith("Wide") for line in calibration_report.describe_findings(profile))
-    profile["modes"][1]["comp_ci95"] = [0.5, 0.8]
+    profile["modes"][1]["comp_interval"] = [0.5, 0.8]
     assert [*calibration_report.describe_findings(profile)][-1].startswith("Wide intervals in split:1: the device was busy")
 
 

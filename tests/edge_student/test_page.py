@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_comparison import CORES, FACTORS, NOISE, SPLITS, log_of, profile, write_comparison, write_report
+from synthetic_comparison import CORES, FACTORS, NOISE, QUIET, SPLITS, log_of, profile, write_comparison, write_report
 
 from edge_student.page import write_page
 from edge_student.page_charts import parts_of, wall_clock_figure
@@ -427,3 +427,17 @@ def test_a_repeated_run_shows_the_timeline_of_the_attempt_that_counts(tmp_path: 
     run = {"policy": "a", "repeat": 0, "valid": True, "wall_clock_s": 1.0, "folder": "runs/a-0-attempt-2"}
     section = timeline_section("a", run, tmp_path, 0)
     assert "runs/a-0-attempt-2/events.jsonl is gone" in section["caption"]
+
+
+def test_the_page_says_what_the_terminal_says_of_the_machine_and_of_the_intervals(tmp_path: Path) -> None:
+    report = write_comparison(tmp_path)
+    for run in report["runs"]:
+        run.update(disturbed=False, attempt=1, disturbance=QUIET)
+    report["runs"][0].update(disturbed=True, valid=True, disturbance={**QUIET, "others_fraction": 0.5})
+    for row in report["summary"]:
+        row["ci_level"] = 0.5
+    write_report(tmp_path, report)
+    said = text_of(page_of(tmp_path))
+    assert "NOT A QUIET MACHINE" in said
+    assert "Intervals of the median (50.0%" in said
+    assert "95 %" not in said

@@ -4,20 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from synthetic_comparison import QUIET
 
 from edge_student.report import disturbance_lines, print_table
 from edge_student.summary import summarize
 from edge_student.turns import is_complete, run_turns
-
-QUIET: dict[str, Any] = {
-    "core_s": 10.0,
-    "others_fraction": 0.0,
-    "others_resolution": 0.01,
-    "steal_fraction": 0.0,
-    "steal_resolution": 0.01,
-    "throttled": None,
-    "busiest_others": [],
-}
 
 
 def loud(fraction: float) -> dict[str, Any]:
@@ -111,6 +102,17 @@ def test_a_run_that_failed_by_itself_is_not_repeated() -> None:
     runs = compared({("b", 0, 1): failed, ("b", 1, 1): refused})
     assert order_of(runs) == [("os-default", 0, 1), ("b", 0, 1), ("b", 1, 1), ("os-default", 1, 1)]
     assert [(run["valid"], run["disturbed"]) for run in runs[1:3]] == [(False, False)] * 2
+
+
+def test_a_policy_that_fails_does_not_make_a_loud_machine_promising() -> None:
+    """With nothing quiet, one policy that fails by itself: only the first turn is repeated."""
+    failed = {"valid": False, "notes": ["exit status 1"], "disturbance": None}
+    script: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for repeat in range(3):
+        for attempt in (1, 2, 3):
+            script |= {("os-default", repeat, attempt): {"disturbance": loud(0.5)}, ("b", repeat, attempt): failed}
+    runs = compared(script, repeats=3)
+    assert [run["repeat"] for run in runs] == [0, 0, 0, 0, 1, 1, 2, 2]
 
 
 def test_when_the_repetition_fails_the_disturbed_run_counts() -> None:

@@ -217,7 +217,7 @@ def check_samples(log: list, samples: list) -> None:
         (["--public", "digits:private"], "digest", 2),
         (["--private", "fashion-mnist:private", "--public", "digits:public"], "shape", 2),
         (["--device", "cuda"], "cuda", 2),
-        (["--profile", "/nonexistent.json"], "/nonexistent.json", 1),
+        (["--profile", "/nonexistent.json"], "/nonexistent.json", 2),
         (["--nonsense", "1"], "--nonsense", 2),
     ],
 )

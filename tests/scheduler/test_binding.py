@@ -122,6 +122,36 @@ assert len(team_by_clock()) == 2
     )
 
 
+@TWO_CORES
+def test_what_a_refused_mask_has_changed_is_put_back() -> None:
+    run_in_process(
+        PRELUDE
+        + """
+import scheduler.binding as module
+from scheduler.threads import BindingRefusedError
+real, asked = module.set_mask, []
+def refuse_the_third(tid, wanted):
+    asked.append(tid)
+    if len(asked) == 3:
+        raise BindingRefusedError(1, "no")
+    return real(tid, wanted)
+module.set_mask = refuse_the_third
+try:
+    binding.apply(cores[:1])
+except BindingRefusedError:
+    pass
+else:
+    raise AssertionError(asked)
+module.set_mask = real
+assert torch.get_num_threads() == 1
+binding.restore()
+after = read_masks(threads_of(os.getpid()))
+assert torch.get_num_threads() == 2
+assert all(after[tid] == mask for tid, mask in before.items()), (before, after)
+"""
+    )
+
+
 def test_one_thread_at_most_means_one_thread_on_any_share() -> None:
     run_in_process(
         PRELUDE

@@ -177,7 +177,7 @@ def test_fit_prints_parameters_with_errors_and_what_a_scenario_wants(write: Writ
         for name, estimate in side.parameters.items():
             assert estimate is not None
             assert f"  {name} = {estimate.value:.6g} +- {estimate.stderr:.2g}\n" in shown
-    assert "4 samples at 4 core counts, R^2 of times 0.9999" in shown
+    assert "4 samples at 4 core counts, R^2 of times per work 0.9999" in shown
     pasted = json.loads("{" + shown.splitlines()[-1].removeprefix("for a scenario: ") + "}")
     assert Scenario.from_json(SCENARIO | pasted).rates == found.cost.rates(4) if found.cost else False
     assert json.loads(output(capsys, "fit", "m.json", "--json")) == found.to_json()

@@ -133,3 +133,13 @@ def test_whatever_the_times_the_rates_stay_rates(lessons: list[tuple[Task, dict[
     if table is not None:
         assert list(table.comm) == sorted(table.comm)
         assert list(table.comp) == sorted(table.comp, reverse=True)
+
+
+def test_a_share_that_was_said_to_get_nothing_done_is_learnt_from_its_first_task() -> None:
+    """calibrate writes a rate of 0 where training left comm nothing in all of its visits."""
+    estimates = Estimates(Workload(forward=1.0, backward=2.0, comm=6.0))
+    estimates.comm.rates = {Share(2): 0.0, Share(1): 2.0}
+    for seconds in ({Share(2): 4.0}, {Share(2): 4.0}, {Share(1): 1.0, Share(2): 1.0}):
+        estimates.finish(Task.COMM, seconds)
+        estimates.refresh()
+    assert estimates.comm.rates[Share(2)] > 1.0

@@ -126,17 +126,25 @@ def test_no_parameters_nearby_have_smaller_relative_errors(seed: int) -> None:
             assert squares(CostModel(**values | {name: values[name] * factor})) > squares(found)
 
 
-def test_r2_is_that_of_the_times() -> None:
+def test_r2_is_that_of_the_times_per_unit_of_work() -> None:
     samples = measure(CONCAVE, 4, noise=0.2, repeats=10)
     found = fit(samples)
-    times = np.array([s.seconds for s in samples.comp])
-    model = np.array([found.comp_time(s.work, s.comm_cores) for s in samples.comp])
+    times = np.array([s.seconds / s.work for s in samples.comp])
+    model = np.array([found.comp_time(1.0, s.comm_cores) for s in samples.comp])
     assert found.comp.r2 == pytest.approx(1 - np.sum((times - model) ** 2) / np.sum((times - times.mean()) ** 2), rel=1e-9)
 
 
-def test_equal_times_have_no_r2() -> None:
+def test_samples_that_took_equally_long_are_judged_by_their_work() -> None:
+    """So are those of calibrate, whose visits all last as long."""
     works = {0: 3.0, 1: 2.0, 2: 1.0}
-    comp = tuple(Sample(work=work, comm_cores=c, seconds=1.0) for c, work in works.items() for _ in range(2))
+    comp = tuple(Sample(work=work * error, comm_cores=c, seconds=1.0) for c, work in works.items() for error in (0.99, 1.01))
+    found = fit(Samples(cores=3, comp=comp, comm=comp[2:])).comp
+    assert found.identified
+    assert found.r2 == pytest.approx(1.0, abs=1e-3)
+
+
+def test_equal_times_per_unit_of_work_have_no_r2() -> None:
+    comp = tuple(Sample(work=2.0, comm_cores=c, seconds=1.0) for c in (0, 1, 2) for _ in range(2))
     found = fit(Samples(cores=3, comp=comp, comm=comp[2:])).comp
     assert found.identified
     assert found.r2 is None

@@ -269,6 +269,21 @@ def test_a_refused_mask_is_recorded_and_the_run_goes_on_unpinned(side: str) -> N
     assert [record["event"] for record in bench.records].count("binding-refused") == 1
 
 
+@pytest.mark.parametrize("side", ["comm_binding", "comp_binding"])
+def test_after_a_refusal_nothing_stays_pinned(side: str) -> None:
+    bench = Bench("static:1", cycles=4)
+    bench.loop.start()
+    bench.comm.deliver(0, 1, 2, 3)
+    bench.train(2)
+    getattr(bench, side).refusal = BindingRefusedError(1, "the kernel refused")
+    bench.loop._refused(BindingRefusedError(1, "the kernel refused"))
+    bench.train(2)
+    assert bench.comp_binding.is_restored, "training goes on unpinned, not only after its end"
+    if side == "comp_binding":
+        assert [cores for who, cores in bench.order if who == "comm"][-1] == tuple(sorted(CORES))
+    bench.loop.finish()
+
+
 def test_a_broken_invariant_in_the_scheduler_thread_ends_the_training() -> None:
     bench = Bench("static:1", cycles=1)
     bench.loop.start()

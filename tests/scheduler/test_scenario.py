@@ -43,7 +43,7 @@ def test_a_profile_of_modes_gives_them_in_the_order_of_comm_cores() -> None:
 
 def test_a_profile_may_say_where_and_how_it_was_measured() -> None:
     plain = measured()
-    told = measured(comm_ci95=[2.5, 3.5], comp_ci95=None, num_comm=7, num_comp=0, comm_cpu_share=0.4)
+    told = measured(comm_interval=[2.5, 3.5], comp_interval=None, num_comm=7, num_comp=0, comm_cpu_share=0.4)
     told |= {"fingerprint": {"cpu": "any"}, "settings": {}, "samples": {}, "fit": {}, "software": {}, "command": [], "seconds": 60}
     assert Profile.from_json(told) == Profile.from_json(plain)
     assert Profile.from_json(measured(comm_cpu_share=None)) == Profile.from_json(plain)
@@ -77,11 +77,11 @@ def test_a_profile_may_have_the_one_shared_mode_that_a_live_run_has() -> None:
             modes_profile(("split:1", 1, 1), ("comp-only", 0, 1), ("comm-only", 1, 0), ("comm-first", 1, 1)),
             "mode 'comm-first' is not one of comp-only, split:1, comm-only, compute-first, which a live run can use",
         ),
-        (measured(comm_ci95=[2.0]), "mode 'split:1': 'comm_ci95' is [2.0]; it must be [low, high] or null"),
-        (measured(comm_ci95={"low": 1}), "'comm_ci95' is {'low': 1}; it must be [low, high] or null"),
-        (measured(comp_ci95=[2.0, 1.0]), "mode 'split:1': 'comp_ci95' is [2.0, 1.0]; the lower end comes first"),
-        (measured(comp_ci95=[-1.0, 1.0]), "mode 'split:1': comp_ci95[0] is -1; a rate cannot be negative"),
-        (measured(comp_ci95=[1.0, "2"]), "mode 'split:1': comp_ci95[1] is '2'; it must be a number"),
+        (measured(comm_interval=[2.0]), "mode 'split:1': 'comm_interval' is [2.0]; it must be [low, high] or null"),
+        (measured(comm_interval={"low": 1}), "'comm_interval' is {'low': 1}; it must be [low, high] or null"),
+        (measured(comp_interval=[2.0, 1.0]), "mode 'split:1': 'comp_interval' is [2.0, 1.0]; the lower end comes first"),
+        (measured(comp_interval=[-1.0, 1.0]), "mode 'split:1': comp_interval[0] is -1; a rate cannot be negative"),
+        (measured(comp_interval=[1.0, "2"]), "mode 'split:1': comp_interval[1] is '2'; it must be a number"),
         (measured(num_comm=1.5), "mode 'split:1': 'num_comm' is 1.5; it must be a whole number, at least 0"),
         (measured(num_comp=None), "mode 'split:1': 'num_comp' is None; it must be a whole number, at least 0"),
         (measured(comm_cpu_share=-0.1), "mode 'split:1': 'comm_cpu_share' is -0.1; a share cannot be negative"),
