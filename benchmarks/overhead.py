@@ -120,6 +120,7 @@ def time_orchestrated(settings: Settings, address: str) -> float:
         batch_size=PUBLIC_BATCH,
         seed=0,
         encoding="float32",
+        top_k=0,
         window=64,
         max_wait_s=30.0,
         log_level="error",

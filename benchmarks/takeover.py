@@ -118,6 +118,7 @@ def run(settings: Settings, address: str, *, between_layers: bool, threads: int)
         batch_size=batch,
         seed=0,
         encoding="float32",
+        top_k=0,
         window=64,
         max_wait_s=30.0,
         log_level="error",

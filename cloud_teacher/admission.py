@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from cloud_teacher.store import StoreKey
-from edgekd.codec import Encoding, from_wire
+from edgekd.codec import Format, from_wire
 from edgekd.v1 import teacher_pb2
 from edgekd.wire import MAX_BATCH_SIZE, MAX_START, MAX_WINDOW
 
@@ -32,7 +32,7 @@ class Window:
     count: int
     batch_size: int
     seed: int
-    encoding: Encoding
+    form: Format
 
 
 def parse(message: bytes) -> teacher_pb2.StreamLogitsRequest:
@@ -51,7 +51,8 @@ def admit(request: teacher_pb2.StreamLogitsRequest, key: StoreKey) -> Window:
     _check_range("count", request.count, MAX_WINDOW)
     _check_range("batch_size", request.batch_size, MAX_BATCH_SIZE)
     try:
-        encoding = from_wire(request.encoding)
+        form = Format(from_wire(request.encoding), request.top_k)
+        form.layout(key.num_classes)
     except ValueError as error:
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
     last = request.start + request.count - 1
@@ -64,7 +65,7 @@ def admit(request: teacher_pb2.StreamLogitsRequest, key: StoreKey) -> Window:
         count=request.count,
         batch_size=request.batch_size,
         seed=request.seed,
-        encoding=encoding,
+        form=form,
     )
 
 

@@ -44,7 +44,7 @@ class WindowReader:
     def __init__(self, window: Window, store: LogitStore) -> None:
         self._window = window
         self._store = store
-        self._chunk_rows = chunk_rows(store.key.num_classes, window.encoding)
+        self._chunk_rows = chunk_rows(store.key.num_classes, window.form)
         self._batch = window.start
         self._row = 0
         self._ids = np.empty(0, np.int64)
@@ -75,13 +75,14 @@ class WindowReader:
         return Group(messages=messages, missing=self._ids[:0])
 
     def _message(self, ids: npt.NDArray[np.int64]) -> Message:
-        payload = encode(self._store.read(ids), self._window.encoding)
+        payload = encode(self._store.read(ids), self._window.form)
         header = teacher_pb2.LogitsChunk(
             batch_index=self._batch,
             row_start=self._row,
             num_rows=len(ids),
             num_classes=self._store.key.num_classes,
-            encoding=to_wire(self._window.encoding),
+            encoding=to_wire(self._window.form.encoding),
+            top_k=self._window.form.top_k,
             sample_ids=ids.tolist(),
             crc32=checksum(payload),
         )

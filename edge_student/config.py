@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.address import parse_address
-from edgekd.codec import Encoding
+from edgekd.codec import Encoding, Format
 from edgekd.command import LogLevel
 from edgekd.cores import parse_cores
 from edgekd.devices import Device
-from edgekd.wire import MAX_BATCH_SIZE, MAX_WINDOW
+from edgekd.wire import MAX_BATCH_SIZE, MAX_TOP_K, MAX_WINDOW
 
 _MAX_SEED = 2**64 - 1
+DEFAULT_TOP_K = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +59,9 @@ class StudentConfig:
     profile: Path | None = None
     """Device profile with the rates that `dynamic` and `adaptive` plan with; without it, they learn them in their first cycles."""
     encoding: Encoding = Encoding.FLOAT32
-    """How logits travel: float32 is exact, float16 half the bytes."""
+    """How logits travel: float32 is exact, float16 half the bytes, int8 a quarter, topk only the largest of each row."""
+    top_k: int | None = None
+    """With --encoding topk, how many of each row's logits; without it, 10."""
     window: int = 64
     """Batches asked for in one request."""
     max_wait: float = 60.0
@@ -83,11 +86,22 @@ class StudentConfig:
             raise ValueError(f"--window is {self.window}, the protocol allows at most {MAX_WINDOW}")
         if not 0 <= self.seed < _MAX_SEED:
             raise ValueError(f"--seed is {self.seed}, must be in 0 .. 2^64-2")
+        if self.top_k is not None and self.encoding is not Encoding.TOPK:
+            raise ValueError(f"--top-k is {self.top_k}, but --encoding is {self.encoding}: it goes with --encoding topk")
+        if self.top_k is not None and not 1 <= self.top_k <= MAX_TOP_K:
+            raise ValueError(f"--top-k is {self.top_k}, must be in 1 .. {MAX_TOP_K}")
         if self.cores is not None:
             parse_cores(self.cores)
         for flag, dataset in (("--private", self.private), ("--public", self.public)):
             if dataset is not None and dataset.endswith(":test"):
                 raise ValueError(f"{flag} is {dataset}: accuracy is measured on the test split, so nothing may be learned from it")
+
+    @property
+    def form(self) -> Format:
+        """How logits travel."""
+        if self.encoding is Encoding.TOPK:
+            return Format(self.encoding, DEFAULT_TOP_K if self.top_k is None else self.top_k)
+        return Format(self.encoding)
 
     @property
     def public_dataset(self) -> str:

@@ -62,7 +62,7 @@ def settings_of(
         "public": config.public_dataset,
         "input_shape": None if input_shape is None else list(input_shape),
         "num_classes": num_classes,
-        "encoding": config.encoding.value,
+        "encoding": str(config.form),
         "device": device,
         "torch_threads": config.torch_threads,
     }

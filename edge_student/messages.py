@@ -21,6 +21,7 @@ class Configure:
     batch_size: int
     seed: int
     encoding: str
+    top_k: int
     window: int
     max_wait_s: float
     log_level: str

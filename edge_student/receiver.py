@@ -6,7 +6,7 @@ stream after its first message, so the retrying is ours: a lost stream is asked 
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import grpc
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import tenacity
 
 from edge_student.messages import Configure, Described
-from edgekd.codec import ChunkError, Encoding, decode_into, from_wire, to_wire
+from edgekd.codec import ChunkError, Encoding, Format, decode_into, from_wire, to_wire
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
 from edgekd.wire import PROTOCOL_VERSION, channel_options
@@ -56,7 +56,7 @@ class Receiver:
 
     def __init__(self, config: Configure, on_trouble: Callable[[str, int], None]) -> None:
         self._config = config
-        self._encoding = Encoding(config.encoding)
+        self._form = Format(Encoding(config.encoding), config.top_k)
         self._on_trouble = on_trouble
         self._channel: grpc.Channel | None = None
         self._stream: Iterator[teacher_pb2.LogitsChunk] | None = None
@@ -78,8 +78,15 @@ class Receiver:
                 f"the teacher at {self._config.teacher} speaks protocol version {answer.protocol_version}, "
                 f"this edge speaks {PROTOCOL_VERSION}: update the older end"
             )
-        if to_wire(self._encoding) not in answer.encodings:
-            raise RequestRefusedError(f"the teacher at {self._config.teacher} cannot send encoding {self._encoding}")
+        if to_wire(self._form.encoding) not in answer.encodings:
+            raise RequestRefusedError(
+                f"the teacher at {self._config.teacher} cannot send encoding {self._form.encoding}; "
+                f"it can send {', '.join(names_of(answer.encodings)) or 'none that this edge knows'}"
+            )
+        try:
+            self._form.layout(answer.num_classes)
+        except ValueError as error:
+            raise RequestRefusedError(f"the teacher at {self._config.teacher} has no logits as {self._form}: {error}") from None
         if self._config.batch_size > answer.max_batch_size:
             raise RequestRefusedError(
                 f"public batch of {self._config.batch_size} is over the teacher's limit of {answer.max_batch_size}"
@@ -174,7 +181,8 @@ class Receiver:
             seed=self._config.seed,
             teacher_digest=self._described.teacher_digest,
             dataset_digest=self._described.dataset_digest,
-            encoding=to_wire(self._encoding),
+            encoding=to_wire(self._form.encoding),
+            top_k=self._form.top_k,
         )
         return iter(self._stub().StreamLogits(request))
 
@@ -194,13 +202,13 @@ class Receiver:
             raise ChunkError(f"{chunk.num_rows} rows from row {row} were sent of a batch of {len(logits)}")
         if chunk.num_classes != logits.shape[1]:
             raise ChunkError(f"{chunk.num_classes} classes were sent, the teacher described {logits.shape[1]}")
-        if from_wire_or_refuse(chunk.encoding) is not self._encoding:
-            raise ChunkError(f"encoding number {chunk.encoding} was sent, {self._encoding} was asked for")
+        if (from_wire_or_refuse(chunk.encoding), chunk.top_k) != (self._form.encoding, self._form.top_k):
+            raise ChunkError(f"encoding number {chunk.encoding} with top_k {chunk.top_k} was sent, {self._form} was asked for")
         if list(chunk.sample_ids) != sample_ids[row:end].tolist():
             raise ChunkError("the sample ids are not those of this batch: teacher and edge disagree on the order")
         decode_into(
             chunk.payload,
-            encoding=self._encoding,
+            form=self._form,
             rows=chunk.num_rows,
             num_classes=chunk.num_classes,
             crc32=chunk.crc32,
@@ -263,3 +271,8 @@ def from_wire_or_refuse(number: int) -> Encoding:
         return from_wire(number)
     except ValueError as error:
         raise ChunkError(str(error)) from error
+
+
+def names_of(numbers: Iterable[int]) -> list[str]:
+    """Names of the encodings with these numbers that this version knows."""
+    return [encoding.value for encoding in Encoding if to_wire(encoding) in set(numbers)]

@@ -12,8 +12,10 @@ MAX_MESSAGE_BYTES = 4 << 20
 MAX_BATCH_SIZE = 4096
 MAX_WINDOW = 1024
 MAX_START = 2**31 - 1
-# One float32 row must fit in one chunk, because a chunk holds whole rows.
+# A float32 row must fit in one chunk, because a chunk holds whole rows.
 MAX_CLASSES = MAX_CHUNK_BYTES // 4
+# Far more than anybody needs, and a row of them fits in one chunk.
+MAX_TOP_K = 4096
 
 _KEEPALIVE_TIME_MS = 20_000
 _KEEPALIVE_TIMEOUT_MS = 10_000

@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloud_teacher.__main__ import main
-from edgekd.codec import decode_into, from_wire
+from edgekd.codec import Format, decode_into, from_wire
 from edgekd.datasets import load_dataset, to_input
 from edgekd.models import build_model
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
@@ -68,8 +68,8 @@ def test_server_from_start_to_sigterm(tmp_path: Path) -> None:
         )
         (chunk,) = stub.StreamLogits(request, timeout=10)
         logits = np.empty((32, 4), np.float32)
-        encoding = from_wire(chunk.encoding)
-        decode_into(chunk.payload, encoding=encoding, rows=32, num_classes=4, crc32=chunk.crc32, out=logits)
+        form = Format(from_wire(chunk.encoding))
+        decode_into(chunk.payload, form=form, rows=32, num_classes=4, crc32=chunk.crc32, out=logits)
         model = build_model("cnn:width=4", num_classes=4, input_shape=(3, 8, 8), seed=5).eval()
         images = load_dataset(TINY).images[list(chunk.sample_ids)]
         assert np.allclose(logits, model(to_input(images)).detach().numpy(), atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloud_teacher.pacing import Pacer
-from edgekd.codec import Encoding, chunk_rows, decode_into, from_wire
+from edgekd.codec import Encoding, Format, chunk_rows, decode_into, from_wire
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2
 from edgekd.wire import MAX_BATCH_SIZE, MAX_CHUNK_BYTES, MAX_START, MAX_WINDOW, PROTOCOL_VERSION
@@ -24,7 +24,7 @@ def decoded(chunk: teacher_pb2.LogitsChunk) -> np.ndarray:
     out = np.empty((chunk.num_rows, chunk.num_classes), np.float32)
     decode_into(
         chunk.payload,
-        encoding=from_wire(chunk.encoding),
+        form=Format(from_wire(chunk.encoding), chunk.top_k),
         rows=chunk.num_rows,
         num_classes=chunk.num_classes,
         crc32=chunk.crc32,
@@ -49,7 +49,7 @@ def test_describe_says_who_what_and_within_which_limits(harness: Any) -> None:
         dataset_name="tiny:public",
         num_samples=harness.key.num_samples,
         num_classes=harness.key.num_classes,
-        encodings=[teacher_pb2.ENCODING_FLOAT32, teacher_pb2.ENCODING_FLOAT16],
+        encodings=[1, 2, 3, 4],
         max_batch_size=MAX_BATCH_SIZE,
         max_window=MAX_WINDOW,
         max_chunk_bytes=MAX_CHUNK_BYTES,
@@ -70,6 +70,14 @@ def test_float16_is_the_rounded_teacher(harness: Any) -> None:
     assert np.array_equal(decoded(chunk), expected.astype(np.float32))
 
 
+@pytest.mark.parametrize(("encoding", "top_k"), [(teacher_pb2.ENCODING_INT8, 0), (teacher_pb2.ENCODING_TOPK, 2)])
+def test_other_encodings_are_near_the_teacher(harness: Any, encoding: int, top_k: int) -> None:
+    (chunk,) = harness.stream(count=1, encoding=encoding, top_k=top_k)
+    assert (chunk.encoding, chunk.top_k) == (encoding, top_k)
+    expected = np.stack([harness.teacher.row(sample) for sample in chunk.sample_ids])
+    assert np.array_equal(decoded(chunk).argmax(axis=1), expected.argmax(axis=1))
+
+
 def test_batch_larger_than_the_data_set_visits_it_again(harness: Any) -> None:
     (chunk,) = harness.stream(count=1, batch_size=120)
     assert chunk.num_rows == 120
@@ -78,7 +86,7 @@ def test_batch_larger_than_the_data_set_visits_it_again(harness: Any) -> None:
 
 def test_batch_is_split_into_chunks_of_whole_rows(make_harness: Callable[..., Any], key: Any) -> None:
     harness = make_harness(key=replace(key, num_samples=30, num_classes=50_000))
-    rows = chunk_rows(50_000, Encoding.FLOAT32)
+    rows = chunk_rows(50_000, Format(Encoding.FLOAT32))
     assert rows == 5
     chunks = harness.stream(count=2, batch_size=12)
     assert [(c.batch_index, c.row_start, c.num_rows) for c in chunks] == [
@@ -139,6 +147,10 @@ def test_stream_from_the_store_does_not_wait_for_another_edges_computing(harness
         ({"batch_size": 2**32 - 1}, Code.INVALID_ARGUMENT, "batch_size is 4294967295"),
         ({"encoding": 0}, Code.INVALID_ARGUMENT, "encoding 0 is unknown"),
         ({"encoding": 77}, Code.INVALID_ARGUMENT, "encoding 77 is unknown"),
+        ({"encoding": 4}, Code.INVALID_ARGUMENT, "top_k is 0, must be in 1 .. 4096 with encoding topk"),
+        ({"encoding": 4, "top_k": 2**32 - 1}, Code.INVALID_ARGUMENT, "top_k is 4294967295, must be in"),
+        ({"encoding": 4, "top_k": 4096}, Code.INVALID_ARGUMENT, "must be below the number of classes"),
+        ({"encoding": 3, "top_k": 1}, Code.INVALID_ARGUMENT, "top_k is 1, must be 0 with encoding int8"),
         ({"start": MAX_START + 1, "count": 1}, Code.OUT_OF_RANGE, "ends at batch 2147483648"),
         ({"start": MAX_START, "count": 2}, Code.OUT_OF_RANGE, "the last one is 2147483647"),
         ({"start": 2**64 - 1}, Code.OUT_OF_RANGE, "the last one is 2147483647"),

@@ -6,7 +6,7 @@ from concurrent import futures
 import grpc
 import numpy as np
 
-from edgekd.codec import Encoding, checksum, encode, to_wire
+from edgekd.codec import Format, checksum, encode, from_wire
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
 from edgekd.wire import server_options
@@ -45,7 +45,7 @@ class ScriptedTeacher(teacher_pb2_grpc.TeacherServicer):
             "dataset_name": "scripted:public",
             "num_samples": NUM_SAMPLES,
             "num_classes": NUM_CLASSES,
-            "encodings": [teacher_pb2.ENCODING_FLOAT32, teacher_pb2.ENCODING_FLOAT16],
+            "encodings": [1, 2, 3, 4],
             "max_batch_size": 64,
             "max_window": 8,
             "max_chunk_bytes": 1 << 20,
@@ -69,16 +69,17 @@ class ScriptedTeacher(teacher_pb2_grpc.TeacherServicer):
 def chunks_of(request: teacher_pb2.StreamLogitsRequest, index: int) -> Iterator[teacher_pb2.LogitsChunk]:
     """A batch in chunks of ROWS_PER_CHUNK rows."""
     ids = batch_ids(request.seed, NUM_SAMPLES, request.batch_size, index)
-    encoding = Encoding.FLOAT32 if request.encoding == to_wire(Encoding.FLOAT32) else Encoding.FLOAT16
+    form = Format(from_wire(request.encoding), request.top_k)
     for start in range(0, request.batch_size, ROWS_PER_CHUNK):
         rows = ids[start : start + ROWS_PER_CHUNK]
-        payload = encode(logits_of(rows), encoding)
+        payload = encode(logits_of(rows), form)
         yield teacher_pb2.LogitsChunk(
             batch_index=index,
             row_start=start,
             num_rows=len(rows),
             num_classes=NUM_CLASSES,
             encoding=request.encoding,
+            top_k=request.top_k,
             sample_ids=rows.tolist(),
             payload=payload,
             crc32=checksum(payload),

@@ -7,7 +7,7 @@ from scripted_teacher import NUM_CLASSES, NUM_SAMPLES, BreakStream, Fault, Runni
 
 from edge_student.messages import Configure
 from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
-from edgekd.codec import checksum
+from edgekd.codec import Encoding, Format, checksum, decode_into, encode
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2
 
@@ -20,6 +20,7 @@ def configure(address: str, **changes: object) -> Configure:
         "batch_size": BATCH,
         "seed": SEED,
         "encoding": "float32",
+        "top_k": 0,
         "window": 4,
         "max_wait_s": 20.0,
         "log_level": "info",
@@ -111,6 +112,7 @@ def test_a_stream_that_breaks_in_the_middle_of_a_batch_is_resumed_at_that_batch(
         (changed(num_rows=0), "rows"),
         (changed(encoding=2), "encoding"),
         (changed(encoding=77), "encoding"),
+        (changed(top_k=2), "top_k 2"),
         (changed(sample_ids=[1, 2, 3]), "sample ids"),
         (changed(sample_ids=[2**63, 2**64 - 1, 0]), "sample ids"),
         (changed(batch_index=9), "batch 9"),
@@ -149,8 +151,23 @@ def test_a_teacher_of_another_protocol_version_is_refused() -> None:
 
 
 def test_a_teacher_without_the_wanted_encoding_is_refused() -> None:
-    with pytest.raises(RequestRefusedError, match="float16"):
-        receive_all(ScriptedTeacher(encodings=[teacher_pb2.ENCODING_FLOAT32]), encoding="float16")
+    with pytest.raises(RequestRefusedError, match=r"cannot send encoding float16; it can send float32, int8$"):
+        receive_all(ScriptedTeacher(encodings=[teacher_pb2.ENCODING_FLOAT32, 3, 77]), encoding="float16")
+
+
+def test_more_logits_of_a_row_than_it_has_are_never_asked_for() -> None:
+    with pytest.raises(RequestRefusedError, match=r"has no logits as topk:5: top_k is 5, must be below the number of classes, 5$"):
+        receive_all(ScriptedTeacher(), encoding="topk", top_k=5)
+
+
+@pytest.mark.parametrize(("encoding", "top_k"), [("int8", 0), ("topk", 2)])
+def test_other_encodings_arrive_as_they_were_sent(encoding: str, top_k: int) -> None:
+    out, _, _ = receive_all(ScriptedTeacher(), encoding=encoding, top_k=top_k)
+    form = Format(Encoding(encoding), top_k)
+    flat = expected().reshape(-1, NUM_CLASSES)
+    payload, decoded = encode(flat, form), np.empty_like(flat)
+    decode_into(payload, form=form, rows=len(flat), num_classes=NUM_CLASSES, crc32=checksum(payload), out=decoded)
+    assert np.array_equal(out.reshape(-1, NUM_CLASSES), decoded)
 
 
 def test_an_absent_teacher_is_given_up_after_max_wait_with_its_address() -> None:

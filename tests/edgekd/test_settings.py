@@ -138,8 +138,8 @@ def test_a_flag_can_take_back_what_the_file_switched_on(toml: Path) -> None:
             "--cores is '1 x', must be a list, each a whole number; see edge-student train --help",
         ),
         (
-            (*REQUIRED, "--encoding", "int8"),
-            "--encoding is 'int8', must be one of float32, float16; see edge-student train --help",
+            (*REQUIRED, "--encoding", "int4"),
+            "--encoding is 'int4', must be one of float32, float16, int8, topk; see edge-student train --help",
         ),
         (
             (*REQUIRED, "--level", "loud"),

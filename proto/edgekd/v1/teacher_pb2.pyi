@@ -12,9 +12,13 @@ class Encoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENCODING_UNSPECIFIED: _ClassVar[Encoding]
     ENCODING_FLOAT32: _ClassVar[Encoding]
     ENCODING_FLOAT16: _ClassVar[Encoding]
+    ENCODING_INT8: _ClassVar[Encoding]
+    ENCODING_TOPK: _ClassVar[Encoding]
 ENCODING_UNSPECIFIED: Encoding
 ENCODING_FLOAT32: Encoding
 ENCODING_FLOAT16: Encoding
+ENCODING_INT8: Encoding
+ENCODING_TOPK: Encoding
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
@@ -45,7 +49,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., teacher_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., dataset_name: _Optional[str] = ..., num_samples: _Optional[int] = ..., num_classes: _Optional[int] = ..., encodings: _Optional[_Iterable[_Union[Encoding, str]]] = ..., max_batch_size: _Optional[int] = ..., max_window: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ...) -> None: ...
 
 class StreamLogitsRequest(_message.Message):
-    __slots__ = ("start", "count", "batch_size", "seed", "teacher_digest", "dataset_digest", "encoding")
+    __slots__ = ("start", "count", "batch_size", "seed", "teacher_digest", "dataset_digest", "encoding", "top_k")
     START_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +57,7 @@ class StreamLogitsRequest(_message.Message):
     TEACHER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     DATASET_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
     start: int
     count: int
     batch_size: int
@@ -60,10 +65,11 @@ class StreamLogitsRequest(_message.Message):
     teacher_digest: str
     dataset_digest: str
     encoding: Encoding
-    def __init__(self, start: _Optional[int] = ..., count: _Optional[int] = ..., batch_size: _Optional[int] = ..., seed: _Optional[int] = ..., teacher_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
+    top_k: int
+    def __init__(self, start: _Optional[int] = ..., count: _Optional[int] = ..., batch_size: _Optional[int] = ..., seed: _Optional[int] = ..., teacher_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., top_k: _Optional[int] = ...) -> None: ...
 
 class LogitsChunk(_message.Message):
-    __slots__ = ("batch_index", "row_start", "num_rows", "num_classes", "encoding", "sample_ids", "payload", "crc32")
+    __slots__ = ("batch_index", "row_start", "num_rows", "num_classes", "encoding", "sample_ids", "payload", "crc32", "top_k")
     BATCH_INDEX_FIELD_NUMBER: _ClassVar[int]
     ROW_START_FIELD_NUMBER: _ClassVar[int]
     NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +78,7 @@ class LogitsChunk(_message.Message):
     SAMPLE_IDS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     CRC32_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
     batch_index: int
     row_start: int
     num_rows: int
@@ -80,4 +87,5 @@ class LogitsChunk(_message.Message):
     sample_ids: _containers.RepeatedScalarFieldContainer[int]
     payload: bytes
     crc32: int
-    def __init__(self, batch_index: _Optional[int] = ..., row_start: _Optional[int] = ..., num_rows: _Optional[int] = ..., num_classes: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., sample_ids: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ..., crc32: _Optional[int] = ...) -> None: ...
+    top_k: int
+    def __init__(self, batch_index: _Optional[int] = ..., row_start: _Optional[int] = ..., num_rows: _Optional[int] = ..., num_classes: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., sample_ids: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ..., crc32: _Optional[int] = ..., top_k: _Optional[int] = ...) -> None: ...
