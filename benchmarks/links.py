@@ -54,25 +54,14 @@ class Link:
     @contextlib.contextmanager
     def teacher(self, core: int, dataset: str, rate_mbit: float | None, store: Path) -> Iterator[str]:
         """A teacher of this data set behind the link, on this core; yields its address."""
-        command = [sys.executable, "-m", "cloud_teacher", "serve", "--dataset", f"{dataset}:public", "--model", "cnn:width=4"]
-        command += ["--store", str(store), "--precompute", "--cores", str(core), "--torch-threads", "1", "--log-level", "error"]
         if self.is_namespace:
             self.set_rate(rate_mbit)
-            command = ["ip", "netns", "exec", self._name, *command, "--listen", "10.213.7.2:0"]
+            place, flags = ["ip", "netns", "exec", self._name], ["--listen", "10.213.7.2:0"]
         else:
-            command += ["--listen", "127.0.0.1:0", *([] if rate_mbit is None else ["--rate-limit", f"{rate_mbit:.3f}mbit"])]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line.startswith("listening on "):
-                raise SystemExit(f"the teacher did not start (exit status {process.wait()})")
-            yield line.split()[-1]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            place, flags = [], ["--listen", "127.0.0.1:0"]
+            flags += [] if rate_mbit is None else ["--rate-limit", f"{rate_mbit:.3f}mbit"]
+        with _serving([*place, *_serve(core, dataset, store), *flags]) as address:
+            yield address
 
     def _ip(self, *arguments: str) -> None:
         subprocess.run(["ip", *arguments], check=True, capture_output=True)
@@ -82,3 +71,31 @@ class Link:
         for what in (["link", "del", f"{self._name}e"], ["netns", "del", self._name]):
             with contextlib.suppress(OSError):
                 subprocess.run(["ip", *what], check=False, capture_output=True)
+
+
+@contextlib.contextmanager
+def loopback_teacher(core: int, dataset: str, store: Path) -> Iterator[str]:
+    """A teacher of this data set on loopback, as fast as it can be, on this core; yields its address."""
+    with _serving([*_serve(core, dataset, store), "--listen", "127.0.0.1:0"]) as address:
+        yield address
+
+
+def _serve(core: int, dataset: str, store: Path) -> list[str]:
+    command = [sys.executable, "-m", "cloud_teacher", "serve", "--dataset", f"{dataset}:public", "--model", "cnn:width=4"]
+    return [*command, "--store", str(store), "--precompute", "--cores", str(core), "--torch-threads", "1", "--log-level", "error"]
+
+
+@contextlib.contextmanager
+def _serving(command: list[str]) -> Iterator[str]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith("listening on "):
+            raise SystemExit(f"the teacher did not start (exit status {process.wait()})")
+        yield line.split()[-1]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()

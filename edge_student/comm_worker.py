@@ -23,12 +23,11 @@ from edge_student.messages import (
     PeerGone,
     Ready,
     UseRing,
-    Wake,
 )
 from edge_student.parent import die_with_parent
 from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
 from edge_student.ring import Ring
-from edge_student.thread_times import ThreadTimes
+from edge_student.thread_times import Busy
 
 
 def main() -> int:
@@ -90,8 +89,8 @@ def receive_all(control: socket.socket, receiver: Receiver, ring: Ring, job: Use
     """Receive batches `job.start` .. `job.stop - 1` into the ring, each as soon as its slot is free and nobody holds us."""
     gate = Gate(control, ring)
     cpu_before = time.process_time()
-    times = ThreadTimes()
-    busy_before = times.busy_s()
+    busy = Busy(time.monotonic())
+    before = time.monotonic()
     total_bytes = 0
     for index in range(job.start, job.stop):
         gate.wait_for_slot(index)
@@ -105,16 +104,16 @@ def receive_all(control: socket.socket, receiver: Receiver, ring: Ring, job: Use
             between_chunks=gate.wait_while_held,
         )
         total_bytes += num_bytes
-        cpu_now, busy_now = time.process_time(), times.busy_s()
+        cpu_now, ended = time.process_time(), time.monotonic()
         message = BatchReceived(
             index=index,
             started=started,
-            ended=time.monotonic(),
+            ended=ended,
             cpu_s=cpu_now - cpu_before,
-            busy_s=busy_now - busy_before if times.is_known else None,
+            busy_s=busy.between(before, ended),
             num_bytes=num_bytes,
         )
-        cpu_before, busy_before = cpu_now, busy_now
+        cpu_before, before = cpu_now, ended
         messages.send(control, message)
     finished = Finished(
         cpu_s=time.process_time(),
@@ -143,8 +142,7 @@ class Gate:
             self._wait_for_wake()
 
     def _wait_for_wake(self) -> None:
-        message, _ = messages.receive(self._control)
-        assert isinstance(message, Wake), message
+        messages.await_wake(self._control)
 
 
 def _trouble(cause: str, attempt: int) -> LinkTrouble:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import grpc
+import grpc.experimental
 import numpy as np
 import numpy.typing as npt
 import tenacity
 
 from edge_student.messages import Configure, Described
+from edgekd.chunks import Chunk, parse_chunk
 from edgekd.codec import ChunkError, Encoding, Format, decode_into, from_wire, to_wire
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
@@ -32,6 +34,7 @@ _FINAL_CODES = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
 }
+_STREAM_LOGITS = "/edgekd.v1.Teacher/StreamLogits"
 _MAX_REFUSED_IN_A_ROW = 5
 _DESCRIBE_TIMEOUT_S = 10.0
 
@@ -59,7 +62,7 @@ class Receiver:
         self._form = Format(Encoding(config.encoding), config.top_k)
         self._on_trouble = on_trouble
         self._channel: grpc.Channel | None = None
-        self._stream: Iterator[teacher_pb2.LogitsChunk] | None = None
+        self._stream: Iterator[Chunk] | None = None
         self._described: Described | None = None
         self._refused_in_a_row = 0
         self._failing_since: float | None = None
@@ -130,7 +133,8 @@ class Receiver:
 
     def _describe_once(self) -> teacher_pb2.DescribeResponse:
         try:
-            answer: teacher_pb2.DescribeResponse = self._stub().Describe(teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S)
+            stub = teacher_pb2_grpc.TeacherStub(self._connection())  # type: ignore[no-untyped-call]
+            answer: teacher_pb2.DescribeResponse = stub.Describe(teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S)
             return answer
         except grpc.RpcError as error:
             raise self._translate(error) from None
@@ -146,19 +150,19 @@ class Receiver:
         row = num_bytes = 0
         while row < len(logits):
             between_chunks()
-            chunk = self._next_chunk(index, stop)
+            chunk, payload = self._next_chunk(index, stop)
             if (chunk.batch_index, chunk.row_start) < (index, row):
                 self.num_duplicate_chunks += 1
                 continue
             try:
-                row += self._accept(chunk, index, row, logits, sample_ids)
+                row += self._accept(chunk, payload, index, row, logits, sample_ids)
             except ChunkError as error:
                 self._refuse(index, error)
             self._failing_since = None
-            num_bytes += len(chunk.payload)
+            num_bytes += len(payload)
         return num_bytes
 
-    def _next_chunk(self, index: int, stop: int) -> teacher_pb2.LogitsChunk:
+    def _next_chunk(self, index: int, stop: int) -> Chunk:
         try:
             if self._stream is None:
                 self._stream = self._open_window(index, stop)
@@ -172,7 +176,7 @@ class Receiver:
             raise LinkLostError(f"the teacher ended its stream before batch {index} was complete")
         return chunk
 
-    def _open_window(self, index: int, stop: int) -> Iterator[teacher_pb2.LogitsChunk]:
+    def _open_window(self, index: int, stop: int) -> Iterator[Chunk]:
         assert self._described is not None
         request = teacher_pb2.StreamLogitsRequest(
             start=index,
@@ -184,11 +188,15 @@ class Receiver:
             encoding=to_wire(self._form.encoding),
             top_k=self._form.top_k,
         )
-        return iter(self._stub().StreamLogits(request))
+        stream = self._connection().unary_stream(
+            _STREAM_LOGITS, teacher_pb2.StreamLogitsRequest.SerializeToString, response_deserializer=parse_chunk
+        )
+        return iter(stream(request))
 
     def _accept(
         self,
         chunk: teacher_pb2.LogitsChunk,
+        payload: memoryview,
         index: int,
         row: int,
         logits: npt.NDArray[np.float32],
@@ -204,10 +212,10 @@ class Receiver:
             raise ChunkError(f"{chunk.num_classes} classes were sent, the teacher described {logits.shape[1]}")
         if (from_wire_or_refuse(chunk.encoding), chunk.top_k) != (self._form.encoding, self._form.top_k):
             raise ChunkError(f"encoding number {chunk.encoding} with top_k {chunk.top_k} was sent, {self._form} was asked for")
-        if list(chunk.sample_ids) != sample_ids[row:end].tolist():
+        if chunk.sample_ids != sample_ids[row:end].tolist():
             raise ChunkError("the sample ids are not those of this batch: teacher and edge disagree on the order")
         decode_into(
-            chunk.payload,
+            payload,
             form=self._form,
             rows=chunk.num_rows,
             num_classes=chunk.num_classes,
@@ -225,12 +233,14 @@ class Receiver:
             ) from error
         raise LinkLostError(f"batch {index}: chunk refused: {error}") from error
 
-    def _stub(self) -> teacher_pb2_grpc.TeacherStub:
+    def _connection(self) -> grpc.Channel:
         if self._channel is None:
             # A pool of its own, so that a new channel tries at once instead of inheriting an old one's backoff.
-            options = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
+            options: list[tuple[str, int]] = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
+            # And streams without threads of their own: this thread, which waits for the chunk anyway, does their work.
+            options.append((grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1))
             self._channel = grpc.insecure_channel(self._config.teacher, options=options)
-        return teacher_pb2_grpc.TeacherStub(self._channel)  # type: ignore[no-untyped-call]
+        return self._channel
 
     def _translate(self, error: grpc.RpcError) -> Exception:
         cause = f"teacher {self._config.teacher}: {error.code().name}: {error.details()}"
@@ -240,6 +250,16 @@ class Receiver:
 
     def _patiently(self, action: Callable[[], T]) -> T:
         self._failing_since = None
+        try:
+            return action()  # nearly always: to set up the retrying takes as long as to receive a small batch
+        except LinkLostError as error:
+            failures = [error]
+
+        def attempt() -> T:
+            if failures:
+                raise failures.pop()
+            return action()
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(LinkLostError),
             wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=5.0, jitter=0.3),
@@ -248,7 +268,7 @@ class Receiver:
             reraise=True,
         )
         try:
-            return retrying(action)
+            return retrying(attempt)
         except LinkLostError as error:
             raise LinkLostError(f"gave up after {self._config.max_wait_s:g} s without success: {error}") from error
 

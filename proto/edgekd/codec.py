@@ -93,7 +93,7 @@ def encode(logits: npt.NDArray[np.float32], form: Format) -> bytes:
     return form.layout(logits.shape[1]).encode(logits)
 
 
-def checksum(payload: bytes) -> int:
+def checksum(payload: bytes | memoryview) -> int:
     """CRC-32 (IEEE 802.3) of a payload, 0 .. 2^32-1."""
     return zlib_ng.crc32(payload)
 
@@ -103,7 +103,9 @@ def chunk_rows(num_classes: int, form: Format) -> int:
     return MAX_CHUNK_BYTES // form.layout(num_classes).row_bytes
 
 
-def decode_into(payload: bytes, *, form: Format, rows: int, num_classes: int, crc32: int, out: npt.NDArray[np.float32]) -> None:
+def decode_into(
+    payload: bytes | memoryview, *, form: Format, rows: int, num_classes: int, crc32: int, out: npt.NDArray[np.float32]
+) -> None:
     """Verify a payload and only then fill `out`, float32 [rows, num_classes], without a copy in between.
 
     Raises ChunkError if the payload is too long or too short for its shape, was damaged on the way, holds what its encoding

@@ -39,7 +39,7 @@ class Layout(ABC):
         """The payload of float32 [rows, classes], all of them finite."""
 
     @abstractmethod
-    def decode(self, payload: bytes, out: Logits) -> None:
+    def decode(self, payload: bytes | memoryview, out: Logits) -> None:
         """Fill `out`, float32 [rows, classes], from a payload of exactly as many rows.
 
         Raises LayoutError, with `out` untouched, for a payload that holds what encode() never writes.
@@ -58,7 +58,7 @@ class Float32(Layout):
         """The values as they are."""
         return logits.astype("<f4", order="C", copy=False).tobytes()
 
-    def decode(self, payload: bytes, out: Logits) -> None:
+    def decode(self, payload: bytes | memoryview, out: Logits) -> None:
         """Refuses NaN and infinities."""
         values = np.frombuffer(payload, "<f4").reshape(out.shape)
         _check_finite(values)
@@ -77,11 +77,12 @@ class Float16(Layout):
         """Clipped first, because a cast that overflows warns and yields an infinity."""
         return np.clip(logits, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2", order="C").tobytes()
 
-    def decode(self, payload: bytes, out: Logits) -> None:
+    def decode(self, payload: bytes | memoryview, out: Logits) -> None:
         """Refuses NaN and infinities."""
         bits = np.frombuffer(payload, "<i2").reshape(out.shape)
         # An exponent of all ones, asked of the bits: isfinite on float16 costs sixteen times as much on x86.
-        if (bits.view(np.uint16) & 0x7FFF).max(initial=0) >= 0x7C00:
+        # As int16 the positive ones are the largest, as uint16 the negative ones are.
+        if bits.max(initial=0) >= 0x7C00 or bits.view(np.uint16).max(initial=0) >= 0xFC00:
             raise LayoutError("holds a NaN or an infinity")
         # Widening by hand, exact for every finite half, denormals too: the bits go to their places in a float32, whose exponent
         # is then too small by the difference of the two biases. numpy's own cast takes seven times as long.
@@ -117,7 +118,7 @@ class ScaledInt8(Layout):
         rows["values"] = np.clip(np.rint(steps), -_INT8_MAX, _INT8_MAX)
         return rows.tobytes()
 
-    def decode(self, payload: bytes, out: Logits) -> None:
+    def decode(self, payload: bytes | memoryview, out: Logits) -> None:
         """Refuses -128, and a scale that is negative, no number, or makes a value infinite."""
         rows = np.frombuffer(payload, self._row)
         scale, values = rows["scale"], rows["values"]
@@ -159,7 +160,7 @@ class TopK(Layout):
         rows["rest"] = np.minimum(largest[:, 0] + np.log(mean), largest[:, 0])
         return rows.tobytes()
 
-    def decode(self, payload: bytes, out: Logits) -> None:
+    def decode(self, payload: bytes | memoryview, out: Logits) -> None:
         """Refuses NaN and infinities, classes that do not exist or do not ascend, and a rest above one of the k."""
         rows = np.frombuffer(payload, self._row)
         rest, classes, values = rows["rest"], rows["classes"], rows["values"]

@@ -3,7 +3,9 @@
 import os
 import threading
 
-from edge_student.thread_times import ThreadTimes
+import pytest
+
+from edge_student.thread_times import Busy, ThreadTimes
 
 
 def spin(rounds: int) -> int:
@@ -44,3 +46,13 @@ def test_a_thread_that_has_ended_keeps_its_seconds_and_its_file_is_closed() -> N
         assert times.busy_s() >= with_it
     times.close()
     assert len(os.listdir("/proc/self/fd")) == num_files
+
+
+def test_batches_between_two_looks_have_the_share_of_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([0.0, 0.006, 0.5])
+    monkeypatch.setattr(ThreadTimes, "busy_s", lambda self: next(seen))
+    busy = Busy(100.0)
+    assert busy.between(100.0, 100.001) is None, "nobody has looked yet"
+    assert busy.between(100.001, 100.01) == pytest.approx(0.6 * 0.009)
+    assert busy.between(100.01, 100.012) == pytest.approx(0.6 * 0.002)
+    assert busy.between(100.012, 101.01) == pytest.approx((0.5 - 0.006) * 0.998)

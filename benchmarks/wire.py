@@ -1,0 +1,384 @@
+"""What the edge pays to receive logits, for each encoding, beside the least that a program could pay for the same bytes.
+
+For each encoding four programs receive batches, all but one from a real teacher whose logits are all computed: the comm worker's
+receiver, which verifies and decodes into a ring ("float16"); the comm worker whole, which also tells the trainer of every batch
+("worker float16"); a bare gRPC loop that asks for the same and throws the bytes away undecoded ("bare float16"); and one that reads
+pickled float32 arrays from a socket ("pickle"). Each is a process of its own on the highest core, everything else is on the lowest;
+they take turns, and the ratios to the bare loop are paired within a round.
+CPU seconds are those of all threads of the receiving process, from the first batch on. What an encoding loses is told by the KL
+divergence of the softmax of the decoded logits from that of the teacher's, and, with --accuracy, by students trained on them.
+
+    python benchmarks/wire.py [--classes 10,1000] [--batches 300] [--rounds 7] [--accuracy] [--json FILE]
+
+Keep the machine quiet meanwhile.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from links import loopback_teacher
+
+from edge_student.comm_port import KEEP_LARGE_BLOCKS, CommWorkerProcess
+from edge_student.journal import write_json
+from edge_student.messages import Configure
+from edge_student.provenance import command_line, describe_host, describe_software
+from edge_student.receiver import Receiver
+from edge_student.ring import Ring, RingShape
+from edge_student.summary import median_interval
+from edgekd.codec import Encoding, Format, checksum, decode_into, encode
+from edgekd.command import parse
+from edgekd.order import batch_ids
+from edgekd.v1 import teacher_pb2
+from edgekd.wire import channel_options
+from scheduler.comm_port import BatchArrived, CommEnded, CommFailed
+from scheduler.threads import allowed_cores
+
+CORES = tuple(sorted(allowed_cores()))
+NUM_SAMPLES = 2048
+_WARM_UP = 20
+_METHOD = "/edgekd.v1.Teacher/StreamLogits"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Measure what receiving costs, per encoding, beside a bare gRPC loop and pickle over a socket."""
+
+    classes: str = "10,1000"
+    """Numbers of classes, with commas between."""
+    encodings: str = "float32,float16,int8,topk"
+    """Encodings, with commas between."""
+    top_k: str = "10:4,1000:10"
+    """The k of topk for each number of classes, CLASSES:K with commas between."""
+    batch_size: int = 128
+    """Rows in a batch."""
+    batches: int = 300
+    """Batches that each program receives in a round."""
+    rounds: int = 7
+    """Rounds."""
+    accuracy: bool = False
+    """Train students on Fashion-MNIST with every encoding too; takes some minutes, and the data set must be there."""
+    seeds: int = 5
+    """Students per encoding, each with a seed of its own."""
+    json: Path | None = None
+    """File for the results."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What one program paid in one round."""
+
+    cpu_s_per_batch: float
+    batches_per_s: float
+    bytes_per_batch: float
+
+
+def form_of(encoding: str, num_classes: int, settings: Settings) -> Format:
+    """The format of an encoding at so many classes."""
+    ks = dict(pair.split(":") for pair in settings.top_k.split(","))
+    return Format(Encoding(encoding), int(ks[str(num_classes)]) if encoding == Encoding.TOPK else 0)
+
+
+def _configure(address: str, encoding: str, top_k: int, batch_size: int) -> Configure:
+    return Configure(
+        teacher=address,
+        batch_size=batch_size,
+        seed=0,
+        encoding=encoding,
+        top_k=top_k,
+        window=64,
+        max_wait_s=30.0,
+        log_level="error",
+        niceness=0,
+        is_idle=False,
+    )
+
+
+def receive_by_worker(address: str, form: Format, settings: Settings) -> Cost:
+    """The comm worker of a run, with a trainer that consumes at once."""
+    configure = _configure(address, form.encoding.value, form.top_k, settings.batch_size)
+    num_batches = _WARM_UP + settings.batches
+    with on_core(CORES[-1]):
+        worker = CommWorkerProcess(configure)
+    with worker:
+        described = worker.await_description()
+        ring = Ring.create(RingShape(num_slots=16, batch_size=settings.batch_size, num_classes=described.num_classes))
+        try:
+            worker.use_ring(ring, start=0, stop=num_batches)
+            worker.go()
+            arrived: list[BatchArrived] = []
+            while not isinstance(event := worker.next_event(30.0), CommEnded):
+                if isinstance(event, CommFailed):
+                    raise event.error
+                assert isinstance(event, BatchArrived), event
+                arrived.append(event)
+                worker.free_slots(event.index + 1)
+        finally:
+            ring.close()
+    counted = arrived[_WARM_UP:]
+    return Cost(
+        cpu_s_per_batch=sum(event.cpu_s for event in counted) / len(counted),
+        batches_per_s=len(counted) / (counted[-1].ended - arrived[_WARM_UP - 1].ended),
+        bytes_per_batch=sum(event.num_bytes for event in counted) / len(counted),
+    )
+
+
+def receive_as(role: str, address: str, form: Format, settings: Settings) -> Cost:
+    """This file as a program of its own, in one of its roles."""
+    return _run_self(role, {"address": address, "encoding": form.encoding.value, "top_k": form.top_k, **_sizes(settings)})
+
+
+def receive_pickled(num_classes: int, settings: Settings) -> Cost:
+    """Pickled arrays from a sender on the lowest core; the receiver is this file as a program of its own."""
+    ours, theirs = socket.create_server(("127.0.0.1", 0)), {"classes": num_classes, **_sizes(settings)}
+    with ours:
+        port = ours.getsockname()[1]
+        with on_core(CORES[0]):
+            sender = subprocess.Popen(
+                [sys.executable, __file__, "_send", json.dumps({"fd": ours.fileno(), **theirs})], pass_fds=[ours.fileno()]
+            )
+        try:
+            return _run_self("pickle", {"port": port, **theirs})
+        finally:
+            sender.kill()
+            sender.wait()
+
+
+def _sizes(settings: Settings) -> dict[str, int]:
+    return {"batch_size": settings.batch_size, "batches": settings.batches}
+
+
+def _run_self(role: str, told: dict[str, Any]) -> Cost:
+    with on_core(CORES[-1]):
+        command, environ = [sys.executable, __file__, f"_{role}", json.dumps(told)], dict(os.environ)
+        if role == "receive":
+            environ |= KEEP_LARGE_BLOCKS  # as the comm worker has it
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
+    said, _ = process.communicate()
+    if process.returncode != 0:
+        raise SystemExit(f"the {role} loop ended with exit status {process.returncode}")
+    return Cost(**json.loads(said))
+
+
+@contextlib.contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """What is started meanwhile, is born on this core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _receive(told: dict[str, Any]) -> Cost:
+    """Receive, verify and decode into a ring."""
+    configure = _configure(told["address"], told["encoding"], told["top_k"], told["batch_size"])
+    receiver = Receiver(configure, lambda cause, attempt: None)
+    described = receiver.describe()
+    ring = Ring.create(RingShape(num_slots=16, batch_size=told["batch_size"], num_classes=described.num_classes))
+
+    def receive(start: int, count: int) -> int:
+        return sum(
+            receiver.receive(
+                index,
+                _WARM_UP + told["batches"],
+                logits=ring.logits(index),
+                sample_ids=ring.sample_ids(index),
+                between_chunks=lambda: None,
+            )
+            for index in range(start, start + count)
+        )
+
+    cost = _timed(receive, told["batches"])
+    receiver.close()
+    ring.close()
+    return cost
+
+
+def _bare(told: dict[str, Any]) -> Cost:
+    """Receive serialised chunks, and look at nothing but their length."""
+    channel = grpc.insecure_channel(told["address"], options=channel_options())
+    describe = channel.unary_unary(
+        "/edgekd.v1.Teacher/Describe",
+        request_serializer=teacher_pb2.DescribeRequest.SerializeToString,
+        response_deserializer=teacher_pb2.DescribeResponse.FromString,
+    )
+    answer = describe(teacher_pb2.DescribeRequest(), timeout=30)
+    stream = channel.unary_stream(_METHOD, request_serializer=teacher_pb2.StreamLogitsRequest.SerializeToString)
+
+    def receive(start: int, count: int) -> int:
+        num_bytes = 0
+        for first in range(start, start + count, 64):
+            request = teacher_pb2.StreamLogitsRequest(
+                start=first,
+                count=min(64, start + count - first),
+                batch_size=told["batch_size"],
+                teacher_digest=answer.teacher_digest,
+                dataset_digest=answer.dataset_digest,
+                encoding=teacher_pb2.Encoding.Value(f"ENCODING_{told['encoding'].upper()}"),
+                top_k=told["top_k"],
+            )
+            for message in stream(request):
+                num_bytes += len(message)
+        return num_bytes
+
+    cost = _timed(receive, told["batches"])
+    channel.close()
+    return cost
+
+
+def _pickle(told: dict[str, Any]) -> Cost:
+    """Receive length-prefixed pickles of (index, ids, float32 array) and copy each array into its place."""
+    out = np.empty((told["batch_size"], told["classes"]), np.float32)
+    with socket.create_connection(("127.0.0.1", told["port"])) as connection, connection.makefile("rb") as file:
+
+        def receive(start: int, count: int) -> int:
+            num_bytes = 0
+            for _ in range(count):
+                data = file.read(int.from_bytes(file.read(8), "little"))
+                _, _, logits = pickle.loads(data)
+                np.copyto(out, logits)
+                num_bytes += len(data)
+            return num_bytes
+
+        return _timed(receive, told["batches"])
+
+
+def _send(told: dict[str, Any]) -> None:
+    """Send batches for ever to whoever connects first."""
+    logits = np.random.default_rng(0).standard_normal((told["batch_size"], told["classes"])).astype(np.float32)
+    with socket.socket(fileno=told["fd"]) as server:
+        connection, _ = server.accept()
+        index = 0
+        with connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while True:
+                data = pickle.dumps((index, batch_ids(0, NUM_SAMPLES, told["batch_size"], index), logits), protocol=5)
+                connection.sendall(len(data).to_bytes(8, "little") + data)
+                index += 1
+
+
+def _timed(receive: Callable[[int, int], int], batches: int) -> Cost:
+    receive(0, _WARM_UP)
+    cpu, wall = time.process_time(), time.monotonic()
+    num_bytes = receive(_WARM_UP, batches)
+    return Cost(
+        cpu_s_per_batch=(time.process_time() - cpu) / batches,
+        batches_per_s=batches / (time.monotonic() - wall),
+        bytes_per_batch=num_bytes / batches,
+    )
+
+
+def measure(num_classes: int, settings: Settings, folder: Path) -> dict[str, Any]:
+    """All programs in turns at so many classes: per program its medians, and per encoding the paired ratios."""
+    forms = {encoding: form_of(encoding, num_classes, settings) for encoding in settings.encodings.split(",")}
+    costs: dict[str, list[Cost]] = {}
+    dataset = f"synthetic:classes={num_classes},size=8,samples={NUM_SAMPLES}"
+    with loopback_teacher(CORES[0], dataset, folder / f"store-{num_classes}") as address:
+        for number in range(settings.rounds):
+            turns: list[tuple[str, Callable[[], Cost]]] = [("pickle", lambda: receive_pickled(num_classes, settings))]
+            for encoding, form in forms.items():
+                turns += [
+                    (encoding, partial(receive_as, "receive", address, form, settings)),
+                    (f"worker {encoding}", partial(receive_by_worker, address, form, settings)),
+                    (f"bare {encoding}", partial(receive_as, "bare", address, form, settings)),
+                ]
+            for name, turn in turns if number % 2 == 0 else reversed(turns):
+                costs.setdefault(name, []).append(turn())
+            print(f"{num_classes} classes, round {number + 1} of {settings.rounds}", file=sys.stderr, flush=True)
+    rows = {name: _row(name, found, costs) for name, found in costs.items()}
+    losses = kl_of(forms, num_classes)
+    return {name: {**row, "kl": losses.get(name), "accuracy": None} for name, row in rows.items()}
+
+
+def _row(name: str, found: list[Cost], costs: dict[str, list[Cost]]) -> dict[str, Any]:
+    row: dict[str, Any] = {key: statistics.median(asdict(cost)[key] for cost in found) for key in asdict(found[0])}
+    row["mb_per_s"] = row["batches_per_s"] * row["bytes_per_batch"] / 1e6
+    row["cpu_s_per_mb"] = row["cpu_s_per_batch"] / row["bytes_per_batch"] * 1e6
+    bare = costs.get(f"bare {name.split()[-1]}")
+    if bare is not None and not name.startswith("bare "):
+        ratios = [ours.cpu_s_per_batch / theirs.cpu_s_per_batch for ours, theirs in zip(found, bare, strict=True)]
+        interval = median_interval(ratios)
+        row |= {"vs_bare": statistics.median(ratios), "vs_bare_interval": interval and asdict(interval)}
+    return row
+
+
+def kl_of(forms: dict[str, Format], num_classes: int) -> dict[str, float]:
+    """Mean KL(teacher || decoded) in nats at temperature 1, of normal logits with a deviation of 3, as confident teachers have."""
+    logits = (3 * np.random.default_rng(0).standard_normal((512, num_classes))).astype(np.float32)
+    exact = _log_softmax(logits)
+    found = {}
+    for name, form in forms.items():
+        parts = [_decoded(logits[begin : begin + 64], form) for begin in range(0, len(logits), 64)]
+        decoded = _log_softmax(np.concatenate(parts))
+        found[name] = float((np.exp(exact) * (exact - decoded)).sum(axis=1).mean())
+    return found
+
+
+def _decoded(logits: npt.NDArray[np.float32], form: Format) -> npt.NDArray[np.float32]:
+    payload, out = encode(logits, form), np.empty_like(logits)
+    decode_into(payload, form=form, rows=len(logits), num_classes=logits.shape[1], crc32=checksum(payload), out=out)
+    return out
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    return np.asarray(wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))
+
+
+def main() -> None:
+    if len(sys.argv) == 3 and sys.argv[1].startswith("_"):
+        told = json.loads(sys.argv[2])
+        if sys.argv[1] == "_send":
+            _send(told)
+        else:
+            print(json.dumps(asdict({"_receive": _receive, "_bare": _bare, "_pickle": _pickle}[sys.argv[1]](told))))
+        return
+    settings = parse(Settings, sys.argv[1:], prog="wire.py", description="What receiving logits costs the edge.")
+    results = {}
+    # This process stands for the trainer, which must not run where the receiver is measured.
+    with tempfile.TemporaryDirectory() as name, on_core(CORES[0]):
+        for num_classes in map(int, settings.classes.split(",")):
+            results[str(num_classes)] = measure(num_classes, settings, Path(name))
+    report = {
+        "command": command_line(sys.argv),
+        "host": describe_host(CORES),
+        "software": describe_software(),
+        "settings": {**asdict(settings), "json": str(settings.json)},
+        "classes": results,
+    }
+    print_tables(results)
+    if settings.json is not None:
+        write_json(settings.json, report)
+
+
+def print_tables(results: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """One table in Markdown per number of classes."""
+    for num_classes, rows in results.items():
+        print(f"\n{num_classes} classes\n\n| program | CPU, us per batch | vs bare | bytes per batch | MB/s | KL, nats |")
+        print("|---|---|---|---|---|---|")
+        for name, row in rows.items():
+            ratio = f"{row['vs_bare']:.2f}" if "vs_bare" in row else ""
+            kl = "" if row["kl"] is None else f"{row['kl']:.2g}"
+            cpu, size = 1e6 * row["cpu_s_per_batch"], row["bytes_per_batch"]
+            print(f"| {name} | {cpu:.0f} | {ratio} | {size:,.0f} | {row['mb_per_s']:.0f} | {kl} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""A chunk without its payload's copies: the same as protobuf reads, whoever wrote it and in whatever order."""
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekd.chunks import parse_chunk
+from edgekd.v1 import teacher_pb2
+
+chunks = st.builds(
+    teacher_pb2.LogitsChunk,
+    batch_index=st.integers(0, 2**64 - 1),
+    row_start=st.integers(0, 2**32 - 1),
+    num_rows=st.integers(0, 2**32 - 1),
+    encoding=st.integers(0, 9),  # type: ignore[arg-type]
+    sample_ids=st.lists(st.integers(0, 2**64 - 1), max_size=5),
+    payload=st.binary(max_size=300),
+    crc32=st.integers(0, 2**32 - 1),
+    top_k=st.integers(0, 2**32 - 1),
+)
+VARINT_FIELD, FIXED64_FIELD, GROUP = b"\x98\x06\x85\x01", b"\x99\x06" + bytes(8), b"\x9b\x06\x9c\x06"
+
+
+def agrees_with_protobuf(message: bytes) -> None:
+    expected = teacher_pb2.LogitsChunk.FromString(message)
+    header, payload = parse_chunk(message)
+    assert bytes(payload) == expected.payload
+    expected.ClearField("payload")
+    assert header == expected
+
+
+@given(chunk=chunks)
+def test_a_chunk_is_read_as_protobuf_reads_it(chunk: teacher_pb2.LogitsChunk) -> None:
+    agrees_with_protobuf(chunk.SerializeToString())
+
+
+@given(chunk=chunks, data=st.data())
+def test_fields_of_other_versions_and_orders_are_passed_over(chunk: teacher_pb2.LogitsChunk, data: st.DataObject) -> None:
+    whole = chunk.SerializeToString()
+    payload_only = teacher_pb2.LogitsChunk(payload=chunk.payload).SerializeToString()
+    chunk.ClearField("payload")
+    parts = [payload_only, chunk.SerializeToString(), VARINT_FIELD, FIXED64_FIELD]
+    agrees_with_protobuf(b"".join(data.draw(st.permutations(parts))))
+    agrees_with_protobuf(whole + GROUP)
+    agrees_with_protobuf(whole + payload_only)
+
+
+@given(chunk=chunks, data=st.data())
+def test_what_is_cut_off_or_damaged_is_read_as_protobuf_reads_it_or_refused(
+    chunk: teacher_pb2.LogitsChunk, data: st.DataObject
+) -> None:
+    message = bytearray(chunk.SerializeToString() or b"\x08\x01")
+    if data.draw(st.booleans()):
+        message = message[: data.draw(st.integers(0, len(message)))]
+    else:
+        message[data.draw(st.integers(0, len(message) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        teacher_pb2.LogitsChunk.FromString(bytes(message))
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            parse_chunk(bytes(message))
+    else:
+        agrees_with_protobuf(bytes(message))
+
+
+@given(message=st.binary(max_size=60))
+def test_garbage_is_refused_or_read_as_protobuf_reads_it(message: bytes) -> None:
+    try:
+        teacher_pb2.LogitsChunk.FromString(message)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            parse_chunk(message)
+    else:
+        agrees_with_protobuf(message)
