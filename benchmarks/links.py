@@ -60,7 +60,7 @@ class Link:
         else:
             place, flags = [], ["--listen", "127.0.0.1:0"]
             flags += [] if rate_mbit is None else ["--rate-limit", f"{rate_mbit:.3f}mbit"]
-        with _serving([*place, *_serve(core, dataset, store), *flags]) as address:
+        with serving([*place, *_serve(core, dataset, store), *flags]) as address:
             yield address
 
     def _ip(self, *arguments: str) -> None:
@@ -76,7 +76,7 @@ class Link:
 @contextlib.contextmanager
 def loopback_teacher(core: int, dataset: str, store: Path) -> Iterator[str]:
     """A teacher of this data set on loopback, as fast as it can be, on this core; yields its address."""
-    with _serving([*_serve(core, dataset, store), "--listen", "127.0.0.1:0"]) as address:
+    with serving([*_serve(core, dataset, store), "--listen", "127.0.0.1:0"]) as address:
         yield address
 
 
@@ -86,7 +86,8 @@ def _serve(core: int, dataset: str, store: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _serving(command: list[str]) -> Iterator[str]:
+def serving(command: list[str]) -> Iterator[str]:
+    """A teacher by its command, until the block ends; yields its address."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
     try:
         assert process.stdout is not None

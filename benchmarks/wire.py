@@ -32,7 +32,7 @@ from typing import Any
 import grpc
 import numpy as np
 import numpy.typing as npt
-from links import loopback_teacher
+from links import loopback_teacher, serving
 
 from edge_student.comm_port import KEEP_LARGE_BLOCKS, CommWorkerProcess
 from edge_student.journal import write_json
@@ -306,6 +306,31 @@ def measure(num_classes: int, settings: Settings, folder: Path) -> dict[str, Any
     return {name: {**row, "kl": losses.get(name), "accuracy": None} for name, row in rows.items()}
 
 
+def accuracies(settings: Settings, folder: Path) -> dict[str, list[float]]:
+    """Test accuracy of students on Fashion-MNIST, a fraction: for each encoding one of every seed, all from one trained teacher."""
+    public, weights = "fashion-mnist:public", folder / "teacher.safetensors"
+    cloud = [sys.executable, "-m", "cloud_teacher"]
+    train = [*cloud, "train", "--dataset", public, "--model", "cnn:width=32", "--epochs", "2", "--out", str(weights)]
+    subprocess.run([*train, "--log-level", "warning"], check=True, stdin=subprocess.DEVNULL)
+    serve = [*cloud, "serve", "--listen", "127.0.0.1:0", "--dataset", public, "--model", "cnn:width=32", "--weights", str(weights)]
+    found: dict[str, list[float]] = {}
+    with serving([*serve, "--store", str(folder / "store"), "--precompute", "--log-level", "error"]) as address:
+        for seed in range(settings.seeds):
+            for encoding in settings.encodings.split(","):
+                found.setdefault(encoding, []).append(_accuracy(address, form_of(encoding, 10, settings), seed, folder / "run"))
+            print(f"accuracy, seed {seed}: { ({name: values[-1] for name, values in found.items()}) }", file=sys.stderr, flush=True)
+    return found
+
+
+def _accuracy(address: str, form: Format, seed: int, out: Path) -> float:
+    flags = ["--private", "fashion-mnist:private", "--private-samples", "1000", "--cycles", "800", "--policy", "os-default"]
+    flags += ["--teacher", address, "--seed", str(seed), "--encoding", form.encoding, "--log-level", "error", "--out", str(out)]
+    flags += ["--top-k", str(form.top_k)] if form.top_k else []
+    command = [sys.executable, "-m", "edge_student", "train", *flags]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return float(json.loads((out / "result.json").read_text())["accuracy"])
+
+
 def _row(name: str, found: list[Cost], costs: dict[str, list[Cost]]) -> dict[str, Any]:
     row: dict[str, Any] = {key: statistics.median(asdict(cost)[key] for cost in found) for key in asdict(found[0])}
     row["mb_per_s"] = row["batches_per_s"] * row["bytes_per_batch"] / 1e6
@@ -356,6 +381,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, on_core(CORES[0]):
         for num_classes in map(int, settings.classes.split(",")):
             results[str(num_classes)] = measure(num_classes, settings, Path(name))
+    if settings.accuracy:
+        with tempfile.TemporaryDirectory() as name:
+            students = accuracies(settings, Path(name))
+        for encoding, values in students.items():
+            differences = [value - base for value, base in zip(values, students["float32"], strict=True)]
+            for rows in results.values():
+                rows[encoding] |= {"accuracy": statistics.mean(values), "accuracy_vs_float32": statistics.mean(differences)}
+                rows[encoding]["accuracies"] = values
     report = {
         "command": command_line(sys.argv),
         "host": describe_host(CORES),
@@ -371,13 +404,16 @@ def main() -> None:
 def print_tables(results: dict[str, dict[str, dict[str, Any]]]) -> None:
     """One table in Markdown per number of classes."""
     for num_classes, rows in results.items():
-        print(f"\n{num_classes} classes\n\n| program | CPU, us per batch | vs bare | bytes per batch | MB/s | KL, nats |")
-        print("|---|---|---|---|---|---|")
+        print(
+            f"\n{num_classes} classes\n\n| program | CPU, us per batch | vs bare | bytes per batch | MB/s | KL, nats | accuracy |"
+        )
+        print("|---|---|---|---|---|---|---|")
         for name, row in rows.items():
             ratio = f"{row['vs_bare']:.2f}" if "vs_bare" in row else ""
             kl = "" if row["kl"] is None else f"{row['kl']:.2g}"
             cpu, size = 1e6 * row["cpu_s_per_batch"], row["bytes_per_batch"]
-            print(f"| {name} | {cpu:.0f} | {ratio} | {size:,.0f} | {row['mb_per_s']:.0f} | {kl} |")
+            accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.4f} ({row['accuracy_vs_float32']:+.4f})"
+            print(f"| {name} | {cpu:.0f} | {ratio} | {size:,.0f} | {row['mb_per_s']:.0f} | {kl} | {accuracy} |")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from edge_student.config import CalibrateConfig, CompareConfig, TrainConfig
+from edge_student.config import CalibrateConfig, CompareConfig, FetchConfig, TrainConfig
 from edge_student.preflight import settle
 from edgekd.command import Command, dispatch, run, start_logging
 from scheduler.policies import kind_of
@@ -49,6 +49,14 @@ def calibrate(config: CalibrateConfig) -> int:
     return measure_and_save(config, cores, surroundings)
 
 
+def fetch(config: FetchConfig) -> int:
+    """Receive all logits of a teacher into the cache of this edge."""
+    start_logging(config.log_level)
+    from edge_student.fetch import fetch as receive_and_keep
+
+    return receive_and_keep(config)
+
+
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -60,6 +68,7 @@ _COMMANDS: dict[str, Command] = {
         calibrate,
         "Measure what this device does in each mode, and save it as a profile for --profile.",
     ),
+    "fetch": (FetchConfig, fetch, "Receive all logits of a teacher into the cache of this edge, for --logits offline."),
     "compare": (CompareConfig, compare, "Train the same student under several policies and compare their wall-clock."),
 }
 

@@ -13,6 +13,8 @@ import sys
 import time
 
 from edge_student import messages
+from edge_student.logit_cache import CacheError
+from edge_student.logit_source import LogitSource, make_source
 from edge_student.messages import (
     BatchReceived,
     Configure,
@@ -55,23 +57,32 @@ def serve(control: socket.socket) -> int:
     logging.basicConfig(level=config.log_level.upper(), format="comm worker: %(message)s")
     yield_to_training(config)
     receiver = Receiver(config, lambda cause, attempt: messages.send(control, _trouble(cause, attempt)))
+    source: LogitSource | None = None
     try:
-        messages.send(control, receiver.describe())
+        source = make_source(config, receiver)
+        messages.send(control, source.describe())
         job, fds = messages.receive(control)
         assert isinstance(job, UseRing), job
         ring = Ring.attach(fds[0])
+        source.check(job.start, job.stop)
         messages.send(control, Ready())
         go, _ = messages.receive(control)
         assert isinstance(go, Go), go
-        receive_all(control, receiver, ring, job)
-    except RequestRefusedError as error:
+        receive_all(control, source, receiver, ring, job)
+    except (RequestRefusedError, CacheError) as error:
         messages.send(control, Failed(cause=str(error), is_user_error=True))
         return 1
     except (LinkLostError, BadTeacherError) as error:
         messages.send(control, Failed(cause=str(error), is_user_error=False))
         return 1
+    except PeerGone:
+        raise
+    except OSError as error:  # of the cache's files
+        messages.send(control, Failed(cause=f"{error.filename}: {error.strerror}", is_user_error=False))
+        return 1
     finally:
-        receiver.close()
+        if source is not None:
+            source.close()
     return 0
 
 
@@ -85,18 +96,18 @@ def yield_to_training(config: Configure) -> None:
             logging.getLogger(__name__).warning("the kernel refused SCHED_IDLE (%s); comm may interrupt training", error.strerror)
 
 
-def receive_all(control: socket.socket, receiver: Receiver, ring: Ring, job: UseRing) -> None:
+def receive_all(control: socket.socket, source: LogitSource, receiver: Receiver, ring: Ring, job: UseRing) -> None:
     """Receive batches `job.start` .. `job.stop - 1` into the ring, each as soon as its slot is free and nobody holds us."""
     gate = Gate(control, ring)
     cpu_before = time.process_time()
     busy = Busy(time.monotonic())
     before = time.monotonic()
-    total_bytes = 0
+    total_bytes = num_cached = 0
     for index in range(job.start, job.stop):
         gate.wait_for_slot(index)
         gate.wait_while_held()
         started = time.monotonic()
-        num_bytes = receiver.receive(
+        num_bytes = source.receive(
             index,
             job.stop,
             logits=ring.logits(index),
@@ -104,6 +115,7 @@ def receive_all(control: socket.socket, receiver: Receiver, ring: Ring, job: Use
             between_chunks=gate.wait_while_held,
         )
         total_bytes += num_bytes
+        num_cached += num_bytes == 0
         cpu_now, ended = time.process_time(), time.monotonic()
         message = BatchReceived(
             index=index,
@@ -120,6 +132,7 @@ def receive_all(control: socket.socket, receiver: Receiver, ring: Ring, job: Use
         num_bytes=total_bytes,
         num_reconnects=receiver.num_reconnects,
         num_refused_chunks=receiver.num_refused_chunks,
+        num_cached_batches=num_cached,
     )
     messages.send(control, finished)
 

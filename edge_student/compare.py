@@ -11,6 +11,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -140,7 +141,7 @@ def splits_cores(name: str) -> bool:
     return False
 
 
-def _run_all(config: CompareConfig, address: str, policies: Sequence[str], runs: list[dict[str, Any]]) -> None:
+def _run_all(config: CompareConfig, address: str | None, policies: Sequence[str], runs: list[dict[str, Any]]) -> None:
     """Run every policy in every turn, and say how far it is. Disturbed runs come on top, so they do not move the bar."""
     progress = Progress(len(policies) * config.repeats, label="runs")
     num_done = 0
@@ -160,20 +161,23 @@ def _run_all(config: CompareConfig, address: str, policies: Sequence[str], runs:
         progress.close()
 
 
-def _run_once(config: CompareConfig, address: str, policy: str, repeat: int, attempt: int) -> dict[str, Any]:
+def _run_once(config: CompareConfig, address: str | None, policy: str, repeat: int, attempt: int) -> dict[str, Any]:
     """One fresh process; its result, or what it said when it failed."""
     name = f"{policy.replace(':', '-')}-{repeat}" + ("" if attempt == 1 else f"-attempt-{attempt}")
     out = config.out / "runs" / name
     command = [sys.executable, "-m", "edge_student", "train", *shared_flags(config)]
-    command += ["--teacher", address, "--policy", policy, "--out", str(out)]
-    process = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-        preexec_fn=end_with_parent,
-    )
+    command += ["--policy", policy, "--out", str(out), *([] if address is None else ["--teacher", address])]
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as empty:
+        if config.logits == "hybrid":  # each run fills a cache of its own, or the first would pay for the others
+            command += ["--cache", empty]
+        process = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            preexec_fn=end_with_parent,
+        )
     run: dict[str, Any] = {"policy": policy, "repeat": repeat, "folder": f"runs/{name}", **dict.fromkeys(_RUN_FIELDS)}
     if process.returncode != 0:
         said = process.stderr.strip().splitlines() or ["it said nothing"]

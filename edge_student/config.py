@@ -5,7 +5,7 @@ Nothing here imports torch, so that a wrong flag is answered at once and cores a
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgekd.address import parse_address
 from edgekd.codec import Encoding, Format
@@ -16,6 +16,8 @@ from edgekd.wire import MAX_BATCH_SIZE, MAX_TOP_K, MAX_WINDOW
 
 _MAX_SEED = 2**64 - 1
 DEFAULT_TOP_K = 10
+
+LogitsFrom = Literal["online", "hybrid", "offline"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +64,11 @@ class StudentConfig:
     """How logits travel: float32 is exact, float16 half the bytes, int8 a quarter, topk only the largest of each row."""
     top_k: int | None = None
     """With --encoding topk, how many of each row's logits; without it, 10."""
+    logits: LogitsFrom = "online"
+    """Where logits come from: online over the wire each time, hybrid over the wire once and then from --cache, or offline from it
+    alone, without a teacher; `fetch` fills it."""
+    cache: Path = Path("~/.cache/edgekd/edge-logits")
+    """Folder of the logit caches of this edge, one for each teacher, data set and encoding; or one of those."""
     window: int = 64
     """Batches asked for in one request."""
     max_wait: float = 60.0
@@ -86,10 +93,7 @@ class StudentConfig:
             raise ValueError(f"--window is {self.window}, the protocol allows at most {MAX_WINDOW}")
         if not 0 <= self.seed < _MAX_SEED:
             raise ValueError(f"--seed is {self.seed}, must be in 0 .. 2^64-2")
-        if self.top_k is not None and self.encoding is not Encoding.TOPK:
-            raise ValueError(f"--top-k is {self.top_k}, but --encoding is {self.encoding}: it goes with --encoding topk")
-        if self.top_k is not None and not 1 <= self.top_k <= MAX_TOP_K:
-            raise ValueError(f"--top-k is {self.top_k}, must be in 1 .. {MAX_TOP_K}")
+        _check_top_k(self.encoding, self.top_k)
         if self.cores is not None:
             parse_cores(self.cores)
         for flag, dataset in (("--private", self.private), ("--public", self.public)):
@@ -99,9 +103,7 @@ class StudentConfig:
     @property
     def form(self) -> Format:
         """How logits travel."""
-        if self.encoding is Encoding.TOPK:
-            return Format(self.encoding, DEFAULT_TOP_K if self.top_k is None else self.top_k)
-        return Format(self.encoding)
+        return _form(self.encoding, self.top_k)
 
     @property
     def public_dataset(self) -> str:
@@ -118,8 +120,8 @@ class StudentConfig:
 class TrainConfig(StudentConfig):
     """Train one student under one policy."""
 
-    teacher: str
-    """Teacher's address, HOST:PORT."""
+    teacher: str | None = None
+    """Teacher's address, HOST:PORT; not with --logits offline."""
     policy: str = "dynamic"
     """Who gets which cores: os-default, static:<c>, random, comm-priority, comp-priority, dynamic or adaptive."""
     out: Path
@@ -127,7 +129,12 @@ class TrainConfig(StudentConfig):
 
     def __post_init__(self) -> None:
         StudentConfig.__post_init__(self)
-        parse_address(self.teacher, flag="--teacher", lowest_port=1)
+        if self.logits == "offline":
+            _check_offline(self.teacher)
+        elif self.teacher is None:
+            raise ValueError("--teacher is missing: name its address, HOST:PORT, or train with --logits offline")
+        else:
+            parse_address(self.teacher, flag="--teacher", lowest_port=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +150,8 @@ class HostingConfig(StudentConfig):
 
     def __post_init__(self) -> None:
         StudentConfig.__post_init__(self)
+        if self.logits == "offline":
+            _check_offline(self.teacher)
         if self.teacher is not None:
             parse_address(self.teacher, flag="--teacher", lowest_port=1)
         if self.teacher is not None and self.rate_limit is not None:
@@ -180,6 +189,8 @@ class CalibrateConfig(HostingConfig):
 
     def __post_init__(self) -> None:
         HostingConfig.__post_init__(self)
+        if self.logits != "online":
+            raise ValueError(f"--logits is {self.logits}, but calibrate measures how fast logits are received; leave it out")
         if not 0 < self.seconds < float("inf"):
             raise ValueError(f"--seconds is {self.seconds}, must be above 0 and finite")
         if self.profile is not None:
@@ -188,6 +199,62 @@ class CalibrateConfig(HostingConfig):
             )
         if self.out.suffix != ".json":
             raise ValueError(f"--out is {self.out}, must end in .json: the plot takes the same name with .png and .svg")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchConfig:
+    """Receive all logits of a teacher into the cache of this edge, to train from them with --logits offline or hybrid."""
+
+    teacher: str
+    """Teacher's address, HOST:PORT."""
+    public: str | None = None
+    """Public data set that the teacher has to serve, for example digits:public; without it, any."""
+    encoding: Encoding = Encoding.FLOAT32
+    """How logits travel and are kept: float32 is exact, float16 half the bytes, int8 a quarter, topk only the largest of a row."""
+    top_k: int | None = None
+    """With --encoding topk, how many of each row's logits; without it, 10."""
+    cache: Path = Path("~/.cache/edgekd/edge-logits")
+    """Folder of the logit caches of this edge, one for each teacher, data set and encoding."""
+    batch_size: int = 128
+    """Samples in a batch on the wire."""
+    window: int = 64
+    """Batches asked for in one request."""
+    max_wait: float = 60.0
+    """Seconds without any success after which an unreachable teacher is given up."""
+    log_level: LogLevel = "info"
+    """Least severe message that is shown on stderr."""
+
+    def __post_init__(self) -> None:
+        parse_address(self.teacher, flag="--teacher", lowest_port=1)
+        _check_top_k(self.encoding, self.top_k)
+        for flag, value, most in (("--batch-size", self.batch_size, MAX_BATCH_SIZE), ("--window", self.window, MAX_WINDOW)):
+            if not 1 <= value <= most:
+                raise ValueError(f"{flag} is {value}, must be in 1 .. {most}")
+        if not 0 < self.max_wait < float("inf"):
+            raise ValueError(f"--max-wait is {self.max_wait}, must be above 0 and finite")
+
+    @property
+    def form(self) -> Format:
+        """How logits travel."""
+        return _form(self.encoding, self.top_k)
+
+
+def _check_offline(teacher: str | None) -> None:
+    if teacher is not None:
+        raise ValueError(f"--teacher is {teacher}, but --logits offline needs none; leave it out, or use --logits hybrid")
+
+
+def _check_top_k(encoding: Encoding, top_k: int | None) -> None:
+    if top_k is not None and encoding is not Encoding.TOPK:
+        raise ValueError(f"--top-k is {top_k}, but --encoding is {encoding}: it goes with --encoding topk")
+    if top_k is not None and not 1 <= top_k <= MAX_TOP_K:
+        raise ValueError(f"--top-k is {top_k}, must be in 1 .. {MAX_TOP_K}")
+
+
+def _form(encoding: Encoding, top_k: int | None) -> Format:
+    if encoding is Encoding.TOPK:
+        return Format(encoding, DEFAULT_TOP_K if top_k is None else top_k)
+    return Format(encoding)
 
 
 def split_of(dataset: str, split: str) -> str:

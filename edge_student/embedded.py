@@ -24,8 +24,10 @@ _STOP_WAIT_S = 10.0
 _ANNOUNCEMENT = "listening on "
 
 
-def teacher(config: HostingConfig, core: int, dataset_digest: str) -> AbstractContextManager[str]:
-    """The address, HOST:PORT, of the teacher that the user named, or of one that is served while the block runs."""
+def teacher(config: HostingConfig, core: int, dataset_digest: str) -> AbstractContextManager[str | None]:
+    """The address, HOST:PORT, of the teacher that the user named, or of one that is served while the block runs; None offline."""
+    if config.logits == "offline":
+        return nullcontext(None)
     return embedded_teacher(config, core, dataset_digest) if config.teacher is None else nullcontext(config.teacher)
 
 

@@ -21,7 +21,10 @@ _BATCH_KIND = b"b"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configure:
-    """Trainer -> worker, first: whom to ask and how. `max_wait_s` bounds the time without any progress."""
+    """Trainer -> worker, first: whom to ask and how. `max_wait_s` bounds the time without any progress.
+
+    `logits` is online, hybrid or offline, `cache` the folder of the latter two. Offline the data set's digest says whose cache.
+    """
 
     teacher: str
     batch_size: int
@@ -33,6 +36,9 @@ class Configure:
     log_level: str
     niceness: int
     is_idle: bool
+    logits: str = "online"
+    cache: str = ""
+    dataset_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +120,7 @@ class Finished:
     num_bytes: int
     num_reconnects: int
     num_refused_chunks: int
+    num_cached_batches: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

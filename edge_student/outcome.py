@@ -82,6 +82,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "comm_s": journal.total_s(event="task", task="comm"),
         "comm_cpu_s": sum(record["cpu_s"] for record in comm),
         "comm_num_bytes": sum(record["num_bytes"] for record in comm),
+        "num_cached_batches": sum(record["num_bytes"] == 0 for record in comm),
         "num_reconnects": finished.num_reconnects if finished else len(outcome.loop.comm_troubles),
         "num_refused_chunks": finished.num_refused_chunks if finished else None,
         "num_decisions": sum(record["event"] == "decision" for record in journal.records),

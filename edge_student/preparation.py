@@ -14,10 +14,13 @@ from scheduler.policies import Surroundings
 logger = logging.getLogger(__name__)
 
 
-def configure(config: StudentConfig, address: str, surroundings: Surroundings) -> Configure:
-    """What a comm worker is told: whom to ask and how, and what priority the policy wants for it."""
+def configure(config: StudentConfig, address: str | None, surroundings: Surroundings, *, dataset_digest: str = "") -> Configure:
+    """What a comm worker is told: whom to ask and how, and what priority the policy wants for it.
+
+    `address` is None without a teacher; then `dataset_digest` says whose logits are read from the cache.
+    """
     return Configure(
-        teacher=address,
+        teacher=address or "",
         batch_size=config.public_batch,
         seed=config.seed,
         encoding=config.form.encoding.value,
@@ -27,6 +30,9 @@ def configure(config: StudentConfig, address: str, surroundings: Surroundings) -
         log_level=config.log_level,
         niceness=surroundings.comm_niceness,
         is_idle=surroundings.comm_is_idle,
+        logits=config.logits,
+        cache=str(config.cache),
+        dataset_digest=dataset_digest,
     )
 
 
@@ -49,12 +55,16 @@ def load_training_data(config: StudentConfig) -> TrainingData:
     return TrainingData(private=private, public=load_dataset(config.public_dataset))
 
 
-def check_teacher(described: Described, data: TrainingData, address: str) -> None:
-    """ValueError unless the teacher serves our public data set, with as many classes as the private one has."""
+def check_teacher(described: Described, data: TrainingData, address: str | None) -> None:
+    """ValueError unless the teacher serves our public data set, with as many classes as the private one has.
+
+    `address` is None if a cache speaks for it.
+    """
+    whose = "the logit cache" if address is None else f"the teacher at {address}"
     private, public = data.private, data.public
     if described.dataset_digest != public.digest:
         raise ValueError(
-            f"the teacher at {address} serves {described.dataset_name} (digest {described.dataset_digest[:12]}), "
+            f"{whose} serves {described.dataset_name} (digest {described.dataset_digest[:12]}), "
             f"this edge has {public.name} (digest {public.digest[:12]}): name the same data set with --public"
         )
     if described.num_classes != private.num_classes:

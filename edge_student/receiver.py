@@ -66,6 +66,8 @@ class Receiver:
         self._described: Described | None = None
         self._refused_in_a_row = 0
         self._failing_since: float | None = None
+        self.on_rows: Callable[[npt.NDArray[np.int64], memoryview], None] = lambda sample_ids, payload: None
+        """Hears of every chunk that was accepted: its sample ids, int64 [rows], and their rows as they were encoded."""
         self.num_reconnects = 0
         self.num_refused_chunks = 0
         self.num_duplicate_chunks = 0
@@ -222,6 +224,7 @@ class Receiver:
             crc32=chunk.crc32,
             out=logits[row:end],
         )
+        self.on_rows(sample_ids[row:end], payload)
         return chunk.num_rows
 
     def _refuse(self, index: int, error: ChunkError) -> None:

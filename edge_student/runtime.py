@@ -58,9 +58,13 @@ class Run:
         if config.torch_threads is not None:
             torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
         self._max_threads = torch.get_num_threads()
-        with CommWorkerProcess(configure(config, config.teacher, kind_of(config.policy).surroundings)) as worker:
+        # Without a teacher the data set says whose cache it is; with one, the worker looks for it meanwhile.
+        data = load_training_data(config) if config.teacher is None else None
+        digest = "" if data is None else data.public.digest
+        surroundings = kind_of(config.policy).surroundings
+        with CommWorkerProcess(configure(config, config.teacher, surroundings, dataset_digest=digest)) as worker:
             # All of it now, the test data too, so that nothing is missing when the training is over.
-            data, test = load_training_data(config), load_dataset(config.test_dataset)
+            data, test = data or load_training_data(config), load_dataset(config.test_dataset)
             described = worker.await_description()
             check_teacher(described, data, config.teacher)
             shape = data.private.images.shape[1:]  # now known, so that the profile can be held against it

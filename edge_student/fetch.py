@@ -1,0 +1,86 @@
+"""`fetch`: fills the edge's logit cache with every row of a teacher, so that `--logits offline` can train without one.
+
+Receives over the same wire and in the same way as a run, in this process. Whatever ends it, what has come is kept, and the next
+`fetch` goes on from there.
+"""
+
+import logging
+
+import numpy as np
+
+from edge_student.config import FetchConfig
+from edge_student.logit_source import Hybrid
+from edge_student.messages import Configure
+from edge_student.progress import Progress
+from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
+from edgekd.command import WorldError
+
+logger = logging.getLogger(__name__)
+
+
+def fetch(config: FetchConfig) -> int:
+    """Receive what is missing. Raises ValueError for the user's mistake and WorldError when the teacher stays away."""
+    receiver = Receiver(_configure(config), lambda cause, attempt: logger.warning("attempt %d failed: %s", attempt, cause))
+    source = Hybrid(receiver, _configure(config))
+    try:
+        num_bytes = _receive_all(source, config)
+    except RequestRefusedError as error:
+        raise ValueError(str(error)) from error
+    except (LinkLostError, BadTeacherError) as error:
+        raise WorldError(str(error)) from error
+    finally:
+        source.close()
+    key = source.cache.key
+    print(f"{source.cache.folder}: {key.num_samples} of {key.num_samples} rows, {num_bytes / 1e6:.2f} MB came over the wire")
+    return 0
+
+
+def _receive_all(source: Hybrid, config: FetchConfig) -> int:
+    described = source.describe()
+    _check_dataset(config, described.dataset_digest, described.dataset_name)
+    num_samples = described.num_samples
+    logits = np.empty((config.batch_size, described.num_classes), np.float32)
+    ids = np.empty(config.batch_size, np.int64)
+    stop = -(-num_samples // config.batch_size)  # the first epoch visits every sample
+    logger.info("%d of %d rows are there; filling %s", source.cache.num_rows, num_samples, source.cache.folder)
+    progress = Progress(num_samples, label="rows")
+    num_bytes = 0
+    try:
+        for index in range(stop):
+            num_bytes += source.receive(index, stop, logits=logits, sample_ids=ids, between_chunks=lambda: None)
+            progress.advance(min((index + 1) * config.batch_size, num_samples))
+    finally:
+        progress.close()
+    return num_bytes
+
+
+def _check_dataset(config: FetchConfig, digest: str, name: str) -> None:
+    """ValueError if the teacher serves another data set than the one that was named."""
+    if config.public is None:
+        return
+    from edgekd.datasets import load_dataset  # loads torchvision, which takes a second
+
+    ours = load_dataset(config.public)
+    if ours.digest != digest:
+        raise ValueError(
+            f"the teacher at {config.teacher} serves {name} (digest {digest[:12]}), {config.public} is another data set "
+            f"(digest {ours.digest[:12]})"
+        )
+
+
+def _configure(config: FetchConfig) -> Configure:
+    return Configure(
+        teacher=config.teacher,
+        batch_size=config.batch_size,
+        seed=0,
+        encoding=config.form.encoding.value,
+        top_k=config.form.top_k,
+        window=config.window,
+        max_wait_s=config.max_wait,
+        log_level=config.log_level,
+        niceness=0,
+        is_idle=False,
+        logits="hybrid",
+        cache=str(config.cache),
+        dataset_digest="",
+    )

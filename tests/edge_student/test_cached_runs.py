@@ -1,0 +1,124 @@
+"""Whole runs with a logit cache: bit for bit those without one, whatever is killed, and silent on the wire once it is full."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import TINY, events, read_until, run, student_command, teacher, train, weights
+
+pytestmark = pytest.mark.slow
+FLAGS = ("--policy", "os-default", "--cycles", "24", "--public-batch", "128", "--torch-threads", "1", "--encoding", "float16")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory):
+    with teacher(tmp_path_factory.mktemp("store")) as serving:
+        yield serving.address
+
+
+@pytest.fixture(scope="module")
+def online(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("online")
+    train(address, out, *FLAGS)
+    return out
+
+
+def wire_bytes(out: Path) -> list[int]:
+    return [record["num_bytes"] for record in events(out) if record.get("task") == "comm"]
+
+
+def fetch(address: str, cache: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edge_student", "fetch", "--teacher", address, "--cache", str(cache)]
+    return run([*command, "--encoding", "float16", *flags])
+
+
+def offline(out: Path, cache: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edge_student", "train", "--out", str(out), *TINY, *FLAGS]
+    return run([*command, "--logits", "offline", "--cache", str(cache), *flags])
+
+
+def test_from_the_second_epoch_nothing_crosses_the_wire_and_nothing_changes(address: str, online: Path, tmp_path: Path) -> None:
+    cached = ("--logits", "hybrid", "--cache", str(tmp_path / "cache"))
+    first = train(address, tmp_path / "first", *FLAGS, *cached)
+    assert weights(tmp_path / "first") == weights(online)
+    num_epoch = -(-json.loads(next((tmp_path / "cache").glob("*/meta.json")).read_text())["num_samples"] // 128)
+    assert num_epoch < 20, "the run is to have a second epoch"
+    assert all(wire_bytes(tmp_path / "first")[:num_epoch])
+    assert sum(wire_bytes(tmp_path / "first")[num_epoch:]) == 0
+    assert first["num_cached_batches"] == 24 - num_epoch
+    second = train(address, tmp_path / "second", *FLAGS, *cached)
+    assert weights(tmp_path / "second") == weights(online)
+    assert (second["comm_num_bytes"], second["num_cached_batches"]) == (0, 24)
+
+
+def test_a_worker_that_is_killed_while_it_writes_leaves_a_usable_cache(online: Path, tmp_path: Path) -> None:
+    cached = ("--logits", "hybrid", "--cache", str(tmp_path / "cache"))
+    with teacher(tmp_path / "store", "--rate-limit", "160kbit") as slow:
+        command = student_command(slow.address, tmp_path / "killed", *FLAGS, *cached)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
+            read_until(student, "3 of 24")
+            for process in (*psutil.Process(student.pid).children(), psutil.Process(student.pid)):
+                process.kill()
+    with teacher(tmp_path / "store") as fast:
+        result = train(fast.address, tmp_path / "again", *FLAGS, *cached)
+    assert weights(tmp_path / "again") == weights(online)
+    assert 3 <= result["num_cached_batches"] <= 24
+    assert wire_bytes(tmp_path / "again")[:2] == [0, 0]
+
+
+def test_a_full_cache_trains_without_a_teacher(address: str, online: Path, tmp_path: Path) -> None:
+    filled = fetch(address, tmp_path / "cache", "--public", "digits:public")
+    assert filled.returncode == 0, filled.stderr
+    assert "MB came over the wire" in filled.stdout
+    finished = offline(tmp_path / "run", tmp_path / "cache")
+    assert finished.returncode == 0, finished.stderr
+    assert weights(tmp_path / "run") == weights(online)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["comm_num_bytes"], result["num_cached_batches"], result["valid"]) == (0, 24, True)
+    again = fetch(address, tmp_path / "cache")
+    assert "0.00 MB came over the wire" in again.stdout
+
+
+def test_what_a_cache_lacks_is_said_before_anything_is_trained(address: str, tmp_path: Path) -> None:
+    empty = offline(tmp_path / "run", tmp_path / "cache")
+    assert (empty.returncode, len(empty.stderr.strip().splitlines())) == (2, 1), empty.stderr
+    assert "there is no logit cache of this data set with encoding float16" in empty.stderr
+    train(address, tmp_path / "short", *FLAGS, "--cycles", "2", "--logits", "hybrid", "--cache", str(tmp_path / "cache"))
+    partly = offline(tmp_path / "run", tmp_path / "cache")
+    assert partly.returncode == 2, partly.stderr
+    assert "samples of this run: fill it with `edge-student fetch`" in partly.stderr
+    assert offline(tmp_path / "run", tmp_path / "cache", "--cycles", "2").returncode == 0, "two batches are there"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--logits", "offline", "--teacher", "127.0.0.1:1"), "--logits offline needs none"),
+        (("--logits", "hybrid"), "--teacher is missing"),
+        (("--top-k", "3", "--teacher", "127.0.0.1:1"), "it goes with --encoding topk"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(flags: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    finished = run([sys.executable, "-m", "edge_student", "train", "--out", str(tmp_path), "--private", "digits:private", *flags])
+    assert finished.returncode == 2
+    assert said in finished.stderr
+    assert len(finished.stderr.strip().splitlines()) == 1
+
+
+def test_a_teacher_of_another_data_set_is_not_fetched_from(address: str, tmp_path: Path) -> None:
+    finished = fetch(address, tmp_path / "cache", "--public", "digits:private")
+    assert finished.returncode == 2
+    assert "digits:private is another data set" in finished.stderr
+
+
+def test_policies_are_compared_with_caches_of_their_own(address: str, tmp_path: Path) -> None:
+    flags = ["--teacher", address, "--policies", "os-tuned", "--repeats", "1", "--cycles", "10", "--public-batch", "128"]
+    command = [sys.executable, "-m", "edge_student", "compare", "--out", str(tmp_path / "out"), *TINY, *flags, "--logits", "hybrid"]
+    finished = run([*command, "--cache", str(tmp_path / "cache"), "--log-level", "error"])
+    assert finished.returncode == 0, finished.stderr
+    first, second = (json.loads(path.read_text()) for path in sorted((tmp_path / "out" / "runs").glob("*-0/result.json")))
+    assert first["comm_num_bytes"] == second["comm_num_bytes"] > 0
+    assert not (tmp_path / "cache").exists()
