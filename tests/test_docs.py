@@ -28,7 +28,7 @@ CONFIGS: dict[tuple[str, str], type[Any]] = {
     ("edge-student", "train"): edge_student.config.TrainConfig,
     ("edge-student", "compare"): edge_student.config.CompareConfig,
     ("edge-student", "calibrate"): edge_student.config.CalibrateConfig,
-    ("edge-student", "fetch"): FetchConfig,
+    ("edge-student", "fetch"): edge_student.config.FetchConfig,
 }
 SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 JSON_BLOCK = re.compile(r"^```json\n(.*?)^```", re.MULTILINE | re.DOTALL)
