@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 from links import loopback_teacher, serving
 
-from edge_student.comm_port import KEEP_LARGE_BLOCKS, CommWorkerProcess
+from edge_student.comm_port import CommWorkerProcess, worker_environment
 from edge_student.journal import write_json
 from edge_student.messages import Configure
 from edge_student.provenance import command_line, describe_host, describe_software
@@ -109,6 +109,11 @@ def _configure(address: str, encoding: str, top_k: int, batch_size: int) -> Conf
     )
 
 
+def _ring_shape(form: Format, batch_size: int, num_classes: int) -> RingShape:
+    logit_bytes = np.dtype(form.layout(num_classes).dtype).itemsize
+    return RingShape(num_slots=16, batch_size=batch_size, num_classes=num_classes, logit_bytes=logit_bytes)
+
+
 def receive_by_worker(address: str, form: Format, settings: Settings) -> Cost:
     """The comm worker of a run, with a trainer that consumes at once."""
     configure = _configure(address, form.encoding.value, form.top_k, settings.batch_size)
@@ -117,7 +122,7 @@ def receive_by_worker(address: str, form: Format, settings: Settings) -> Cost:
         worker = CommWorkerProcess(configure)
     with worker:
         described = worker.await_description()
-        ring = Ring.create(RingShape(num_slots=16, batch_size=settings.batch_size, num_classes=described.num_classes))
+        ring = Ring.create(_ring_shape(form, settings.batch_size, described.num_classes))
         try:
             worker.use_ring(ring, start=0, stop=num_batches)
             worker.go()
@@ -167,7 +172,7 @@ def _run_self(role: str, told: dict[str, Any]) -> Cost:
     with on_core(CORES[-1]):
         command, environ = [sys.executable, __file__, f"_{role}", json.dumps(told)], dict(os.environ)
         if role == "receive":
-            environ |= KEEP_LARGE_BLOCKS  # as the comm worker has it
+            environ = worker_environment(environ)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
     said, _ = process.communicate()
     if process.returncode != 0:
@@ -191,7 +196,7 @@ def _receive(told: dict[str, Any]) -> Cost:
     configure = _configure(told["address"], told["encoding"], told["top_k"], told["batch_size"])
     receiver = Receiver(configure, lambda cause, attempt: None)
     described = receiver.describe()
-    ring = Ring.create(RingShape(num_slots=16, batch_size=told["batch_size"], num_classes=described.num_classes))
+    ring = Ring.create(_ring_shape(Format(Encoding(told["encoding"]), told["top_k"]), told["batch_size"], described.num_classes))
 
     def receive(start: int, count: int) -> int:
         return sum(

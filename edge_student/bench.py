@@ -11,14 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from edge_student.comm_port import CommWorkerProcess
 from edge_student.measuring import Visit
 from edge_student.ring import Ring
 from edge_student.trainer import TorchTeam, Trainer
 from edgekd.command import WorldError
+from edgekd.layouts import Decoded
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.comm_port import BatchArrived, CommEnded, CommFailed, CommTrouble
 from scheduler.placement import place
@@ -55,7 +53,7 @@ class Bench:
         self._may_be_behind = may_stop_yielding()
         self._has_warned = False
         self._visit: Visit | None = None
-        self._received: list[npt.NDArray[np.float32]] = []
+        self._received: list[Decoded] = []
         self.num_troubles = 0
 
     def __enter__(self) -> "Bench":
@@ -97,8 +95,8 @@ class Bench:
             with self._changed:
                 self._visit = None
 
-    def logits(self, batch_index: int) -> npt.NDArray[np.float32]:
-        """For the trainer: the logits of a batch, float32 [public batch, classes]."""
+    def logits(self, batch_index: int) -> Decoded:
+        """For the trainer: the logits of a batch, [public batch, classes]."""
         return self._received[batch_index]
 
     def between_layers(self) -> None:

@@ -4,11 +4,13 @@ The handshake: Configure ->, <- Described, UseRing with the ring's descriptor ->
 """
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from edge_student import messages
@@ -32,14 +34,26 @@ from scheduler.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, 
 logger = logging.getLogger(__name__)
 
 _EXIT_WAIT_S = 5.0
-KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
-"""The comm worker's environment, for glibc's malloc (mallopt(3)). By default it maps every block of more than 128 kB afresh and
-gives it back at once, so that each chunk of logits costs hundreds of page faults, three quarters of what it takes to receive it.
-"""
+
+# For glibc's malloc (mallopt(3)). By default it maps every block of more than 128 kB afresh and gives it back at once, so that each
+# chunk of logits costs hundreds of page faults, three quarters of what it takes to receive it.
+_KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+
+# The thread that waits for a chunk reads the socket too, as gRPC did until its event engine gave that to threads of its own, which
+# takes half as long again. Versions that were tried; a later one may not know the word, and says so on every start.
+_READ_WHERE_AWAITED = {"GRPC_EXPERIMENTS": "-event_engine_client"}
+_KNOWN_GRPC = ((1, 80), (1, 85))
 
 
 class TeacherUnavailableError(WorldError):
     """The teacher could not be reached, or kept failing, for longer than the user wants to wait."""
+
+
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a process that receives logits is started with; what the user has set himself stays."""
+    first, last = _KNOWN_GRPC
+    version = tuple(int(part) for part in importlib.metadata.version("grpcio").split(".")[:2])
+    return {**_KEEP_LARGE_BLOCKS, **(_READ_WHERE_AWAITED if first <= version <= last else {}), **environ}
 
 
 class CommWorkerProcess:
@@ -54,7 +68,7 @@ class CommWorkerProcess:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**KEEP_LARGE_BLOCKS, **os.environ},
+            env=worker_environment(os.environ),
         )
         theirs.close()
         self._control = ours

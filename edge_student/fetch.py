@@ -39,7 +39,7 @@ def _receive_all(source: Hybrid, config: FetchConfig) -> int:
     described = source.describe()
     _check_dataset(config, described.dataset_digest, described.dataset_name)
     num_samples = described.num_samples
-    logits = np.empty((config.batch_size, described.num_classes), np.float32)
+    logits = np.empty((config.batch_size, described.num_classes), config.form.layout(described.num_classes).dtype)
     ids = np.empty(config.batch_size, np.int64)
     stop = -(-num_samples // config.batch_size)  # the first epoch visits every sample
     logger.info("%d of %d rows are there; filling %s", source.cache.num_rows, num_samples, source.cache.folder)

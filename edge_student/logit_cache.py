@@ -25,7 +25,7 @@ from zlib_ng import zlib_ng
 
 from edgekd.codec import Encoding, Format
 from edgekd.files import replace_atomically
-from edgekd.layouts import LayoutError
+from edgekd.layouts import Decoded, LayoutError
 
 _FORMAT = 1
 _FILES = ("rows", "checksums")
@@ -105,8 +105,8 @@ class LogitCache:
         self._is_missing[ids] = False
         self._is_verified[ids] = True
 
-    def read(self, ids: Ids, out: npt.NDArray[np.float32]) -> None:
-        """Decode the rows of `ids`, all of which `has_all`, into float32 [len(ids), classes]: what was decoded when they came."""
+    def read(self, ids: Ids, out: Decoded) -> None:
+        """Decode the rows of `ids`, all of which `has_all`, into [len(ids), classes]: what was decoded when they came."""
         try:
             self._layout.decode(self._rows[ids].tobytes(), out)
         except LayoutError as error:  # a checksum that fits by chance, or a file that somebody made

@@ -14,9 +14,9 @@ from edge_student.logit_cache import CacheError, CacheKey, LogitCache, open_cach
 from edge_student.messages import Configure, Described
 from edge_student.receiver import Receiver
 from edgekd.codec import Encoding, Format
+from edgekd.layouts import Decoded
 from edgekd.order import batch_ids
 
-Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 
@@ -29,7 +29,7 @@ class LogitSource(Protocol):
     def check(self, start: int, stop: int) -> None:
         """Raise what would make one of batches start .. stop-1 fail, as far as that can be known before."""
 
-    def receive(self, index: int, stop: int, *, logits: Logits, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
+    def receive(self, index: int, stop: int, *, logits: Decoded, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
         """Fill both with batch `index`, and return the payload bytes that crossed the wire for it: 0 if all was in a cache.
 
         Otherwise as `Receiver.receive`.
@@ -52,7 +52,7 @@ class Online:
     def check(self, start: int, stop: int) -> None:
         """The wire has everything."""
 
-    def receive(self, index: int, stop: int, *, logits: Logits, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
+    def receive(self, index: int, stop: int, *, logits: Decoded, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
         """As `Receiver.receive`."""
         return self._receiver.receive(index, stop, logits=logits, sample_ids=sample_ids, between_chunks=between_chunks)
 
@@ -97,7 +97,7 @@ class Hybrid:
     def check(self, start: int, stop: int) -> None:
         """The wire has what the cache has not."""
 
-    def receive(self, index: int, stop: int, *, logits: Logits, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
+    def receive(self, index: int, stop: int, *, logits: Decoded, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
         """From the cache if it can, else over the wire."""
         if index >= self._wire_stop:
             ids = self._ids(index)
@@ -161,7 +161,7 @@ class Offline:
                 "fill it with `edge-student fetch`, or use --logits hybrid"
             )
 
-    def receive(self, index: int, stop: int, *, logits: Logits, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
+    def receive(self, index: int, stop: int, *, logits: Decoded, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
         """From the cache, in no time."""
         between_chunks()
         sample_ids[:] = self._ids(index)

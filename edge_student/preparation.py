@@ -3,6 +3,8 @@
 import logging
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from edge_student.config import StudentConfig
 from edge_student.messages import Configure, Described
 from edge_student.ring import RingShape
@@ -95,6 +97,7 @@ def make_trainer(config: StudentConfig, data: TrainingData, num_classes: int, de
 def ring_shape(config: StudentConfig, num_classes: int) -> RingShape:
     """Room for as many batches as the user allows, a run needs and the memory holds."""
     wanted = min(config.prefetch or config.cycles, config.cycles)
-    slot = RingShape(num_slots=1, batch_size=config.public_batch, num_classes=num_classes).slot_bytes
-    fitting = max(1, (config.ring_mib << 20) // slot)
-    return RingShape(num_slots=min(wanted, fitting), batch_size=config.public_batch, num_classes=num_classes)
+    logit_bytes = np.dtype(config.form.layout(num_classes).dtype).itemsize
+    slot = RingShape(num_slots=1, batch_size=config.public_batch, num_classes=num_classes, logit_bytes=logit_bytes)
+    fitting = max(1, (config.ring_mib << 20) // slot.slot_bytes)
+    return replace(slot, num_slots=min(wanted, fitting))

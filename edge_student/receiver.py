@@ -18,6 +18,7 @@ import tenacity
 from edge_student.messages import Configure, Described
 from edgekd.chunks import Chunk, parse_chunk
 from edgekd.codec import ChunkError, Encoding, Format, decode_into, from_wire, to_wire
+from edgekd.layouts import Decoded
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
 from edgekd.wire import PROTOCOL_VERSION, channel_options
@@ -112,12 +113,13 @@ class Receiver:
         index: int,
         stop: int,
         *,
-        logits: npt.NDArray[np.float32],
+        logits: Decoded,
         sample_ids: npt.NDArray[np.int64],
         between_chunks: Callable[[], None],
     ) -> int:
-        """Fill `logits` (float32 [batch, classes]) and `sample_ids` (int64 [batch]) with batch `index`; return the payload bytes.
+        """Fill `logits` ([batch, classes], as `decode_into` takes it) and `sample_ids` (int64 [batch]) with batch `index`.
 
+        Returns the payload bytes that crossed the wire.
         Batches must be asked for in order; `stop` bounds how far the teacher may run ahead. `between_chunks` may block.
         Raises LinkLostError after `max_wait_s` without success, RequestRefusedError and BadTeacherError at once.
         """
@@ -145,7 +147,7 @@ class Receiver:
         self,
         index: int,
         stop: int,
-        logits: npt.NDArray[np.float32],
+        logits: Decoded,
         sample_ids: npt.NDArray[np.int64],
         between_chunks: Callable[[], None],
     ) -> int:
@@ -201,7 +203,7 @@ class Receiver:
         payload: memoryview,
         index: int,
         row: int,
-        logits: npt.NDArray[np.float32],
+        logits: Decoded,
         sample_ids: npt.NDArray[np.int64],
     ) -> int:
         """Verify one chunk and decode it to its rows; return how many. ChunkError says what is wrong with it."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from edge_student.layers import NOWHERE, everywhere, interruptible, measure
 from edge_student.loss import combined_loss
 from edge_student.sgd import Sgd
 from edgekd.datasets import ImageDataset, to_input
+from edgekd.layouts import Decoded
 from edgekd.order import batch_ids
 from scheduler.state import Task
 
@@ -40,8 +40,8 @@ class Schedule(Protocol):
 class LogitsSource(Protocol):
     """Where the teacher's logits lie once their Comm task is done."""
 
-    def logits(self, batch_index: int) -> npt.NDArray[np.float32]:
-        """float32 [public batch, classes]."""
+    def logits(self, batch_index: int) -> Decoded:
+        """[public batch, classes] of float32, or of float16 where they came so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,7 @@ class Trainer:
         optimizer: Sgd,
         logits: torch.Tensor,
         labels: torch.Tensor,
-        teacher_logits: npt.NDArray[np.float32],
+        teacher_logits: Decoded,
     ) -> float:
         """Loss, gradient and step; the loss. Everything read from `teacher_logits` has been used when it returns."""
         recipe = self._recipe
@@ -146,7 +146,7 @@ class Trainer:
             logits[: recipe.batch_size],
             labels,
             logits[recipe.batch_size :],
-            torch.from_numpy(teacher_logits).to(recipe.device),
+            torch.from_numpy(teacher_logits).to(recipe.device, torch.float32),
             alpha=recipe.alpha,
             temperature=recipe.temperature,
         )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from zlib_ng import zlib_ng
 
-from edgekd.layouts import Float16, Float32, Layout, LayoutError, ScaledInt8, TopK
+from edgekd.layouts import Decoded, Float16, Float32, Layout, LayoutError, ScaledInt8, TopK
 from edgekd.wire import MAX_CHUNK_BYTES, MAX_CLASSES, MAX_TOP_K
 
 if TYPE_CHECKING:
@@ -103,10 +103,8 @@ def chunk_rows(num_classes: int, form: Format) -> int:
     return MAX_CHUNK_BYTES // form.layout(num_classes).row_bytes
 
 
-def decode_into(
-    payload: bytes | memoryview, *, form: Format, rows: int, num_classes: int, crc32: int, out: npt.NDArray[np.float32]
-) -> None:
-    """Verify a payload and only then fill `out`, float32 [rows, num_classes], without a copy in between.
+def decode_into(payload: bytes | memoryview, *, form: Format, rows: int, num_classes: int, crc32: int, out: Decoded) -> None:
+    """Verify a payload and only then fill `out`, [rows, num_classes] of float32 or of the layout's own type.
 
     Raises ChunkError if the payload is too long or too short for its shape, was damaged on the way, holds what its encoding
     does not allow, or does not fit `out`; `out` is then untouched.
@@ -117,7 +115,7 @@ def decode_into(
         layout = form.layout(num_classes)
     except ValueError as error:
         raise ChunkError(f"chunk of {rows} rows x {num_classes} {form}: {error}") from None
-    if out.shape != (rows, num_classes) or out.dtype != np.float32:
+    if out.shape != (rows, num_classes) or out.dtype not in (np.float32, layout.dtype):
         raise ChunkError(
             f"chunk of {rows} rows x {num_classes} classes does not fit {out.dtype} {list(out.shape)}; "
             f"it needs float32 [{rows}, {num_classes}]"

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 Logits = npt.NDArray[np.float32]
+Decoded = npt.NDArray[np.float32 | np.float16]
 
 FLOAT16_MAX = 65504.0
 _INT8_MAX = 127
 # So that 127 times a scale is still a float32.
 _LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(_INT8_MAX), np.float32(0), dtype=np.float32)
-_HALF_SIGN_AND_BITS = np.int32(-0x70002000)  # 0x8FFFE000: the sign, and where the 15 other bits of a half go in a float32
-_HALF_BIAS = np.float32(2.0 ** (127 - 15))
 
 
 class LayoutError(ValueError):
@@ -38,9 +37,14 @@ class Layout(ABC):
     def encode(self, logits: Logits) -> bytes:
         """The payload of float32 [rows, classes], all of them finite."""
 
+    @property
+    def dtype(self) -> type[np.float32] | type[np.float16]:
+        """The smallest type that holds every decoded value: what a ring of them is made of."""
+        return np.float32
+
     @abstractmethod
-    def decode(self, payload: bytes | memoryview, out: Logits) -> None:
-        """Fill `out`, float32 [rows, classes], from a payload of exactly as many rows.
+    def decode(self, payload: bytes | memoryview, out: Decoded) -> None:
+        """Fill `out`, [rows, classes] of `dtype` or float32, from a payload of exactly as many rows.
 
         Raises LayoutError, with `out` untouched, for a payload that holds what encode() never writes.
         """
@@ -58,7 +62,7 @@ class Float32(Layout):
         """The values as they are."""
         return logits.astype("<f4", order="C", copy=False).tobytes()
 
-    def decode(self, payload: bytes | memoryview, out: Logits) -> None:
+    def decode(self, payload: bytes | memoryview, out: Decoded) -> None:
         """Refuses NaN and infinities."""
         values = np.frombuffer(payload, "<f4").reshape(out.shape)
         _check_finite(values)
@@ -73,24 +77,23 @@ class Float16(Layout):
         """2 a class."""
         return 2 * self.num_classes
 
+    @property
+    def dtype(self) -> type[np.float16]:
+        """As they came: torch widens them where they are used, in a sixth of the time that numpy takes."""
+        return np.float16
+
     def encode(self, logits: Logits) -> bytes:
         """Clipped first, because a cast that overflows warns and yields an infinity."""
         return np.clip(logits, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2", order="C").tobytes()
 
-    def decode(self, payload: bytes | memoryview, out: Logits) -> None:
+    def decode(self, payload: bytes | memoryview, out: Decoded) -> None:
         """Refuses NaN and infinities."""
         bits = np.frombuffer(payload, "<i2").reshape(out.shape)
         # An exponent of all ones, asked of the bits: isfinite on float16 costs sixteen times as much on x86.
         # As int16 the positive ones are the largest, as uint16 the negative ones are.
         if bits.max(initial=0) >= 0x7C00 or bits.view(np.uint16).max(initial=0) >= 0xFC00:
             raise LayoutError("holds a NaN or an infinity")
-        # Widening by hand, exact for every finite half, denormals too: the bits go to their places in a float32, whose exponent
-        # is then too small by the difference of the two biases. numpy's own cast takes seven times as long.
-        wide = out.view(np.int32)
-        np.copyto(wide, bits)
-        np.left_shift(wide, 13, out=wide)
-        np.bitwise_and(wide, _HALF_SIGN_AND_BITS, out=wide)
-        np.multiply(out, _HALF_BIAS, out=out)
+        np.copyto(out, np.frombuffer(payload, "<f2").reshape(out.shape))
 
 
 class ScaledInt8(Layout):
@@ -118,7 +121,7 @@ class ScaledInt8(Layout):
         rows["values"] = np.clip(np.rint(steps), -_INT8_MAX, _INT8_MAX)
         return rows.tobytes()
 
-    def decode(self, payload: bytes | memoryview, out: Logits) -> None:
+    def decode(self, payload: bytes | memoryview, out: Decoded) -> None:
         """Refuses -128, and a scale that is negative, no number, or makes a value infinite."""
         rows = np.frombuffer(payload, self._row)
         scale, values = rows["scale"], rows["values"]
@@ -160,7 +163,7 @@ class TopK(Layout):
         rows["rest"] = np.minimum(largest[:, 0] + np.log(mean), largest[:, 0])
         return rows.tobytes()
 
-    def decode(self, payload: bytes | memoryview, out: Logits) -> None:
+    def decode(self, payload: bytes | memoryview, out: Decoded) -> None:
         """Refuses NaN and infinities, classes that do not exist or do not ascend, and a rest above one of the k."""
         rows = np.frombuffer(payload, self._row)
         rest, classes, values = rows["rest"], rows["classes"], rows["values"]
