@@ -1,0 +1,127 @@
+"""Many edges at one teacher: does it serve them all from its store, alike, and without growing?
+
+So many receivers, each a process with an order of its own, ask one teacher for batches for some seconds, all at once.
+
+    python benchmarks/many_edges.py [--edges 32] [--seconds 20] [--json FILE]
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from links import loopback_teacher
+
+from edge_student.comm_port import worker_environment
+from edge_student.journal import write_json
+from edge_student.messages import Configure
+from edge_student.provenance import command_line, describe_host, describe_software
+from edge_student.receiver import Receiver
+from edgekd.command import parse
+from scheduler.threads import allowed_cores
+
+CORES = tuple(sorted(allowed_cores()))
+BATCH, CLASSES, SAMPLES = 128, 100, 20_000
+_READY = "ready"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Serve many edges at once from a full store."""
+
+    edges: int = 32
+    """Edges."""
+    seconds: float = 20.0
+    """How long they ask."""
+    json: Path | None = None
+    """File for the results."""
+
+
+def ask(address: str, seed: int, seconds: float) -> None:
+    """One edge: says that it is ready, waits for a line, receives, and prints what it got."""
+    configure = Configure(
+        teacher=address,
+        batch_size=BATCH,
+        seed=seed,
+        encoding="float16",
+        top_k=0,
+        window=64,
+        max_wait_s=30.0,
+        log_level="error",
+        niceness=0,
+        is_idle=False,
+    )
+    receiver = Receiver(configure, lambda cause, attempt: print(cause, file=sys.stderr))
+    receiver.describe()
+    logits, ids = np.empty((BATCH, CLASSES), np.float16), np.empty(BATCH, np.int64)
+    print(_READY, flush=True)
+    sys.stdin.readline()
+    deadline, num_batches = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        receiver.receive(num_batches, 1 << 30, logits=logits, sample_ids=ids, between_chunks=lambda: None)
+        num_batches += 1
+    print(json.dumps({"num_batches": num_batches, "num_reconnects": receiver.num_reconnects}))
+
+
+def teacher_process() -> psutil.Process:
+    """The teacher that this process has started."""
+    return next(child for child in psutil.Process().children() if "cloud_teacher" in child.cmdline())
+
+
+def main() -> None:
+    if len(sys.argv) == 5 and sys.argv[1] == "_ask":
+        ask(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+        return
+    settings = parse(Settings, sys.argv[1:], prog="many_edges.py", description="Many edges at one teacher.")
+    dataset = f"synthetic:classes={CLASSES},size=8,samples={SAMPLES}"
+    with tempfile.TemporaryDirectory() as name, loopback_teacher(CORES[0], dataset, Path(name) / "store") as address:
+        teacher = teacher_process()
+        edges = [
+            subprocess.Popen(
+                [sys.executable, __file__, "_ask", address, str(seed), str(settings.seconds)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=worker_environment(os.environ),
+            )
+            for seed in range(settings.edges)
+        ]
+        for edge in edges:
+            assert edge.stdout is not None
+            assert edge.stdout.readline().strip() == _READY
+        for edge in edges:
+            assert edge.stdin is not None
+            edge.stdin.write("\n")
+            edge.stdin.flush()
+        resident_mib = []
+        for _ in range(8):
+            time.sleep(settings.seconds / 10)
+            resident_mib.append(teacher.memory_info().rss / 2**20)
+        answers = [json.loads(edge.communicate()[0]) for edge in edges]
+    counts = [answer["num_batches"] for answer in answers]
+    report = {
+        "command": command_line(sys.argv),
+        "host": describe_host(CORES),
+        "software": describe_software(),
+        "settings": {**asdict(settings), "json": str(settings.json)},
+        "batches_of_each_edge": counts,
+        "batches_per_s": sum(counts) / settings.seconds,
+        "least_of_median": min(counts) / statistics.median(counts),
+        "most_of_median": max(counts) / statistics.median(counts),
+        "num_reconnects": sum(answer["num_reconnects"] for answer in answers),
+        "teacher_resident_mib": resident_mib,
+    }
+    print(json.dumps({key: value for key, value in report.items() if key not in ("host", "software")}, indent=2))
+    if settings.json is not None:
+        write_json(settings.json, report)
+
+
+if __name__ == "__main__":
+    main()
