@@ -1,4 +1,4 @@
-"""The program cloud-teacher: `train` makes a teacher, `serve` streams its logits.
+"""The program cloud-teacher: `train` makes a teacher, `precompute` computes its logits, `serve` streams them.
 
 torch is imported by the command that runs, after `serve --cores` has taken effect: threads keep the cores they were born with.
 """
@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 
-from cloud_teacher.config import ServeConfig, TrainConfig
+from cloud_teacher.config import PrecomputeConfig, ServeConfig, TrainConfig
 from edgekd.command import Command, dispatch, run, start_logging
 from edgekd.cores import parse_cores
 
@@ -35,8 +35,18 @@ def _serve(config: ServeConfig) -> int:
     return serve(config)
 
 
+def _precompute(config: PrecomputeConfig) -> int:
+    start_logging(config.log_level)
+    if config.cores is not None:
+        pin_process(parse_cores(config.cores))
+    from cloud_teacher.serving import precompute
+
+    return precompute(config)
+
+
 COMMANDS: dict[str, Command] = {
     "train": (TrainConfig, _train, "Train a teacher on public data and save its weights with a card."),
+    "precompute": (PrecomputeConfig, _precompute, "Compute all logits of a teacher into its store; goes on where it was stopped."),
     "serve": (ServeConfig, _serve, "Stream a teacher's logits of a public data set to edges."),
 }
 

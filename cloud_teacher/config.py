@@ -1,4 +1,4 @@
-"""What the two commands can be told: one typed value each. The sentence under a field is its --help.
+"""What the commands can be told: one typed value each. The sentence under a field is its --help.
 
 Nothing here imports torch, so that a wrong flag is answered at once and `--cores` is applied before any library starts a thread.
 """
@@ -59,47 +59,61 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ServeConfig:
-    """Stream a teacher's logits of a public data set to edges."""
+class TeacherConfig:
+    """A teacher with its public data set and its logit store: the settings that `serve` and `precompute` share."""
 
-    listen: str
-    """Address to listen on, HOST:PORT; port 0 takes a free one. Beyond loopback the wire is plaintext in this version."""
     dataset: str
-    """Public data set whose logits are served, for example digits:public; the edges need the same one."""
+    """Public data set whose logits are wanted, for example digits:public; the edges need the same one."""
     model: str
     """Teacher's architecture by name, as it was trained."""
     weights: Path | None = None
-    """Teacher's weights, .safetensors or .pt; without them the model's initial weights are served, for load tests."""
-    rate_limit: str | None = None
-    """Payload rate of all streams together, for example 100mbit (units bit, kbit, mbit, gbit); without it, unlimited."""
+    """Teacher's weights, .safetensors or .pt; without them the model's initial weights are used, for load tests."""
     store: Path = Path("~/.cache/edgekd/logits")
     """Folder of the logit store, where each logit row is kept once it was computed."""
-    precompute: bool = False
-    """Compute all logits before listening, so that serving costs next to nothing."""
-    max_streams: int = 64
-    """Streams that may be open at a time; one more is told RESOURCE_EXHAUSTED."""
     device: Device = "cpu"
     """Where the teacher computes; auto takes a GPU if there is one."""
     cores: str | None = None
-    """Cores the server may run on, for example 0-3 or 0,2; without it, those it was started with."""
+    """Cores that may be used, for example 0-3 or 0,2; without it, those this was started with."""
     torch_threads: int | None = None
-    """Threads that compute logits; without it, one per core the server may run on."""
+    """Threads that compute logits; without it, one per core that may be used."""
     seed: int = 0
     """Seed of the initial weights where no --weights are given."""
     log_level: LogLevel = "info"
     """Least severe message that is shown on stderr."""
 
     def __post_init__(self) -> None:
-        parse_listen(self.listen)
-        if self.rate_limit is not None:
-            parse_rate(self.rate_limit)
         if self.cores is not None:
             parse_cores(self.cores)
-        if self.max_streams < 1:
-            raise ValueError(f"--max-streams is {self.max_streams}, must be at least 1")
         if self.torch_threads is not None and self.torch_threads < 1:
             raise ValueError(f"--torch-threads is {self.torch_threads}, must be at least 1")
         _check_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrecomputeConfig(TeacherConfig):
+    """Compute all logits of a teacher into its store, so that serving them costs next to nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig(TeacherConfig):
+    """Stream a teacher's logits of a public data set to edges."""
+
+    listen: str
+    """Address to listen on, HOST:PORT; port 0 takes a free one. Beyond loopback the wire is plaintext in this version."""
+    rate_limit: str | None = None
+    """Payload rate of all streams together, for example 100mbit (units bit, kbit, mbit, gbit); without it, unlimited."""
+    precompute: bool = False
+    """Compute all logits before listening, so that serving costs next to nothing."""
+    max_streams: int = 64
+    """Streams that may be open at a time; one more is told RESOURCE_EXHAUSTED."""
+
+    def __post_init__(self) -> None:
+        TeacherConfig.__post_init__(self)
+        parse_listen(self.listen)
+        if self.rate_limit is not None:
+            parse_rate(self.rate_limit)
+        if self.max_streams < 1:
+            raise ValueError(f"--max-streams is {self.max_streams}, must be at least 1")
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from cloud_teacher.config import ServeConfig, is_loopback, parse_listen
+from cloud_teacher.config import PrecomputeConfig, ServeConfig, TeacherConfig, is_loopback, parse_listen
 from cloud_teacher.pacing import Pacer, parse_rate
 from cloud_teacher.progress import show_progress
 from cloud_teacher.server import TeacherServer, check_port
 from cloud_teacher.store import LogitStore, open_store
 from cloud_teacher.teacher import Teacher, make_teacher
+from edgekd.command import WorldError
 from edgekd.datasets import load_dataset
 from edgekd.devices import choose_device
 from edgekd.models import build_model, load_weights
@@ -36,7 +37,7 @@ def serve(config: ServeConfig) -> int:
         try:
             _tell_store(store)
             if config.precompute:
-                computing.submit(precompute, store).result()
+                computing.submit(fill, store).result()
             asyncio.run(_listen(config, store, computing))
         finally:
             store.interrupt()
@@ -51,13 +52,36 @@ def serve(config: ServeConfig) -> int:
     return 0
 
 
-def load_teacher(config: ServeConfig) -> Teacher:
+def precompute(config: PrecomputeConfig) -> int:
+    """Fill the store and return 0. What was computed is kept, whatever ends this, and the next time goes on from there.
+
+    Raises ValueError for the user's mistakes, WorldError if another process has the store, OSError for the machine's.
+    """
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _set_torch_threads(config.torch_threads)
+        teacher = load_teacher(config)
+        store = open_store(config.store, teacher.key, teacher.logits)
+        try:
+            if store.is_private:
+                raise WorldError("another process has this logit store: let it compute (serve --precompute), or stop it first")
+            _tell_store(store)
+            fill(store)
+            print(f"{store.num_ready} of {teacher.key.num_samples} rows are in {config.store.expanduser() / teacher.key.folder}")
+        finally:
+            store.close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def load_teacher(config: TeacherConfig) -> Teacher:
     """Data set and model by name, with the weights that were given. Raises ValueError if they do not go together."""
     device = choose_device(config.device)
     dataset = load_dataset(config.dataset)
     model = build_model(config.model, num_classes=dataset.num_classes, input_shape=dataset.images.shape[1:], seed=config.seed)
     if config.weights is None:
-        logger.warning("no --weights: serving the initial weights of %s, which have learnt nothing", config.model)
+        logger.warning("no --weights: these are the initial weights of %s, which have learnt nothing", config.model)
     else:
         load_weights(model, config.weights)
     teacher = make_teacher(model, spec=config.model, dataset=dataset, device=device)
@@ -73,7 +97,7 @@ def load_teacher(config: ServeConfig) -> Teacher:
     return teacher
 
 
-def precompute(store: LogitStore) -> None:
+def fill(store: LogitStore) -> None:
     """Compute every row that the store does not have yet. Raises as `LogitStore.fill`."""
     needed = store.key.num_samples - store.num_ready
     if needed:

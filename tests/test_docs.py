@@ -25,6 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS: dict[tuple[str, str], type[Any]] = {
     ("cloud-teacher", "train"): cloud_teacher.config.TrainConfig,
     ("cloud-teacher", "serve"): cloud_teacher.config.ServeConfig,
+    ("cloud-teacher", "precompute"): cloud_teacher.config.PrecomputeConfig,
     ("edge-student", "train"): edge_student.config.TrainConfig,
     ("edge-student", "compare"): edge_student.config.CompareConfig,
     ("edge-student", "calibrate"): edge_student.config.CalibrateConfig,

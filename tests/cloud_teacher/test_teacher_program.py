@@ -1,5 +1,6 @@
 """The program cloud-teacher as a user meets it: a process, its lines, its exit status."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloud_teacher.__main__ import main
+from cloud_teacher.teacher import Teacher
 from edgekd.codec import Format, decode_into, from_wire
 from edgekd.datasets import load_dataset, to_input
 from edgekd.models import build_model
@@ -77,7 +79,7 @@ def test_server_from_start_to_sigterm(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     lines = log.read_text()
-    assert "no --weights: serving the initial weights of cnn:width=4" in lines
+    assert "no --weights: these are the initial weights of cnn:width=4" in lines
     assert "0 of" in lines
     assert "Traceback" not in lines
 
@@ -146,3 +148,37 @@ def test_missing_weights_file_is_one_line_that_names_it(
     missing = tmp_path / "missing.safetensors"
     assert run_main(monkeypatch, serve_flags(tmp_path, "--weights", str(missing))) == 1
     assert capfd.readouterr().err.splitlines()[-1] == f"error: {missing}: No such file or directory"
+
+
+def precompute_flags(store: Path) -> list[str]:
+    return ["precompute", "--dataset", TINY, "--model", "cnn:width=4", "--store", str(store)]
+
+
+def test_precompute_fills_the_store_and_has_nothing_to_do_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+    computing = Teacher.logits
+
+    def logits(self: Teacher, ids: np.ndarray) -> np.ndarray:
+        asked.extend(ids.tolist())
+        return computing(self, ids)
+
+    monkeypatch.setattr(Teacher, "logits", logits)
+    assert run_main(monkeypatch, precompute_flags(tmp_path)) == 0
+    num_samples = len(load_dataset(TINY).images)
+    assert f"{num_samples} of {num_samples} rows are in {tmp_path}" in capfd.readouterr().out
+    assert sorted(asked) == list(range(num_samples))
+    assert run_main(monkeypatch, precompute_flags(tmp_path)) == 0
+    assert len(asked) == num_samples
+
+
+def test_precompute_does_not_compute_for_a_store_that_would_not_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, precompute_flags(tmp_path)) == 0
+    (folder,) = tmp_path.iterdir()
+    with (folder / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run_main(monkeypatch, precompute_flags(tmp_path)) == 1
+    assert "another process has this logit store" in capfd.readouterr().err.splitlines()[-1]
