@@ -11,6 +11,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from edge_student.messages import Configure
 
 
 class Link:
@@ -71,6 +74,13 @@ class Link:
         for what in (["link", "del", f"{self._name}e"], ["netns", "del", self._name]):
             with contextlib.suppress(OSError):
                 subprocess.run(["ip", *what], check=False, capture_output=True)
+
+
+def configure(address: str, *, batch_size: int, **changes: Any) -> Configure:
+    """What a receiver is told: float32, in the kernel's normal class, but for `changes`."""
+    told: dict[str, Any] = {"encoding": "float32", "top_k": 0, "seed": 0, "window": 64, "max_wait_s": 30.0, "log_level": "error"}
+    told |= {"niceness": 0, "is_idle": False, **changes}
+    return Configure(teacher=address, batch_size=batch_size, **told)
 
 
 @contextlib.contextmanager

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from links import loopback_teacher
+from links import configure, loopback_teacher
 
 from edge_student.comm_port import worker_environment
 from edge_student.journal import write_json
-from edge_student.messages import Configure
 from edge_student.provenance import command_line, describe_host, describe_software
 from edge_student.receiver import Receiver
 from edgekd.command import parse
@@ -46,19 +45,8 @@ class Settings:
 
 def ask(address: str, seed: int, seconds: float) -> None:
     """One edge: says that it is ready, waits for a line, receives, and prints what it got."""
-    configure = Configure(
-        teacher=address,
-        batch_size=BATCH,
-        seed=seed,
-        encoding="float16",
-        top_k=0,
-        window=64,
-        max_wait_s=30.0,
-        log_level="error",
-        niceness=0,
-        is_idle=False,
-    )
-    receiver = Receiver(configure, lambda cause, attempt: print(cause, file=sys.stderr))
+    told = configure(address, batch_size=BATCH, seed=seed, encoding="float16")
+    receiver = Receiver(told, lambda cause, attempt: print(cause, file=sys.stderr))
     receiver.describe()
     logits, ids = np.empty((BATCH, CLASSES), np.float16), np.empty(BATCH, np.int64)
     print(_READY, flush=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from links import configure
 
 from edge_student.preflight import settle
 from edgekd.command import parse
@@ -31,7 +32,6 @@ from edge_student.comm_port import CommWorkerProcess  # noqa: E402
 from edge_student.config import CompareConfig  # noqa: E402
 from edge_student.embedded import embedded_teacher  # noqa: E402
 from edge_student.journal import Journal, write_json  # noqa: E402
-from edge_student.messages import Configure  # noqa: E402
 from edge_student.provenance import describe_host, describe_software  # noqa: E402
 from edge_student.ring import Ring, RingShape  # noqa: E402
 from edge_student.summary import bootstrap_ci95  # noqa: E402
@@ -115,20 +115,8 @@ def time_bare(settings: Settings) -> float:
 def time_orchestrated(settings: Settings, address: str) -> float:
     """Seconds per step inside a whole run, once everything has been received."""
     trainer = make_trainer(settings.size)
-    configure = Configure(
-        teacher=address,
-        batch_size=PUBLIC_BATCH,
-        seed=0,
-        encoding="float32",
-        top_k=0,
-        window=64,
-        max_wait_s=30.0,
-        log_level="error",
-        niceness=0,
-        is_idle=False,
-    )
     cycles = settings.cycles
-    with CommWorkerProcess(configure) as worker:
+    with CommWorkerProcess(configure(address, batch_size=PUBLIC_BATCH)) as worker:
         worker.await_description()
         ring = Ring.create(RingShape(num_slots=cycles, batch_size=PUBLIC_BATCH, num_classes=NUM_CLASSES))
         worker.use_ring(ring, start=0, stop=cycles)

@@ -21,6 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from links import configure
+
 from edge_student.preflight import settle
 from edgekd.command import parse
 
@@ -32,7 +34,6 @@ from edge_student.comm_port import CommWorkerProcess  # noqa: E402
 from edge_student.config import CompareConfig, jsonable  # noqa: E402
 from edge_student.embedded import embedded_teacher  # noqa: E402
 from edge_student.journal import Journal, Record, write_json  # noqa: E402
-from edge_student.messages import Configure  # noqa: E402
 from edge_student.provenance import describe_host, describe_software  # noqa: E402
 from edge_student.ring import Ring, RingShape  # noqa: E402
 from edge_student.trainer import Recipe, TorchTeam, Trainer  # noqa: E402
@@ -113,19 +114,7 @@ def run(settings: Settings, address: str, *, between_layers: bool, threads: int)
     print(f"{settings.cycles} cycles, {threads} threads, between layers: {between_layers}", file=sys.stderr)
     torch.set_num_threads(threads)
     trainer, journal, batch = make_trainer(settings), Journal(), settings.batch
-    configure = Configure(
-        teacher=address,
-        batch_size=batch,
-        seed=0,
-        encoding="float32",
-        top_k=0,
-        window=64,
-        max_wait_s=30.0,
-        log_level="error",
-        niceness=19,
-        is_idle=True,
-    )
-    with CommWorkerProcess(configure) as worker:
+    with CommWorkerProcess(configure(address, batch_size=batch, niceness=19, is_idle=True)) as worker:
         worker.await_description()
         ring = Ring.create(RingShape(num_slots=_NUM_BATCHES, batch_size=batch, num_classes=NUM_CLASSES))
         worker.use_ring(ring, start=0, stop=_NUM_BATCHES)

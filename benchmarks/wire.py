@@ -32,11 +32,10 @@ from typing import Any
 import grpc
 import numpy as np
 import numpy.typing as npt
-from links import loopback_teacher, serving
+from links import configure, loopback_teacher, serving
 
 from edge_student.comm_port import CommWorkerProcess, worker_environment
 from edge_student.journal import write_json
-from edge_student.messages import Configure
 from edge_student.provenance import command_line, describe_host, describe_software
 from edge_student.receiver import Receiver
 from edge_student.ring import Ring, RingShape
@@ -94,21 +93,6 @@ def form_of(encoding: str, num_classes: int, settings: Settings) -> Format:
     return Format(Encoding(encoding), int(ks[str(num_classes)]) if encoding == Encoding.TOPK else 0)
 
 
-def _configure(address: str, encoding: str, top_k: int, batch_size: int) -> Configure:
-    return Configure(
-        teacher=address,
-        batch_size=batch_size,
-        seed=0,
-        encoding=encoding,
-        top_k=top_k,
-        window=64,
-        max_wait_s=30.0,
-        log_level="error",
-        niceness=0,
-        is_idle=False,
-    )
-
-
 def _ring_shape(form: Format, batch_size: int, num_classes: int) -> RingShape:
     logit_bytes = np.dtype(form.layout(num_classes).dtype).itemsize
     return RingShape(num_slots=16, batch_size=batch_size, num_classes=num_classes, logit_bytes=logit_bytes)
@@ -116,10 +100,10 @@ def _ring_shape(form: Format, batch_size: int, num_classes: int) -> RingShape:
 
 def receive_by_worker(address: str, form: Format, settings: Settings) -> Cost:
     """The comm worker of a run, with a trainer that consumes at once."""
-    configure = _configure(address, form.encoding.value, form.top_k, settings.batch_size)
+    told = configure(address, batch_size=settings.batch_size, encoding=form.encoding.value, top_k=form.top_k)
     num_batches = _WARM_UP + settings.batches
     with on_core(CORES[-1]):
-        worker = CommWorkerProcess(configure)
+        worker = CommWorkerProcess(told)
     with worker:
         described = worker.await_description()
         ring = Ring.create(_ring_shape(form, settings.batch_size, described.num_classes))
@@ -193,8 +177,8 @@ def on_core(core: int) -> Iterator[None]:
 
 def _receive(told: dict[str, Any]) -> Cost:
     """Receive, verify and decode into a ring."""
-    configure = _configure(told["address"], told["encoding"], told["top_k"], told["batch_size"])
-    receiver = Receiver(configure, lambda cause, attempt: None)
+    config = configure(told["address"], batch_size=told["batch_size"], encoding=told["encoding"], top_k=told["top_k"])
+    receiver = Receiver(config, lambda cause, attempt: None)
     described = receiver.describe()
     ring = Ring.create(_ring_shape(Format(Encoding(told["encoding"]), told["top_k"]), told["batch_size"], described.num_classes))
 

@@ -1,13 +1,13 @@
 """The program cloud-teacher: `train` makes a teacher, `precompute` computes its logits, `serve` streams them.
 
-torch is imported by the command that runs, after `serve --cores` has taken effect: threads keep the cores they were born with.
+torch is imported by the command that runs, after --cores has taken effect: threads keep the cores they were born with.
 """
 
 import logging
 import os
 import sys
 
-from cloud_teacher.config import PrecomputeConfig, ServeConfig, TrainConfig
+from cloud_teacher.config import PrecomputeConfig, ServeConfig, TeacherConfig, TrainConfig
 from edgekd.command import Command, dispatch, run, start_logging
 from edgekd.cores import parse_cores
 
@@ -27,21 +27,23 @@ def _train(config: TrainConfig) -> int:
 
 
 def _serve(config: ServeConfig) -> int:
-    start_logging(config.log_level)
-    if config.cores is not None:
-        pin_process(parse_cores(config.cores))
+    _settle(config)
     from cloud_teacher.serving import serve
 
     return serve(config)
 
 
 def _precompute(config: PrecomputeConfig) -> int:
-    start_logging(config.log_level)
-    if config.cores is not None:
-        pin_process(parse_cores(config.cores))
+    _settle(config)
     from cloud_teacher.serving import precompute
 
     return precompute(config)
+
+
+def _settle(config: TeacherConfig) -> None:
+    start_logging(config.log_level)
+    if config.cores is not None:
+        pin_process(parse_cores(config.cores))
 
 
 COMMANDS: dict[str, Command] = {

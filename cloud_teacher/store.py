@@ -13,7 +13,6 @@ fatal signal. One thread may fill while others ask and read.
 """
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -26,6 +25,8 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+from edgekd.files import find_flaw, write_meta
 
 # Rows computed between two marks: what a kill can cost, and how soon an interrupt is noticed.
 _ROWS_PER_MARK = 256
@@ -185,33 +186,16 @@ def _open_private(key: StoreKey, compute: Callable[[Ids], Rows]) -> LogitStore:
 
 
 def _find_flaw(folder: Path, key: StoreKey) -> str | None:
-    """Why the files in `folder` cannot serve `key`: None if they can, "" if there are none yet."""
-    paths = {name: folder / name for name in ("meta.json", "logits.f32", "have")}
-    absent = [name for name, path in paths.items() if not path.exists()]
-    if absent:
-        return "" if len(absent) == len(paths) else f"{absent[0]} is missing"
-    try:
-        meta = json.loads(paths["meta.json"].read_text())
-    except ValueError:
-        return "meta.json is damaged"
-    expected = _meta(key)
-    if meta != expected:
-        return "meta.json is of another teacher, data set or version"
-    for name, num_bytes in (("logits.f32", key.num_bytes), ("have", _num_mark_bytes(key))):
-        if paths[name].stat().st_size != num_bytes:
-            return f"{name} has {paths[name].stat().st_size} bytes, must have {num_bytes}"
-    return None
+    sizes = {"logits.f32": key.num_bytes, "have": _num_mark_bytes(key)}
+    return find_flaw(folder, sizes, is_ours=lambda meta: meta == _meta(key), of_another="teacher, data set or version")
 
 
 def _rebuild(folder: Path, key: StoreKey) -> None:
     # meta.json vouches for the other files, so it goes first and comes last.
-    meta = folder / "meta.json"
-    meta.unlink(missing_ok=True)
+    (folder / "meta.json").unlink(missing_ok=True)
     with (folder / "logits.f32").open("wb") as values, (folder / "have").open("wb") as marks:
         _size_files(values, marks, key)
-    fresh = folder / "meta.json.new"
-    fresh.write_text(json.dumps(_meta(key), indent=2) + "\n")
-    fresh.replace(meta)
+    write_meta(folder, _meta(key))
 
 
 def _size_files(values: BinaryIO, marks: BinaryIO, key: StoreKey) -> None:

@@ -51,7 +51,8 @@ class Bench:
         self._num_received = 0
         self._is_held = self._is_behind = False
         self._may_be_behind = may_stop_yielding()
-        self._has_warned = False
+        if not self._may_be_behind:
+            logger.warning("the kernel would not let comm come back from SCHED_IDLE: compute-first is measured without it")
         self._visit: Visit | None = None
         self._received: list[Decoded] = []
         self.num_troubles = 0
@@ -150,9 +151,6 @@ class Bench:
         if is_behind != self._is_behind and self._may_be_behind:
             self._comm_binding.put_behind(is_behind)
             self._is_behind = is_behind
-        elif is_behind and not self._may_be_behind and not self._has_warned:
-            self._has_warned = True
-            logger.warning("the kernel would not let comm come back from SCHED_IDLE: compute-first is measured without it")
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -100,9 +100,9 @@ def receive_all(control: socket.socket, source: LogitSource, receiver: Receiver,
     """Receive batches `job.start` .. `job.stop - 1` into the ring, each as soon as its slot is free and nobody holds us."""
     gate = Gate(control, ring)
     cpu_before = time.process_time()
-    busy = Busy(time.monotonic())
     before = time.monotonic()
-    total_bytes = num_cached = 0
+    busy = Busy(before)
+    total_bytes = 0
     for index in range(job.start, job.stop):
         gate.wait_for_slot(index)
         gate.wait_while_held()
@@ -115,7 +115,6 @@ def receive_all(control: socket.socket, source: LogitSource, receiver: Receiver,
             between_chunks=gate.wait_while_held,
         )
         total_bytes += num_bytes
-        num_cached += num_bytes == 0
         cpu_now, ended = time.process_time(), time.monotonic()
         message = BatchReceived(
             index=index,
@@ -132,7 +131,6 @@ def receive_all(control: socket.socket, source: LogitSource, receiver: Receiver,
         num_bytes=total_bytes,
         num_reconnects=receiver.num_reconnects,
         num_refused_chunks=receiver.num_refused_chunks,
-        num_cached_batches=num_cached,
     )
     messages.send(control, finished)
 

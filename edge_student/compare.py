@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from edge_student.config import CompareConfig, StudentConfig, jsonable, parse_policies
@@ -167,9 +168,9 @@ def _run_once(config: CompareConfig, address: str | None, policy: str, repeat: i
     out = config.out / "runs" / name
     command = [sys.executable, "-m", "edge_student", "train", *shared_flags(config)]
     command += ["--policy", policy, "--out", str(out), *([] if address is None else ["--teacher", address])]
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as empty:
-        if config.logits == "hybrid":  # each run fills a cache of its own, or the first would pay for the others
-            command += ["--cache", empty]
+    # In hybrid mode each run fills a cache of its own, or the first would pay for the others.
+    with tempfile.TemporaryDirectory(prefix="edgekd-") if config.logits == "hybrid" else nullcontext() as own_cache:
+        command += [] if own_cache is None else ["--cache", own_cache]
         process = subprocess.run(
             command,
             capture_output=True,

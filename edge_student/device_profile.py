@@ -57,7 +57,7 @@ def _measured_rows(visits: Sequence[Visit]) -> dict[str, Row]:
         comp = [visit.num_comp / visit.comp_s for visit in there if visit.num_comp]
         num_comm, comm_s = sum(visit.num_comm for visit in there), sum(visit.comm_s for visit in there)
         comm_rate = float(np.median(comm)) if comm and trial.has_comm else 0.0
-        if trial.has_comm and not trial.has_own_comm_cores:
+        if trial.may_starve:
             comm = [visit.num_comm / visit.comm_s for visit in there if visit.comm_s]
             comm_rate = num_comm / comm_s if comm_s else 0.0
         comm_interval, comp_interval = median_interval(comm), median_interval(comp)

@@ -82,5 +82,4 @@ def _configure(config: FetchConfig) -> Configure:
         is_idle=False,
         logits="hybrid",
         cache=str(config.cache),
-        dataset_digest="",
     )

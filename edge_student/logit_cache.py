@@ -24,11 +24,10 @@ import numpy.typing as npt
 from zlib_ng import zlib_ng
 
 from edgekd.codec import Encoding, Format
-from edgekd.files import replace_atomically
+from edgekd.files import find_flaw, write_meta
 from edgekd.layouts import Decoded, LayoutError
 
 _FORMAT = 1
-_FILES = ("rows", "checksums")
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +144,8 @@ def open_cache(base: Path, key: CacheKey) -> LogitCache:
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder, fcntl.LOCK_EX)
     try:
-        flaw = _find_flaw(folder, key)
+        # Without its meta.json a folder is new, or was never finished.
+        flaw = _find_flaw(folder, key) if (folder / "meta.json").exists() else ""
         if flaw is not None:
             if flaw:
                 logger.warning("logit cache %s is thrown away and begun anew: %s", folder, flaw)
@@ -208,21 +208,7 @@ def _sizes(key: CacheKey) -> dict[str, int]:
 
 
 def _find_flaw(folder: Path, key: CacheKey) -> str | None:
-    """Why the files in `folder` cannot serve `key`: None if they can, "" if there are none yet."""
-    absent = [name for name in ("meta.json", *_FILES) if not (folder / name).exists()]
-    if absent:
-        return "" if "meta.json" in absent else f"{absent[0]} is missing"
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except ValueError:
-        return "meta.json is damaged"
-    if not key.is_same(meta):
-        return "meta.json is of another teacher, data set, encoding or version"
-    for name, num_bytes in _sizes(key).items():
-        size = (folder / name).stat().st_size
-        if size != num_bytes:
-            return f"{name} has {size} bytes, must have {num_bytes}"
-    return None
+    return find_flaw(folder, _sizes(key), is_ours=key.is_same, of_another="teacher, data set, encoding or version")
 
 
 def _rebuild(folder: Path, key: CacheKey) -> None:
@@ -236,5 +222,4 @@ def _rebuild(folder: Path, key: CacheKey) -> None:
                 file.truncate(0)
                 cause = f"{error.strerror}: the cache takes {num_bytes / 1e6:.0f} MB"
                 raise OSError(error.errno, cause, str(folder / name)) from error
-    text = json.dumps({"format": _FORMAT, **asdict(key)}, indent=2) + "\n"
-    replace_atomically(folder / "meta.json", lambda fresh: fresh.write_text(text, encoding="utf-8"))
+    write_meta(folder, {"format": _FORMAT, **asdict(key)})

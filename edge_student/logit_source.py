@@ -71,6 +71,7 @@ class Hybrid:
     def __init__(self, receiver: Receiver, config: Configure) -> None:
         self._receiver = receiver
         self._config = config
+        self._cache: LogitCache | None = None
         self._wire_stop = 0
 
     def describe(self) -> Described:
@@ -86,12 +87,13 @@ class Hybrid:
             top_k=config.top_k,
         )
         self._cache = open_cache(Path(config.cache), key)
-        self._receiver.on_rows = self._cache.put
+        self._receiver.on_rows = self.cache.put
         return described
 
     @property
     def cache(self) -> LogitCache:
         """The cache, once the teacher has been described."""
+        assert self._cache is not None, "describe() comes first"
         return self._cache
 
     def check(self, start: int, stop: int) -> None:
@@ -100,11 +102,11 @@ class Hybrid:
     def receive(self, index: int, stop: int, *, logits: Decoded, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
         """From the cache if it can, else over the wire."""
         if index >= self._wire_stop:
-            ids = self._ids(index)
-            if self._cache.has_all(ids):
+            ids = _ids(self._config, self.cache, index)
+            if self.cache.has_all(ids):
                 between_chunks()
                 sample_ids[:] = ids
-                self._cache.read(ids, logits)
+                self.cache.read(ids, logits)
                 return 0
             self._wire_stop = self._first_cached_after(index, stop)
         return self._receiver.receive(index, self._wire_stop, logits=logits, sample_ids=sample_ids, between_chunks=between_chunks)
@@ -112,21 +114,18 @@ class Hybrid:
     def close(self) -> None:
         """Drop the connection, and write the cache to disk."""
         self._receiver.close()
-        if hasattr(self, "_cache"):
+        if self._cache is not None:
             self._cache.close()
 
     def _first_cached_after(self, index: int, stop: int) -> int:
         """The first batch, at most a window away, whose rows will all be there once those before it have come."""
-        coming = np.zeros(self._cache.key.num_samples, bool)
+        coming = np.zeros(self.cache.key.num_samples, bool)
         for later in range(index, min(index + self._config.window, stop)):
-            ids = self._ids(later)
-            if later > index and self._cache.has_all(ids[~coming[ids]]):
+            ids = _ids(self._config, self.cache, later)
+            if later > index and self.cache.has_all(ids[~coming[ids]]):
                 return later
             coming[ids] = True
         return min(index + self._config.window, stop)
-
-    def _ids(self, index: int) -> Ids:
-        return batch_ids(self._config.seed, self._cache.key.num_samples, self._config.batch_size, index)
 
 
 class Offline:
@@ -153,7 +152,7 @@ class Offline:
         num_samples, size = self._cache.key.num_samples, self._config.batch_size
         # An epoch and two batches visit every sample, wherever they begin.
         wanted = range(start, min(stop, start + num_samples // size + 2))
-        ids = np.unique(np.concatenate([self._ids(index) for index in wanted]))
+        ids = np.unique(np.concatenate([_ids(self._config, self._cache, index) for index in wanted]))
         missing = self._cache.num_missing(ids)
         if missing:
             raise CacheError(
@@ -164,7 +163,7 @@ class Offline:
     def receive(self, index: int, stop: int, *, logits: Decoded, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
         """From the cache, in no time."""
         between_chunks()
-        sample_ids[:] = self._ids(index)
+        sample_ids[:] = _ids(self._config, self._cache, index)
         self._cache.read(sample_ids, logits)
         return 0
 
@@ -172,8 +171,9 @@ class Offline:
         """Let others write to the cache."""
         self._cache.close()
 
-    def _ids(self, index: int) -> Ids:
-        return batch_ids(self._config.seed, self._cache.key.num_samples, self._config.batch_size, index)
+
+def _ids(config: Configure, cache: LogitCache, index: int) -> Ids:
+    return batch_ids(config.seed, cache.key.num_samples, config.batch_size, index)
 
 
 def make_source(config: Configure, receiver: Receiver) -> LogitSource:

@@ -48,6 +48,11 @@ class Trial:
         """Whether comm has cores that training leaves alone. Otherwise it may starve, while the link fills its stores."""
         return self.has_comm and self.allocation.shared is None
 
+    @property
+    def may_starve(self) -> bool:
+        """Whether comm runs, but on cores that training has too."""
+        return self.has_comm and self.allocation.shared is not None
+
 
 def trials(num_cores: int) -> tuple[Trial, ...]:
     """The modes to measure on so many cores: of many splits the outermost and some evenly between. ValueError for one core.
@@ -145,13 +150,12 @@ class Visit:
     @property
     def num_comm(self) -> int:
         """Batches that count."""
-        may_starve = self.trial.has_comm and not self.trial.has_own_comm_cores
-        return min(self._num_arrived, 1) if may_starve and not self._gaps else len(self._gaps)
+        return min(self._num_arrived, 1) if self.trial.may_starve and not self._gaps else len(self._gaps)
 
     @property
     def comm_s(self) -> float:
         """Seconds in which they were received."""
-        if self.trial.has_own_comm_cores or not (self.trial.has_comm and self._forwards and self._begun is not None):
+        if not (self.trial.may_starve and self._forwards and self._begun is not None):
             return sum(self._gaps)
         end = self._forwards[-1]
         if not self._gaps:

@@ -120,7 +120,6 @@ class Finished:
     num_bytes: int
     num_reconnects: int
     num_refused_chunks: int
-    num_cached_batches: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,10 +101,9 @@ def _who(disturbed: Sequence[dict[str, Any]]) -> str:
 
 def _limits(runs: Sequence[dict[str, Any]]) -> list[str]:
     """What could not have been seen: nothing at all without counters, and small guests in short runs."""
-    seen = [run["disturbance"] for run in runs if run["disturbance"] is not None]
-    resolutions = [disturbance["others_resolution"] for disturbance in seen if disturbance["others_resolution"] is not None]
-    if len(resolutions) < len(seen):
+    if not _all_were_watched(runs):
         return ["This machine does not tell who uses its cores (no /proc/stat), so a disturbed run may have gone unseen."]
+    resolutions = [run["disturbance"]["others_resolution"] for run in runs if run["disturbance"] is not None]
     if resolutions and max(resolutions) > MAX_OTHERS_FRACTION:
         return [f"The runs are short: others with less than {max(resolutions):.0%} of the cores go unseen. More --cycles see more."]
     return []

@@ -1,9 +1,11 @@
 """Files that are whole or not there."""
 
+import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -20,3 +22,31 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
             fresh.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write meta.json, which vouches for the other files of a folder: gone while they are made, there once they are whole."""
+    replace_atomically(folder / "meta.json", lambda fresh: fresh.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8"))
+
+
+def find_flaw(folder: Path, sizes: Mapping[str, int], *, is_ours: Callable[[Any], bool], of_another: str) -> str | None:
+    """Why the files of a folder with a meta.json cannot be used: None if they can, "" if there are none yet.
+
+    `sizes` has the bytes of each but meta.json. `is_ours` is asked about what that says, and `of_another` completes the sentence
+    "meta.json is of another ..." if it is not.
+    """
+    names = ("meta.json", *sizes)
+    absent = [name for name in names if not (folder / name).exists()]
+    if absent:
+        return "" if len(absent) == len(names) else f"{absent[0]} is missing"
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return "meta.json is damaged"
+    if not is_ours(meta):
+        return f"meta.json is of another {of_another}"
+    for name, num_bytes in sizes.items():
+        size = (folder / name).stat().st_size
+        if size != num_bytes:
+            return f"{name} has {size} bytes, must have {num_bytes}"
+    return None

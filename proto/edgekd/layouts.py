@@ -93,7 +93,7 @@ class Float16(Layout):
         # As int16 the positive ones are the largest, as uint16 the negative ones are.
         if bits.max(initial=0) >= 0x7C00 or bits.view(np.uint16).max(initial=0) >= 0xFC00:
             raise LayoutError("holds a NaN or an infinity")
-        np.copyto(out, np.frombuffer(payload, "<f2").reshape(out.shape))
+        np.copyto(out, bits.view("<f2"))
 
 
 class ScaledInt8(Layout):

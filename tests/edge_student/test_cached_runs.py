@@ -14,12 +14,6 @@ FLAGS = ("--policy", "os-default", "--cycles", "24", "--public-batch", "128", "-
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory):
-    with teacher(tmp_path_factory.mktemp("store")) as serving:
-        yield serving.address
-
-
-@pytest.fixture(scope="module")
 def online(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("online")
     train(address, out, *FLAGS)

@@ -23,12 +23,6 @@ ONE_THREAD = ("--torch-threads", "1")
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory):
-    with teacher(tmp_path_factory.mktemp("store")) as serving:
-        yield serving.address
-
-
-@pytest.fixture(scope="module")
 def undisturbed(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
     result = train(address, out, "--policy", "os-default", "--cycles", "20", *ONE_THREAD)
