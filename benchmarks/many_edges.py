@@ -15,7 +15,6 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil
 from links import configure, loopback_teacher
 
@@ -23,6 +22,7 @@ from edge_student.comm_port import worker_environment
 from edge_student.journal import write_json
 from edge_student.provenance import command_line, describe_host, describe_software
 from edge_student.receiver import Receiver
+from edge_student.ring import RingShape, Slot
 from edgekd.command import parse
 from scheduler.threads import allowed_cores
 
@@ -48,12 +48,12 @@ def ask(address: str, seed: int, seconds: float) -> None:
     told = configure(address, batch_size=BATCH, seed=seed, encoding="float16")
     receiver = Receiver(told, lambda cause, attempt: print(cause, file=sys.stderr))
     receiver.describe()
-    logits, ids = np.empty((BATCH, CLASSES), np.float16), np.empty(BATCH, np.int64)
+    slot = Slot.empty(RingShape(num_slots=1, batch_size=BATCH, num_classes=CLASSES, logit_bytes=2))
     print(_READY, flush=True)
     sys.stdin.readline()
     deadline, num_batches = time.monotonic() + seconds, 0
     while time.monotonic() < deadline:
-        receiver.receive(num_batches, 1 << 30, logits=logits, sample_ids=ids, between_chunks=lambda: None)
+        receiver.receive(num_batches, 1 << 30, slot, lambda: None)
         num_batches += 1
     print(json.dumps({"num_batches": num_batches, "num_reconnects": receiver.num_reconnects}))
 

@@ -147,7 +147,7 @@ def main() -> None:
     bare, orchestrated = [], []
     gc.freeze()  # as a run does
     config = CompareConfig(private=f"{dataset(settings.size)}:private", out=Path(), log_level="error", teacher_model="cnn:width=4")
-    with embedded_teacher(config, CORES[0], "") as address:
+    with embedded_teacher(config, CORES[0]) as address:
         for pair in range(settings.pairs):
             runs = [lambda: bare.append(time_bare(settings)), lambda: orchestrated.append(time_orchestrated(settings, address))]
             for run in runs if pair % 2 == 0 else reversed(runs):

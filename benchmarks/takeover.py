@@ -214,7 +214,7 @@ def main() -> None:
         teacher_model="cnn:width=4",
         rate_limit=settings.rate_limit,
     )
-    with embedded_teacher(config, CORES[0], "") as address:
+    with embedded_teacher(config, CORES[0]) as address:
         orders = [(True, False) if number % 2 == 0 else (False, True) for number in range(settings.rounds)]
         runs = [run(settings, address, between_layers=kind, threads=len(CORES)) for order in orders for kind in order]
         small = replace(settings, **_SMALL)

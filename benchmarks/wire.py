@@ -184,13 +184,7 @@ def _receive(told: dict[str, Any]) -> Cost:
 
     def receive(start: int, count: int) -> int:
         return sum(
-            receiver.receive(
-                index,
-                _WARM_UP + told["batches"],
-                logits=ring.logits(index),
-                sample_ids=ring.sample_ids(index),
-                between_chunks=lambda: None,
-            )
+            receiver.receive(index, _WARM_UP + told["batches"], ring.slot(index), lambda: None)
             for index in range(start, start + count)
         )
 

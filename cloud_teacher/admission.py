@@ -4,6 +4,7 @@ The answers say the rule and the server's own values. They repeat numbers that c
 end up in somebody's terminal.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import grpc
@@ -11,8 +12,9 @@ from google.protobuf.message import DecodeError
 
 from cloud_teacher.store import StoreKey
 from edgekd.codec import Format, from_wire
+from edgekd.inputs import InputEncoding, input_from_wire
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import MAX_BATCH_SIZE, MAX_START, MAX_WINDOW
+from edgekd.wire import MAX_BATCH_SIZE, MAX_START, MAX_STRIDE, MAX_WINDOW
 
 
 class RefusedError(Exception):
@@ -26,13 +28,15 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """A granted request: batches start .. start+count-1, of batch_size samples each, in the order of seed."""
+    """A granted request: batches start, start+stride, ..., count of them, of batch_size samples each, in the order of seed."""
 
     start: int
     count: int
     batch_size: int
     seed: int
     form: Format
+    stride: int = 1
+    inputs: InputEncoding | None = None
 
 
 def parse(message: bytes) -> teacher_pb2.StreamLogitsRequest:
@@ -43,8 +47,8 @@ def parse(message: bytes) -> teacher_pb2.StreamLogitsRequest:
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a StreamLogitsRequest") from None
 
 
-def admit(request: teacher_pb2.StreamLogitsRequest, key: StoreKey) -> Window:
-    """The window that `request` asks of the teacher and data set `key`.
+def admit(request: teacher_pb2.StreamLogitsRequest, key: StoreKey, input_encodings: Collection[InputEncoding] = ()) -> Window:
+    """The window that `request` asks of the teacher and data set `key`, whose inputs can travel in these ways.
 
     Raises RefusedError with the codes that teacher.proto lists.
     """
@@ -53,9 +57,16 @@ def admit(request: teacher_pb2.StreamLogitsRequest, key: StoreKey) -> Window:
     try:
         form = Format(from_wire(request.encoding), request.top_k)
         form.layout(key.num_classes)
+        inputs = input_from_wire(request.input_encoding)
     except ValueError as error:
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
-    last = request.start + request.count - 1
+    if inputs is not None and inputs not in input_encodings:
+        can = ", ".join(input_encodings) or "no way: each is too large"
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"input_encoding is {inputs}, these inputs can travel as {can}")
+    if request.stride > MAX_STRIDE:
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"stride is {request.stride}, must be in 0 .. {MAX_STRIDE}")
+    stride = max(request.stride, 1)
+    last = request.start + (request.count - 1) * stride
     if last > MAX_START:
         raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, f"the window ends at batch {last}, the last one is {MAX_START}")
     _check_digest("teacher_digest", request.teacher_digest, key.teacher_digest)
@@ -66,6 +77,8 @@ def admit(request: teacher_pb2.StreamLogitsRequest, key: StoreKey) -> Window:
         batch_size=request.batch_size,
         seed=request.seed,
         form=form,
+        stride=stride,
+        inputs=inputs,
     )
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_teacher.admission import Window
+from cloud_teacher.inputs import EncodedInputs, PublicInputs
 from cloud_teacher.store import LogitStore
 from edgekd.codec import checksum, chunk_rows, encode, to_wire
+from edgekd.inputs import input_to_wire
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2
 
@@ -20,11 +22,12 @@ _GROUP_BYTES = 256 << 10
 _GROUP_CHUNKS = 64
 
 _PAYLOAD_TAG = bytes([teacher_pb2.LogitsChunk.PAYLOAD_FIELD_NUMBER << 3 | 2])
+_INPUTS_TAG = bytes([teacher_pb2.LogitsChunk.INPUTS_FIELD_NUMBER << 3 | 2])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """A LogitsChunk as it goes on the wire, and the size of its payload alone, which is what a rate limit counts."""
+    """A LogitsChunk as it goes on the wire, and the size of its payload and inputs alone, which is what a rate limit counts."""
 
     data: bytes
     payload_bytes: int
@@ -41,18 +44,22 @@ class Group:
 class WindowReader:
     """A position in a window. Used by one thread at a time."""
 
-    def __init__(self, window: Window, store: LogitStore) -> None:
+    def __init__(self, window: Window, store: LogitStore, inputs: PublicInputs | None = None) -> None:
+        """`inputs` are needed for a window that was granted with them."""
+        assert window.inputs is None or inputs is not None
         self._window = window
         self._store = store
+        self._inputs = inputs
         self._chunk_rows = chunk_rows(store.key.num_classes, window.form)
         self._batch = window.start
+        self._stop = window.start + window.count * window.stride
         self._row = 0
         self._ids = np.empty(0, np.int64)
 
     @property
     def is_done(self) -> bool:
         """Whether the whole window has been read."""
-        return self._batch == self._window.start + self._window.count
+        return self._batch == self._stop
 
     def read(self) -> Group:
         """The next few chunks, up to the first whose rows are missing; if that is the very first, its missing ids instead."""
@@ -63,6 +70,8 @@ class WindowReader:
                 window = self._window
                 self._ids = batch_ids(window.seed, self._store.key.num_samples, window.batch_size, self._batch)
             ids = self._ids[self._row : self._row + self._chunk_rows]
+            if self._inputs is not None and self._window.inputs is not None:
+                ids = ids[: self._inputs.num_fitting(ids, self._window.inputs)]
             missing = self._store.missing(ids)
             if len(missing):
                 return Group(messages=messages, missing=missing if not messages else missing[:0])
@@ -71,11 +80,14 @@ class WindowReader:
             num_bytes += message.payload_bytes
             self._row += len(ids)
             if self._row == self._window.batch_size:
-                self._batch, self._row = self._batch + 1, 0
+                self._batch, self._row = self._batch + self._window.stride, 0
         return Group(messages=messages, missing=self._ids[:0])
 
     def _message(self, ids: npt.NDArray[np.int64]) -> Message:
         payload = encode(self._store.read(ids), self._window.form)
+        inputs = EncodedInputs(data=b"", lengths=[], pixels_crc32=0)
+        if self._inputs is not None and self._window.inputs is not None:
+            inputs = self._inputs.encode(ids, self._window.inputs)
         header = teacher_pb2.LogitsChunk(
             batch_index=self._batch,
             row_start=self._row,
@@ -85,11 +97,16 @@ class WindowReader:
             top_k=self._window.form.top_k,
             sample_ids=ids.tolist(),
             crc32=checksum(payload),
+            input_encoding=input_to_wire(self._window.inputs),
+            input_lengths=inputs.lengths,
+            pixels_crc32=inputs.pixels_crc32,
         )
-        # Fields of a protobuf message may come in any order, so the payload is appended to the rest. Setting it in the object
+        # Fields of a protobuf message may come in any order, so what is long is appended to the rest. Setting it in the object
         # would copy it twice more, and the edge that shares our cores in a benchmark would pay for that.
-        data = b"".join((header.SerializeToString(), _PAYLOAD_TAG, _varint(len(payload)), payload))
-        return Message(data=data, payload_bytes=len(payload))
+        parts = [header.SerializeToString(), _PAYLOAD_TAG, _varint(len(payload)), payload]
+        if inputs.data:
+            parts += [_INPUTS_TAG, _varint(len(inputs.data)), inputs.data]
+        return Message(data=b"".join(parts), payload_bytes=len(payload) + len(inputs.data))
 
 
 def _varint(number: int) -> bytes:

@@ -15,6 +15,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+from cloud_teacher.inputs import PublicInputs
 from cloud_teacher.pacing import Pacer
 from cloud_teacher.service import SERVICE_NAME, TeacherService
 from cloud_teacher.store import LogitStore
@@ -28,9 +29,20 @@ _WIND_UP_S = 0.5
 class TeacherServer:
     """One service on one port. Make it, start it and stop it on one event loop."""
 
-    def __init__(self, store: LogitStore, *, dataset_name: str, max_streams: int, pacer: Pacer | None, computing: Executor) -> None:
+    def __init__(
+        self,
+        store: LogitStore,
+        *,
+        dataset_name: str,
+        max_streams: int,
+        pacer: Pacer | None,
+        computing: Executor,
+        inputs: PublicInputs | None = None,
+    ) -> None:
         """`computing` runs the teacher and must have one thread; the caller shuts it down, and closes the store, after `stop`."""
-        self.service = TeacherService(store, dataset_name=dataset_name, max_streams=max_streams, pacer=pacer, computing=computing)
+        self.service = TeacherService(
+            store, dataset_name=dataset_name, max_streams=max_streams, pacer=pacer, computing=computing, inputs=inputs
+        )
         self._store = store
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=server_options())

@@ -20,11 +20,13 @@ import numpy.typing as npt
 
 from cloud_teacher.admission import RefusedError, admit, parse
 from cloud_teacher.batches import WindowReader
+from cloud_teacher.inputs import PublicInputs
 from cloud_teacher.pacing import Pacer
 from cloud_teacher.store import LogitStore, StoreInterruptedError
 from edgekd.codec import Encoding, to_wire
+from edgekd.inputs import InputEncoding, input_to_wire
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import MAX_BATCH_SIZE, MAX_CHUNK_BYTES, MAX_WINDOW, PROTOCOL_VERSION
+from edgekd.wire import MAX_BATCH_SIZE, MAX_CHUNK_BYTES, MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION
 
 SERVICE_NAME = "edgekd.v1.Teacher"
 
@@ -39,13 +41,23 @@ T = TypeVar("T")
 class TeacherService:
     """Serves the rows of one store."""
 
-    def __init__(self, store: LogitStore, *, dataset_name: str, max_streams: int, pacer: Pacer | None, computing: Executor) -> None:
-        """`computing` runs the teacher; it must have one thread."""
+    def __init__(
+        self,
+        store: LogitStore,
+        *,
+        dataset_name: str,
+        max_streams: int,
+        pacer: Pacer | None,
+        computing: Executor,
+        inputs: PublicInputs | None = None,
+    ) -> None:
+        """`computing` runs the teacher; it must have one thread. Without `inputs` none can travel."""
         self._store = store
         self._dataset_name = dataset_name
         self._max_streams = max_streams
         self._pacer = pacer
         self._computing = computing
+        self._inputs = inputs
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._going_away = asyncio.Event()
         self.num_streams = 0
@@ -77,20 +89,23 @@ class TeacherService:
             max_batch_size=MAX_BATCH_SIZE,
             max_window=MAX_WINDOW,
             max_chunk_bytes=MAX_CHUNK_BYTES,
+            max_stride=MAX_STRIDE,
+            input_shape=() if self._inputs is None else self._inputs.shape,
+            input_encodings=[input_to_wire(encoding) for encoding in self._input_encodings],
         )
 
     async def stream_logits(self, request: bytes, context: grpc.aio.ServicerContext) -> None:
         """The batches of a window in order, each as one or more chunks; or a status that says why not."""
         peer = context.peer()
         try:
-            window = admit(parse(request), self._store.key)
+            window = admit(parse(request), self._store.key, self._input_encodings)
             if self.num_streams >= self._max_streams:
                 raise RefusedError(
                     grpc.StatusCode.RESOURCE_EXHAUSTED, f"all {self._max_streams} streams are taken; try again later"
                 )
             self.num_streams += 1
             try:
-                await self._send(WindowReader(window, self._store), context)
+                await self._send(WindowReader(window, self._store, self._inputs), context)
             finally:
                 # Also when the edge vanishes: its call is cancelled, and the cancellation arrives here.
                 self.num_streams -= 1
@@ -106,6 +121,10 @@ class TeacherService:
         except Exception:
             logger.exception("%s: unexpected failure", peer)
             await context.abort(grpc.StatusCode.INTERNAL, _OUR_FAULT)
+
+    @property
+    def _input_encodings(self) -> list[InputEncoding]:
+        return [] if self._inputs is None else self._inputs.encodings
 
     def go_away(self) -> None:
         """End every stream at its next chunk, with a status that tells the edge to come back."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cloud_teacher.config import PrecomputeConfig, ServeConfig, TeacherConfig, is_loopback, parse_listen
+from cloud_teacher.inputs import PublicInputs
 from cloud_teacher.pacing import Pacer, parse_rate
 from cloud_teacher.progress import show_progress
 from cloud_teacher.server import TeacherServer, check_port
@@ -38,7 +39,7 @@ def serve(config: ServeConfig) -> int:
             _tell_store(store)
             if config.precompute:
                 computing.submit(fill, store).result()
-            asyncio.run(_listen(config, store, computing))
+            asyncio.run(_listen(config, store, computing, PublicInputs(teacher.dataset)))
         finally:
             store.interrupt()
             computing.shutdown(cancel_futures=True)
@@ -105,12 +106,14 @@ def fill(store: LogitStore) -> None:
             store.fill(np.arange(store.key.num_samples), on_progress=progress.advance)
 
 
-async def _listen(config: ServeConfig, store: LogitStore, computing: ThreadPoolExecutor) -> None:
+async def _listen(config: ServeConfig, store: LogitStore, computing: ThreadPoolExecutor, inputs: PublicInputs) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     pacer = None if config.rate_limit is None else Pacer(parse_rate(config.rate_limit))
-    server = TeacherServer(store, dataset_name=config.dataset, max_streams=config.max_streams, pacer=pacer, computing=computing)
+    server = TeacherServer(
+        store, dataset_name=config.dataset, max_streams=config.max_streams, pacer=pacer, computing=computing, inputs=inputs
+    )
     host, port = parse_listen(config.listen)
     port = await server.start(host, port)
     if not is_loopback(host):

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from edge_student.comm_port import CommWorkerProcess
 from edge_student.measuring import Visit
-from edge_student.ring import Ring
+from edge_student.ring import Ring, Slot
 from edge_student.trainer import TorchTeam, Trainer
 from edgekd.command import WorldError
 from edgekd.layouts import Decoded
@@ -54,7 +57,7 @@ class Bench:
         if not self._may_be_behind:
             logger.warning("the kernel would not let comm come back from SCHED_IDLE: compute-first is measured without it")
         self._visit: Visit | None = None
-        self._received: list[Decoded] = []
+        self._received: list[Slot] = []
         self.num_troubles = 0
 
     def __enter__(self) -> "Bench":
@@ -78,7 +81,7 @@ class Bench:
                 self._changed.wait(_POLL_S)
             num_batches = min(self._num_received, wanted)
         # Copied while no slot is free, so that nothing is written into them.
-        self._received = [self._ring.logits(index).copy() for index in range(num_batches)]
+        self._received = [self._ring.slot(index).copy() for index in range(num_batches)]
         self._worker.free_slots(FOREVER)
 
     def stay(self, visit: Visit) -> None:
@@ -98,7 +101,11 @@ class Bench:
 
     def logits(self, batch_index: int) -> Decoded:
         """For the trainer: the logits of a batch, [public batch, classes]."""
-        return self._received[batch_index]
+        return self._received[batch_index].logits
+
+    def inputs(self, batch_index: int) -> npt.NDArray[np.uint8]:
+        """For the trainer: the public inputs of a batch, uint8 [public batch, channels, height, width], where they travel."""
+        return self._received[batch_index].inputs
 
     def between_layers(self) -> None:
         """For the trainer: a mode is kept for a whole visit, so there is nothing to look at."""

@@ -48,12 +48,12 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Sur
     if config.torch_threads is not None:
         torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
     max_threads = torch.get_num_threads()
-    with teacher(config, cores[0], data.public.digest) as address:
-        with CommWorkerProcess(configure(config, address, surroundings)) as worker:
+    with teacher(config, cores[0]) as address:
+        with CommWorkerProcess(configure(config, address, surroundings, cores)) as worker:
             described = worker.await_description()
             check_teacher(described, data, address)
             trainer = make_trainer(config, data, described.num_classes, device)
-            with _ring(config, described) as ring, _no_collections():
+            with _ring(config, described, data) as ring, _no_collections():
                 worker.use_ring(ring, start=0, stop=FOREVER)
                 with Bench(worker=worker, ring=ring, trainer=trainer, cores=cores, max_threads=max_threads) as bench:
                     bench.receive_first(_FIRST_BATCHES * config.seconds)
@@ -116,8 +116,8 @@ def _check_models(config: CalibrateConfig, data: TrainingData) -> None:
 
 
 @contextmanager
-def _ring(config: CalibrateConfig, described: Described) -> Iterator[Ring]:
-    ring = Ring.create(ring_shape(config, described.num_classes))
+def _ring(config: CalibrateConfig, described: Described, data: TrainingData) -> Iterator[Ring]:
+    ring = Ring.create(ring_shape(config, described.num_classes, data.private.images.shape[1:]))
     try:
         yield ring
     finally:

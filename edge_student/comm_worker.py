@@ -10,13 +10,13 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 from edge_student import messages
 from edge_student.logit_cache import CacheError
 from edge_student.logit_source import LogitSource, make_source
 from edge_student.messages import (
-    BatchReceived,
     Configure,
     Failed,
     Finished,
@@ -29,7 +29,9 @@ from edge_student.messages import (
 from edge_student.parent import die_with_parent
 from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
 from edge_student.ring import Ring
-from edge_student.thread_times import Busy
+from edge_student.streams import receive_all
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -45,9 +47,13 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
-        return serve(control)
+        status = serve(control)
     except PeerGone:
-        return 1
+        status = 1
+    if threading.active_count() > 1:  # streams that wait for a dead link, while another has failed already
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def serve(control: socket.socket) -> int:
@@ -58,9 +64,13 @@ def serve(control: socket.socket) -> int:
     yield_to_training(config)
     receiver = Receiver(config, lambda cause, attempt: messages.send(control, _trouble(cause, attempt)))
     source: LogitSource | None = None
+    sources: list[LogitSource] = []
     try:
         source = make_source(config, receiver)
         messages.send(control, source.describe())
+        sources = source.divide(config.num_streams)
+        if len(sources) < config.num_streams:
+            logger.warning("the teacher divides its batches among %d streams at most, not %d", len(sources), config.num_streams)
         job, fds = messages.receive(control)
         assert isinstance(job, UseRing), job
         ring = Ring.attach(fds[0])
@@ -68,7 +78,15 @@ def serve(control: socket.socket) -> int:
         messages.send(control, Ready())
         go, _ = messages.receive(control)
         assert isinstance(go, Go), go
-        receive_all(control, source, receiver, ring, job)
+        num_bytes = receive_all(control, sources, ring, job)
+        receivers = [receiver for each in sources for receiver in each.receivers]
+        finished = Finished(
+            cpu_s=time.process_time(),
+            num_bytes=num_bytes,
+            num_reconnects=sum(receiver.num_reconnects for receiver in receivers),
+            num_refused_chunks=sum(receiver.num_refused_chunks for receiver in receivers),
+        )
+        messages.send(control, finished)
     except (RequestRefusedError, CacheError) as error:
         messages.send(control, Failed(cause=str(error), is_user_error=True))
         return 1
@@ -81,8 +99,8 @@ def serve(control: socket.socket) -> int:
         messages.send(control, Failed(cause=f"{error.filename}: {error.strerror}", is_user_error=False))
         return 1
     finally:
-        if source is not None:
-            source.close()
+        for each in reversed(sources or [source] if source else []):  # the first has the cache
+            each.close()
     return 0
 
 
@@ -93,67 +111,7 @@ def yield_to_training(config: Configure) -> None:
         try:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         except PermissionError as error:  # a container's rules; niceness alone does most of it
-            logging.getLogger(__name__).warning("the kernel refused SCHED_IDLE (%s); comm may interrupt training", error.strerror)
-
-
-def receive_all(control: socket.socket, source: LogitSource, receiver: Receiver, ring: Ring, job: UseRing) -> None:
-    """Receive batches `job.start` .. `job.stop - 1` into the ring, each as soon as its slot is free and nobody holds us."""
-    gate = Gate(control, ring)
-    cpu_before = time.process_time()
-    before = time.monotonic()
-    busy = Busy(before)
-    total_bytes = 0
-    for index in range(job.start, job.stop):
-        gate.wait_for_slot(index)
-        gate.wait_while_held()
-        started = time.monotonic()
-        num_bytes = source.receive(
-            index,
-            job.stop,
-            logits=ring.logits(index),
-            sample_ids=ring.sample_ids(index),
-            between_chunks=gate.wait_while_held,
-        )
-        total_bytes += num_bytes
-        cpu_now, ended = time.process_time(), time.monotonic()
-        message = BatchReceived(
-            index=index,
-            started=started,
-            ended=ended,
-            cpu_s=cpu_now - cpu_before,
-            busy_s=busy.between(before, ended),
-            num_bytes=num_bytes,
-        )
-        cpu_before, before = cpu_now, ended
-        messages.send(control, message)
-    finished = Finished(
-        cpu_s=time.process_time(),
-        num_bytes=total_bytes,
-        num_reconnects=receiver.num_reconnects,
-        num_refused_chunks=receiver.num_refused_chunks,
-    )
-    messages.send(control, finished)
-
-
-class Gate:
-    """Lets the worker go on when it may: its slot is free, and it is not held. Asleep on the socket otherwise."""
-
-    def __init__(self, control: socket.socket, ring: Ring) -> None:
-        self._control = control
-        self._ring = ring
-
-    def wait_for_slot(self, index: int) -> None:
-        """Wait until the batch that lay in the slot of `index` has been consumed."""
-        while not self._ring.has_slot_for(index):
-            self._wait_for_wake()
-
-    def wait_while_held(self) -> None:
-        """Wait until the scheduler lets comm have cores."""
-        while self._ring.is_held:
-            self._wait_for_wake()
-
-    def _wait_for_wake(self) -> None:
-        messages.await_wake(self._control)
+            logger.warning("the kernel refused SCHED_IDLE (%s); comm may interrupt training", error.strerror)
 
 
 def _trouble(cause: str, attempt: int) -> LinkTrouble:

@@ -29,7 +29,7 @@ from edge_student.report import print_disturbances, print_table
 from edge_student.summary import BASELINE, summarize
 from edge_student.turns import is_complete, run_turns
 from edgekd.command import WorldError
-from edgekd.datasets import ImageDataset, load_dataset
+from edgekd.datasets import load_dataset
 from edgekd.devices import choose_device
 from edgekd.models import build_model
 from scheduler.policies import POLICIES, make_policy
@@ -45,7 +45,7 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     """Run everything, write report.json, print the table; 0 if every run was valid, 1 if some were not (the report says which)."""
     policies = choose_policies(config, len(cores))
     profile = load_profile(config, cores, device=str(choose_device(config.device)))
-    public = check_data_and_model(config)
+    check_data_and_model(config)
     make_folder(config.out)
     for name in ("report.json", "report.html"):
         (config.out / name).unlink(missing_ok=True)
@@ -53,7 +53,7 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     host = describe_host(cores)
     runs: list[dict[str, Any]] = []
     try:
-        with teacher(config, cores[0], public.digest) as address:
+        with teacher(config, cores[0]) as address:
             _run_all(config, address, policies, runs)
     finally:
         if runs:  # an interrupted comparison keeps what it has measured
@@ -64,12 +64,13 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     return 1 if failed else 0
 
 
-def check_data_and_model(config: CompareConfig) -> ImageDataset:
-    """The public data set; a name that is wrong here is answered before a teacher is trained. Raises ValueError."""
-    private, public = load_dataset(config.private), load_dataset(config.public_dataset)
+def check_data_and_model(config: CompareConfig) -> None:
+    """A name that is wrong here is answered before a teacher is trained. Raises ValueError."""
+    private = load_dataset(config.private)
+    if config.teacher is None or config.input_encoding is None:
+        load_dataset(config.public_dataset)
     for model in (config.model, config.teacher_model):
         build_model(model, num_classes=private.num_classes, input_shape=private.images.shape[1:], seed=config.seed)
-    return public
 
 
 def predict_all(

@@ -12,12 +12,15 @@ from edgekd.codec import Encoding, Format
 from edgekd.command import LogLevel
 from edgekd.cores import parse_cores
 from edgekd.devices import Device
-from edgekd.wire import MAX_BATCH_SIZE, MAX_TOP_K, MAX_WINDOW
+from edgekd.inputs import InputEncoding
+from edgekd.wire import MAX_BATCH_SIZE, MAX_STRIDE, MAX_TOP_K, MAX_WINDOW
 
 _MAX_SEED = 2**64 - 1
 DEFAULT_TOP_K = 10
 
 LogitsFrom = Literal["online", "hybrid", "offline"]
+PublicInputs = Literal["local", "stream", "stored"]
+_INPUT_ENCODINGS: dict[PublicInputs, InputEncoding] = {"stream": InputEncoding.PIXELS, "stored": InputEncoding.STORED}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +72,12 @@ class StudentConfig:
     alone, without a teacher; `fetch` fills it."""
     cache: Path = Path("~/.cache/edgekd/edge-logits")
     """Folder of the logit caches of this edge, one for each teacher, data set and encoding; or one of those."""
+    public_inputs: PublicInputs = "local"
+    """Where the public images come from: local if --public is on this device, stream if they are to travel with their logits as
+    pixels, or stored: as the JPEG or PNG files of the teacher's image folder, which are decoded here."""
+    streams: int | None = None
+    """Streams that receive at a time, each over a connection and in a thread of its own; without it, half as many as there
+    are cores, 4 at most."""
     window: int = 64
     """Batches asked for in one request."""
     max_wait: float = 60.0
@@ -78,7 +87,7 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         positive = ("cycles", "batch_size", "public_batch", "window", "ring_mib")
-        for name in (*positive, "private_samples", "prefetch", "torch_threads"):
+        for name in (*positive, "private_samples", "prefetch", "torch_threads", "streams"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, must be at least 1")
@@ -93,6 +102,8 @@ class StudentConfig:
             raise ValueError(f"--window is {self.window}, the protocol allows at most {MAX_WINDOW}")
         if not 0 <= self.seed < _MAX_SEED:
             raise ValueError(f"--seed is {self.seed}, must be in 0 .. 2^64-2")
+        if self.streams is not None and self.streams > MAX_STRIDE:
+            raise ValueError(f"--streams is {self.streams}, the protocol allows at most {MAX_STRIDE}")
         _check_top_k(self.encoding, self.top_k)
         if self.cores is not None:
             parse_cores(self.cores)
@@ -104,6 +115,11 @@ class StudentConfig:
     def form(self) -> Format:
         """How logits travel."""
         return _form(self.encoding, self.top_k)
+
+    @property
+    def input_encoding(self) -> InputEncoding | None:
+        """How public inputs travel with the logits; None if they are here."""
+        return _INPUT_ENCODINGS.get(self.public_inputs)
 
     @property
     def public_dataset(self) -> str:
@@ -135,6 +151,7 @@ class TrainConfig(StudentConfig):
             raise ValueError("--teacher is missing: name its address, HOST:PORT, or train with --logits offline")
         else:
             parse_address(self.teacher, flag="--teacher", lowest_port=1)
+        _check_public(self.public, self.public_inputs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +171,7 @@ class HostingConfig(StudentConfig):
             _check_offline(self.teacher)
         if self.teacher is not None:
             parse_address(self.teacher, flag="--teacher", lowest_port=1)
+            _check_public(self.public, self.public_inputs)
         if self.teacher is not None and self.rate_limit is not None:
             raise ValueError(f"--rate-limit {self.rate_limit} is for a teacher that is started here; give it to your own `serve`")
 
@@ -215,6 +233,9 @@ class FetchConfig:
     """With --encoding topk, how many of each row's logits; without it, 10."""
     cache: Path = Path("~/.cache/edgekd/edge-logits")
     """Folder of the logit caches of this edge, one for each teacher, data set and encoding."""
+    public_inputs: PublicInputs = "local"
+    """Where the public images come from: local if they are on this device, stream or stored if they are to be kept in the cache
+    too, having travelled as pixels or as the JPEG or PNG files of the teacher's image folder."""
     batch_size: int = 128
     """Samples in a batch on the wire."""
     window: int = 64
@@ -237,6 +258,16 @@ class FetchConfig:
     def form(self) -> Format:
         """How logits travel."""
         return _form(self.encoding, self.top_k)
+
+    @property
+    def input_encoding(self) -> InputEncoding | None:
+        """How public inputs travel with the logits; None if they are here."""
+        return _INPUT_ENCODINGS.get(self.public_inputs)
+
+
+def _check_public(public: str | None, inputs: PublicInputs) -> None:
+    if public is not None and inputs != "local":
+        raise ValueError(f"--public is {public}, but with --public-inputs {inputs} the teacher sends its own; leave one out")
 
 
 def _check_offline(teacher: str | None) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from edge_student.config import HostingConfig
 from edge_student.parent import end_with_parent
 from edgekd.command import USER_ERROR, WorldError
+from edgekd.datasets import load_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +25,19 @@ _STOP_WAIT_S = 10.0
 _ANNOUNCEMENT = "listening on "
 
 
-def teacher(config: HostingConfig, core: int, dataset_digest: str) -> AbstractContextManager[str | None]:
+def teacher(config: HostingConfig, core: int) -> AbstractContextManager[str | None]:
     """The address, HOST:PORT, of the teacher that the user named, or of one that is served while the block runs; None offline."""
     if config.logits == "offline":
         return nullcontext(None)
-    return embedded_teacher(config, core, dataset_digest) if config.teacher is None else nullcontext(config.teacher)
+    return embedded_teacher(config, core) if config.teacher is None else nullcontext(config.teacher)
 
 
 @contextmanager
-def embedded_teacher(config: HostingConfig, core: int, dataset_digest: str) -> Iterator[str]:
+def embedded_teacher(config: HostingConfig, core: int) -> Iterator[str]:
     """Serve `config.public_dataset` on loopback while the block runs; yields HOST:PORT. WorldError if it does not start."""
     command = [sys.executable, "-m", "cloud_teacher", "serve", "--listen", "127.0.0.1:0", "--precompute"]
     command += ["--dataset", config.public_dataset, "--model", config.teacher_model, "--log-level", config.log_level]
-    weights = trained_weights(config, dataset_digest)
+    weights = trained_weights(config)
     if weights is not None:
         command += ["--weights", str(weights)]
     if config.rate_limit is not None:
@@ -64,11 +65,11 @@ def embedded_teacher(config: HostingConfig, core: int, dataset_digest: str) -> I
         _stop(process)
 
 
-def trained_weights(config: HostingConfig, dataset_digest: str) -> Path | None:
+def trained_weights(config: HostingConfig) -> Path | None:
     """The cached weights of the teacher, trained now if there are none. None for synthetic data: noise teaches nothing."""
     if config.public_dataset.startswith("synthetic:"):
         return None
-    key = f"{config.teacher_model} {dataset_digest} {config.seed}"
+    key = f"{config.teacher_model} {load_dataset(config.public_dataset).digest} {config.seed}"
     path = _CACHE.expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if path.exists():
         return path

@@ -13,6 +13,7 @@ from edge_student.logit_source import Hybrid
 from edge_student.messages import Configure
 from edge_student.progress import Progress
 from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
+from edge_student.ring import RingShape, Slot
 from edgekd.command import WorldError
 
 logger = logging.getLogger(__name__)
@@ -39,15 +40,23 @@ def _receive_all(source: Hybrid, config: FetchConfig) -> int:
     described = source.describe()
     _check_dataset(config, described.dataset_digest, described.dataset_name)
     num_samples = described.num_samples
-    logits = np.empty((config.batch_size, described.num_classes), config.form.layout(described.num_classes).dtype)
-    ids = np.empty(config.batch_size, np.int64)
+    logit_bytes = np.dtype(config.form.layout(described.num_classes).dtype).itemsize
+    channels, height, width = described.input_shape if config.input_encoding else (0, 0, 0)
+    shape = RingShape(
+        num_slots=1,
+        batch_size=config.batch_size,
+        num_classes=described.num_classes,
+        logit_bytes=logit_bytes,
+        input_shape=(channels, height, width),
+    )
+    slot = Slot.empty(shape)
     stop = -(-num_samples // config.batch_size)  # the first epoch visits every sample
     logger.info("%d of %d rows are there; filling %s", source.cache.num_rows, num_samples, source.cache.folder)
     progress = Progress(num_samples, label="rows")
     num_bytes = 0
     try:
         for index in range(stop):
-            num_bytes += source.receive(index, stop, logits=logits, sample_ids=ids, between_chunks=lambda: None)
+            num_bytes += source.receive(index, stop, slot, lambda: None)
             progress.advance(min((index + 1) * config.batch_size, num_samples))
     finally:
         progress.close()
@@ -82,4 +91,5 @@ def _configure(config: FetchConfig) -> Configure:
         is_idle=False,
         logits="hybrid",
         cache=str(config.cache),
+        inputs=config.input_encoding or "",
     )

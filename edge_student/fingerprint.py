@@ -29,7 +29,18 @@ _SAME_DEVICE = {
     "power_mode": "rates change with the clock; set it back",
     "torch": "its kernels may be others; install that one",
 }
-_SAME_WORK = ("model", "batch_size", "public_batch", "input_shape", "num_classes", "encoding", "device", "torch_threads")
+_SAME_WORK = (
+    "model",
+    "batch_size",
+    "public_batch",
+    "input_shape",
+    "num_classes",
+    "encoding",
+    "inputs",
+    "streams",
+    "device",
+    "torch_threads",
+)
 _MAY_BE_UNKNOWN = ("input_shape", "num_classes")
 
 
@@ -63,6 +74,8 @@ def settings_of(
         "input_shape": None if input_shape is None else list(input_shape),
         "num_classes": num_classes,
         "encoding": str(config.form),
+        "inputs": config.public_inputs,
+        "streams": config.streams,
         "device": device,
         "torch_threads": config.torch_threads,
     }

@@ -1,6 +1,7 @@
 """Logits that have crossed the wire once, kept on the edge as they came: for one teacher, data set, augmentation and encoding.
 
-    DIR/<teacher16>-<dataset16>-<encoding>/   rows        uint8 [num_samples, row_bytes]: each row as it was encoded
+    DIR/<teacher16>-<dataset16>-<encoding>/   rows        uint8 [num_samples, row_bytes]: each row as it was encoded, and its pixels
+                                                          where inputs travel
                                               checksums   uint32 [num_samples]: of each row and its number; 0 where there is none
                                               meta.json   whose logits these are: digests, sizes, encoding
                                               lock        held with flock: by one that writes, or by any number that only read
@@ -8,12 +9,13 @@
 A row's checksum is written after the row, begun with the sample's number, and looked at when the row is first read: whatever a
 kill, a power cut or a bad disk has left half-written counts as missing and is received again. A cache whose meta.json does not fit
 is begun anew: logits of two teachers, data sets or encodings are never mixed. All of the disk space is taken at first, so that it
-cannot run out in the middle of a run. numpy only; not for several threads.
+cannot run out in the middle of a run. numpy only. Several threads may put and read, each other rows.
 """
 
 import fcntl
 import json
 import logging
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +27,10 @@ from zlib_ng import zlib_ng
 
 from edgekd.codec import Encoding, Format
 from edgekd.files import find_flaw, write_meta
+from edgekd.inputs import Pixels
 from edgekd.layouts import Decoded, LayoutError
 
-_FORMAT = 1
+_FORMAT = 2
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,11 @@ class CacheKey:
     encoding: str
     top_k: int
     augmentation: str = "none"
+    input_shape: tuple[int, ...] = ()
+    """Channels, height and width of the inputs that are kept with the logits; nothing where the edge has them anyway."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))  # JSON knows lists only
 
     @property
     def form(self) -> Format:
@@ -57,13 +65,24 @@ class CacheKey:
         return Format(Encoding(self.encoding), self.top_k)
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of one row: logits as they were encoded, then pixels."""
+        return self.form.layout(self.num_classes).row_bytes + self.input_bytes
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of a row's pixels."""
+        return math.prod(self.input_shape) if self.input_shape else 0
+
+    @property
     def folder(self) -> str:
-        """Name of the folder: the first 64 bits of both digests, and the encoding."""
-        return f"{self.teacher_digest[:16]}-{self.dataset_digest[:16]}-{str(self.form).replace(':', '-')}"
+        """Name of the folder: the first 64 bits of both digests, the encoding, and whether inputs are in it."""
+        form = str(self.form).replace(":", "-")
+        return f"{self.teacher_digest[:16]}-{self.dataset_digest[:16]}-{form}{'-inputs' if self.input_shape else ''}"
 
     def is_same(self, meta: object) -> bool:
         """Whether a meta.json says this. A data set's name is for people: its digest decides."""
-        return isinstance(meta, dict) and {**meta, "dataset_name": self.dataset_name} == {"format": _FORMAT, **asdict(self)}
+        return isinstance(meta, dict) and {**meta, "dataset_name": self.dataset_name} == _meta(self)
 
 
 class LogitCache:
@@ -75,7 +94,7 @@ class LogitCache:
         self._layout = key.form.layout(key.num_classes)
         mode = "r+" if is_writable else "r"
         self._is_writable = is_writable
-        self._rows = np.memmap(folder / "rows", np.uint8, mode, shape=(key.num_samples, self._layout.row_bytes))  # type: ignore[call-overload]
+        self._rows = np.memmap(folder / "rows", np.uint8, mode, shape=(key.num_samples, key.row_bytes))  # type: ignore[call-overload]
         self._checksums = np.memmap(folder / "checksums", np.uint32, mode, shape=(key.num_samples,))  # type: ignore[call-overload]
         self._is_missing = np.asarray(self._checksums == 0)
         self._is_verified = np.zeros(key.num_samples, bool)
@@ -96,18 +115,27 @@ class LogitCache:
                 self._lose(sample, "does not fit its checksum")
         return not self._is_missing[ids].any()
 
-    def put(self, ids: Ids, payload: bytes | memoryview) -> None:
-        """Keep the rows of a payload, whose samples these are."""
+    def put(self, ids: Ids, payload: bytes | memoryview, inputs: Pixels) -> None:
+        """Keep the rows of a payload, whose samples these are, and their inputs, uint8 [rows, channels, height, width]."""
         rows = np.frombuffer(payload, np.uint8).reshape(len(ids), self._layout.row_bytes)
+        if self.key.input_shape:
+            rows = np.concatenate([rows, inputs.reshape(len(ids), -1)], axis=1)
         self._rows[ids] = rows
         self._checksums[ids] = [_checksum(row, sample) for row, sample in zip(rows, ids.tolist(), strict=True)]
         self._is_missing[ids] = False
         self._is_verified[ids] = True
 
-    def read(self, ids: Ids, out: Decoded) -> None:
-        """Decode the rows of `ids`, all of which `has_all`, into [len(ids), classes]: what was decoded when they came."""
+    def read(self, ids: Ids, out: Decoded, inputs: Pixels) -> None:
+        """Decode the rows of `ids`, all of which `has_all`, into [len(ids), classes]: what was decoded when they came.
+
+        `inputs`, uint8 [len(ids), channels, height, width], gets their pixels, if they are kept.
+        """
+        rows = self._rows[ids]
+        if self.key.input_shape:
+            inputs[...] = rows[:, self._layout.row_bytes :].reshape(inputs.shape)
+            rows = rows[:, : self._layout.row_bytes]
         try:
-            self._layout.decode(self._rows[ids].tobytes(), out)
+            self._layout.decode(rows.tobytes(), out)
         except LayoutError as error:  # a checksum that fits by chance, or a file that somebody made
             raise CacheError(f"the logit cache {self.folder} {error}: delete it and fill it again") from None
 
@@ -156,8 +184,10 @@ def open_cache(base: Path, key: CacheKey) -> LogitCache:
         raise
 
 
-def open_filled(base: Path, *, dataset_digest: str, form: Format) -> LogitCache:
+def open_filled(base: Path, *, dataset_digest: str, form: Format, with_inputs: bool = False) -> LogitCache:
     """The one cache under `base`, or `base` itself, that holds logits of this data set in this encoding, for reading only.
+
+    With `with_inputs` it must have the inputs too, and then any data set will do if no digest is given.
 
     Raises CacheError if there is none, or more than one, because of several teachers.
     """
@@ -168,17 +198,19 @@ def open_filled(base: Path, *, dataset_digest: str, form: Format) -> LogitCache:
             fields = json.loads(meta.read_text(encoding="utf-8"))
             version = fields.pop("format")
             key = CacheKey(**fields)
-            if version == _FORMAT and key.dataset_digest == dataset_digest and key.form == form:
+            is_of_it = key.dataset_digest == dataset_digest or (with_inputs and not dataset_digest)
+            if version == _FORMAT and is_of_it and key.form == form and bool(key.input_shape) == with_inputs:
                 found.append((meta.parent, key))
         except (OSError, ValueError, TypeError, AttributeError, KeyError):
             continue  # nobody's cache, or that of another version
     if not found:
         raise CacheError(
-            f"there is no logit cache of this data set with encoding {form} in {base}: fill one with `edge-student fetch`"
+            f"there is no logit cache of this data set with encoding {form}{' and inputs' if with_inputs else ''} in {base}: "
+            "fill one with `edge-student fetch`"
         )
     if len(found) > 1:
         folders = " and ".join(str(folder) for folder, _ in found)
-        raise CacheError(f"{folders} hold logits of several teachers: name the one you mean with --cache")
+        raise CacheError(f"{folders} hold logits of several teachers or data sets: name the one you mean with --cache")
     folder, key = found[0]
     flaw = _find_flaw(folder, key)
     if flaw is not None:
@@ -204,7 +236,11 @@ def _checksum(row: npt.NDArray[np.uint8], sample: int) -> int:
 
 
 def _sizes(key: CacheKey) -> dict[str, int]:
-    return {"rows": key.num_samples * key.form.layout(key.num_classes).row_bytes, "checksums": 4 * key.num_samples}
+    return {"rows": key.num_samples * key.row_bytes, "checksums": 4 * key.num_samples}
+
+
+def _meta(key: CacheKey) -> dict[str, object]:
+    return {"format": _FORMAT, **asdict(key), "input_shape": list(key.input_shape)}
 
 
 def _find_flaw(folder: Path, key: CacheKey) -> str | None:
@@ -222,4 +258,4 @@ def _rebuild(folder: Path, key: CacheKey) -> None:
                 file.truncate(0)
                 cause = f"{error.strerror}: the cache takes {num_bytes / 1e6:.0f} MB"
                 raise OSError(error.errno, cause, str(folder / name)) from error
-    write_meta(folder, {"format": _FORMAT, **asdict(key)})
+    write_meta(folder, _meta(key))

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from edge_student.logit_cache import CacheError, CacheKey, LogitCache, open_cache, open_filled
 from edge_student.messages import Configure, Described
 from edge_student.receiver import Receiver
+from edge_student.ring import Slot
 from edgekd.codec import Encoding, Format
-from edgekd.layouts import Decoded
 from edgekd.order import batch_ids
 
 Ids = npt.NDArray[np.int64]
@@ -29,11 +29,24 @@ class LogitSource(Protocol):
     def check(self, start: int, stop: int) -> None:
         """Raise what would make one of batches start .. stop-1 fail, as far as that can be known before."""
 
-    def receive(self, index: int, stop: int, *, logits: Decoded, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
-        """Fill both with batch `index`, and return the payload bytes that crossed the wire for it: 0 if all was in a cache.
+    def divide(self, num_streams: int) -> list["LogitSource"]:
+        """So many sources, this one first, or as many as there can be; the n-th is for every batch n, n + their number ...
+
+        After `describe`, and before anything is received. Each is for one thread.
+        """
+
+    def needs_all_before(self, index: int) -> bool:
+        """Whether batch `index` can be received only when all batches before it have been, by whatever source."""
+
+    def receive(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
+        """Fill the slot with batch `index`, and return the bytes that crossed the wire for it: 0 if all was in a cache.
 
         Otherwise as `Receiver.receive`.
         """
+
+    @property
+    def receivers(self) -> list[Receiver]:
+        """Who has been on the wire for it."""
 
     def close(self) -> None:
         """Let go of connections and files."""
@@ -52,9 +65,22 @@ class Online:
     def check(self, start: int, stop: int) -> None:
         """The wire has everything."""
 
-    def receive(self, index: int, stop: int, *, logits: Decoded, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
+    def divide(self, num_streams: int) -> list[LogitSource]:
+        """As `Receiver.divide`."""
+        return [self, *(Online(receiver) for receiver in self._receiver.divide(num_streams)[1:])]
+
+    def needs_all_before(self, index: int) -> bool:
+        """No."""
+        return False
+
+    def receive(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
         """As `Receiver.receive`."""
-        return self._receiver.receive(index, stop, logits=logits, sample_ids=sample_ids, between_chunks=between_chunks)
+        return self._receiver.receive(index, stop, slot, between_chunks)
+
+    @property
+    def receivers(self) -> list[Receiver]:
+        """The one it was made with."""
+        return [self._receiver]
 
     def close(self) -> None:
         """Drop the connection."""
@@ -65,13 +91,17 @@ class Hybrid:
     """A batch whose rows are all in the cache is read there; every other comes over the wire, and its rows are kept.
 
     Windows end where the cache goes on, so that nothing crosses the wire twice, but for a batch of which only some rows are there:
-    the protocol knows whole batches only.
+    the protocol knows whole batches only. For the same reason, where several divide the batches, the second epoch begins when the
+    first has come.
     """
 
-    def __init__(self, receiver: Receiver, config: Configure) -> None:
+    def __init__(self, receiver: Receiver, config: Configure, cache: LogitCache | None = None) -> None:
+        """`cache`: of another that divides the batches with this one, and closes it."""
         self._receiver = receiver
         self._config = config
-        self._cache: LogitCache | None = None
+        self._cache = cache
+        self._has_own_cache = cache is None
+        self._is_in_second_epoch = False
         self._wire_stop = 0
 
     def describe(self) -> Described:
@@ -85,10 +115,19 @@ class Hybrid:
             num_classes=described.num_classes,
             encoding=config.encoding,
             top_k=config.top_k,
+            input_shape=described.input_shape if config.inputs else (),
         )
         self._cache = open_cache(Path(config.cache), key)
         self._receiver.on_rows = self.cache.put
         return described
+
+    def divide(self, num_streams: int) -> list[LogitSource]:
+        """As `Receiver.divide`, with one cache."""
+        sources: list[LogitSource] = [self]
+        for receiver in self._receiver.divide(num_streams)[1:]:
+            receiver.on_rows = self.cache.put
+            sources.append(Hybrid(receiver, self._config, self.cache))
+        return sources
 
     @property
     def cache(self) -> LogitCache:
@@ -99,33 +138,54 @@ class Hybrid:
     def check(self, start: int, stop: int) -> None:
         """The wire has what the cache has not."""
 
-    def receive(self, index: int, stop: int, *, logits: Decoded, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
+    def needs_all_before(self, index: int) -> bool:
+        """Where others divide the batches with this one: once, where the second epoch begins."""
+        if self._receiver.stride == 1 or self._is_in_second_epoch or index < self._second_epoch:
+            return False
+        self._is_in_second_epoch = True
+        return True
+
+    def receive(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
         """From the cache if it can, else over the wire."""
         if index >= self._wire_stop:
             ids = _ids(self._config, self.cache, index)
             if self.cache.has_all(ids):
                 between_chunks()
-                sample_ids[:] = ids
-                self.cache.read(ids, logits)
+                slot.sample_ids[:] = ids
+                self.cache.read(ids, slot.logits, slot.inputs)
                 return 0
             self._wire_stop = self._first_cached_after(index, stop)
-        return self._receiver.receive(index, self._wire_stop, logits=logits, sample_ids=sample_ids, between_chunks=between_chunks)
+        return self._receiver.receive(index, self._wire_stop, slot, between_chunks)
+
+    @property
+    def receivers(self) -> list[Receiver]:
+        """The one it was made with."""
+        return [self._receiver]
 
     def close(self) -> None:
         """Drop the connection, and write the cache to disk."""
         self._receiver.close()
-        if self._cache is not None:
+        if self._cache is not None and self._has_own_cache:
             self._cache.close()
+
+    @property
+    def _second_epoch(self) -> int:
+        """The first batch with a sample of the second epoch."""
+        return self.cache.key.num_samples // self._config.batch_size
 
     def _first_cached_after(self, index: int, stop: int) -> int:
         """The first batch, at most a window away, whose rows will all be there once those before it have come."""
+        stride = self._receiver.stride
+        last = min(index + self._config.window * stride, stop)
+        if stride > 1 and index < self._second_epoch:
+            last = min(last, self._second_epoch)
         coming = np.zeros(self.cache.key.num_samples, bool)
-        for later in range(index, min(index + self._config.window, stop)):
+        for later in range(index, last, stride):
             ids = _ids(self._config, self.cache, later)
             if later > index and self.cache.has_all(ids[~coming[ids]]):
                 return later
             coming[ids] = True
-        return min(index + self._config.window, stop)
+        return last
 
 
 class Offline:
@@ -134,7 +194,8 @@ class Offline:
     def __init__(self, config: Configure) -> None:
         form = Format(Encoding(config.encoding), config.top_k)
         self._config = config
-        self._cache = open_filled(Path(config.cache), dataset_digest=config.dataset_digest, form=form)
+        digest = config.dataset_digest
+        self._cache = open_filled(Path(config.cache), dataset_digest=digest, form=form, with_inputs=bool(config.inputs))
 
     def describe(self) -> Described:
         """What the teacher said when the cache was filled."""
@@ -145,7 +206,16 @@ class Offline:
             dataset_name=key.dataset_name,
             num_samples=key.num_samples,
             num_classes=key.num_classes,
+            input_shape=key.input_shape,
         )
+
+    def divide(self, num_streams: int) -> list[LogitSource]:
+        """The cache can be read by all."""
+        return [self] * num_streams
+
+    def needs_all_before(self, index: int) -> bool:
+        """No."""
+        return False
 
     def check(self, start: int, stop: int) -> None:
         """Raises CacheError if one of these batches has a sample without a row."""
@@ -160,12 +230,17 @@ class Offline:
                 "fill it with `edge-student fetch`, or use --logits hybrid"
             )
 
-    def receive(self, index: int, stop: int, *, logits: Decoded, sample_ids: Ids, between_chunks: Callable[[], None]) -> int:
+    def receive(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
         """From the cache, in no time."""
         between_chunks()
-        sample_ids[:] = _ids(self._config, self._cache, index)
-        self._cache.read(sample_ids, logits)
+        slot.sample_ids[:] = _ids(self._config, self._cache, index)
+        self._cache.read(slot.sample_ids, slot.logits, slot.inputs)
         return 0
+
+    @property
+    def receivers(self) -> list[Receiver]:
+        """Nobody."""
+        return []
 
     def close(self) -> None:
         """Let others write to the cache."""

@@ -24,6 +24,7 @@ class Configure:
     """Trainer -> worker, first: whom to ask and how. `max_wait_s` bounds the time without any progress.
 
     `logits` is online, hybrid or offline, `cache` the folder of the latter two. Offline the data set's digest says whose cache.
+    `inputs` is empty, or how public inputs travel with their logits; `num_streams` receive at a time.
     """
 
     teacher: str
@@ -39,17 +40,23 @@ class Configure:
     logits: str = "online"
     cache: str = ""
     dataset_digest: str = ""
+    inputs: str = ""
+    num_streams: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """Worker -> trainer: what the teacher says of itself."""
+    """Worker -> trainer: what the teacher says of itself. The shape of its inputs is empty where nobody knows it."""
 
     teacher_digest: str
     dataset_digest: str
     dataset_name: str
     num_samples: int
     num_classes: int
+    input_shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))  # JSON knows lists only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

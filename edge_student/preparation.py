@@ -1,6 +1,7 @@
 """What has to stand before anything can be timed: the data, a teacher that fits them, the trainer and the ring."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +16,18 @@ from scheduler.policies import Surroundings
 
 logger = logging.getLogger(__name__)
 
+_MOST_STREAMS = 4
 
-def configure(config: StudentConfig, address: str | None, surroundings: Surroundings, *, dataset_digest: str = "") -> Configure:
-    """What a comm worker is told: whom to ask and how, and what priority the policy wants for it.
+
+def configure(
+    config: StudentConfig,
+    address: str | None,
+    surroundings: Surroundings,
+    cores: Sequence[int],
+    *,
+    dataset_digest: str = "",
+) -> Configure:
+    """What a comm worker of a run on `cores` is told: whom to ask and how, and what priority the policy wants for it.
 
     `address` is None without a teacher; then `dataset_digest` says whose logits are read from the cache.
     """
@@ -35,15 +45,17 @@ def configure(config: StudentConfig, address: str | None, surroundings: Surround
         logits=config.logits,
         cache=str(config.cache),
         dataset_digest=dataset_digest,
+        inputs=config.input_encoding or "",
+        num_streams=config.streams or default_streams(len(cores)),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """The two data sets of a training step."""
+    """The two data sets of a training step; `public` is None where its inputs travel with the logits."""
 
     private: ImageDataset
-    public: ImageDataset
+    public: ImageDataset | None
 
 
 def load_training_data(config: StudentConfig) -> TrainingData:
@@ -54,17 +66,28 @@ def load_training_data(config: StudentConfig) -> TrainingData:
         raise ValueError(f"--private-samples is {wanted}, but {private.name} has {len(private.labels)} samples")
     if wanted is not None:
         private = replace(private, images=private.images[:wanted], labels=private.labels[:wanted])
-    return TrainingData(private=private, public=load_dataset(config.public_dataset))
+    public = None if config.input_encoding else load_dataset(config.public_dataset)
+    return TrainingData(private=private, public=public)
+
+
+def default_streams(num_cores: int) -> int:
+    """Streams that receive at a time where the user does not say: half as many as there are cores, 4 at most."""
+    return max(1, min(num_cores // 2, _MOST_STREAMS))
 
 
 def check_teacher(described: Described, data: TrainingData, address: str | None) -> None:
-    """ValueError unless the teacher serves our public data set, with as many classes as the private one has.
+    """ValueError unless the teacher serves our public data set, or inputs of the private one's shape, with as many classes.
 
     `address` is None if a cache speaks for it.
     """
     whose = "the logit cache" if address is None else f"the teacher at {address}"
     private, public = data.private, data.public
-    if described.dataset_digest != public.digest:
+    if public is None and described.input_shape != private.images.shape[1:]:
+        raise ValueError(
+            f"{whose} has inputs of {list(described.input_shape)}, {private.name} of {list(private.images.shape[1:])}: "
+            "one forward runs over both, so they must be of one shape"
+        )
+    if public is not None and described.dataset_digest != public.digest:
         raise ValueError(
             f"{whose} serves {described.dataset_name} (digest {described.dataset_digest[:12]}), "
             f"this edge has {public.name} (digest {public.digest[:12]}): name the same data set with --public"
@@ -94,10 +117,17 @@ def make_trainer(config: StudentConfig, data: TrainingData, num_classes: int, de
     return trainer
 
 
-def ring_shape(config: StudentConfig, num_classes: int) -> RingShape:
-    """Room for as many batches as the user allows, a run needs and the memory holds."""
+def ring_shape(config: StudentConfig, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
+    """Room for as many batches as the user allows, a run needs and the memory holds, of inputs of this shape where they travel."""
     wanted = min(config.prefetch or config.cycles, config.cycles)
     logit_bytes = np.dtype(config.form.layout(num_classes).dtype).itemsize
-    slot = RingShape(num_slots=1, batch_size=config.public_batch, num_classes=num_classes, logit_bytes=logit_bytes)
+    channels, height, width = input_shape
+    slot = RingShape(
+        num_slots=1,
+        batch_size=config.public_batch,
+        num_classes=num_classes,
+        logit_bytes=logit_bytes,
+        input_shape=(channels, height, width) if config.input_encoding else (0, 0, 0),
+    )
     fitting = max(1, (config.ring_mib << 20) // slot.slot_bytes)
     return replace(slot, num_slots=min(wanted, fitting))

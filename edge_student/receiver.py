@@ -5,6 +5,7 @@ stream after its first message, so the retrying is ours: a lost stream is asked 
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -16,12 +17,13 @@ import numpy.typing as npt
 import tenacity
 
 from edge_student.messages import Configure, Described
+from edge_student.ring import Slot
 from edgekd.chunks import Chunk, parse_chunk
 from edgekd.codec import ChunkError, Encoding, Format, decode_into, from_wire, to_wire
-from edgekd.layouts import Decoded
+from edgekd.inputs import InputEncoding, Pixels, decode_inputs_into, input_to_wire
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
-from edgekd.wire import PROTOCOL_VERSION, channel_options
+from edgekd.wire import MAX_INPUTS_BYTES, PROTOCOL_VERSION, channel_options
 
 T = TypeVar("T")
 
@@ -61,14 +63,17 @@ class Receiver:
     def __init__(self, config: Configure, on_trouble: Callable[[str, int], None]) -> None:
         self._config = config
         self._form = Format(Encoding(config.encoding), config.top_k)
+        self._inputs = InputEncoding(config.inputs) if config.inputs else None
         self._on_trouble = on_trouble
+        self._stride = 1
+        self._max_stride = 1
         self._channel: grpc.Channel | None = None
         self._stream: Iterator[Chunk] | None = None
         self._described: Described | None = None
         self._refused_in_a_row = 0
         self._failing_since: float | None = None
-        self.on_rows: Callable[[npt.NDArray[np.int64], memoryview], None] = lambda sample_ids, payload: None
-        """Hears of every chunk that was accepted: its sample ids, int64 [rows], and their rows as they were encoded."""
+        self.on_rows: Callable[[npt.NDArray[np.int64], memoryview, Pixels], None] = lambda sample_ids, payload, inputs: None
+        """Hears of every chunk that was accepted: its sample ids, int64 [rows], their rows as they were encoded, their inputs."""
         self.num_reconnects = 0
         self.num_refused_chunks = 0
         self.num_duplicate_chunks = 0
@@ -97,36 +102,47 @@ class Receiver:
             raise RequestRefusedError(
                 f"public batch of {self._config.batch_size} is over the teacher's limit of {answer.max_batch_size}"
             )
+        if self._inputs is not None:
+            self._check_inputs(answer)
         self._window = min(self._config.window, answer.max_window)
+        self._max_stride = max(1, answer.max_stride)
         self._described = Described(
             teacher_digest=answer.teacher_digest,
             dataset_digest=answer.dataset_digest,
             dataset_name=answer.dataset_name,
             num_samples=answer.num_samples,
             num_classes=answer.num_classes,
+            input_shape=tuple(answer.input_shape),
         )
         self.num_reconnects = 0  # waiting for a teacher to appear is none
         return self._described
 
-    def receive(
-        self,
-        index: int,
-        stop: int,
-        *,
-        logits: Decoded,
-        sample_ids: npt.NDArray[np.int64],
-        between_chunks: Callable[[], None],
-    ) -> int:
-        """Fill `logits` ([batch, classes], as `decode_into` takes it) and `sample_ids` (int64 [batch]) with batch `index`.
+    def divide(self, num_streams: int) -> list["Receiver"]:
+        """So many receivers, this one first, or as many as the teacher can serve. Of m the n-th is for batches n, n + m, n + 2m ...
 
-        Returns the payload bytes that crossed the wire.
+        Each has a connection of its own. After `describe`, and before anything is received.
+        """
+        num_streams = min(num_streams, self._max_stride)
+        receivers = [self, *(Receiver(self._config, self._on_trouble) for _ in range(num_streams - 1))]
+        for receiver in receivers:
+            receiver._stride, receiver._described, receiver._window = num_streams, self._described, self._window
+        return receivers
+
+    @property
+    def stride(self) -> int:
+        """How many receivers divide the batches."""
+        return self._stride
+
+    def receive(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
+        """Fill `slot` with batch `index`. Returns the bytes of payload and inputs that crossed the wire.
+
         Batches must be asked for in order; `stop` bounds how far the teacher may run ahead. `between_chunks` may block.
         Raises LinkLostError after `max_wait_s` without success, RequestRefusedError and BadTeacherError at once.
         """
         assert self._described is not None, "describe() comes first"
-        sample_ids[:] = batch_ids(self._config.seed, self._described.num_samples, self._config.batch_size, index)
+        slot.sample_ids[:] = batch_ids(self._config.seed, self._described.num_samples, self._config.batch_size, index)
         self._refused_in_a_row = 0
-        return self._patiently(lambda: self._receive_once(index, stop, logits, sample_ids, between_chunks))
+        return self._patiently(lambda: self._receive_once(index, stop, slot, between_chunks))
 
     def close(self) -> None:
         """Drop the connection. The next call makes a new one."""
@@ -143,27 +159,34 @@ class Receiver:
         except grpc.RpcError as error:
             raise self._translate(error) from None
 
-    def _receive_once(
-        self,
-        index: int,
-        stop: int,
-        logits: Decoded,
-        sample_ids: npt.NDArray[np.int64],
-        between_chunks: Callable[[], None],
-    ) -> int:
+    def _check_inputs(self, answer: teacher_pb2.DescribeResponse) -> None:
+        if input_to_wire(self._inputs) not in answer.input_encodings:
+            known = [encoding.value for encoding in InputEncoding if input_to_wire(encoding) in answer.input_encodings]
+            raise RequestRefusedError(
+                f"the teacher at {self._config.teacher} cannot send its inputs as {self._inputs}; it can send them as "
+                f"{', '.join(known) or 'nothing'}: give this edge the public data set instead (--public-inputs local)"
+            )
+        shape = tuple(answer.input_shape)
+        if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_INPUTS_BYTES:
+            raise RequestRefusedError(
+                f"the teacher at {self._config.teacher} has inputs of the shape {shape[:8]}, which must be channels, height and "
+                f"width, and at most {MAX_INPUTS_BYTES} bytes"
+            )
+
+    def _receive_once(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
         row = num_bytes = 0
-        while row < len(logits):
+        while row < len(slot.logits):
             between_chunks()
-            chunk, payload = self._next_chunk(index, stop)
-            if (chunk.batch_index, chunk.row_start) < (index, row):
+            chunk = self._next_chunk(index, stop)
+            if (chunk.header.batch_index, chunk.header.row_start) < (index, row):
                 self.num_duplicate_chunks += 1
                 continue
             try:
-                row += self._accept(chunk, payload, index, row, logits, sample_ids)
+                row += self._accept(chunk, index, row, slot)
             except ChunkError as error:
                 self._refuse(index, error)
             self._failing_since = None
-            num_bytes += len(payload)
+            num_bytes += len(chunk.payload) + len(chunk.inputs)
         return num_bytes
 
     def _next_chunk(self, index: int, stop: int) -> Chunk:
@@ -184,50 +207,57 @@ class Receiver:
         assert self._described is not None
         request = teacher_pb2.StreamLogitsRequest(
             start=index,
-            count=min(self._window, stop - index),
+            count=min(self._window, -(-(stop - index) // self._stride)),
             batch_size=self._config.batch_size,
             seed=self._config.seed,
             teacher_digest=self._described.teacher_digest,
             dataset_digest=self._described.dataset_digest,
             encoding=to_wire(self._form.encoding),
             top_k=self._form.top_k,
+            stride=self._stride if self._stride > 1 else 0,
+            input_encoding=input_to_wire(self._inputs),
         )
         stream = self._connection().unary_stream(
             _STREAM_LOGITS, teacher_pb2.StreamLogitsRequest.SerializeToString, response_deserializer=parse_chunk
         )
         return iter(stream(request))
 
-    def _accept(
-        self,
-        chunk: teacher_pb2.LogitsChunk,
-        payload: memoryview,
-        index: int,
-        row: int,
-        logits: Decoded,
-        sample_ids: npt.NDArray[np.int64],
-    ) -> int:
+    def _accept(self, chunk: Chunk, index: int, row: int, slot: Slot) -> int:
         """Verify one chunk and decode it to its rows; return how many. ChunkError says what is wrong with it."""
-        if (chunk.batch_index, chunk.row_start) != (index, row):
-            raise ChunkError(f"row {chunk.row_start} of batch {chunk.batch_index} came, row {row} of {index} was due")
-        end = row + chunk.num_rows
+        header, logits = chunk.header, slot.logits
+        if (header.batch_index, header.row_start) != (index, row):
+            raise ChunkError(f"row {header.row_start} of batch {header.batch_index} came, row {row} of {index} was due")
+        end = row + header.num_rows
         if not row < end <= len(logits):
-            raise ChunkError(f"{chunk.num_rows} rows from row {row} were sent of a batch of {len(logits)}")
-        if chunk.num_classes != logits.shape[1]:
-            raise ChunkError(f"{chunk.num_classes} classes were sent, the teacher described {logits.shape[1]}")
-        if (from_wire_or_refuse(chunk.encoding), chunk.top_k) != (self._form.encoding, self._form.top_k):
-            raise ChunkError(f"encoding number {chunk.encoding} with top_k {chunk.top_k} was sent, {self._form} was asked for")
-        if chunk.sample_ids != sample_ids[row:end].tolist():
+            raise ChunkError(f"{header.num_rows} rows from row {row} were sent of a batch of {len(logits)}")
+        if header.num_classes != logits.shape[1]:
+            raise ChunkError(f"{header.num_classes} classes were sent, the teacher described {logits.shape[1]}")
+        if (from_wire_or_refuse(header.encoding), header.top_k) != (self._form.encoding, self._form.top_k):
+            raise ChunkError(f"encoding number {header.encoding} with top_k {header.top_k} was sent, {self._form} was asked for")
+        if header.sample_ids != slot.sample_ids[row:end].tolist():
             raise ChunkError("the sample ids are not those of this batch: teacher and edge disagree on the order")
+        if header.input_encoding != input_to_wire(self._inputs) or (self._inputs is None and len(chunk.inputs)):
+            wanted = self._inputs or "no inputs"
+            raise ChunkError(f"{len(chunk.inputs)} bytes of inputs as number {header.input_encoding} came, {wanted} were asked for")
+        inputs = slot.inputs[row:end]
+        if self._inputs is not None:
+            decode_inputs_into(
+                chunk.inputs,
+                encoding=self._inputs,
+                lengths=list(header.input_lengths),
+                crc32=header.pixels_crc32,
+                out=inputs,
+            )
         decode_into(
-            payload,
+            chunk.payload,
             form=self._form,
-            rows=chunk.num_rows,
-            num_classes=chunk.num_classes,
-            crc32=chunk.crc32,
+            rows=header.num_rows,
+            num_classes=header.num_classes,
+            crc32=header.crc32,
             out=logits[row:end],
         )
-        self.on_rows(sample_ids[row:end], payload)
-        return chunk.num_rows
+        self.on_rows(slot.sample_ids[row:end], chunk.payload, inputs)
+        return header.num_rows
 
     def _refuse(self, index: int, error: ChunkError) -> None:
         self.num_refused_chunks += 1

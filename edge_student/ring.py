@@ -7,18 +7,20 @@ sends a Wake afterwards; the system calls that send and receive it are also the 
 The memory is a memfd that is passed by descriptor: nothing to clean up after a crash, and no limit from a small /dev/shm.
 """
 
+import math
 import mmap
 import os
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekd.layouts import Decoded
 
-_HEADER = struct.Struct("<8sIIII")
-_MAGIC = b"EDGEKD02"
+_HEADER = struct.Struct("<8sIIIIIII")
+_MAGIC = b"EDGEKD03"
 _HOLD_OFFSET = 64  # each word on a cache line of its own
 _CONSUMED_OFFSET = 128
 _PAGE = 4096
@@ -27,12 +29,16 @@ _TYPES: dict[int, type[np.float32] | type[np.float16]] = {4: np.float32, 2: np.f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingShape:
-    """Size of a ring: `num_slots` batches of `batch_size` rows with `num_classes` logits of 4 bytes each, or of 2: halves."""
+    """Size of a ring: `num_slots` batches of `batch_size` rows with `num_classes` logits of 4 bytes each, or of 2: halves.
+
+    `input_shape` is the channels, height and width of an input, where inputs travel with their logits.
+    """
 
     num_slots: int
     batch_size: int
     num_classes: int
     logit_bytes: int = 4
+    input_shape: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         if min(self.num_slots, self.batch_size, self.num_classes) < 1:
@@ -42,14 +48,34 @@ class RingShape:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of one slot: int64 sample ids, then the logits, rounded up to whole pages."""
-        raw = 8 * self.batch_size + self.logit_bytes * self.batch_size * self.num_classes
+        """Bytes of one slot: int64 sample ids, then the logits, then the inputs, rounded up to whole pages."""
+        raw = self.batch_size * (8 + self.logit_bytes * self.num_classes + math.prod(self.input_shape))
         return -(-raw // _PAGE) * _PAGE
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the whole ring."""
         return _PAGE + self.num_slots * self.slot_bytes
+
+
+class Slot(NamedTuple):
+    """A place for one batch: int64 [batch_size], float32 or float16 [batch_size, classes], and uint8 [batch_size, channels, height,
+    width], which has no elements where inputs do not travel. Views into a ring, or arrays of the same shapes.
+    """
+
+    sample_ids: npt.NDArray[np.int64]
+    logits: Decoded
+    inputs: npt.NDArray[np.uint8]
+
+    def copy(self) -> "Slot":
+        """The same in memory of its own."""
+        return Slot(self.sample_ids.copy(), self.logits.copy(), self.inputs.copy())
+
+    @classmethod
+    def empty(cls, shape: RingShape) -> "Slot":
+        """In memory of its own."""
+        logits: Decoded = np.empty((shape.batch_size, shape.num_classes), _TYPES[shape.logit_bytes])
+        return cls(np.empty(shape.batch_size, np.int64), logits, np.empty((shape.batch_size, *shape.input_shape), np.uint8))
 
 
 class Ring:
@@ -63,38 +89,51 @@ class Ring:
         self._consumed = np.frombuffer(self._memory, np.uint64, count=1, offset=_CONSUMED_OFFSET)
         ids_bytes = 8 * shape.batch_size
         num_logits = shape.batch_size * shape.num_classes
-        self._ids: list[npt.NDArray[np.int64]] = []
-        self._logits: list[Decoded] = []
+        inputs_bytes = shape.batch_size * math.prod(shape.input_shape)
+        self._slots: list[Slot] = []
         for slot in range(shape.num_slots):
             start = _PAGE + slot * shape.slot_bytes
-            self._ids.append(np.frombuffer(self._memory, np.int64, count=shape.batch_size, offset=start))
+            ids = np.frombuffer(self._memory, np.int64, count=shape.batch_size, offset=start)
             logits = np.frombuffer(self._memory, _TYPES[shape.logit_bytes], count=num_logits, offset=start + ids_bytes)
-            self._logits.append(logits.reshape(shape.batch_size, shape.num_classes))  # type: ignore[arg-type]
+            inputs = np.frombuffer(self._memory, np.uint8, count=inputs_bytes, offset=start + ids_bytes + logits.nbytes)
+            logits = logits.reshape(shape.batch_size, shape.num_classes)
+            self._slots.append(Slot(ids, logits, inputs.reshape(shape.batch_size, *shape.input_shape)))  # type: ignore[arg-type]
 
     @classmethod
     def create(cls, shape: RingShape) -> "Ring":
         """Make a new, empty ring. Pages are taken from memory when they are first written."""
         fd = os.memfd_create("edgekd-ring", os.MFD_CLOEXEC)
         os.ftruncate(fd, shape.num_bytes)
-        os.pwrite(fd, _HEADER.pack(_MAGIC, shape.num_slots, shape.batch_size, shape.num_classes, shape.logit_bytes), 0)
+        sizes = (shape.num_slots, shape.batch_size, shape.num_classes, shape.logit_bytes, *shape.input_shape)
+        os.pwrite(fd, _HEADER.pack(_MAGIC, *sizes), 0)
         return cls(fd, shape)
 
     @classmethod
     def attach(cls, fd: int) -> "Ring":
         """Map the ring behind a descriptor; ValueError if it is not one."""
-        magic, num_slots, batch_size, num_classes, logit_bytes = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
-        shape = RingShape(num_slots=num_slots, batch_size=batch_size, num_classes=num_classes, logit_bytes=logit_bytes)
+        magic, num_slots, batch_size, num_classes, logit_bytes, *inputs = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
+        shape = RingShape(
+            num_slots=num_slots,
+            batch_size=batch_size,
+            num_classes=num_classes,
+            logit_bytes=logit_bytes,
+            input_shape=(inputs[0], inputs[1], inputs[2]),
+        )
         if magic != _MAGIC or os.fstat(fd).st_size != shape.num_bytes:
             raise ValueError(f"descriptor {fd} is not an EdgeKD ring: magic {magic!r}, {os.fstat(fd).st_size} bytes")
         return cls(fd, shape)
 
-    def logits(self, batch_index: int) -> Decoded:
-        """The logits of a batch, [batch_size, num_classes] of float32 or float16: a view into the ring, no copy."""
-        return self._logits[batch_index % self.shape.num_slots]
+    def slot(self, batch_index: int) -> Slot:
+        """The slot of a batch: views into the ring, no copies."""
+        return self._slots[batch_index % self.shape.num_slots]
 
-    def sample_ids(self, batch_index: int) -> npt.NDArray[np.int64]:
-        """The sample ids of a batch, int64 [batch_size]: a view into the ring."""
-        return self._ids[batch_index % self.shape.num_slots]
+    def logits(self, batch_index: int) -> Decoded:
+        """The logits of a batch, [batch_size, num_classes] of float32 or float16."""
+        return self.slot(batch_index).logits
+
+    def inputs(self, batch_index: int) -> npt.NDArray[np.uint8]:
+        """The public inputs of a batch, uint8 [batch_size, channels, height, width], where they travel."""
+        return self.slot(batch_index).inputs
 
     @property
     def is_held(self) -> bool:

@@ -60,9 +60,9 @@ class Run:
         self._max_threads = torch.get_num_threads()
         # Without a teacher the data set says whose cache it is; with one, the worker looks for it meanwhile.
         data = load_training_data(config) if config.teacher is None else None
-        digest = "" if data is None else data.public.digest
+        digest = data.public.digest if data is not None and data.public is not None else ""
         surroundings = kind_of(config.policy).surroundings
-        with CommWorkerProcess(configure(config, config.teacher, surroundings, dataset_digest=digest)) as worker:
+        with CommWorkerProcess(configure(config, config.teacher, surroundings, self._cores, dataset_digest=digest)) as worker:
             # All of it now, the test data too, so that nothing is missing when the training is over.
             data, test = data or load_training_data(config), load_dataset(config.test_dataset)
             described = worker.await_description()
@@ -70,7 +70,7 @@ class Run:
             shape = data.private.images.shape[1:]  # now known, so that the profile can be held against it
             load_profile(config, self._cores, device=self._device, input_shape=shape, num_classes=described.num_classes)
             trainer = make_trainer(config, data, described.num_classes, self._device)
-            ring = Ring.create(self._ring_shape(described.num_classes))
+            ring = Ring.create(self._ring_shape(described.num_classes, data.private.images.shape[1:]))
             try:
                 worker.use_ring(ring, start=0, stop=config.cycles)
                 loop = self._make_loop(worker, ring)
@@ -107,10 +107,10 @@ class Run:
             raise interruption
         return result
 
-    def _ring_shape(self, num_classes: int) -> RingShape:
+    def _ring_shape(self, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
         """As many slots as fit; fewer than the user or the run would have is said."""
         config = self._config
-        shape = ring_shape(config, num_classes)
+        shape = ring_shape(config, num_classes, input_shape)
         if shape.num_slots < min(config.prefetch or config.cycles, config.cycles):
             self._notes.append(
                 f"prefetch limited to {shape.num_slots} batches by --ring-mib {config.ring_mib} ({shape.slot_bytes} bytes a batch)"
@@ -127,6 +127,7 @@ class Run:
             prefetch=num_slots if num_slots < self._config.cycles else None,
             profile=self._profile,
             comp_moves_at_boundaries=True,
+            inputs_travel=self._config.input_encoding is not None,
         )
         return SchedulerLoop(
             controller=controller,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from edge_student.layers import NOWHERE, everywhere, interruptible, measure
@@ -37,11 +38,14 @@ class Schedule(Protocol):
         """Called inside a task, in the same thread, where no parallel operation runs; may block, and is called often."""
 
 
-class LogitsSource(Protocol):
-    """Where the teacher's logits lie once their Comm task is done."""
+class BatchSource(Protocol):
+    """Where what came over the wire lies once its Comm task is done."""
 
     def logits(self, batch_index: int) -> Decoded:
         """[public batch, classes] of float32, or of float16 where they came so."""
+
+    def inputs(self, batch_index: int) -> npt.NDArray[np.uint8]:
+        """The public inputs, uint8 [public batch, channels, height, width]; asked for only where they travel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +63,13 @@ class Recipe:
 
 
 class Trainer:
-    """Trains `student` on `private` with a teacher's logits of `public`. Use: `warm_up()`, then `train()`."""
+    """Trains `student` on `private` with a teacher's logits of `public`. Use: `warm_up()`, then `train()`.
 
-    def __init__(self, *, student: torch.nn.Module, private: ImageDataset, public: ImageDataset, recipe: Recipe) -> None:
-        if private.images.shape[1:] != public.images.shape[1:]:
+    `public` is None where its inputs travel with the logits.
+    """
+
+    def __init__(self, *, student: torch.nn.Module, private: ImageDataset, public: ImageDataset | None, recipe: Recipe) -> None:
+        if public is not None and private.images.shape[1:] != public.images.shape[1:]:
             raise ValueError(
                 f"{private.name} has images of {private.images.shape[1:]}, {public.name} of {public.images.shape[1:]}; "
                 "one forward runs over both, so they must be of one shape"
@@ -86,9 +93,10 @@ class Trainer:
         student = deepcopy(self.student).train()
         optimizer = self._make_optimizer(student)
         teacher_logits = np.zeros((self._recipe.public_batch, num_classes), np.float32)
+        public_inputs = np.zeros((self._recipe.public_batch, *self._private.images.shape[1:]), np.uint8)
 
         def step() -> None:
-            logits, labels = self._forward(student, 0)
+            logits, labels = self._forward(student, 0, public_inputs)
             self._backward(optimizer, logits, labels, teacher_logits)
 
         step()
@@ -97,13 +105,13 @@ class Trainer:
         else:
             step()
 
-    def train(self, cycles: int, schedule: Schedule, source: LogitsSource, on_cycle: Callable[[int], None]) -> None:
+    def train(self, cycles: int, schedule: Schedule, source: BatchSource, on_cycle: Callable[[int], None]) -> None:
         """Run all cycles; `num_cycles` tells how far it came if something raises on the way."""
         self.student.train()
         with interruptible(self.student, self._places, schedule.between_layers):
             for cycle in range(cycles):
                 with schedule.task(Task.FORWARD):
-                    logits, labels = self._forward(self.student, cycle)
+                    logits, labels = self._forward(self.student, cycle, self._public_inputs(cycle, source))
                 with schedule.task(Task.BACKWARD):
                     self.last_loss = self._backward(self._optimizer, logits, labels, source.logits(cycle))
                 self.num_cycles = cycle + 1
@@ -120,13 +128,19 @@ class Trainer:
                 num_right += int((predicted == test.labels[start : start + _EVALUATION_BATCH]).sum())
         return num_right / len(test.labels)
 
-    def _forward(self, student: torch.nn.Module, cycle: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _public_inputs(self, cycle: int, source: BatchSource) -> npt.NDArray[np.uint8]:
+        if self._public is None:
+            return source.inputs(cycle)
+        return self._public.images[batch_ids(self._recipe.seed, len(self._public.images), self._recipe.public_batch, cycle)]
+
+    def _forward(
+        self, student: torch.nn.Module, cycle: int, public_inputs: npt.NDArray[np.uint8]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of [private ; public], and the private labels."""
         recipe = self._recipe
         # The public order is the protocol's; the private one must not be the same, so it has the next seed.
-        public_ids = batch_ids(recipe.seed, len(self._public.images), recipe.public_batch, cycle)
         private_ids = batch_ids(recipe.seed + 1, len(self._private.images), recipe.batch_size, cycle)
-        images = np.concatenate([self._private.images[private_ids], self._public.images[public_ids]])
+        images = np.concatenate([self._private.images[private_ids], public_inputs])
         labels = torch.from_numpy(self._private.labels[private_ids]).to(recipe.device)
         logits = student(to_input(images).to(recipe.device))
         if logits.is_cuda:

@@ -44,9 +44,11 @@ class Controller:
         prefetch: int | None = None,
         profile: Profile | None = None,
         comp_moves_at_boundaries: bool = False,
+        inputs_travel: bool = False,
     ) -> None:
         """`comp_moves_at_boundaries`: training keeps its cores until its task ends or `comp_has_moved` says otherwise, and comm
         gets none of those before, as in a live run; without it a decision takes effect at once, as in the paper's model.
+        `inputs_travel`: a Forward needs its Comm, as `State` says; policies plan as if it did not.
 
         ValueError for cycles, cores or prefetch below 1, and for a profile of another number of cores."""
         if num_cores < 1:
@@ -54,7 +56,7 @@ class Controller:
         if profile is not None:
             profile.check_cores(num_cores)
         self.policy = policy
-        self.state = State.initial(cycles=cycles, prefetch=prefetch)
+        self.state = State.initial(cycles=cycles, prefetch=prefetch, inputs_travel=inputs_travel)
         self.num_cores = num_cores
         self.allocation: Allocation | None = None
         self._most_ahead: float = math.inf if prefetch is None else prefetch
@@ -198,7 +200,7 @@ class Controller:
             allocation = policy.choose(look())
             if not allocation.pinned:  # else it has just changed its mind, and the rules hold again
                 return allocation, Reason.FINISHED if num_comm == num_backward == cycles else Reason.UNMANAGED
-        if num_comm < num_forward:
+        if num_comm < num_forward or (self.state.inputs_travel and num_comm == num_backward < cycles):
             return Allocation.all_comm(num_cores), Reason.COMP_BLOCKED
         if num_comm == cycles:
             reason = Reason.FINISHED if num_backward == cycles else Reason.COMM_DONE

@@ -148,7 +148,7 @@ class SchedulerLoop:
                 assert self._placement is not None
                 assert self._asked is not None
                 state, placement, asked = self._decision.state, self._placement, self._asked
-                if task is Task.BACKWARD and state.comp_is_blocked:
+                if state.comp_is_blocked:
                     why = why or "logits"
                 elif not placement.comp:
                     why = why or "hold"

@@ -51,7 +51,8 @@ class Reason(Enum):
 class State:
     """S_{i,j,k} of a run of N cycles: how many Comm, Forward and Backward tasks are complete.
 
-    `prefetch` is how many batches comm may run ahead of training; None means no limit. A ValueError for numbers a user
+    With `inputs_travel` a Forward needs its Comm too, because that brings the inputs; without, as in the paper, only a Backward
+    does. `prefetch` is how many batches comm may run ahead of training; None means no limit. A ValueError for numbers a user
     chooses (`cycles`, `prefetch`), BrokenInvariant for counts that no run can reach.
     """
 
@@ -60,6 +61,7 @@ class State:
     num_forward: int
     num_backward: int
     prefetch: int | None
+    inputs_travel: bool = False
 
     def __post_init__(self) -> None:
         if self.cycles < 1:
@@ -73,9 +75,9 @@ class State:
             raise BrokenInvariant(f"{self}: every Backward needs its Comm, and Comm ends after {self.cycles} cycles")
 
     @classmethod
-    def initial(cls, *, cycles: int, prefetch: int | None = None) -> State:
+    def initial(cls, *, cycles: int, prefetch: int | None = None, inputs_travel: bool = False) -> State:
         """S_{0,0,0} of a run."""
-        return cls(cycles=cycles, num_comm=0, num_forward=0, num_backward=0, prefetch=prefetch)
+        return cls(cycles=cycles, num_comm=0, num_forward=0, num_backward=0, prefetch=prefetch, inputs_travel=inputs_travel)
 
     @property
     def num_comp(self) -> int:
@@ -106,7 +108,9 @@ class State:
 
     @property
     def comp_is_blocked(self) -> bool:
-        """Whether the next comp task is B_{k+1} and Comm_{k+1} is not done (Eq. 13 writes i < j)."""
+        """Whether the next comp task needs Comm_{k+1}, and that is not done (Eq. 13 writes i < j, for B_{k+1})."""
+        if self.inputs_travel:
+            return self.num_comm == self.num_backward < self.cycles
         return self.num_comm < self.num_forward
 
     @property
@@ -134,6 +138,7 @@ class State:
             num_forward=self.num_forward + (task is Task.FORWARD),
             num_backward=self.num_backward + (task is Task.BACKWARD),
             prefetch=self.prefetch,
+            inputs_travel=self.inputs_travel,
         )
 
     def __str__(self) -> str:

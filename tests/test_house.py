@@ -19,9 +19,17 @@ NAMES_THAT_SAY_NOTHING = {"util", "utils", "helper", "helpers", "common", "misc"
 EFFECTS = {"scheduler.binding", "scheduler.threads", "scheduler.loop", "scheduler.figures", "scheduler.flags", "scheduler.__main__"}
 PURE_HALF = sorted({f"scheduler.{path.stem}" for path in (ROOT / "scheduler").glob("*.py") if path.name != "__init__.py"} - EFFECTS)
 LIGHT_PROGRAM = tuple(
-    f"edge_student.{name}" for name in ("comm_worker", "receiver", "logit_source", "logit_cache", "ring", "messages")
+    f"edge_student.{name}" for name in ("comm_worker", "receiver", "streams", "logit_source", "logit_cache", "ring", "messages")
 )
-LIGHT_SHARED = ("edgekd.order", "edgekd.codec", "edgekd.layouts", "edgekd.chunks", "edgekd.wire", "edgekd.v1.teacher_pb2")
+LIGHT_SHARED = (
+    "edgekd.order",
+    "edgekd.codec",
+    "edgekd.layouts",
+    "edgekd.chunks",
+    "edgekd.inputs",
+    "edgekd.wire",
+    "edgekd.v1.teacher_pb2",
+)
 
 # Folders that exist on somebody's machine only. `/usr`, `/proc` and their like are everybody's.
 FOREIGN_FOLDER = re.compile(r"(?<![\w.])/(?:work|Users)/")

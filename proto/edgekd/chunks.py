@@ -1,7 +1,7 @@
-"""A LogitsChunk taken off the wire without copying its payload, which is nearly all of it.
+"""A LogitsChunk taken off the wire without copying its payload and its inputs, which are nearly all of it.
 
 protobuf copies a `bytes` field twice, into the message and out of it, and for a chunk of 256 kB that takes longer than decoding it.
-So the payload is found by walking over the top-level fields (protobuf's wire format: a varint key, then a value that its last three
+So these two are found by walking over the top-level fields (protobuf's wire format: a varint key, then a value that its last three
 bits describe), and protobuf parses what is around it. Whatever the walk does not understand is left to protobuf as a whole.
 """
 
@@ -11,36 +11,50 @@ from edgekd.v1 import teacher_pb2
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _PAYLOAD_KEY = teacher_pb2.LogitsChunk.PAYLOAD_FIELD_NUMBER << 3 | _LENGTH
+_INPUTS_KEY = teacher_pb2.LogitsChunk.INPUTS_FIELD_NUMBER << 3 | _LENGTH
+_NOTHING = memoryview(b"")
 
 
 class Chunk(NamedTuple):
-    """A chunk as it came: `header` is the message without its payload, `payload` a view into the bytes that came."""
+    """A chunk as it came: `header` is the message without its payload and inputs, which are views into the bytes that came."""
 
     header: teacher_pb2.LogitsChunk
     payload: memoryview
+    inputs: memoryview = _NOTHING
 
 
 def parse_chunk(message: bytes) -> Chunk:
     """A serialised LogitsChunk. Raises protobuf's DecodeError if it is none."""
     try:
-        place = _find_payload(message)
+        found = _find_long_fields(message)
     except IndexError:  # cut off: protobuf says so
-        place = None
-    if place is None:
+        found = None
+    if found is None:
         header = teacher_pb2.LogitsChunk.FromString(message)
-        payload = header.payload
+        payload, inputs = header.payload, header.inputs
         header.ClearField("payload")
-        return Chunk(header, memoryview(payload))
-    key_at, start, end = place
-    return Chunk(teacher_pb2.LogitsChunk.FromString(message[:key_at] + message[end:]), memoryview(message)[start:end])
+        header.ClearField("inputs")
+        return Chunk(header, memoryview(payload), memoryview(inputs))
+    if len(found) == 1:  # nearly always, and then there is less to do
+        ((key, (key_at, start, end)),) = found.items()
+        rest, whole = message[:key_at] + message[end:], memoryview(message)
+        long = whole[start:end]
+        header = teacher_pb2.LogitsChunk.FromString(rest)
+        return Chunk(header, long) if key == _PAYLOAD_KEY else Chunk(header, _NOTHING, long)
+    rest, whole, at = b"", memoryview(message), 0
+    for key_at, _, end in found.values():
+        rest, at = rest + message[at:key_at], end
+    fields = {key: whole[start:end] for key, (_, start, end) in found.items()}
+    header = teacher_pb2.LogitsChunk.FromString(rest + message[at:])
+    return Chunk(header, fields.get(_PAYLOAD_KEY, _NOTHING), fields.get(_INPUTS_KEY, _NOTHING))
 
 
-def _find_payload(message: bytes) -> tuple[int, int, int] | None:
-    """Where the payload's key is, and where it starts and ends; None unless there is one payload, and nothing unusual before it.
+def _find_long_fields(message: bytes) -> dict[int, tuple[int, int, int]] | None:
+    """By key, where the key of payload and inputs is, and where they start and end, in the order of their places.
 
-    IndexError where the message ends too early.
+    None if one of them comes twice, or something unusual does. IndexError where the message ends too early.
     """
-    at, found = 0, None
+    at, found = 0, {}
     while at < len(message):
         key_at = at
         key, at = _read_varint(message, at)
@@ -49,10 +63,10 @@ def _find_payload(message: bytes) -> tuple[int, int, int] | None:
             _, at = _read_varint(message, at)
         elif kind == _LENGTH:
             length, at = _read_varint(message, at)
-            if key == _PAYLOAD_KEY:
-                if found is not None:
+            if key in (_PAYLOAD_KEY, _INPUTS_KEY):
+                if key in found:
                     return None
-                found = key_at, at, at + length
+                found[key] = key_at, at, at + length
             at += length
         elif kind == _FIXED32:
             at += 4

@@ -8,6 +8,7 @@ order of that permutation, so that the first n samples are a fair draw. Where im
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +35,8 @@ class ImageDataset:
     digest: str
     """SHA-256 over the shape, num_classes and the images in order, lower-case hex. Labels are not part of it: the teacher's
     public data needs none."""
+    files: tuple[Path, ...] = ()
+    """The image file of each sample, in order, where they come from files; else nothing."""
 
 
 def load_dataset(spec: str) -> ImageDataset:
@@ -44,7 +47,7 @@ def load_dataset(spec: str) -> ImageDataset:
     Raises ValueError for a spec that breaks a rule, WorldError if a download fails, OSError if a file cannot be read.
     """
     name, argument, split = _parse(spec)
-    images, labels, num_classes = SOURCES[name](argument, split)
+    images, labels, num_classes, files = SOURCES[name](argument, split)
     if len(labels) == 0:
         raise ValueError(f"data set '{spec}' is empty: there are too few images to give this split one")
     images = np.require(images, requirements=["C", "W"])
@@ -54,6 +57,7 @@ def load_dataset(spec: str) -> ImageDataset:
         labels=np.ascontiguousarray(labels, dtype=np.int64),
         num_classes=num_classes,
         digest=_digest(images, num_classes),
+        files=files,
     )
 
 

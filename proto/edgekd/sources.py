@@ -1,7 +1,7 @@
 """Where the images of a data set come from, and which of them belong to which split.
 
-A source is a function of (argument, split) that returns images uint8 [N, C, H, W], labels int64 [N] and the number of
-classes. split is public, private, test, or empty for the whole train part.
+A source is a function of (argument, split) that returns what it loaded. split is public, private, test, or empty for the whole
+train part.
 """
 
 import contextlib
@@ -11,19 +11,31 @@ import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekd.command import WorldError
+from edgekd.inputs import square_pixels
 from edgekd.order import permutation
 from edgekd.settings import parse_numbers
 from edgekd.wire import MAX_CLASSES
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
-Source = Callable[[str, str], tuple[Images, Labels, int]]
+
+
+class Loaded(NamedTuple):
+    """Images uint8 [N, C, H, W], labels int64 [N], the number of classes, and the file of each image where it has one."""
+
+    images: Images
+    labels: Labels
+    num_classes: int
+    files: tuple[Path, ...] = ()
+
+
+Source = Callable[[str, str], Loaded]
 
 SPLITS = ("public", "private", "test")
 # What an edge board can hold beside a model; a larger set would be swapped out and time the disk.
@@ -49,7 +61,7 @@ def _whole_ids(num_samples: int, split: str) -> Labels:
     return order[num_train:] if split == "test" else order[:num_train][_train_ids(num_train, split)]
 
 
-def _digits(argument: str, split: str) -> tuple[Images, Labels, int]:
+def _digits(argument: str, split: str) -> Loaded:
     """1,797 handwritten digits of 8x8 pixels that come with scikit-learn (UCI's test set; Alpaydin and Kaynak, 1998)."""
     _refuse_argument("digits", argument)
     # What scikit-learn's load_digits() reads. To import that takes a second and a half, at the start of every run.
@@ -61,10 +73,10 @@ def _digits(argument: str, split: str) -> tuple[Images, Labels, int]:
     rows = rows[_whole_ids(len(rows), split)]
     # The pixels are counts in 0 .. 16, the last column is the label.
     images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8)
-    return images.reshape(-1, 1, 8, 8), rows[:, -1].copy(), 10
+    return Loaded(images.reshape(-1, 1, 8, 8), rows[:, -1].copy(), 10)
 
 
-def _fashion_mnist(argument: str, split: str) -> tuple[Images, Labels, int]:
+def _fashion_mnist(argument: str, split: str) -> Loaded:
     """70,000 articles of clothing of 28x28 pixels (Xiao, Rasul and Vollgraf, 2017)."""
     _refuse_argument("fashion-mnist", argument)
     if DEBIAN_FASHION_MNIST.is_dir():
@@ -75,29 +87,28 @@ def _fashion_mnist(argument: str, split: str) -> tuple[Images, Labels, int]:
         part = _download("fashion-mnist", "FashionMNIST", split)
         images, labels = part.data.numpy(), part.targets.numpy()
     ids = slice(None) if split == "test" else _train_ids(len(labels), split)
-    return images[ids][:, np.newaxis], labels[ids].astype(np.int64), 10
+    return Loaded(images[ids][:, np.newaxis], labels[ids].astype(np.int64), 10)
 
 
 def _cifar(num_classes: int) -> Source:
     """60,000 photographs of 32x32 pixels in 10 or 100 classes (Krizhevsky, 2009)."""
 
-    def read(argument: str, split: str) -> tuple[Images, Labels, int]:
+    def read(argument: str, split: str) -> Loaded:
         _refuse_argument(f"cifar{num_classes}", argument)
         part = _download(f"cifar{num_classes}", f"CIFAR{num_classes}", split)
         labels = np.asarray(part.targets, dtype=np.int64)
         ids = slice(None) if split == "test" else _train_ids(len(labels), split)
-        return part.data[ids].transpose(0, 3, 1, 2), labels[ids], num_classes
+        return Loaded(part.data[ids].transpose(0, 3, 1, 2), labels[ids], num_classes)
 
     return read
 
 
-def _image_folder(argument: str, split: str) -> tuple[Images, Labels, int]:
+def _image_folder(argument: str, split: str) -> Loaded:
     """PATH[,size=64]: PATH/CLASS/IMAGE for any number of classes, in sorted order.
 
     Each image is turned to RGB, its centre cropped to a square and scaled to size x size, bilinear. The pixels are Pillow's,
     so both ends need one version of it, or the digests will tell.
     """
-    from PIL import Image, ImageOps
     from torchvision.datasets import ImageFolder
 
     path, _, options = argument.partition(",")
@@ -112,13 +123,12 @@ def _image_folder(argument: str, split: str) -> tuple[Images, Labels, int]:
     _check_bytes(f"imagefolder:{argument}", len(ids), 3, size)
     images = np.empty((len(ids), 3, size, size), dtype=np.uint8)
     for row, sample in enumerate(ids):
-        with Image.open(folder.samples[sample][0]) as image:
-            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-        images[row] = np.asarray(square).transpose(2, 0, 1)
-    return images, np.asarray(folder.targets, dtype=np.int64)[ids], len(folder.classes)
+        images[row] = square_pixels(Path(folder.samples[sample][0]), size)
+    files = tuple(Path(folder.samples[sample][0]) for sample in ids)
+    return Loaded(images, np.asarray(folder.targets, dtype=np.int64)[ids], len(folder.classes), files)
 
 
-def _synthetic(argument: str, split: str) -> tuple[Images, Labels, int]:
+def _synthetic(argument: str, split: str) -> Loaded:
     """classes=K,size=S,samples=M[,channels=3]: noise for load tests, M samples in each split, labels 0 .. K-1 in turn.
 
     The noise is that of numpy's RandomState, which is frozen: the same on every version and machine.
@@ -138,7 +148,7 @@ def _synthetic(argument: str, split: str) -> tuple[Images, Labels, int]:
         for image in part:
             image.flat = np.frombuffer(noise.bytes(image.size), dtype=np.uint8)
     labels = np.tile(np.arange(samples, dtype=np.int64) % classes, len(wanted))
-    return images.reshape(-1, channels, size, size), labels, classes
+    return Loaded(images.reshape(-1, channels, size, size), labels, classes)
 
 
 SOURCES: dict[str, Source] = {

@@ -7,11 +7,15 @@ This module imports nothing, so that the lightest program can read it.
 
 PROTOCOL_VERSION = 1
 MAX_CHUNK_BYTES = 1 << 20
-# A chunk's payload, its sample ids (10 bytes each at most, MAX_BATCH_SIZE of them) and its header fit four times over.
+# All public inputs of a chunk, where they travel with the logits.
+MAX_INPUTS_BYTES = 2 << 20
+# A chunk's payload, inputs, sample ids (10 bytes each at most, MAX_BATCH_SIZE of them) and header fit, with 960 kB to spare.
 MAX_MESSAGE_BYTES = 4 << 20
 MAX_BATCH_SIZE = 4096
 MAX_WINDOW = 1024
 MAX_START = 2**31 - 1
+# More streams than a board has cores.
+MAX_STRIDE = 64
 # A float32 row must fit in one chunk, because a chunk holds whole rows.
 MAX_CLASSES = MAX_CHUNK_BYTES // 4
 # Far more than anybody needs, and a row of them fits in one chunk.

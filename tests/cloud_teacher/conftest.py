@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
+from cloud_teacher.inputs import PublicInputs
 from cloud_teacher.pacing import Pacer
 from cloud_teacher.server import TeacherServer
 from cloud_teacher.store import LogitStore, StoreKey, open_store
@@ -44,8 +45,17 @@ class TinyTeacher:
 class Harness:
     """A server on a free port of loopback, and a client of it."""
 
-    def __init__(self, folder: Path, *, key: StoreKey = KEY, max_streams: int = 4, pacer: Pacer | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        key: StoreKey = KEY,
+        max_streams: int = 4,
+        pacer: Pacer | None = None,
+        inputs: PublicInputs | None = None,
+    ) -> None:
         self.key = key
+        self._inputs = inputs
         self.teacher = TinyTeacher(key)
         self.store: LogitStore = open_store(folder, key, self.teacher.logits)
         self._computing = ThreadPoolExecutor(1)
@@ -61,7 +71,12 @@ class Harness:
     def _make(self, max_streams: int, pacer: Pacer | None) -> TeacherServer:
         async def make() -> TeacherServer:
             return TeacherServer(
-                self.store, dataset_name="tiny:public", max_streams=max_streams, pacer=pacer, computing=self._computing
+                self.store,
+                dataset_name="tiny:public",
+                max_streams=max_streams,
+                pacer=pacer,
+                computing=self._computing,
+                inputs=self._inputs,
             )
 
         return self.on_loop(make())

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cloud_teacher.inputs import PublicInputs
 from cloud_teacher.pacing import Pacer
-from edgekd.codec import Encoding, Format, chunk_rows, decode_into, from_wire
+from edgekd.codec import Encoding, Format, checksum, chunk_rows, decode_into, from_wire
+from edgekd.datasets import ImageDataset
+from edgekd.inputs import InputEncoding
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import MAX_BATCH_SIZE, MAX_CHUNK_BYTES, MAX_START, MAX_WINDOW, PROTOCOL_VERSION
+from edgekd.wire import MAX_BATCH_SIZE, MAX_CHUNK_BYTES, MAX_INPUTS_BYTES, MAX_START, MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION
 
 Code = grpc.StatusCode
 
@@ -53,6 +56,7 @@ def test_describe_says_who_what_and_within_which_limits(harness: Any) -> None:
         max_batch_size=MAX_BATCH_SIZE,
         max_window=MAX_WINDOW,
         max_chunk_bytes=MAX_CHUNK_BYTES,
+        max_stride=MAX_STRIDE,
     )
 
 
@@ -102,6 +106,43 @@ def test_batch_is_split_into_chunks_of_whole_rows(make_harness: Callable[..., An
 def test_stream_resumed_at_an_index_is_the_tail_of_the_whole_one(harness: Any) -> None:
     whole = harness.stream(count=20, batch_size=8)
     assert harness.stream(start=13, count=7, batch_size=8) == whole[13:]
+
+
+def test_streams_with_a_stride_divide_the_batches_of_one_without(harness: Any) -> None:
+    whole = harness.stream(count=20, batch_size=9)
+    for stride in (1, 2, 7):
+        shares = [
+            harness.stream(start=first, count=len(range(first, 20, stride)), stride=stride, batch_size=9) for first in range(stride)
+        ]
+        assert sorted((chunk for share in shares for chunk in share), key=lambda chunk: chunk.batch_index) == whole
+
+
+def images_of(num_samples: int, size: int) -> ImageDataset:
+    images = np.random.RandomState(0).randint(0, 256, (num_samples, 3, size, size), dtype=np.uint8)
+    return ImageDataset(name="noise", images=images, labels=np.zeros(num_samples, np.int64), num_classes=2, digest="x")
+
+
+def test_pixels_travel_with_their_logits_in_chunks_that_hold_both(make_harness: Callable[..., Any], key: Any) -> None:
+    dataset = images_of(50, 400)  # 480,000 bytes each: four fit
+    harness = make_harness(inputs=PublicInputs(dataset))
+    answer = harness.stub.Describe(teacher_pb2.DescribeRequest(), timeout=10)
+    assert (list(answer.input_shape), list(answer.input_encodings)) == ([3, 400, 400], [1])
+    chunks = harness.stream(count=2, batch_size=9, input_encoding=1)
+    assert [(c.batch_index, c.row_start, c.num_rows) for c in chunks] == [
+        (b, r, n) for b in (0, 1) for r, n in ((0, 4), (4, 4), (8, 1))
+    ]
+    for chunk in chunks:
+        expected = dataset.images[list(chunk.sample_ids)]
+        assert len(chunk.inputs) <= MAX_INPUTS_BYTES
+        assert chunk.inputs == expected.tobytes()
+        assert (chunk.pixels_crc32, list(chunk.input_lengths)) == (checksum(expected.tobytes()), [])
+        assert np.array_equal(decoded(chunk), np.stack([harness.teacher.row(sample) for sample in chunk.sample_ids]))
+    assert [chunk.inputs for chunk in harness.stream(count=2, batch_size=9)] == [b"", b""]
+
+
+def test_inputs_too_large_for_a_chunk_are_not_offered() -> None:
+    assert PublicInputs(images_of(1, 836)).encodings == [InputEncoding.PIXELS]
+    assert PublicInputs(images_of(1, 837)).encodings == []
 
 
 def test_full_store_sends_the_same_bytes_as_a_computing_teacher(harness: Any) -> None:
@@ -154,6 +195,10 @@ def test_stream_from_the_store_does_not_wait_for_another_edges_computing(harness
         ({"start": MAX_START + 1, "count": 1}, Code.OUT_OF_RANGE, "ends at batch 2147483648"),
         ({"start": MAX_START, "count": 2}, Code.OUT_OF_RANGE, "the last one is 2147483647"),
         ({"start": 2**64 - 1}, Code.OUT_OF_RANGE, "the last one is 2147483647"),
+        ({"stride": MAX_STRIDE + 1}, Code.INVALID_ARGUMENT, "stride is 65, must be in 0 .. 64"),
+        ({"start": MAX_START - 3, "count": 3, "stride": 2}, Code.OUT_OF_RANGE, "ends at batch 2147483648"),
+        ({"input_encoding": 1}, Code.INVALID_ARGUMENT, "input_encoding is pixels, these inputs can travel as no way"),
+        ({"input_encoding": 77}, Code.INVALID_ARGUMENT, "input encoding 77 is unknown, must be one of 0 (none), 1 (pixels)"),
         ({"teacher_digest": ""}, Code.INVALID_ARGUMENT, "teacher_digest is empty"),
         ({"dataset_digest": ""}, Code.INVALID_ARGUMENT, "dataset_digest is empty"),
         ({"teacher_digest": "ee" * 32}, Code.FAILED_PRECONDITION, "teacher_digest is not this server's"),

@@ -12,6 +12,7 @@ from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
 from edgekd.wire import server_options
 
 NUM_SAMPLES, NUM_CLASSES, ROWS_PER_CHUNK = 40, 5, 3
+INPUT_SHAPE = (1, 2, 3)
 Fault = Callable[[teacher_pb2.LogitsChunk], list[teacher_pb2.LogitsChunk]]
 
 
@@ -26,6 +27,11 @@ class BreakStream(Exception):
 def logits_of(ids: np.ndarray) -> np.ndarray:
     """float32 [n, NUM_CLASSES], a fixed function of the sample."""
     return np.sin(ids[:, None] * 3.0 + np.arange(NUM_CLASSES)).astype(np.float32)
+
+
+def inputs_of(ids: np.ndarray) -> np.ndarray:
+    """uint8 [n, *INPUT_SHAPE], a fixed function of the sample."""
+    return (ids[:, None, None, None] * 6 + np.arange(6).reshape(INPUT_SHAPE)).astype(np.uint8)
 
 
 class ScriptedTeacher(teacher_pb2_grpc.TeacherServicer):
@@ -49,6 +55,9 @@ class ScriptedTeacher(teacher_pb2_grpc.TeacherServicer):
             "max_batch_size": 64,
             "max_window": 8,
             "max_chunk_bytes": 1 << 20,
+            "max_stride": 64,
+            "input_shape": INPUT_SHAPE,
+            "input_encodings": [1],
         }
         return teacher_pb2.DescribeResponse(**(fields | self.description))
 
@@ -56,7 +65,8 @@ class ScriptedTeacher(teacher_pb2_grpc.TeacherServicer):
         self, request: teacher_pb2.StreamLogitsRequest, context: grpc.ServicerContext
     ) -> Iterator[teacher_pb2.LogitsChunk]:
         self.requests.append(request)
-        for index in range(request.start, request.start + request.count):
+        stride = max(request.stride, 1)
+        for index in range(request.start, request.start + request.count * stride, stride):
             for chunk in chunks_of(request, index):
                 fault = self.faults.pop(self.num_sent, None)
                 self.num_sent += 1
@@ -73,6 +83,7 @@ def chunks_of(request: teacher_pb2.StreamLogitsRequest, index: int) -> Iterator[
     for start in range(0, request.batch_size, ROWS_PER_CHUNK):
         rows = ids[start : start + ROWS_PER_CHUNK]
         payload = encode(logits_of(rows), form)
+        inputs = inputs_of(rows).tobytes() if request.input_encoding else b""
         yield teacher_pb2.LogitsChunk(
             batch_index=index,
             row_start=start,
@@ -83,6 +94,9 @@ def chunks_of(request: teacher_pb2.StreamLogitsRequest, index: int) -> Iterator[
             sample_ids=rows.tolist(),
             payload=payload,
             crc32=checksum(payload),
+            input_encoding=request.input_encoding,
+            inputs=inputs,
+            pixels_crc32=checksum(inputs),
         )
 
 

@@ -13,6 +13,9 @@ pytestmark = pytest.mark.slow
 FLAGS = ("--policy", "os-default", "--cycles", "24", "--public-batch", "128", "--torch-threads", "1", "--encoding", "float16")
 
 
+STREAMED = ("--public-inputs", "stream")
+
+
 @pytest.fixture(scope="module")
 def online(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("online")
@@ -116,3 +119,29 @@ def test_policies_are_compared_with_caches_of_their_own(address: str, tmp_path: 
     first, second = (json.loads(path.read_text()) for path in sorted((tmp_path / "out" / "runs").glob("*-0/result.json")))
     assert first["comm_num_bytes"] == second["comm_num_bytes"] > 0
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("streams", ["2", "4"])
+def test_streams_that_divide_the_batches_leave_the_link_silent_too(
+    streams: str, address: str, online: Path, tmp_path: Path
+) -> None:
+    cached = ("--logits", "hybrid", "--cache", str(tmp_path / "cache"), "--streams", streams)
+    result = train(address, tmp_path / "run", *FLAGS, *cached)
+    assert weights(tmp_path / "run") == weights(online)
+    num_epoch = -(-result["teacher"]["num_samples"] // 128)
+    assert all(wire_bytes(tmp_path / "run")[:num_epoch])
+    assert sum(wire_bytes(tmp_path / "run")[num_epoch:]) == 0
+
+
+def test_inputs_that_travelled_are_read_from_the_cache_as_well(address: str, online: Path, tmp_path: Path) -> None:
+    cached = ("--cache", str(tmp_path / "cache"), *STREAMED)
+    first = train(address, tmp_path / "first", *FLAGS, *cached, "--logits", "hybrid")
+    assert weights(tmp_path / "first") == weights(online)
+    num_epoch = -(-first["teacher"]["num_samples"] // 128)
+    assert first["comm_num_bytes"] == num_epoch * 128 * (2 * 10 + 64)
+    without = offline(tmp_path / "second", tmp_path / "cache", *STREAMED)
+    assert without.returncode == 0, without.stderr
+    assert weights(tmp_path / "second") == weights(online)
+    assert fetch(address, tmp_path / "other", *STREAMED).returncode == 0
+    assert offline(tmp_path / "third", tmp_path / "other", *STREAMED).returncode == 0
+    assert weights(tmp_path / "third") == weights(online)

@@ -24,19 +24,24 @@ KEY = CacheKey(
     top_k=0,
 )
 ALL = np.arange(40)
+NO_INPUTS = np.zeros((0, 0, 0, 0), np.uint8)
 
 
 def logits_of(ids: np.ndarray) -> np.ndarray:
     return np.sin(ids[:, None] * 3.0 + np.arange(5)).astype(np.float32)
 
 
+def pixels_of(ids: np.ndarray) -> np.ndarray:
+    return (ids[:, None, None, None] * 5 + np.arange(6).reshape(1, 2, 3)).astype(np.uint8)
+
+
 def put(cache: LogitCache, ids: np.ndarray) -> None:
-    cache.put(ids, encode(logits_of(ids), cache.key.form))
+    cache.put(ids, encode(logits_of(ids), cache.key.form), pixels_of(ids) if cache.key.input_shape else NO_INPUTS)
 
 
 def read(cache: LogitCache, ids: np.ndarray) -> np.ndarray:
     out = np.empty((len(ids), 5), np.float32)
-    cache.read(ids, out)
+    cache.read(ids, out, NO_INPUTS)
     return out
 
 
@@ -201,7 +206,7 @@ def test_no_cache_and_two_are_each_an_error_with_a_remedy(tmp_path: Path) -> Non
         open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form)
     for digest in ("a", "c"):
         open_cache(tmp_path, replace(KEY, teacher_digest=digest * 64)).close()
-    with pytest.raises(CacheError, match=r"several teachers: name the one you mean with --cache$"):
+    with pytest.raises(CacheError, match=r"several teachers or data sets: name the one you mean with --cache$"):
         open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form)
 
 
@@ -222,3 +227,43 @@ def test_the_disk_space_is_taken_at_first(tmp_path: Path) -> None:
 
 def test_a_cache_says_whose_it_is(cache: LogitCache) -> None:
     assert json.loads((cache.folder / "meta.json").read_text())["dataset_name"] == "tiny:public"
+
+
+def test_inputs_are_kept_with_their_logits_and_found_without_a_digest(tmp_path: Path) -> None:
+    key = replace(KEY, input_shape=(1, 2, 3))
+    cache = open_cache(tmp_path, key)
+    put(cache, ALL)
+    cache.close()
+    again = open_filled(tmp_path, dataset_digest="", form=key.form, with_inputs=True)
+    ids, logits, inputs = np.array([3, 39, 3]), np.empty((3, 5), np.float32), np.empty((3, 1, 2, 3), np.uint8)
+    assert again.has_all(ids)
+    again.read(ids, logits, inputs)
+    assert np.array_equal(logits, over_the_wire(ids, key))
+    assert np.array_equal(inputs, pixels_of(ids))
+    again.close()
+
+
+def test_a_cache_with_inputs_and_one_without_are_two(tmp_path: Path) -> None:
+    for key in (KEY, replace(KEY, input_shape=(1, 2, 3))):
+        cache = open_cache(tmp_path, key)
+        assert cache.num_rows == 0
+        put(cache, ALL)
+        cache.close()
+    for with_inputs in (False, True):
+        found = open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form, with_inputs=with_inputs)
+        assert bool(found.key.input_shape) is with_inputs
+        found.close()
+
+
+def test_a_damaged_pixel_is_found_out(tmp_path: Path) -> None:
+    key = replace(KEY, input_shape=(1, 2, 3))
+    cache = open_cache(tmp_path, key)
+    put(cache, ALL)
+    cache.close()
+    rows = bytearray((cache.folder / "rows").read_bytes())
+    rows[8 * key.row_bytes - 1] ^= 1  # the last pixel of sample 7
+    (cache.folder / "rows").write_bytes(rows)
+    again = open_cache(tmp_path, key)
+    assert not again.has_all(np.array([7]))
+    assert again.has_all(np.array([6, 8]))
+    again.close()

@@ -3,15 +3,27 @@
 import grpc
 import numpy as np
 import pytest
-from scripted_teacher import NUM_CLASSES, NUM_SAMPLES, BreakStream, Fault, RunningTeacher, ScriptedTeacher, logits_of
+from scripted_teacher import (
+    INPUT_SHAPE,
+    NUM_CLASSES,
+    NUM_SAMPLES,
+    BreakStream,
+    Fault,
+    RunningTeacher,
+    ScriptedTeacher,
+    inputs_of,
+    logits_of,
+)
 
 from edge_student.messages import Configure
 from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
+from edge_student.ring import RingShape, Slot
 from edgekd.codec import Encoding, Format, checksum, decode_into, encode
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2
 
 BATCH, CYCLES, SEED = 7, 6, 3
+NO_INPUTS = np.zeros((BATCH, 0, 0, 0), np.uint8)
 
 
 def configure(address: str, **changes: object) -> Configure:
@@ -40,7 +52,7 @@ def receive_all(teacher: ScriptedTeacher, **changes: object) -> tuple[np.ndarray
         ids = np.zeros(BATCH, np.int64)
         try:
             for index in range(CYCLES):
-                receiver.receive(index, CYCLES, logits=out[index], sample_ids=ids, between_chunks=lambda: None)
+                receiver.receive(index, CYCLES, Slot(ids, out[index], NO_INPUTS), lambda: None)
                 assert ids.tolist() == batch_ids(SEED, NUM_SAMPLES, BATCH, index).tolist()
         finally:
             receiver.close()
@@ -193,7 +205,97 @@ def test_a_long_hold_before_a_break_is_no_reason_to_give_up(monkeypatch: pytest.
             clock["now"] += 100.0
 
         for index in range(2):
-            receiver.receive(index, 2, logits=out[index], sample_ids=np.zeros(BATCH, np.int64), between_chunks=held_for_long)
+            receiver.receive(index, 2, Slot(np.zeros(BATCH, np.int64), out[index], NO_INPUTS), held_for_long)
         receiver.close()
     assert np.array_equal(out, expected()[:2])
     assert receiver.num_reconnects == 1
+
+
+def receive_inputs(teacher: ScriptedTeacher, **changes: object) -> tuple[list[Slot], Receiver]:
+    """All batches with their inputs."""
+    slots = []
+    with RunningTeacher(teacher) as running:
+        receiver = Receiver(configure(running.address, **({"inputs": "pixels"} | changes)), lambda cause, attempt: None)
+        receiver.describe()
+        try:
+            for index in range(CYCLES):
+                shape = RingShape(num_slots=1, batch_size=BATCH, num_classes=NUM_CLASSES, input_shape=INPUT_SHAPE)
+                slots.append(Slot.empty(shape))
+                receiver.receive(index, CYCLES, slots[-1], lambda: None)
+        finally:
+            receiver.close()
+    return slots, receiver
+
+
+def test_inputs_come_with_their_logits() -> None:
+    slots, _ = receive_inputs(ScriptedTeacher())
+    assert np.array_equal(np.stack([slot.logits for slot in slots]), expected())
+    assert all(np.array_equal(slot.inputs, inputs_of(slot.sample_ids)) for slot in slots)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        changed(pixels_crc32=1),
+        changed(inputs=b"short"),
+        changed(inputs=bytes(3 << 20)),
+        changed(input_encoding=0),
+        changed(input_encoding=2),
+        changed(input_encoding=77),
+        lambda chunk: [chunk.MergeFrom(teacher_pb2.LogitsChunk(input_lengths=[1])) or chunk],
+    ],
+    ids=["checksum", "short", "oversized", "none", "stored", "unknown", "lengths"],
+)
+def test_inputs_that_break_a_rule_are_refused_and_asked_for_again(fault: Fault) -> None:
+    slots, receiver = receive_inputs(ScriptedTeacher({2: fault}))
+    assert all(np.array_equal(slot.inputs, inputs_of(slot.sample_ids)) for slot in slots)
+    assert (receiver.num_refused_chunks, receiver.num_reconnects) == (1, 1)
+
+
+def test_inputs_that_nobody_asked_for_are_refused() -> None:
+    out, receiver, troubles = receive_all(ScriptedTeacher({1: changed(inputs=b"surprise")}))
+    assert np.array_equal(out, expected())
+    assert (receiver.num_refused_chunks, "8 bytes of inputs as number 0 came, no inputs were asked for" in troubles[0]) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("description", "says"),
+    [
+        ({"input_encodings": []}, r"cannot send its inputs as pixels; it can send them as nothing: give this edge"),
+        ({"input_encodings": [2, 99]}, r"cannot send its inputs as pixels; it can send them as stored: give this edge"),
+        ({"input_shape": [1, 2]}, r"has inputs of the shape \(1, 2\), which must be channels"),
+        ({"input_shape": [1, 2, 0]}, r"has inputs of the shape"),
+        ({"input_shape": [2**32 - 1] * 3}, r"and at most 2097152 bytes"),
+    ],
+)
+def test_a_teacher_that_cannot_send_its_inputs_is_refused(description: dict[str, object], says: str) -> None:
+    with pytest.raises(RequestRefusedError, match=says):
+        receive_inputs(ScriptedTeacher(**description))
+
+
+def test_receivers_that_divide_the_batches_ask_for_their_share_only() -> None:
+    teacher = ScriptedTeacher({9: broken(grpc.StatusCode.UNAVAILABLE)})
+    with RunningTeacher(teacher) as running:
+        first = Receiver(configure(running.address, window=2), lambda cause, attempt: None)
+        first.describe()
+        receivers = first.divide(3)
+        assert receivers[0] is first
+        out = np.full((20, BATCH, NUM_CLASSES), np.nan, np.float32)
+        for number, receiver in enumerate(receivers):
+            for index in range(number, 20, 3):
+                receiver.receive(index, 20, Slot(np.zeros(BATCH, np.int64), out[index], NO_INPUTS), lambda: None)
+            receiver.close()
+    wanted = np.stack([logits_of(batch_ids(SEED, NUM_SAMPLES, BATCH, index)) for index in range(20)])
+    assert np.array_equal(out, wanted)
+    assert sum(receiver.num_reconnects for receiver in receivers) == 1
+    starts = [(request.start, request.count, request.stride) for request in teacher.requests if request.start % 3 == 1]
+    assert starts == [(1, 2, 3), (7, 2, 3), (13, 2, 3), (19, 1, 3)]
+
+
+def test_a_teacher_that_knows_no_stride_serves_one_stream() -> None:
+    with RunningTeacher(ScriptedTeacher(max_stride=0)) as running:
+        receiver = Receiver(configure(running.address), lambda cause, attempt: None)
+        receiver.describe()
+        assert receiver.divide(4) == [receiver]
+        assert receiver.stride == 1
+        receiver.close()

@@ -27,9 +27,9 @@ def test_what_one_mapping_writes_the_other_reads() -> None:
     writer = Ring.create(SHAPE)
     reader = Ring.attach(os.dup(writer.fd))
     writer.logits(7)[:] = np.arange(20).reshape(4, 5)
-    writer.sample_ids(7)[:] = [4, 3, 2, 1]
+    writer.slot(7).sample_ids[:] = [4, 3, 2, 1]
     assert np.array_equal(reader.logits(7), np.arange(20).reshape(4, 5))
-    assert reader.sample_ids(7).tolist() == [4, 3, 2, 1]
+    assert reader.slot(7).sample_ids.tolist() == [4, 3, 2, 1]
     assert np.array_equal(reader.logits(7), reader.logits(4)), "batch 4 has the same slot of three"
     assert not np.array_equal(reader.logits(7), reader.logits(5))
     writer.close()
@@ -40,10 +40,10 @@ def test_slots_and_sample_ids_do_not_overlap() -> None:
     ring = Ring.create(SHAPE)
     for slot in range(SHAPE.num_slots):
         ring.logits(slot)[:] = slot + 1
-        ring.sample_ids(slot)[:] = -slot
+        ring.slot(slot).sample_ids[:] = -slot
     for slot in range(SHAPE.num_slots):
         assert set(ring.logits(slot).ravel()) == {slot + 1}
-        assert set(ring.sample_ids(slot)) == {-slot}
+        assert set(ring.slot(slot).sample_ids) == {-slot}
     assert not ring.is_held
     assert ring.num_consumed == 0
     ring.close()
@@ -135,3 +135,19 @@ def test_a_comm_worker_started_by_hand_says_what_it_is() -> None:
     by_hand = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert by_hand.returncode == 2
     assert "started by edge-student" in by_hand.stderr
+
+
+def test_inputs_have_a_place_of_their_own_in_every_slot() -> None:
+    shape = RingShape(num_slots=3, batch_size=4, num_classes=5, logit_bytes=2, input_shape=(3, 2, 7))
+    writer = Ring.create(shape)
+    reader = Ring.attach(os.dup(writer.fd))
+    assert reader.shape == shape
+    for index in range(3):
+        slot = writer.slot(index)
+        slot.sample_ids[:], slot.logits[:], slot.inputs[:] = -index, index + 0.5, 100 + index
+    for index in range(3):
+        slot = reader.slot(index)
+        assert slot.inputs.shape == (4, 3, 2, 7)
+        assert [set(part.ravel().tolist()) for part in slot] == [{-index}, {index + 0.5}, {100 + index}]
+    writer.close()
+    reader.close()

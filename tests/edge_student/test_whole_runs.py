@@ -71,10 +71,18 @@ def test_a_profile_may_tell_a_planner_to_take_turns(address: str, undisturbed: P
     assert 0 in (chosen[0]["comm"], chosen[0]["comp"]), "later ones may know better than the profile"
 
 
-def test_a_small_prefetch_changes_no_result(address: str, undisturbed: Path, tmp_path: Path) -> None:
-    result = train(
-        address, tmp_path, "--policy", "comm-priority", "--cycles", "20", "--prefetch", "2", "--window", "3", *ONE_THREAD
-    )
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--streams", "3"),
+        ("--public-inputs", "stream"),
+        ("--public-inputs", "stream", "--streams", "2", "--encoding", "float32"),
+    ],
+    ids=["one stream", "three streams", "inputs", "two streams of inputs"],
+)
+def test_a_small_prefetch_changes_no_result(flags: tuple[str, ...], address: str, undisturbed: Path, tmp_path: Path) -> None:
+    result = train(address, tmp_path, "--policy", "comm-priority", "--cycles", "20", *SMALL_RING, *flags, *ONE_THREAD)
     assert weights(tmp_path) == weights(undisturbed)
     assert result["prefetch"] == 2
 
@@ -84,13 +92,17 @@ def test_another_seed_gives_other_weights(address: str, undisturbed: Path, tmp_p
     assert weights(tmp_path) != weights(undisturbed)
 
 
-@pytest.mark.parametrize("policy", ["static:1", "dynamic"])
+@pytest.mark.parametrize(
+    ("policy", "flags"),
+    [("static:1", ()), ("dynamic", ()), ("dynamic", ("--streams", "3", "--public-inputs", "stream", "--prefetch", "4"))],
+    ids=["static:1", "dynamic", "three streams of inputs"],
+)
 @TWO_CORES
 def test_a_teacher_that_is_killed_and_started_again_costs_time_but_no_result(
-    policy: str, undisturbed: Path, tmp_path: Path
+    policy: str, flags: tuple[str, ...], undisturbed: Path, tmp_path: Path
 ) -> None:
-    with teacher(tmp_path / "store", "--rate-limit", "80kbit") as first:
-        command = student_command(first.address, tmp_path / "run", "--policy", policy, "--cycles", "20", *ONE_THREAD)
+    with teacher(tmp_path / "store", "--rate-limit", "160kbit" if flags else "80kbit") as first:
+        command = student_command(first.address, tmp_path / "run", "--policy", policy, "--cycles", "20", *flags, *ONE_THREAD)
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
             read_until(student, "6 of 20")
             first.kill()
@@ -209,6 +221,12 @@ def check_samples(log: list, samples: list) -> None:
         (["--teacher", "nowhere"], "HOST:PORT", 2),
         (["--teacher", "127.0.0.1:1", "--max-wait", "0.5"], "127.0.0.1:1", 1),
         (["--public", "digits:private"], "digest", 2),
+        (["--public", "digits:public", "--public-inputs", "stream"], "--public-inputs stream", 2),
+        (["--public-inputs", "stored"], "cannot send its inputs as stored", 2),
+        (["--public-inputs", "stream", "--private", "fashion-mnist:private"], "of one shape", 2),
+        (["--public-inputs", "nowhere"], "--public-inputs", 2),
+        (["--streams", "0"], "--streams is 0", 2),
+        (["--streams", "65"], "--streams is 65", 2),
         (["--private", "fashion-mnist:private", "--public", "digits:public"], "shape", 2),
         (["--device", "cuda"], "cuda", 2),
         (["--profile", "/nonexistent.json"], "/nonexistent.json", 2),

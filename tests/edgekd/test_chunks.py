@@ -1,4 +1,4 @@
-"""A chunk without its payload's copies: the same as protobuf reads, whoever wrote it and in whatever order."""
+"""A chunk without copies of its payload and inputs: the same as protobuf reads, whoever wrote it and in whatever order."""
 
 from google.protobuf.message import DecodeError
 from hypothesis import given
@@ -15,29 +15,37 @@ chunks = st.builds(
     encoding=st.integers(0, 9),  # type: ignore[arg-type]
     sample_ids=st.lists(st.integers(0, 2**64 - 1), max_size=5),
     payload=st.binary(max_size=300),
+    inputs=st.binary(max_size=300),
+    input_encoding=st.integers(0, 9),  # type: ignore[arg-type]
+    input_lengths=st.lists(st.integers(0, 2**32 - 1), max_size=3),
+    pixels_crc32=st.integers(0, 2**32 - 1),
     crc32=st.integers(0, 2**32 - 1),
     top_k=st.integers(0, 2**32 - 1),
 )
 VARINT_FIELD, FIXED64_FIELD, GROUP = b"\x98\x06\x85\x01", b"\x99\x06" + bytes(8), b"\x9b\x06\x9c\x06"
 
 
-def by_us(message: bytes) -> tuple[teacher_pb2.LogitsChunk, bytes] | None:
-    """Header and payload; None if it is refused."""
+Parts = tuple[teacher_pb2.LogitsChunk, bytes, bytes]
+
+
+def by_us(message: bytes) -> Parts | None:
+    """Header, payload and inputs; None if it is refused."""
     try:
-        header, payload = parse_chunk(message)
+        header, payload, inputs = parse_chunk(message)
     except DecodeError:
         return None
-    return header, bytes(payload)
+    return header, bytes(payload), bytes(inputs)
 
 
-def by_protobuf(message: bytes) -> tuple[teacher_pb2.LogitsChunk, bytes] | None:
+def by_protobuf(message: bytes) -> Parts | None:
     try:
         header = teacher_pb2.LogitsChunk.FromString(message)
     except DecodeError:
         return None
-    payload = header.payload
+    payload, inputs = header.payload, header.inputs
     header.ClearField("payload")
-    return header, payload
+    header.ClearField("inputs")
+    return header, payload, inputs
 
 
 @given(chunk=chunks)
@@ -51,9 +59,11 @@ def test_a_chunk_is_read_as_protobuf_reads_it(chunk: teacher_pb2.LogitsChunk) ->
 def test_fields_of_other_versions_and_orders_are_passed_over(chunk: teacher_pb2.LogitsChunk, data: st.DataObject) -> None:
     whole = chunk.SerializeToString()
     payload_only = teacher_pb2.LogitsChunk(payload=chunk.payload).SerializeToString()
+    inputs_only = teacher_pb2.LogitsChunk(inputs=chunk.inputs).SerializeToString()
     chunk.ClearField("payload")
-    parts = [payload_only, chunk.SerializeToString(), VARINT_FIELD, FIXED64_FIELD]
-    for message in (b"".join(data.draw(st.permutations(parts))), whole + GROUP, whole + payload_only):
+    chunk.ClearField("inputs")
+    parts = [payload_only, inputs_only, chunk.SerializeToString(), VARINT_FIELD, FIXED64_FIELD]
+    for message in (b"".join(data.draw(st.permutations(parts))), whole + GROUP, whole + payload_only, whole + inputs_only):
         assert by_us(message) == by_protobuf(message)
         assert by_us(message) is not None
 

@@ -341,3 +341,16 @@ def test_moving_back_in_time_breaks_an_invariant() -> None:
     controller.handle(done(Task.COMM, 1.0))
     with pytest.raises(BrokenInvariant, match=r"time goes from 1\.0 to 0\.5"):
         controller.comp_has_moved(0.5)
+
+
+@pytest.mark.parametrize("policy", ["comm-priority", "comp-priority", "static:2", "dynamic"])
+def test_where_inputs_travel_training_waits_for_its_batch_before_the_forward(policy: str) -> None:
+    controller = Controller(policy=make_policy(policy, num_cores=4, seed=0), cycles=2, num_cores=4, prefetch=1, inputs_travel=True)
+    first = controller.handle(Started(time=0.0))
+    assert (first.allocation, first.reason) == (Allocation.all_comm(4), Reason.COMP_BLOCKED)
+    assert controller.handle(TaskDone(task=Task.COMM, time=1.0)).reason is Reason.COMM_BLOCKED
+    controller.handle(TaskDone(task=Task.FORWARD, time=2.0))
+    assert controller.handle(TaskDone(task=Task.BACKWARD, time=3.0)).reason is Reason.COMP_BLOCKED
+    controller.handle(TaskDone(task=Task.COMM, time=4.0))
+    controller.handle(TaskDone(task=Task.FORWARD, time=5.0))
+    assert controller.handle(TaskDone(task=Task.BACKWARD, time=6.0)).reason is Reason.FINISHED

@@ -148,3 +148,16 @@ def test_a_decision_reads_as_a_sentence() -> None:
         reason=Reason.POLICY,
     )
     assert str(decision) == "#3 1.500000 s S(1,1,0) of 4: comm 1 | comp 3 (policy, static:1)"
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_blocked"),
+    [((0, 0, 0), True), ((1, 0, 0), False), ((1, 1, 0), False), ((1, 1, 1), True), ((2, 1, 1), False), ((4, 4, 4), False)],
+)
+def test_with_inputs_that_travel_a_forward_needs_its_comm_too(counts: tuple[int, int, int], is_blocked: bool) -> None:
+    i, j, k = counts
+    here = State(cycles=4, num_comm=i, num_forward=j, num_backward=k, prefetch=1, inputs_travel=True)
+    assert here.comp_is_blocked is is_blocked
+    assert not (here.comm_is_blocked and here.comp_is_blocked)
+    if not here.comm_is_done and not here.comm_is_blocked:
+        assert here.after(Task.COMM).inputs_travel

@@ -1,0 +1,246 @@
+"""What a second core brings to comm: batches per second that one comm worker receives, by its streams and its cores.
+
+The sender has every payload encoded already and does nothing but send, because on few cores it takes its part of them. `topk` of
+many classes is the payload that is bound by the receiver's CPU: a few kB travel, and rows of megabytes are written. A float16 of
+1,000 classes and a float32 of 10 are what a run has. Sender, worker and the trainer that consumes at once are processes of their
+own; the worker has one core, or two of which the sender has one as well. What bounds it is told by the CPU time of both: with all
+cores busy, no more than cores / (sender + worker) batches a second can come.
+
+    python benchmarks/streams.py [--rounds 5] [--seconds 1.5] [--json FILE]
+
+Keep the machine quiet meanwhile.
+"""
+
+import asyncio
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import psutil
+from links import configure, serving
+
+from cloud_teacher.admission import Window, admit, parse
+from cloud_teacher.store import StoreKey
+from edge_student.comm_port import CommWorkerProcess
+from edge_student.journal import write_json
+from edge_student.provenance import command_line, describe_host, describe_software
+from edge_student.ring import Ring, RingShape
+from edge_student.summary import median_interval
+from edgekd import command
+from edgekd.codec import Encoding, Format, checksum, chunk_rows, encode, to_wire
+from edgekd.order import batch_ids
+from edgekd.v1 import teacher_pb2
+from edgekd.wire import MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION, server_options
+from scheduler.binding import CommBinding
+from scheduler.comm_port import BatchArrived, CommFailed
+from scheduler.threads import allowed_cores
+
+CORES = tuple(sorted(allowed_cores()))
+BATCH = 128
+NUM_SAMPLES = 8 * BATCH
+_WARM_UP_S = 0.3
+CASES = {
+    "topk, k = 10 of 20,000": (Format(Encoding.TOPK, 10), 20_000),
+    "topk, k = 10 of 1,000": (Format(Encoding.TOPK, 10), 1_000),
+    "float16 of 1,000": (Format(Encoding.FLOAT16), 1_000),
+    "float32 of 10": (Format(Encoding.FLOAT32), 10),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Measure what parallel streams and a second core bring to comm."""
+
+    rounds: int = 5
+    """Rounds, each with every case and every number of streams."""
+    seconds: float = 1.5
+    """How long each receives."""
+    json: Path | None = None
+    """File for the results."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What one worker did."""
+
+    batches_per_s: float
+    worker_us_per_batch: float
+    sender_us_per_batch: float
+
+
+def send(num_classes: int) -> None:
+    """Serve windows of payloads that are encoded once, before they are first asked for: the same rows for whatever samples."""
+    rows = np.random.default_rng(0).standard_normal((BATCH, num_classes)).astype(np.float32)
+    key = StoreKey(teacher_digest="t" * 64, dataset_digest="d" * 64, num_samples=NUM_SAMPLES, num_classes=num_classes)
+
+    @cache
+    def payload_of(form: Format, row: int) -> tuple[int, bytes, int]:
+        """How many rows go into the chunk that begins with this one, its payload as a message's only field, and its checksum."""
+        part = rows[row : row + chunk_rows(num_classes, form)]
+        payload = encode(part, form)
+        return len(part), teacher_pb2.LogitsChunk(payload=payload).SerializeToString(), checksum(payload)
+
+    def messages_of(window: Window, index: int) -> list[bytes]:
+        ids, row, messages = batch_ids(window.seed, NUM_SAMPLES, BATCH, index), 0, []
+        while row < BATCH:
+            num_rows, payload, crc32 = payload_of(window.form, row)
+            header = teacher_pb2.LogitsChunk(
+                batch_index=index,
+                row_start=row,
+                num_rows=num_rows,
+                num_classes=num_classes,
+                encoding=to_wire(window.form.encoding),
+                top_k=window.form.top_k,
+                sample_ids=ids[row : row + num_rows].tolist(),
+                crc32=crc32,
+            )
+            messages.append(header.SerializeToString() + payload)  # the fields of a message may come in parts
+            row += num_rows
+        return messages
+
+    async def describe(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return teacher_pb2.DescribeResponse(
+            protocol_version=PROTOCOL_VERSION,
+            teacher_digest=key.teacher_digest,
+            dataset_digest=key.dataset_digest,
+            num_samples=NUM_SAMPLES,
+            num_classes=num_classes,
+            encodings=[to_wire(encoding) for encoding in Encoding],
+            max_batch_size=BATCH,
+            max_window=MAX_WINDOW,
+            max_stride=MAX_STRIDE,
+        ).SerializeToString()
+
+    async def stream(request: bytes, context: grpc.aio.ServicerContext) -> None:
+        window = admit(parse(request), key)
+        for index in range(window.start, window.start + window.count * window.stride, window.stride):
+            for message in messages_of(window, index):
+                await context.write(message)
+
+    async def serve() -> None:
+        server = grpc.aio.server(options=server_options())
+        methods = {
+            "Describe": grpc.unary_unary_rpc_method_handler(describe),
+            "StreamLogits": grpc.unary_stream_rpc_method_handler(stream),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("edgekd.v1.Teacher", methods),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        print(f"listening on 127.0.0.1:{port}", flush=True)
+        await server.wait_for_termination()
+
+    asyncio.run(serve())
+
+
+def receive(address: str, form: Format, num_classes: int, num_streams: int, cores: frozenset[int], seconds: float) -> Outcome:
+    """A comm worker of a run on these cores, with a trainer that consumes at once."""
+    sender = next(child for child in psutil.Process().children() if "_send" in child.cmdline())
+    told = configure(address, batch_size=BATCH, encoding=form.encoding.value, top_k=form.top_k, num_streams=num_streams)
+    logit_bytes = np.dtype(form.layout(num_classes).dtype).itemsize
+    with CommWorkerProcess(told) as worker:
+        worker.await_description()
+        ring = Ring.create(RingShape(num_slots=8, batch_size=BATCH, num_classes=num_classes, logit_bytes=logit_bytes))
+        binding = CommBinding(worker.pid)
+        try:
+            worker.use_ring(ring, start=0, stop=1 << 30)
+            binding.apply(cores)
+            worker.go()
+            began = _consume(worker, _WARM_UP_S, 0)
+            binding.apply(cores)
+            worker_s, sender_s, started = _cpu_s(psutil.Process(worker.pid)), _cpu_s(sender), time.monotonic()
+            ended = _consume(worker, seconds, began)
+            took, count = time.monotonic() - started, ended - began
+            worker_s, sender_s = _cpu_s(psutil.Process(worker.pid)) - worker_s, _cpu_s(sender) - sender_s
+        finally:
+            ring.close()
+    return Outcome(
+        batches_per_s=count / took, worker_us_per_batch=worker_s / count * 1e6, sender_us_per_batch=sender_s / count * 1e6
+    )
+
+
+def _consume(worker: CommWorkerProcess, seconds: float, num_batches: int) -> int:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        event = worker.next_event(30.0)
+        if isinstance(event, CommFailed):
+            raise event.error
+        assert isinstance(event, BatchArrived), event
+        num_batches = event.index + 1
+        worker.free_slots(num_batches)
+    return num_batches
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def measure(form: Format, num_classes: int, settings: Settings) -> dict[str, Any]:
+    """One case: outcomes by streams and cores, in turns, and the ratios to one stream on one core of the same round."""
+    highest, both = frozenset(CORES[-1:]), frozenset(CORES[-2:])
+    ways = {
+        "1 stream, 1 core": (1, highest),
+        "2 streams, 1 core": (2, highest),
+        "1 stream, 2 cores": (1, both),
+        "2 streams, 2 cores": (2, both),
+    }
+    found: dict[str, list[Outcome]] = {way: [] for way in ways}
+    with serving([sys.executable, __file__, "_send", str(num_classes)]) as address:
+        receive(address, form, num_classes, 1, both, settings.seconds)  # encodes
+        for number in range(settings.rounds):
+            for way in ways if number % 2 == 0 else reversed(ways):
+                num_streams, cores = ways[way]
+                found[way].append(receive(address, form, num_classes, num_streams, cores, settings.seconds))
+    base = found["1 stream, 1 core"]
+    rows = {}
+    for way, outcomes in found.items():
+        row: dict[str, Any] = {key: statistics.median(asdict(each)[key] for each in outcomes) for key in asdict(outcomes[0])}
+        ratios = [ours.batches_per_s / theirs.batches_per_s for ours, theirs in zip(outcomes, base, strict=True)]
+        interval = median_interval(ratios)
+        bound = len(CORES) / (row["worker_us_per_batch"] + row["sender_us_per_batch"]) * 1e6
+        row |= {
+            "speedup": statistics.median(ratios),
+            "speedup_interval": interval and asdict(interval),
+            "bound_batches_per_s": bound,
+        }
+        rows[way] = row
+    return rows
+
+
+def main() -> None:
+    if len(sys.argv) == 3 and sys.argv[1] == "_send":
+        send(int(sys.argv[2]))
+        return
+    settings = command.parse(Settings, sys.argv[1:], prog="streams.py", description="What a second core brings to comm.")
+    results = {}
+    for name, (form, num_classes) in CASES.items():
+        results[name] = measure(form, num_classes, settings)
+        print(f"{name}: done", file=sys.stderr, flush=True)
+    print("| payload | streams, cores | batches/s | vs 1 on 1 | worker, us | sender, us | all cores busy: batches/s |")
+    print("|---|---|---|---|---|---|---|")
+    for name, rows in results.items():
+        for way, row in rows.items():
+            interval = row["speedup_interval"]
+            shown = f"{row['speedup']:.2f}" + (f" ({interval['low']:.2f} .. {interval['high']:.2f})" if interval else "")
+            cpu = f"{row['worker_us_per_batch']:.0f} | {row['sender_us_per_batch']:.0f}"
+            print(f"| {name} | {way} | {row['batches_per_s']:,.0f} | {shown} | {cpu} | {row['bound_batches_per_s']:,.0f} |")
+    if settings.json is not None:
+        report = {
+            "command": command_line(sys.argv),
+            "host": describe_host(CORES),
+            "software": describe_software(),
+            "settings": {**asdict(settings), "json": str(settings.json)},
+            "cases": results,
+        }
+        write_json(settings.json, report)
+
+
+if __name__ == "__main__":
+    main()
