@@ -24,7 +24,7 @@ import numpy as np
 from links import Link
 
 from edge_student.journal import write_json
-from edge_student.provenance import describe_host, describe_software
+from edge_student.provenance import describe_measurement
 from edge_student.summary import median_interval
 from edge_student.turns import schedule_of_runs
 from edgekd.command import parse
@@ -125,9 +125,7 @@ def main() -> None:
                 runs.append(run_once(policy, address, settings, link, folder / "run"))
                 print(f"{repeat + 1} of {settings.repeats}, {runs[-1]}", file=sys.stderr, flush=True)
     report = {
-        "command": sys.argv,
-        "host": describe_host(CORES),
-        "software": describe_software(),
+        **describe_measurement(sys.argv, CORES),
         "batch_bytes": BATCH_BYTES,
         "runs": runs,
         "summary": summarize(runs, policies),

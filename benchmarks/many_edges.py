@@ -20,7 +20,7 @@ from links import configure, loopback_teacher
 
 from edge_student.comm_port import worker_environment
 from edge_student.journal import write_json
-from edge_student.provenance import command_line, describe_host, describe_software
+from edge_student.provenance import describe_measurement
 from edge_student.receiver import Receiver
 from edge_student.ring import RingShape, Slot
 from edgekd.command import parse
@@ -95,9 +95,7 @@ def main() -> None:
         answers = [json.loads(edge.communicate()[0]) for edge in edges]
     counts = [answer["num_batches"] for answer in answers]
     report = {
-        "command": command_line(sys.argv),
-        "host": describe_host(CORES),
-        "software": describe_software(),
+        **describe_measurement(sys.argv, CORES),
         "settings": {**asdict(settings), "json": str(settings.json)},
         "batches_of_each_edge": counts,
         "batches_per_s": sum(counts) / settings.seconds,

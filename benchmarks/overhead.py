@@ -32,7 +32,7 @@ from edge_student.comm_port import CommWorkerProcess  # noqa: E402
 from edge_student.config import CompareConfig  # noqa: E402
 from edge_student.embedded import embedded_teacher  # noqa: E402
 from edge_student.journal import Journal, write_json  # noqa: E402
-from edge_student.provenance import describe_host, describe_software  # noqa: E402
+from edge_student.provenance import describe_measurement  # noqa: E402
 from edge_student.ring import Ring, RingShape  # noqa: E402
 from edge_student.summary import bootstrap_ci95  # noqa: E402
 from edge_student.trainer import LogitsSource, Recipe, Schedule, TorchTeam, Trainer  # noqa: E402
@@ -154,9 +154,7 @@ def main() -> None:
                 run()
     ratios = [ours / theirs for ours, theirs in zip(orchestrated, bare, strict=True)]
     report = {
-        "command": sys.argv,
-        "host": describe_host(CORES),
-        "software": describe_software(),
+        **describe_measurement(sys.argv, CORES),
         "policy": settings.policy,
         "bare_step_s": bare,
         "orchestrated_step_s": orchestrated,

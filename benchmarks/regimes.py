@@ -23,7 +23,7 @@ import numpy as np
 from links import Link
 
 from edge_student.journal import write_json
-from edge_student.provenance import describe_host, describe_software
+from edge_student.provenance import describe_measurement
 from edge_student.summary import BASELINE, median_interval
 from edgekd.command import parse
 from scheduler.threads import allowed_cores
@@ -295,9 +295,7 @@ def main() -> None:
 def save(settings: Settings, results: list[dict[str, Any]], link: Link) -> None:
     """Write what has been measured so far: an interrupted grid keeps its cells."""
     report = {
-        "command": sys.argv,
-        "host": describe_host(CORES),
-        "software": describe_software(),
+        **describe_measurement(sys.argv, CORES),
         "link": "veth and tc tbf between network namespaces" if link.is_namespace else "the teacher's --rate-limit",
         "teacher": f"logits precomputed, one thread on core {CORES[0]} under every policy",
         "repeats": settings.repeats,

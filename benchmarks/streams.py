@@ -30,14 +30,14 @@ from cloud_teacher.admission import Window, admit, parse
 from cloud_teacher.store import StoreKey
 from edge_student.comm_port import CommWorkerProcess
 from edge_student.journal import write_json
-from edge_student.provenance import command_line, describe_host, describe_software
+from edge_student.provenance import describe_measurement
 from edge_student.ring import Ring, RingShape
 from edge_student.summary import median_interval
 from edgekd import command
 from edgekd.codec import Encoding, Format, checksum, chunk_rows, encode, to_wire
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION, server_options
+from edgekd.wire import MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION, SERVICE_NAME, server_options
 from scheduler.binding import CommBinding
 from scheduler.comm_port import BatchArrived, CommFailed
 from scheduler.threads import allowed_cores
@@ -130,7 +130,7 @@ def send(num_classes: int) -> None:
             "Describe": grpc.unary_unary_rpc_method_handler(describe),
             "StreamLogits": grpc.unary_stream_rpc_method_handler(stream),
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("edgekd.v1.Teacher", methods),))
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, methods),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         print(f"listening on 127.0.0.1:{port}", flush=True)
@@ -233,9 +233,7 @@ def main() -> None:
             print(f"| {name} | {way} | {row['batches_per_s']:,.0f} | {shown} | {cpu} | {row['bound_batches_per_s']:,.0f} |")
     if settings.json is not None:
         report = {
-            "command": command_line(sys.argv),
-            "host": describe_host(CORES),
-            "software": describe_software(),
+            **describe_measurement(sys.argv, CORES),
             "settings": {**asdict(settings), "json": str(settings.json)},
             "cases": results,
         }

@@ -34,7 +34,7 @@ from edge_student.comm_port import CommWorkerProcess  # noqa: E402
 from edge_student.config import CompareConfig, jsonable  # noqa: E402
 from edge_student.embedded import embedded_teacher  # noqa: E402
 from edge_student.journal import Journal, Record, write_json  # noqa: E402
-from edge_student.provenance import describe_host, describe_software  # noqa: E402
+from edge_student.provenance import describe_measurement  # noqa: E402
 from edge_student.ring import Ring, RingShape  # noqa: E402
 from edge_student.trainer import Recipe, TorchTeam, Trainer  # noqa: E402
 from edgekd.datasets import load_dataset  # noqa: E402
@@ -220,9 +220,7 @@ def main() -> None:
         small = replace(settings, **_SMALL)
         alone = [run(small, address, between_layers=kind, threads=1) for kind in (True, False)]
     report = {
-        "command": sys.argv,
-        "host": describe_host(CORES),
-        "software": describe_software(),
+        **describe_measurement(sys.argv, CORES),
         "settings": jsonable(asdict(settings)),
         "summary": [summarise(runs, kind) for kind in (True, False)],
         "weights_are_equal_with_one_thread": alone[0]["weights"] == alone[1]["weights"],

@@ -36,7 +36,7 @@ from links import configure, loopback_teacher, serving
 
 from edge_student.comm_port import CommWorkerProcess, worker_environment
 from edge_student.journal import write_json
-from edge_student.provenance import command_line, describe_host, describe_software
+from edge_student.provenance import describe_measurement
 from edge_student.receiver import Receiver
 from edge_student.ring import Ring, RingShape
 from edge_student.summary import median_interval
@@ -44,14 +44,13 @@ from edgekd.codec import Encoding, Format, checksum, decode_into, encode
 from edgekd.command import parse
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import channel_options
+from edgekd.wire import SERVICE_NAME, channel_options
 from scheduler.comm_port import BatchArrived, CommEnded, CommFailed
 from scheduler.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))
 NUM_SAMPLES = 2048
 _WARM_UP = 20
-_METHOD = "/edgekd.v1.Teacher/StreamLogits"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,12 +197,14 @@ def _bare(told: dict[str, Any]) -> Cost:
     """Receive serialised chunks, and look at nothing but their length."""
     channel = grpc.insecure_channel(told["address"], options=channel_options())
     describe = channel.unary_unary(
-        "/edgekd.v1.Teacher/Describe",
+        f"/{SERVICE_NAME}/Describe",
         request_serializer=teacher_pb2.DescribeRequest.SerializeToString,
         response_deserializer=teacher_pb2.DescribeResponse.FromString,
     )
     answer = describe(teacher_pb2.DescribeRequest(), timeout=30)
-    stream = channel.unary_stream(_METHOD, request_serializer=teacher_pb2.StreamLogitsRequest.SerializeToString)
+    stream = channel.unary_stream(
+        f"/{SERVICE_NAME}/StreamLogits", request_serializer=teacher_pb2.StreamLogitsRequest.SerializeToString
+    )
 
     def receive(start: int, count: int) -> int:
         num_bytes = 0
@@ -373,9 +374,7 @@ def main() -> None:
                 rows[encoding] |= {"accuracy": statistics.mean(values), "accuracy_vs_float32": statistics.mean(differences)}
                 rows[encoding]["accuracies"] = values
     report = {
-        "command": command_line(sys.argv),
-        "host": describe_host(CORES),
-        "software": describe_software(),
+        **describe_measurement(sys.argv, CORES),
         "settings": {**asdict(settings), "json": str(settings.json)},
         "classes": results,
     }

@@ -20,6 +20,8 @@ from edgekd.v1 import teacher_pb2
 # Enough chunks to pay for a change of threads, few enough to stay in the processor's cache until they are sent.
 _GROUP_BYTES = 256 << 10
 _GROUP_CHUNKS = 64
+ROWS_PER_FORWARD = 64
+"""A teacher's forward takes so many samples, padded where fewer are wanted, so that fewer would take as long."""
 
 _PAYLOAD_TAG = bytes([teacher_pb2.LogitsChunk.PAYLOAD_FIELD_NUMBER << 3 | 2])
 _INPUTS_TAG = bytes([teacher_pb2.LogitsChunk.INPUTS_FIELD_NUMBER << 3 | 2])
@@ -72,9 +74,8 @@ class WindowReader:
             ids = self._ids[self._row : self._row + self._chunk_rows]
             if self._inputs is not None and self._window.inputs is not None:
                 ids = ids[: self._inputs.num_fitting(ids, self._window.inputs)]
-            missing = self._store.missing(ids)
-            if len(missing):
-                return Group(messages=messages, missing=missing if not messages else missing[:0])
+            if len(self._store.missing(ids)):
+                return Group(messages=messages, missing=self._ids[:0] if messages else self._missing_ahead(len(ids)))
             message = self._message(ids)
             messages.append(message)
             num_bytes += message.payload_bytes
@@ -82,6 +83,16 @@ class WindowReader:
             if self._row == self._window.batch_size:
                 self._batch, self._row = self._batch + self._window.stride, 0
         return Group(messages=messages, missing=self._ids[:0])
+
+    def _missing_ahead(self, num_rows: int) -> npt.NDArray[np.int64]:
+        """What has to be computed first: the next so many rows, and as much of what follows as one forward of the teacher takes."""
+        missing = self._store.missing(self._ids[self._row : self._row + max(num_rows, ROWS_PER_FORWARD)])
+        window, later = self._window, self._batch + self._window.stride
+        while len(missing) < ROWS_PER_FORWARD and later < self._stop:
+            ids = batch_ids(window.seed, self._store.key.num_samples, window.batch_size, later)
+            missing = self._store.missing(np.concatenate([missing, ids]))
+            later += window.stride
+        return missing
 
     def _message(self, ids: npt.NDArray[np.int64]) -> Message:
         payload = encode(self._store.read(ids), self._window.form)

@@ -104,6 +104,8 @@ class ServeConfig(TeacherConfig):
     """Payload rate of all streams together, for example 100mbit (units bit, kbit, mbit, gbit); without it, unlimited."""
     precompute: bool = False
     """Compute all logits before listening, so that serving costs next to nothing."""
+    background: bool = False
+    """Compute all logits while serving; what an edge asks for is computed in between."""
     max_streams: int = 64
     """Streams that may be open at a time; one more is told RESOURCE_EXHAUSTED."""
 

@@ -17,9 +17,9 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from cloud_teacher.inputs import PublicInputs
 from cloud_teacher.pacing import Pacer
-from cloud_teacher.service import SERVICE_NAME, TeacherService
+from cloud_teacher.service import TeacherService
 from cloud_teacher.store import LogitStore
-from edgekd.wire import server_options
+from edgekd.wire import SERVICE_NAME, server_options
 
 # How long streams may run on after the order to stop; the last part is for those that only wait for their edge to read.
 _RUN_ON_S = 1.5

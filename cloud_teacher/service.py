@@ -19,16 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_teacher.admission import RefusedError, admit, parse
-from cloud_teacher.batches import WindowReader
+from cloud_teacher.batches import ROWS_PER_FORWARD, WindowReader
 from cloud_teacher.inputs import PublicInputs
 from cloud_teacher.pacing import Pacer
 from cloud_teacher.store import LogitStore, StoreInterruptedError
 from edgekd.codec import Encoding, to_wire
 from edgekd.inputs import InputEncoding, input_to_wire
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import MAX_BATCH_SIZE, MAX_CHUNK_BYTES, MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION
-
-SERVICE_NAME = "edgekd.v1.Teacher"
+from edgekd.wire import MAX_BATCH_SIZE, MAX_CHUNK_BYTES, MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION, SERVICE_NAME
 
 _OUR_FAULT = "the teacher failed; its log says why"
 _GOING_AWAY = "the teacher is shutting down; ask again from the first batch that is incomplete"
@@ -125,6 +123,23 @@ class TeacherService:
     @property
     def _input_encodings(self) -> list[InputEncoding]:
         return [] if self._inputs is None else self._inputs.encodings
+
+    async def fill_store(self) -> None:
+        """Compute, a forward at a time, what no edge has asked for yet; what one asks for meanwhile is computed in between.
+
+        Ends when everything is there, when the server goes away, or, with a word in the log, when it cannot be done.
+        """
+        everything = np.arange(self._store.key.num_samples)
+        try:
+            for begin in range(0, len(everything), ROWS_PER_FORWARD):
+                if len(missing := self._store.missing(everything[begin : begin + ROWS_PER_FORWARD])):
+                    await self._compute(missing)
+        except RefusedError:  # going away
+            return
+        except (ValueError, OSError) as error:
+            logger.error("the store is no longer filled in the background: %s", error)
+            return
+        logger.info("all %d rows are in the store", len(everything))
 
     def go_away(self) -> None:
         """End every stream at its next chunk, with a status that tells the edge to come back."""

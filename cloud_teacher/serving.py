@@ -121,9 +121,12 @@ async def _listen(config: ServeConfig, store: LogitStore, computing: ThreadPoolE
     if config.rate_limit is not None:
         logger.info("payload limited to %s, all streams together", config.rate_limit)
     print(f"listening on {f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    filling = asyncio.create_task(server.service.fill_store()) if config.background else None
     await stop.wait()
     logger.info("stopping; streams may run on for a moment")
     await server.stop()
+    if filling is not None:
+        await filling
 
 
 def _set_torch_threads(wanted: int | None) -> int:

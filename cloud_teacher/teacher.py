@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cloud_teacher.batches import ROWS_PER_FORWARD
 from cloud_teacher.store import StoreKey
 from edgekd.datasets import ImageDataset, to_input
 from edgekd.models import weights_digest
 
 # Every forward has exactly this many samples, padded where fewer are asked for. Kernels pick their order of summation by shape, so
 # with one shape a sample's logits do not depend on how many were asked for with it, and a lost store is rebuilt to the same bits.
-_BLOCK = 64
+_BLOCK = ROWS_PER_FORWARD
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -16,6 +16,11 @@ from edge_student.witness import Machine
 _PACKAGES = ("edgekd", "torch", "numpy", "grpcio", "protobuf")
 
 
+def describe_measurement(argv: Sequence[str], cores: tuple[int, ...]) -> dict[str, Any]:
+    """What stands at the head of a benchmark's file: how to run it again, and on what it ran."""
+    return {"command": command_line(argv), "host": describe_host(cores), "software": describe_software()}
+
+
 def describe_host(cores: tuple[int, ...]) -> dict[str, Any]:
     """The machine and the cores of this run, as found now, as plain JSON values; None is what it does not have."""
     machine = Machine()

@@ -23,7 +23,7 @@ from edgekd.codec import ChunkError, Encoding, Format, decode_into, from_wire, t
 from edgekd.inputs import InputEncoding, Pixels, decode_inputs_into, input_to_wire
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
-from edgekd.wire import MAX_INPUTS_BYTES, PROTOCOL_VERSION, channel_options
+from edgekd.wire import MAX_INPUTS_BYTES, PROTOCOL_VERSION, SERVICE_NAME, channel_options
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ _FINAL_CODES = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
 }
-_STREAM_LOGITS = "/edgekd.v1.Teacher/StreamLogits"
+_STREAM_LOGITS = f"/{SERVICE_NAME}/StreamLogits"
 _MAX_REFUSED_IN_A_ROW = 5
 _DESCRIBE_TIMEOUT_S = 10.0
 

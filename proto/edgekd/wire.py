@@ -6,6 +6,7 @@ This module imports nothing, so that the lightest program can read it.
 """
 
 PROTOCOL_VERSION = 1
+SERVICE_NAME = "edgekd.v1.Teacher"
 MAX_CHUNK_BYTES = 1 << 20
 # All public inputs of a chunk, where they travel with the logits.
 MAX_INPUTS_BYTES = 2 << 20

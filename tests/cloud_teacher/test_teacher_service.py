@@ -1,8 +1,10 @@
 """The Teacher service over a real connection: what it sends, what it refuses, and that it lives through both."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -371,3 +373,52 @@ def test_health_says_not_serving_on_the_way_down(harness: Any) -> None:
     harness.stop_server()
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
     watch.cancel()
+
+
+def test_first_request_for_a_few_samples_has_those_after_them_computed_too(harness: Any) -> None:
+    asked: list[int] = []
+    compute = harness.teacher.logits
+    harness.store._compute = lambda ids: (asked.append(len(ids)), compute(ids))[1]
+    assert len(harness.stream(count=40, batch_size=1)) == 40
+    assert asked == [40], "one sample a batch, and one forward for all of them"
+
+
+def test_samples_that_nobody_asked_for_are_computed_in_the_background(harness: Any) -> None:
+    harness.on_loop(harness.server.service.fill_store())
+    assert harness.store.num_ready == harness.key.num_samples
+    assert sorted(harness.teacher.asked) == list(range(harness.key.num_samples))
+    harness.stream(count=9)
+    assert len(harness.teacher.asked) == harness.key.num_samples
+
+
+def test_background_filling_lets_requests_in_and_ends_with_the_server(make_harness: Callable[..., Any], key: Any) -> None:
+    harness = make_harness(key=replace(key, num_samples=5000))
+    harness.teacher.gate.clear()
+    filling = asyncio.run_coroutine_threadsafe(harness.server.service.fill_store(), harness._loop)
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(harness.stream, count=1, batch_size=8, seed=7)
+        harness.teacher.gate.set()
+        assert stream.result(30)
+    harness.stop_server()
+    filling.result(30)
+    assert harness.store.num_ready <= 5000
+
+
+def test_background_filling_gives_up_on_a_broken_teacher_and_serving_goes_on(
+    harness: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = batch_ids(1, harness.key.num_samples, 8, 0)
+    harness.stream(count=1)
+    harness.teacher.failure = ValueError("the teacher's weights are broken")
+    harness.on_loop(harness.server.service.fill_store())
+    assert "no longer filled in the background: the teacher's weights are broken" in caplog.text
+    assert harness.store.num_ready == len(ids)
+    assert len(harness.stream(count=1)) == 1
+
+
+def test_thirty_two_edges_at_once_get_what_one_gets_alone(make_harness: Callable[..., Any]) -> None:
+    harness = make_harness(max_streams=32)
+    alone = {seed: harness.stream(count=30, seed=seed) for seed in range(32)}
+    with ThreadPoolExecutor(32) as edges:
+        together = dict(zip(range(32), edges.map(lambda seed: harness.stream(count=30, seed=seed), range(32)), strict=True))
+    assert together == alone
