@@ -78,7 +78,7 @@ class Outcome:
 def send(num_classes: int) -> None:
     """Serve windows of payloads that are encoded once, before they are first asked for: the same rows for whatever samples."""
     rows = np.random.default_rng(0).standard_normal((BATCH, num_classes)).astype(np.float32)
-    key = StoreKey(teacher_digest="t" * 64, dataset_digest="d" * 64, num_samples=NUM_SAMPLES, num_classes=num_classes)
+    key = StoreKey(teacher_digest="7" * 64, dataset_digest="d0" * 32, num_samples=NUM_SAMPLES, num_classes=num_classes)
 
     @cache
     def payload_of(form: Format, row: int) -> tuple[int, bytes, int]:
@@ -143,10 +143,11 @@ def receive(address: str, form: Format, num_classes: int, num_streams: int, core
     """A comm worker of a run on these cores, with a trainer that consumes at once."""
     sender = next(child for child in psutil.Process().children() if "_send" in child.cmdline())
     told = configure(address, batch_size=BATCH, encoding=form.encoding.value, top_k=form.top_k, num_streams=num_streams)
-    logit_bytes = np.dtype(form.layout(num_classes).dtype).itemsize
     with CommWorkerProcess(told) as worker:
         worker.await_description()
-        ring = Ring.create(RingShape(num_slots=8, batch_size=BATCH, num_classes=num_classes, logit_bytes=logit_bytes))
+        ring = Ring.create(
+            RingShape(num_slots=8, batch_size=BATCH, num_classes=num_classes, logit_bytes=form.logit_bytes(num_classes))
+        )
         binding = CommBinding(worker.pid)
         try:
             worker.use_ring(ring, start=0, stop=1 << 30)

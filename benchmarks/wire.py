@@ -93,8 +93,7 @@ def form_of(encoding: str, num_classes: int, settings: Settings) -> Format:
 
 
 def _ring_shape(form: Format, batch_size: int, num_classes: int) -> RingShape:
-    logit_bytes = np.dtype(form.layout(num_classes).dtype).itemsize
-    return RingShape(num_slots=16, batch_size=batch_size, num_classes=num_classes, logit_bytes=logit_bytes)
+    return RingShape(num_slots=16, batch_size=batch_size, num_classes=num_classes, logit_bytes=form.logit_bytes(num_classes))
 
 
 def receive_by_worker(address: str, form: Format, settings: Settings) -> Cost:

@@ -61,8 +61,8 @@ def admit(request: teacher_pb2.StreamLogitsRequest, key: StoreKey, input_encodin
     except ValueError as error:
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
     if inputs is not None and inputs not in input_encodings:
-        can = ", ".join(input_encodings) or "no way: each is too large"
-        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"input_encoding is {inputs}, these inputs can travel as {can}")
+        can = ", ".join(input_encodings) or "nothing"
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"input_encoding is {inputs}, this server's inputs travel as {can}")
     if request.stride > MAX_STRIDE:
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"stride is {request.stride}, must be in 0 .. {MAX_STRIDE}")
     stride = max(request.stride, 1)

@@ -90,7 +90,8 @@ class WindowReader:
         window, later = self._window, self._batch + self._window.stride
         while len(missing) < ROWS_PER_FORWARD and later < self._stop:
             ids = batch_ids(window.seed, self._store.key.num_samples, window.batch_size, later)
-            missing = self._store.missing(np.concatenate([missing, ids]))
+            more = np.setdiff1d(self._store.missing(ids), missing)
+            missing = np.concatenate([missing, more[: ROWS_PER_FORWARD - len(missing)]])
             later += window.stride
         return missing
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from cloud_teacher.admission import RefusedError, admit, parse
 from cloud_teacher.batches import ROWS_PER_FORWARD, WindowReader
-from cloud_teacher.inputs import PublicInputs
+from cloud_teacher.inputs import InputChangedError, PublicInputs
 from cloud_teacher.pacing import Pacer
 from cloud_teacher.store import LogitStore, StoreInterruptedError
 from edgekd.codec import Encoding, to_wire
@@ -88,6 +88,7 @@ class TeacherService:
             max_window=MAX_WINDOW,
             max_chunk_bytes=MAX_CHUNK_BYTES,
             max_stride=MAX_STRIDE,
+            max_streams=self._max_streams,
             input_shape=() if self._inputs is None else self._inputs.shape,
             input_encodings=[input_to_wire(encoding) for encoding in self._input_encodings],
         )
@@ -113,6 +114,10 @@ class TeacherService:
         except grpc.aio.InternalError:
             # How a write fails when its edge vanished and the cancellation has not come yet.
             logger.info("%s: the edge is gone", peer)
+        except InputChangedError as error:
+            logger.error("%s: %s", peer, error)
+            why = f"the image file of sample {error.sample} has changed since this server was started; it must be started again"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
         except (ValueError, OSError) as error:
             logger.error("%s: %s", peer, error)
             await context.abort(grpc.StatusCode.INTERNAL, _OUR_FAULT)
@@ -136,7 +141,7 @@ class TeacherService:
                     await self._compute(missing)
         except RefusedError:  # going away
             return
-        except (ValueError, OSError) as error:
+        except Exception as error:  # of the model or the disk; what edges ask for is still tried
             logger.error("the store is no longer filled in the background: %s", error)
             return
         logger.info("all %d rows are in the store", len(everything))

@@ -46,10 +46,13 @@ def main() -> int:
     # Ctrl-C in a terminal reaches both processes; the trainer decides when to stop, and this one ends with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
+    status = 1
     try:
         status = serve(control)
     except PeerGone:
-        status = 1
+        pass
+    except Exception:
+        logger.exception("the comm worker has failed")
     if threading.active_count() > 1:  # streams that wait for a dead link, while another has failed already
         sys.stderr.flush()
         os._exit(status)
@@ -96,11 +99,13 @@ def serve(control: socket.socket) -> int:
     except PeerGone:
         raise
     except OSError as error:  # of the cache's files
-        messages.send(control, Failed(cause=f"{error.filename}: {error.strerror}", is_user_error=False))
+        cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        messages.send(control, Failed(cause=cause, is_user_error=False))
         return 1
     finally:
-        for each in reversed(sources or [source] if source else []):  # the first has the cache
-            each.close()
+        if threading.active_count() == 1:  # else other streams still use all of it, and this process ends at once
+            for each in reversed(sources or [source] if source else []):  # the first has the cache
+                each.close()
     return 0
 
 

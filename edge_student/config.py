@@ -30,7 +30,8 @@ class StudentConfig:
     private: str
     """Private data set to train on, for example digits:private; its test split measures the accuracy."""
     public: str | None = None
-    """Public data set, the one the teacher serves; without it, the public split of the private data set."""
+    """Public data set, the one the teacher serves; without it, the public split of the private data set. Not where the teacher
+    sends its own (--public-inputs)."""
     private_samples: int | None = None
     """Use only the first so many private samples."""
     model: str = "cnn"
@@ -54,7 +55,7 @@ class StudentConfig:
     prefetch: int | None = None
     """Batches that receiving may run ahead of training; without it, as many as fit in --ring-mib."""
     ring_mib: int = 256
-    """Most memory for logits that wait, in MiB."""
+    """Most memory for logits that wait, and inputs that came with them, in MiB."""
     cores: str | None = None
     """Cores to use, for example 0-3 or 0,2; without it, all that this process may use."""
     torch_threads: int | None = None
@@ -66,7 +67,7 @@ class StudentConfig:
     encoding: Encoding = Encoding.FLOAT32
     """How logits travel: float32 is exact, float16 half the bytes, int8 a quarter, topk only the largest of each row."""
     top_k: int | None = None
-    """With --encoding topk, how many of each row's logits; without it, 10."""
+    """With --encoding topk, how many of each row's logits, fewer than there are classes; without it, 10."""
     logits: LogitsFrom = "online"
     """Where logits come from: online over the wire each time, hybrid over the wire once and then from --cache, or offline from it
     alone, without a teacher; `fetch` fills it."""
@@ -76,8 +77,8 @@ class StudentConfig:
     """Where the public images come from: local if --public is on this device, stream if they are to travel with their logits as
     pixels, or stored: as the JPEG or PNG files of the teacher's image folder, which are decoded here."""
     streams: int | None = None
-    """Streams that receive at a time, each over a connection and in a thread of its own; without it, half as many as there
-    are cores, 4 at most."""
+    """Streams that receive at a time, each over a connection and in a thread of its own, at most 64; without it, half as many as
+    there are cores, 4 at most."""
     window: int = 64
     """Batches asked for in one request."""
     max_wait: float = 60.0
@@ -139,7 +140,8 @@ class TrainConfig(StudentConfig):
     teacher: str | None = None
     """Teacher's address, HOST:PORT; not with --logits offline."""
     policy: str = "dynamic"
-    """Who gets which cores: os-default, static:<c>, random, comm-priority, comp-priority, dynamic or adaptive."""
+    """Who gets which cores: os-default, os-tuned, static:<c>, random, comm-priority,
+    comp-priority, compute-first, dynamic or adaptive."""
     out: Path
     """Folder for result.json, events.jsonl, trace.json and student.safetensors; files of an earlier run are replaced."""
 
@@ -230,7 +232,7 @@ class FetchConfig:
     encoding: Encoding = Encoding.FLOAT32
     """How logits travel and are kept: float32 is exact, float16 half the bytes, int8 a quarter, topk only the largest of a row."""
     top_k: int | None = None
-    """With --encoding topk, how many of each row's logits; without it, 10."""
+    """With --encoding topk, how many of each row's logits, fewer than there are classes; without it, 10."""
     cache: Path = Path("~/.cache/edgekd/edge-logits")
     """Folder of the logit caches of this edge, one for each teacher, data set and encoding."""
     public_inputs: PublicInputs = "local"

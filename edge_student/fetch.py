@@ -6,8 +6,6 @@ Receives over the same wire and in the same way as a run, in this process. Whate
 
 import logging
 
-import numpy as np
-
 from edge_student.config import FetchConfig
 from edge_student.logit_source import Hybrid
 from edge_student.messages import Configure
@@ -24,6 +22,8 @@ def fetch(config: FetchConfig) -> int:
     receiver = Receiver(_configure(config), lambda cause, attempt: logger.warning("attempt %d failed: %s", attempt, cause))
     source = Hybrid(receiver, _configure(config))
     try:
+        said = receiver.describe()  # before a cache is made that nobody wants
+        _check_dataset(config, said.dataset_digest, said.dataset_name)
         num_bytes = _receive_all(source, config)
     except RequestRefusedError as error:
         raise ValueError(str(error)) from error
@@ -38,15 +38,13 @@ def fetch(config: FetchConfig) -> int:
 
 def _receive_all(source: Hybrid, config: FetchConfig) -> int:
     described = source.describe()
-    _check_dataset(config, described.dataset_digest, described.dataset_name)
     num_samples = described.num_samples
-    logit_bytes = np.dtype(config.form.layout(described.num_classes).dtype).itemsize
     channels, height, width = described.input_shape if config.input_encoding else (0, 0, 0)
     shape = RingShape(
         num_slots=1,
         batch_size=config.batch_size,
         num_classes=described.num_classes,
-        logit_bytes=logit_bytes,
+        logit_bytes=config.form.logit_bytes(described.num_classes),
         input_shape=(channels, height, width),
     )
     slot = Slot.empty(shape)

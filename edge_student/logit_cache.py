@@ -256,6 +256,6 @@ def _rebuild(folder: Path, key: CacheKey) -> None:
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
             except OSError as error:
                 file.truncate(0)
-                cause = f"{error.strerror}: the cache takes {num_bytes / 1e6:.0f} MB"
+                cause = f"{error.strerror}: this file of the cache takes {num_bytes:,} bytes"
                 raise OSError(error.errno, cause, str(folder / name)) from error
     write_meta(folder, _meta(key))

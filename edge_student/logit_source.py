@@ -44,6 +44,9 @@ class LogitSource(Protocol):
         Otherwise as `Receiver.receive`.
         """
 
+    def release(self) -> None:
+        """Give the teacher its stream back until the next `receive`."""
+
     @property
     def receivers(self) -> list[Receiver]:
         """Who has been on the wire for it."""
@@ -76,6 +79,10 @@ class Online:
     def receive(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
         """As `Receiver.receive`."""
         return self._receiver.receive(index, stop, slot, between_chunks)
+
+    def release(self) -> None:
+        """As `Receiver.release`."""
+        self._receiver.release()
 
     @property
     def receivers(self) -> list[Receiver]:
@@ -157,6 +164,10 @@ class Hybrid:
             self._wire_stop = self._first_cached_after(index, stop)
         return self._receiver.receive(index, self._wire_stop, slot, between_chunks)
 
+    def release(self) -> None:
+        """As `Receiver.release`."""
+        self._receiver.release()
+
     @property
     def receivers(self) -> list[Receiver]:
         """The one it was made with."""
@@ -236,6 +247,9 @@ class Offline:
         slot.sample_ids[:] = _ids(self._config, self._cache, index)
         self._cache.read(slot.sample_ids, slot.logits, slot.inputs)
         return 0
+
+    def release(self) -> None:
+        """There is none."""
 
     @property
     def receivers(self) -> list[Receiver]:

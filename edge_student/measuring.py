@@ -108,8 +108,8 @@ class Visit:
 
     def batch(self, ended: float, cpu_s: float) -> None:
         """A batch was complete at `ended`, for so many seconds of the comm worker's CPU time."""
-        if self._begun is None or ended < self._begun:
-            return
+        if self._begun is None or ended < self._begun or not self.trial.has_comm:
+            return  # where comm is held, each stream may still end the chunk it is at, and with it a batch
         before, self._arrived = self._arrived, ended
         if self._settled is None:
             self._num_stored -= 1

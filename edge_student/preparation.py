@@ -4,8 +4,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from edge_student.config import StudentConfig
 from edge_student.messages import Configure, Described
 from edge_student.ring import RingShape
@@ -120,13 +118,12 @@ def make_trainer(config: StudentConfig, data: TrainingData, num_classes: int, de
 def ring_shape(config: StudentConfig, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
     """Room for as many batches as the user allows, a run needs and the memory holds, of inputs of this shape where they travel."""
     wanted = min(config.prefetch or config.cycles, config.cycles)
-    logit_bytes = np.dtype(config.form.layout(num_classes).dtype).itemsize
     channels, height, width = input_shape
     slot = RingShape(
         num_slots=1,
         batch_size=config.public_batch,
         num_classes=num_classes,
-        logit_bytes=logit_bytes,
+        logit_bytes=config.form.logit_bytes(num_classes),
         input_shape=(channels, height, width) if config.input_encoding else (0, 0, 0),
     )
     fitting = max(1, (config.ring_mib << 20) // slot.slot_bytes)

@@ -6,9 +6,10 @@ stream after its first message, so the retrying is ours: a lost stream is asked 
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import grpc
 import grpc.experimental
@@ -23,7 +24,7 @@ from edgekd.codec import ChunkError, Encoding, Format, decode_into, from_wire, t
 from edgekd.inputs import InputEncoding, Pixels, decode_inputs_into, input_to_wire
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
-from edgekd.wire import MAX_INPUTS_BYTES, PROTOCOL_VERSION, SERVICE_NAME, channel_options
+from edgekd.wire import MAX_INPUTS_BYTES, MAX_SAMPLES, MAX_STRIDE, PROTOCOL_VERSION, SERVICE_NAME, channel_options
 
 T = TypeVar("T")
 
@@ -39,7 +40,10 @@ _FINAL_CODES = {
 }
 _STREAM_LOGITS = f"/{SERVICE_NAME}/StreamLogits"
 _MAX_REFUSED_IN_A_ROW = 5
+_MAX_DUPLICATES = 4096  # of one batch: as many as a whole batch that came in chunks of one row
 _DESCRIBE_TIMEOUT_S = 10.0
+_DIGEST = re.compile("[0-9a-f]{64}")
+_MOST_NAME = 1000
 
 
 class LinkLostError(ConnectionError):
@@ -54,6 +58,17 @@ class BadTeacherError(RuntimeError):
     """The teacher keeps sending chunks that break the protocol."""
 
 
+class ChunkStream(Protocol):
+    """A running call of StreamLogits."""
+
+    def __next__(self) -> Chunk: ...
+
+    def __iter__(self) -> Iterator[Chunk]: ...
+
+    def cancel(self) -> bool:
+        """Tell the teacher that nobody listens any more."""
+
+
 class Receiver:
     """Receives batch after batch from one teacher.
 
@@ -66,9 +81,9 @@ class Receiver:
         self._inputs = InputEncoding(config.inputs) if config.inputs else None
         self._on_trouble = on_trouble
         self._stride = 1
-        self._max_stride = 1
+        self._most_streams = 1
         self._channel: grpc.Channel | None = None
-        self._stream: Iterator[Chunk] | None = None
+        self._stream: ChunkStream | None = None
         self._described: Described | None = None
         self._refused_in_a_row = 0
         self._failing_since: float | None = None
@@ -84,11 +99,7 @@ class Receiver:
         Raises LinkLostError when the time is up, RequestRefusedError if the two ends cannot understand each other.
         """
         answer = self._patiently(self._describe_once)
-        if answer.protocol_version != PROTOCOL_VERSION:
-            raise RequestRefusedError(
-                f"the teacher at {self._config.teacher} speaks protocol version {answer.protocol_version}, "
-                f"this edge speaks {PROTOCOL_VERSION}: update the older end"
-            )
+        self._check_description(answer)
         if to_wire(self._form.encoding) not in answer.encodings:
             raise RequestRefusedError(
                 f"the teacher at {self._config.teacher} cannot send encoding {self._form.encoding}; "
@@ -97,7 +108,9 @@ class Receiver:
         try:
             self._form.layout(answer.num_classes)
         except ValueError as error:
-            raise RequestRefusedError(f"the teacher at {self._config.teacher} has no logits as {self._form}: {error}") from None
+            remedy = "; choose fewer with --top-k" if self._form.top_k else ""
+            cause = f"the teacher at {self._config.teacher} has no logits as {self._form}: {error}{remedy}"
+            raise RequestRefusedError(cause) from None
         if self._config.batch_size > answer.max_batch_size:
             raise RequestRefusedError(
                 f"public batch of {self._config.batch_size} is over the teacher's limit of {answer.max_batch_size}"
@@ -105,7 +118,7 @@ class Receiver:
         if self._inputs is not None:
             self._check_inputs(answer)
         self._window = min(self._config.window, answer.max_window)
-        self._max_stride = max(1, answer.max_stride)
+        self._most_streams = min(max(1, answer.max_stride), answer.max_streams or MAX_STRIDE)
         self._described = Described(
             teacher_digest=answer.teacher_digest,
             dataset_digest=answer.dataset_digest,
@@ -117,12 +130,28 @@ class Receiver:
         self.num_reconnects = 0  # waiting for a teacher to appear is none
         return self._described
 
+    def _check_description(self, answer: teacher_pb2.DescribeResponse) -> None:
+        """RequestRefusedError for what no teacher may say of itself: names of folders and sizes of arrays are made of it."""
+        who = f"the teacher at {self._config.teacher}"
+        if answer.protocol_version != PROTOCOL_VERSION:
+            raise RequestRefusedError(
+                f"{who} speaks protocol version {answer.protocol_version}, this edge speaks {PROTOCOL_VERSION}: "
+                "update the older end"
+            )
+        for name, digest in (("teacher", answer.teacher_digest), ("data set", answer.dataset_digest)):
+            if not _DIGEST.fullmatch(digest):
+                raise RequestRefusedError(f"{who} has a {name} digest that is none: it must be 64 lower-case hexadecimal digits")
+        if not 1 <= answer.num_samples <= MAX_SAMPLES:
+            raise RequestRefusedError(f"{who} has {answer.num_samples} samples, must be in 1 .. {MAX_SAMPLES}")
+        if answer.max_window < 1 or len(answer.dataset_name) > _MOST_NAME or not answer.dataset_name.isprintable():
+            raise RequestRefusedError(f"{who} serves windows of {answer.max_window} batches, or its data set's name is no name")
+
     def divide(self, num_streams: int) -> list["Receiver"]:
         """So many receivers, this one first, or as many as the teacher can serve. Of m the n-th is for batches n, n + m, n + 2m ...
 
         Each has a connection of its own. After `describe`, and before anything is received.
         """
-        num_streams = min(num_streams, self._max_stride)
+        num_streams = min(num_streams, self._most_streams)
         receivers = [self, *(Receiver(self._config, self._on_trouble) for _ in range(num_streams - 1))]
         for receiver in receivers:
             receiver._stride, receiver._described, receiver._window = num_streams, self._described, self._window
@@ -143,6 +172,12 @@ class Receiver:
         slot.sample_ids[:] = batch_ids(self._config.seed, self._described.num_samples, self._config.batch_size, index)
         self._refused_in_a_row = 0
         return self._patiently(lambda: self._receive_once(index, stop, slot, between_chunks))
+
+    def release(self) -> None:
+        """End the stream, so that the teacher can serve another. The next `receive` asks for a new one."""
+        if self._stream is not None:
+            self._stream.cancel()
+            self._stream = None
 
     def close(self) -> None:
         """Drop the connection. The next call makes a new one."""
@@ -174,12 +209,15 @@ class Receiver:
             )
 
     def _receive_once(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
-        row = num_bytes = 0
+        row = num_bytes = num_duplicates = 0
         while row < len(slot.logits):
             between_chunks()
             chunk = self._next_chunk(index, stop)
             if (chunk.header.batch_index, chunk.header.row_start) < (index, row):
                 self.num_duplicate_chunks += 1
+                num_duplicates += 1
+                if num_duplicates > _MAX_DUPLICATES:
+                    self._refuse(index, ChunkError(f"more than {_MAX_DUPLICATES} chunks came of rows that had come before"))
                 continue
             try:
                 row += self._accept(chunk, index, row, slot)
@@ -203,7 +241,7 @@ class Receiver:
             raise LinkLostError(f"the teacher ended its stream before batch {index} was complete")
         return chunk
 
-    def _open_window(self, index: int, stop: int) -> Iterator[Chunk]:
+    def _open_window(self, index: int, stop: int) -> ChunkStream:
         assert self._described is not None
         request = teacher_pb2.StreamLogitsRequest(
             start=index,
@@ -220,7 +258,8 @@ class Receiver:
         stream = self._connection().unary_stream(
             _STREAM_LOGITS, teacher_pb2.StreamLogitsRequest.SerializeToString, response_deserializer=parse_chunk
         )
-        return iter(stream(request))
+        call: ChunkStream = stream(request)
+        return call
 
     def _accept(self, chunk: Chunk, index: int, row: int, slot: Slot) -> int:
         """Verify one chunk and decode it to its rows; return how many. ChunkError says what is wrong with it."""

@@ -28,6 +28,9 @@ def receive_all(control: socket.socket, sources: Sequence[LogitSource], ring: Ri
     def receive_share(number: int) -> None:
         source = sources[number]
         for index in range(job.start + number, job.stop, len(sources)):
+            if not order.wait_for_room(index, ring.shape.num_slots, _PATIENCE_S):
+                source.release()  # the stream that is behind may be waiting for a teacher that has none left but ours
+                order.wait_for_room(index, ring.shape.num_slots)
             gate.wait_for_slot(index)
             gate.wait_while_held()
             if source.needs_all_before(index):
@@ -60,6 +63,10 @@ def _in_threads(works: Sequence[Callable[[], None]]) -> None:
         error = outcomes.get()
         if error is not None:
             raise error
+
+
+_PATIENCE_S = 1.0
+"""How long a stream may be kept open while those of the other batches are behind."""
 
 
 class Gate:
@@ -126,6 +133,16 @@ class Order:
                 self._tell(self._next, *self._came.pop(self._next))
                 self._next += 1
             self._changed.notify_all()
+
+    def wait_for_room(self, index: int, num_slots: int, timeout_s: float | None = None) -> bool:
+        """Wait until the batch that was to lie in the slot of `index` before it has been told of; False when the time is up.
+
+        A slot may count as free although no stream has filled it yet, where the trainer needs none of them back.
+        """
+        if index - self._next < num_slots:
+            return True
+        with self._changed:
+            return self._changed.wait_for(lambda: index - self._next < num_slots, timeout_s)
 
     def wait_for_all_before(self, index: int) -> None:
         """Wait until every batch before `index` has been told of."""

@@ -71,6 +71,8 @@ class State:
         i, j, k = self.num_comm, self.num_forward, self.num_backward
         if not 0 <= k <= j <= min(k + 1, self.cycles):
             raise BrokenInvariant(f"{self}: Forward and Backward must alternate, and end after {self.cycles} cycles")
+        if self.inputs_travel and i < j:
+            raise BrokenInvariant(f"{self}: every Forward needs its Comm where inputs travel")
         if not k <= i <= self.cycles:
             raise BrokenInvariant(f"{self}: every Backward needs its Comm, and Comm ends after {self.cycles} cycles")
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 
-STORED_SUFFIXES = (".jpg", ".jpeg", ".png")
+_FORMATS = ("JPEG", "PNG")
+_MAGIC_NUMBERS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 # A file of a few kB can hold gigabytes of pixels; no photograph has more than this.
 _MAX_FILE_PIXELS = 1 << 26
 
@@ -48,6 +49,12 @@ def square_pixels(file: BinaryIO | Path, size: int, *, formats: tuple[str, ...] 
             raise OSError(f"an image of {image.width} x {image.height} pixels is too large, must be at most {_MAX_FILE_PIXELS}")
         square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1)
+
+
+def is_stored_format(file: Path) -> bool:
+    """Whether it begins as a JPEG or a PNG does, whatever it is called. Raises OSError if it cannot be read."""
+    with file.open("rb") as opened:
+        return opened.read(8).startswith(_MAGIC_NUMBERS)
 
 
 def decode_inputs_into(data: bytes | memoryview, *, encoding: InputEncoding, lengths: list[int], crc32: int, out: Pixels) -> None:
@@ -84,9 +91,9 @@ def _decode_files(data: bytes | memoryview, lengths: list[int], out: Pixels) -> 
     begin = 0
     for row, length in zip(out, lengths, strict=True):
         try:
-            row[...] = square_pixels(io.BytesIO(data[begin : begin + length]), size, formats=("JPEG", "PNG"))
+            row[...] = square_pixels(io.BytesIO(data[begin : begin + length]), size, formats=_FORMATS)
         except Exception as error:  # Pillow raises whatever a broken file makes it meet
-            raise ChunkError(f"an input of {length} bytes is no JPEG or PNG: {error}") from None
+            raise ChunkError(f"an input of {length} bytes is no JPEG or PNG, or a broken one ({type(error).__name__})") from None
         begin += length
 
 

@@ -123,7 +123,11 @@ def _image_folder(argument: str, split: str) -> Loaded:
     _check_bytes(f"imagefolder:{argument}", len(ids), 3, size)
     images = np.empty((len(ids), 3, size, size), dtype=np.uint8)
     for row, sample in enumerate(ids):
-        images[row] = square_pixels(Path(folder.samples[sample][0]), size)
+        file = Path(folder.samples[sample][0])
+        try:
+            images[row] = square_pixels(file, size)
+        except OSError as error:
+            raise WorldError(f"{file} cannot be read as an image: {error}; mend it, or take it out of the folder") from error
     files = tuple(Path(folder.samples[sample][0]) for sample in ids)
     return Loaded(images, np.asarray(folder.targets, dtype=np.int64)[ids], len(folder.classes), files)
 

@@ -15,6 +15,8 @@ MAX_MESSAGE_BYTES = 4 << 20
 MAX_BATCH_SIZE = 4096
 MAX_WINDOW = 1024
 MAX_START = 2**31 - 1
+# Ten times the largest image data sets; the order of so many takes a GiB at the edge.
+MAX_SAMPLES = 2**27
 # More streams than a board has cores.
 MAX_STRIDE = 64
 # A float32 row must fit in one chunk, because a chunk holds whole rows.

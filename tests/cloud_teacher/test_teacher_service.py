@@ -2,22 +2,25 @@
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
 
 from cloud_teacher.inputs import PublicInputs
 from cloud_teacher.pacing import Pacer
 from edgekd.codec import Encoding, Format, checksum, chunk_rows, decode_into, from_wire
 from edgekd.datasets import ImageDataset
-from edgekd.inputs import InputEncoding
+from edgekd.inputs import InputEncoding, square_pixels
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2
 from edgekd.wire import MAX_BATCH_SIZE, MAX_CHUNK_BYTES, MAX_INPUTS_BYTES, MAX_START, MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION
@@ -59,6 +62,7 @@ def test_describe_says_who_what_and_within_which_limits(harness: Any) -> None:
         max_window=MAX_WINDOW,
         max_chunk_bytes=MAX_CHUNK_BYTES,
         max_stride=MAX_STRIDE,
+        max_streams=4,
     )
 
 
@@ -142,6 +146,26 @@ def test_pixels_travel_with_their_logits_in_chunks_that_hold_both(make_harness: 
     assert [chunk.inputs for chunk in harness.stream(count=2, batch_size=9)] == [b"", b""]
 
 
+def test_an_image_that_was_changed_ends_its_stream_for_good_and_no_other(
+    make_harness: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = []
+    for sample in range(50):
+        files.append(tmp_path / f"{sample}.png")
+        Image.new("RGB", (8, 8), (sample, 0, 0)).save(files[-1])
+    images = np.stack([square_pixels(file, 8) for file in files])
+    dataset = ImageDataset(name="x", images=images, labels=np.zeros(50, np.int64), num_classes=2, digest="x", files=tuple(files))
+    harness = make_harness(inputs=PublicInputs(dataset))
+    assert len(harness.stream(count=1, batch_size=50, input_encoding=2)) == 1
+    files[7].unlink()
+    refused = harness.refusal(count=1, batch_size=50, input_encoding=2)
+    assert refused.code() is Code.FAILED_PRECONDITION
+    assert refused.details().startswith("the image file of sample 7 has changed since this server was started")
+    assert "7.png" not in refused.details()
+    assert "7.png" in caplog.text
+    assert len(harness.stream(count=1, batch_size=50, input_encoding=1)) == 1
+
+
 def test_inputs_too_large_for_a_chunk_are_not_offered() -> None:
     assert PublicInputs(images_of(1, 836)).encodings == [InputEncoding.PIXELS]
     assert PublicInputs(images_of(1, 837)).encodings == []
@@ -199,7 +223,7 @@ def test_stream_from_the_store_does_not_wait_for_another_edges_computing(harness
         ({"start": 2**64 - 1}, Code.OUT_OF_RANGE, "the last one is 2147483647"),
         ({"stride": MAX_STRIDE + 1}, Code.INVALID_ARGUMENT, "stride is 65, must be in 0 .. 64"),
         ({"start": MAX_START - 3, "count": 3, "stride": 2}, Code.OUT_OF_RANGE, "ends at batch 2147483648"),
-        ({"input_encoding": 1}, Code.INVALID_ARGUMENT, "input_encoding is pixels, these inputs can travel as no way"),
+        ({"input_encoding": 1}, Code.INVALID_ARGUMENT, "input_encoding is pixels, this server's inputs travel as nothing"),
         ({"input_encoding": 77}, Code.INVALID_ARGUMENT, "input encoding 77 is unknown, must be one of 0 (none), 1 (pixels)"),
         ({"teacher_digest": ""}, Code.INVALID_ARGUMENT, "teacher_digest is empty"),
         ({"dataset_digest": ""}, Code.INVALID_ARGUMENT, "dataset_digest is empty"),
@@ -383,6 +407,15 @@ def test_first_request_for_a_few_samples_has_those_after_them_computed_too(harne
     assert asked == [40], "one sample a batch, and one forward for all of them"
 
 
+def test_no_more_than_a_forward_is_computed_ahead(make_harness: Callable[..., Any], key: Any) -> None:
+    harness = make_harness(key=replace(key, num_samples=5000))
+    asked: list[int] = []
+    compute = harness.teacher.logits
+    harness.store._compute = lambda ids: (asked.append(len(ids)), compute(ids))[1]
+    harness.stream(count=3, batch_size=40)
+    assert asked == [64, 56]
+
+
 def test_samples_that_nobody_asked_for_are_computed_in_the_background(harness: Any) -> None:
     harness.on_loop(harness.server.service.fill_store())
     assert harness.store.num_ready == harness.key.num_samples
@@ -393,15 +426,21 @@ def test_samples_that_nobody_asked_for_are_computed_in_the_background(harness: A
 
 def test_background_filling_lets_requests_in_and_ends_with_the_server(make_harness: Callable[..., Any], key: Any) -> None:
     harness = make_harness(key=replace(key, num_samples=5000))
-    harness.teacher.gate.clear()
+    blocks = threading.Semaphore(2)
+    compute = harness.teacher.logits
+    harness.store._compute = lambda ids: (blocks.acquire(timeout=30), compute(ids))[1]
     filling = asyncio.run_coroutine_threadsafe(harness.server.service.fill_store(), harness._loop)
     with ThreadPoolExecutor(1) as pool:
+        wait_until(lambda: harness.store.num_ready == 128)  # and the third block waits
         stream = pool.submit(harness.stream, count=1, batch_size=8, seed=7)
-        harness.teacher.gate.set()
-        assert stream.result(30)
+        wait_until(lambda: harness.server.service.num_streams == 1)
+        blocks.release(2)
+        assert stream.result(30), "the request came after one block, not after all"
+    assert harness.store.num_ready < 5000
+    blocks.release(1)
     harness.stop_server()
     filling.result(30)
-    assert harness.store.num_ready <= 5000
+    assert harness.store.num_ready < 5000
 
 
 def test_background_filling_gives_up_on_a_broken_teacher_and_serving_goes_on(

@@ -46,8 +46,8 @@ class ScriptedTeacher(teacher_pb2_grpc.TeacherServicer):
     def Describe(self, request: teacher_pb2.DescribeRequest, context: grpc.ServicerContext) -> teacher_pb2.DescribeResponse:
         fields: dict[str, object] = {
             "protocol_version": 1,
-            "teacher_digest": "t" * 64,
-            "dataset_digest": "d" * 64,
+            "teacher_digest": "7" * 64,
+            "dataset_digest": "d0" * 32,
             "dataset_name": "scripted:public",
             "num_samples": NUM_SAMPLES,
             "num_classes": NUM_CLASSES,

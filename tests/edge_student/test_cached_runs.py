@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 from processes import TINY, events, read_until, run, student_command, teacher, train, weights
 
 pytestmark = pytest.mark.slow
@@ -133,6 +135,42 @@ def test_streams_that_divide_the_batches_leave_the_link_silent_too(
     assert sum(wire_bytes(tmp_path / "run")[num_epoch:]) == 0
 
 
+def photographs(folder: Path) -> str:
+    """An image folder of JPEG and PNG files of several sizes, grey ones among them."""
+    random = np.random.RandomState(0)
+    for number in range(200):
+        place = folder / f"class{number % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        height, width = random.randint(8, 24, 2)
+        image = Image.fromarray(random.randint(0, 256, (height, width, 3), dtype=np.uint8))
+        image.convert("L" if number % 7 == 0 else "RGB").save(place / f"{number}.{'jpg' if number % 2 else 'png'}")
+    return f"imagefolder:{folder},size=8"
+
+
+def test_files_as_stored_and_pixels_give_the_weights_of_a_local_copy(tmp_path: Path) -> None:
+    dataset = photographs(tmp_path / "photographs")
+    few = ("--private", f"{dataset}:private", "--policy", "os-default", "--cycles", "12", "--torch-threads", "1")
+    with teacher(tmp_path / "store", dataset=f"{dataset}:public") as serving:
+        for name, flags in (
+            ("local", ()),
+            ("stream", ("--public-inputs", "stream")),
+            ("stored", ("--public-inputs", "stored", "--streams", "2")),
+            ("kept", ("--public-inputs", "stored", "--logits", "hybrid", "--cache", str(tmp_path / "cache"))),
+        ):
+            train(serving.address, tmp_path / name, *few, *flags)
+            assert weights(tmp_path / name) == weights(tmp_path / "local"), name
+
+
+def test_edges_share_fewer_streams_than_they_want(tmp_path: Path) -> None:
+    wants = (*FLAGS, "--streams", "2", "--prefetch", "4", "--max-wait", "50")
+    with teacher(tmp_path / "store", "--max-streams", "1") as one:
+        assert train(one.address, tmp_path / "alone", *wants)["num_reconnects"] == 0
+    with teacher(tmp_path / "store", "--max-streams", "3") as three:
+        students = [subprocess.Popen(student_command(three.address, tmp_path / name, *wants)) for name in ("a", "b")]
+        assert [student.wait(120) for student in students] == [0, 0]
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") == weights(tmp_path / "alone")
+
+
 def test_inputs_that_travelled_are_read_from_the_cache_as_well(address: str, online: Path, tmp_path: Path) -> None:
     cached = ("--cache", str(tmp_path / "cache"), *STREAMED)
     first = train(address, tmp_path / "first", *FLAGS, *cached, "--logits", "hybrid")
@@ -145,3 +183,9 @@ def test_inputs_that_travelled_are_read_from_the_cache_as_well(address: str, onl
     assert fetch(address, tmp_path / "other", *STREAMED).returncode == 0
     assert offline(tmp_path / "third", tmp_path / "other", *STREAMED).returncode == 0
     assert weights(tmp_path / "third") == weights(online)
+
+
+def test_a_cache_that_nobody_wants_is_not_made(address: str, tmp_path: Path) -> None:
+    refused = fetch(address, tmp_path / "cache", "--public", "digits:private")
+    assert (refused.returncode, "is another data set" in refused.stderr) == (2, True)
+    assert not (tmp_path / "cache").exists()

@@ -555,3 +555,12 @@ def test_one_core_is_refused_before_anything_is_started(tmp_path: Path) -> None:
     assert finished.returncode == 2
     assert "there is 1; give it 2 or more, see --cores" in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1
+
+
+def test_batches_that_end_after_comm_was_held_are_none_of_that_mode() -> None:
+    trial = next(trial for trial in trials(2) if trial.name == "comp-only")
+    visit = Visit(trial, share_s=1.0, limit_s=2.0)
+    visit.begin(10.0)
+    for ended in (10.01, 10.02, 10.03):  # the chunks that several streams were at
+        visit.batch(ended, 0.01)
+    assert (visit.num_comm, visit.comm_s) == (0, 0.0)

@@ -15,6 +15,7 @@ from scripted_teacher import (
     logits_of,
 )
 
+from edge_student import receiver as receiver_module
 from edge_student.messages import Configure
 from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
 from edge_student.ring import RingShape, Slot
@@ -168,7 +169,7 @@ def test_a_teacher_without_the_wanted_encoding_is_refused() -> None:
 
 
 def test_more_logits_of_a_row_than_it_has_are_never_asked_for() -> None:
-    with pytest.raises(RequestRefusedError, match=r"has no logits as topk:5: top_k is 5, must be below the number of classes, 5$"):
+    with pytest.raises(RequestRefusedError, match=r"has no logits as topk:5: top_k is 5, must be below the number of classes, 5"):
         receive_all(ScriptedTeacher(), encoding="topk", top_k=5)
 
 
@@ -299,3 +300,40 @@ def test_a_teacher_that_knows_no_stride_serves_one_stream() -> None:
         assert receiver.divide(4) == [receiver]
         assert receiver.stride == 1
         receiver.close()
+
+
+@pytest.mark.parametrize(
+    ("description", "says"),
+    [
+        ({"teacher_digest": "/".join([".."] * 3 + ["x" * 55])}, "teacher digest that is none"),
+        ({"teacher_digest": ""}, "teacher digest that is none"),
+        ({"dataset_digest": "D" * 64}, "data set digest that is none"),
+        ({"dataset_digest": "d" * 65}, "data set digest that is none"),
+        ({"num_samples": 0}, "0 samples, must be in 1 .. 134217728"),
+        ({"num_samples": 2**32}, "4294967296 samples"),
+        ({"max_window": 0}, "windows of 0 batches"),
+        ({"dataset_name": "a\x1b[2Jb"}, "name is no name"),
+        ({"dataset_name": "a" * 1001}, "name is no name"),
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"num_classes": 2**32 - 1}, "num_classes is 4294967295"),
+        ({"max_batch_size": 0}, "over the teacher's limit of 0"),
+    ],
+)
+def test_what_no_teacher_may_say_of_itself_is_refused(description: dict[str, object], says: str) -> None:
+    with pytest.raises(RequestRefusedError, match=says):
+        receive_all(ScriptedTeacher(**description))
+
+
+def test_a_teacher_that_repeats_itself_for_ever_ends_the_run_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver_module, "_MAX_DUPLICATES", 20)
+
+    def again(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
+        return [teacher_pb2.LogitsChunk(batch_index=0, row_start=0)] * 50
+
+    with pytest.raises(BadTeacherError, match=r"batch 1 was refused 5 times.*more than 20 chunks came of rows"):
+        receive_all(ScriptedTeacher(dict.fromkeys(range(3, 100), again)))
+
+
+def test_a_default_that_does_not_fit_names_its_flag() -> None:
+    with pytest.raises(RequestRefusedError, match=r"below the number of classes, 5; choose fewer with --top-k$"):
+        receive_all(ScriptedTeacher(), encoding="topk", top_k=10)

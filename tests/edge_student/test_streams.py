@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from edge_student import messages
+from edge_student import messages, streams
 from edge_student.messages import BatchReceived, PeerGone, UseRing
 from edge_student.receiver import LinkLostError, Receiver
 from edge_student.ring import Ring, RingShape, Slot
@@ -23,6 +23,10 @@ class Share:
     def __init__(self, work: Callable[[int], None] = lambda index: None, barrier: int | None = None) -> None:
         self.work, self.barrier = work, barrier
         self.receivers: list[Receiver] = []
+        self.num_released = 0
+
+    def release(self) -> None:
+        self.num_released += 1
 
     def needs_all_before(self, index: int) -> bool:
         return self.barrier is not None and index >= self.barrier
@@ -103,6 +107,45 @@ def test_a_batch_that_comes_early_waits_for_those_before_it(pair: Pair, rings: t
     assert [message.index for message in told(ours, 4)] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("num_streams", [2, 3, 4])
+def test_where_slots_are_free_for_ever_no_two_streams_write_into_one(
+    num_streams: int, pair: Pair, rings: tuple[Ring, Ring]
+) -> None:
+    """As in `calibrate`: four slots, or fewer than streams, and a trainer that needs none of them back."""
+    (ours, theirs), (ring, their_ring) = pair, rings
+    ring.set_consumed(1 << 60)
+    writing: set[int] = set()
+    collisions: list[int] = []
+
+    def write(index: int) -> None:
+        slot = index % 4
+        if slot in writing:
+            collisions.append(index)
+        writing.add(slot)
+        time.sleep(0.0005 * (index % num_streams))
+        writing.discard(slot)
+
+    start(lambda: receive_all(theirs, [Share(write) for _ in range(num_streams)], their_ring, UseRing(start=0, stop=200)))  # type: ignore[arg-type, misc]
+    assert [message.index for message in told(ours, 200)] == list(range(200))
+    assert collisions == []
+
+
+def test_a_stream_whose_siblings_are_behind_is_given_back(
+    pair: Pair, rings: tuple[Ring, Ring], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher may have no stream left but this one, and a sibling waits for one."""
+    (ours, theirs), (ring, their_ring) = pair, rings
+    ring.set_consumed(1 << 60)
+    monkeypatch.setattr(streams, "_PATIENCE_S", 0.01)
+    quick = Share()
+    given_back = threading.Event()
+    quick.release = given_back.set  # type: ignore[method-assign]
+    starved = Share(lambda index: None if given_back.wait(20) else pytest.fail("never"))
+    start(lambda: receive_all(theirs, [quick, starved], their_ring, UseRing(start=0, stop=8)))  # type: ignore[arg-type]
+    assert [message.index for message in told(ours, 8)] == list(range(8))
+    assert given_back.is_set()
+
+
 def test_a_source_that_needs_all_before_gets_them(pair: Pair, rings: tuple[Ring, Ring]) -> None:
     (ours, theirs), (_, their_ring) = pair, rings
     came: list[int] = []
@@ -124,8 +167,9 @@ def test_what_breaks_one_stream_ends_all(pair: Pair, rings: tuple[Ring, Ring]) -
     def fail(index: int) -> None:
         raise LinkLostError("gone")
 
+    never = threading.Event()
     with pytest.raises(LinkLostError, match="gone"):
-        receive_all(theirs, [Share(lambda index: time.sleep(60)), Share(fail)], their_ring, UseRing(start=0, stop=9))  # type: ignore[arg-type]
+        receive_all(theirs, [Share(lambda index: never.wait(20) and None), Share(fail)], their_ring, UseRing(start=0, stop=9))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_waiting", [1, 2, 5])

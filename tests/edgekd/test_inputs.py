@@ -1,6 +1,7 @@
 """Public inputs on their way: what arrives is what was sent, and everything else is refused by name."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cloud_teacher.inputs import PublicInputs
+from cloud_teacher.inputs import InputChangedError, PublicInputs
 from edgekd.codec import ChunkError, checksum
+from edgekd.command import WorldError
 from edgekd.datasets import load_dataset
 from edgekd.inputs import InputEncoding, decode_inputs_into, input_from_wire, input_to_wire, square_pixels
 from edgekd.wire import MAX_INPUTS_BYTES
@@ -63,8 +65,25 @@ def test_a_file_that_was_changed_since_is_refused(folder: Path) -> None:
         decoded(sent.data, InputEncoding.STORED, sent.lengths, sent.pixels_crc32)
 
 
+@pytest.mark.parametrize("change", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes() + b"x")])
+def test_a_file_that_is_gone_or_has_grown_is_named(change: Callable[[Path], object], folder: Path) -> None:
+    dataset = load_dataset(f"imagefolder:{folder},size=8:public")
+    inputs = PublicInputs(dataset)
+    change(dataset.files[2])
+    with pytest.raises(InputChangedError, match=f"{dataset.files[2].name}, of sample 2, was changed or deleted"):
+        inputs.encode(np.arange(4), InputEncoding.STORED)
+    assert inputs.encode(np.arange(4), InputEncoding.PIXELS).data == dataset.images[:4].tobytes()
+
+
+def test_a_broken_image_is_named_when_it_is_loaded(folder: Path) -> None:
+    for broken in (folder / "class0").iterdir():
+        broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(WorldError, match=r"class0/\d+\.\w+ cannot be read as an image: .*; mend it, or take it out of the folder$"):
+        load_dataset(f"imagefolder:{folder},size=8")
+
+
 def test_files_that_edges_may_not_know_are_not_offered(folder: Path) -> None:
-    Image.new("RGB", (9, 9)).save(folder / "class0" / "other.bmp")
+    Image.new("RGB", (9, 9)).save(folder / "class0" / "other.jpg", "WEBP")
     assert PublicInputs(load_dataset(f"imagefolder:{folder},size=8")).encodings == [InputEncoding.PIXELS]
     assert PublicInputs(load_dataset("digits:public")).encodings == [InputEncoding.PIXELS]
 

@@ -161,3 +161,8 @@ def test_with_inputs_that_travel_a_forward_needs_its_comm_too(counts: tuple[int,
     assert not (here.comm_is_blocked and here.comp_is_blocked)
     if not here.comm_is_done and not here.comm_is_blocked:
         assert here.after(Task.COMM).inputs_travel
+
+
+def test_with_inputs_that_travel_no_forward_is_done_before_its_comm() -> None:
+    with pytest.raises(BrokenInvariant, match="every Forward needs its Comm"):
+        State(cycles=4, num_comm=0, num_forward=1, num_backward=0, prefetch=1, inputs_travel=True)

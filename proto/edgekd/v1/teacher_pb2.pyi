@@ -34,7 +34,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("protocol_version", "teacher_digest", "dataset_digest", "dataset_name", "num_samples", "num_classes", "encodings", "max_batch_size", "max_window", "max_chunk_bytes", "max_stride", "input_shape", "input_encodings")
+    __slots__ = ("protocol_version", "teacher_digest", "dataset_digest", "dataset_name", "num_samples", "num_classes", "encodings", "max_batch_size", "max_window", "max_chunk_bytes", "max_stride", "input_shape", "input_encodings", "max_streams")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TEACHER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     DATASET_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class DescribeResponse(_message.Message):
     MAX_STRIDE_FIELD_NUMBER: _ClassVar[int]
     INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
     INPUT_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STREAMS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     teacher_digest: str
     dataset_digest: str
@@ -61,7 +62,8 @@ class DescribeResponse(_message.Message):
     max_stride: int
     input_shape: _containers.RepeatedScalarFieldContainer[int]
     input_encodings: _containers.RepeatedScalarFieldContainer[InputEncoding]
-    def __init__(self, protocol_version: _Optional[int] = ..., teacher_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., dataset_name: _Optional[str] = ..., num_samples: _Optional[int] = ..., num_classes: _Optional[int] = ..., encodings: _Optional[_Iterable[_Union[Encoding, str]]] = ..., max_batch_size: _Optional[int] = ..., max_window: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_stride: _Optional[int] = ..., input_shape: _Optional[_Iterable[int]] = ..., input_encodings: _Optional[_Iterable[_Union[InputEncoding, str]]] = ...) -> None: ...
+    max_streams: int
+    def __init__(self, protocol_version: _Optional[int] = ..., teacher_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., dataset_name: _Optional[str] = ..., num_samples: _Optional[int] = ..., num_classes: _Optional[int] = ..., encodings: _Optional[_Iterable[_Union[Encoding, str]]] = ..., max_batch_size: _Optional[int] = ..., max_window: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_stride: _Optional[int] = ..., input_shape: _Optional[_Iterable[int]] = ..., input_encodings: _Optional[_Iterable[_Union[InputEncoding, str]]] = ..., max_streams: _Optional[int] = ...) -> None: ...
 
 class StreamLogitsRequest(_message.Message):
     __slots__ = ("start", "count", "batch_size", "seed", "teacher_digest", "dataset_digest", "encoding", "top_k", "stride", "input_encoding")

@@ -58,9 +58,10 @@ class TeacherServicer(object):
 
     def StreamLogits(self, request, context):
         """The logits of batches start, start+stride, ..., count of them, in order, each batch as one or more chunks. A student that lost a
-        stream asks again from the first batch it does not have. Several streams of one student divide the batches by their stride. Errors: INVALID_ARGUMENT names a field that breaks a rule; OUT_OF_RANGE a start past
-        2^31 batches; FAILED_PRECONDITION a digest that is not this server's, because logits of two teachers or of two data sets must
-        never be mixed; RESOURCE_EXHAUSTED that all streams are taken.
+        stream asks again from the first batch it does not have. Several streams of one student divide the batches by their stride.
+        Errors: INVALID_ARGUMENT names a field that breaks a rule; OUT_OF_RANGE a window that ends past batch 2^31-1;
+        FAILED_PRECONDITION a digest that is not this server's, because logits of two teachers or of two data sets must never be mixed;
+        RESOURCE_EXHAUSTED that all streams are taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
