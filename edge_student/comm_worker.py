@@ -14,6 +14,7 @@ import threading
 import time
 
 from edge_student import messages
+from edge_student.description import RequestRefusedError
 from edge_student.logit_cache import CacheError
 from edge_student.logit_source import LogitSource, make_source
 from edge_student.messages import (
@@ -27,7 +28,7 @@ from edge_student.messages import (
     UseRing,
 )
 from edge_student.parent import die_with_parent
-from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
+from edge_student.receiver import BadTeacherError, LinkLostError, Receiver
 from edge_student.ring import Ring
 from edge_student.streams import receive_all
 

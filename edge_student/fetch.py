@@ -7,10 +7,11 @@ Receives over the same wire and in the same way as a run, in this process. Whate
 import logging
 
 from edge_student.config import FetchConfig
+from edge_student.description import RequestRefusedError
 from edge_student.logit_source import Hybrid
 from edge_student.messages import Configure
 from edge_student.progress import Progress
-from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
+from edge_student.receiver import BadTeacherError, LinkLostError, Receiver
 from edge_student.ring import RingShape, Slot
 from edgekd.command import WorldError
 

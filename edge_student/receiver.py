@@ -5,10 +5,8 @@ stream after its first message, so the retrying is ours: a lost stream is asked 
 """
 
 import logging
-import math
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 import grpc
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tenacity
 
+from edge_student.description import RequestRefusedError, check_description
 from edge_student.messages import Configure, Described
 from edge_student.ring import Slot
 from edgekd.chunks import Chunk, parse_chunk
@@ -24,7 +23,7 @@ from edgekd.codec import ChunkError, Encoding, Format, decode_into, from_wire, t
 from edgekd.inputs import InputEncoding, Pixels, decode_inputs_into, input_to_wire
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
-from edgekd.wire import MAX_INPUTS_BYTES, MAX_SAMPLES, MAX_STRIDE, PROTOCOL_VERSION, SERVICE_NAME, channel_options
+from edgekd.wire import MAX_STRIDE, SERVICE_NAME, channel_options
 
 T = TypeVar("T")
 
@@ -42,16 +41,10 @@ _STREAM_LOGITS = f"/{SERVICE_NAME}/StreamLogits"
 _MAX_REFUSED_IN_A_ROW = 5
 _MAX_DUPLICATES = 4096  # of one batch: as many as a whole batch that came in chunks of one row
 _DESCRIBE_TIMEOUT_S = 10.0
-_DIGEST = re.compile("[0-9a-f]{64}")
-_MOST_NAME = 1000
 
 
 class LinkLostError(ConnectionError):
     """The teacher cannot be reached, or its stream broke off; another attempt may succeed."""
-
-
-class RequestRefusedError(ValueError):
-    """The teacher understood the request and will never grant it."""
 
 
 class BadTeacherError(RuntimeError):
@@ -99,24 +92,7 @@ class Receiver:
         Raises LinkLostError when the time is up, RequestRefusedError if the two ends cannot understand each other.
         """
         answer = self._patiently(self._describe_once)
-        self._check_description(answer)
-        if to_wire(self._form.encoding) not in answer.encodings:
-            raise RequestRefusedError(
-                f"the teacher at {self._config.teacher} cannot send encoding {self._form.encoding}; "
-                f"it can send {', '.join(names_of(answer.encodings)) or 'none that this edge knows'}"
-            )
-        try:
-            self._form.layout(answer.num_classes)
-        except ValueError as error:
-            remedy = "; choose fewer with --top-k" if self._form.top_k else ""
-            cause = f"the teacher at {self._config.teacher} has no logits as {self._form}: {error}{remedy}"
-            raise RequestRefusedError(cause) from None
-        if self._config.batch_size > answer.max_batch_size:
-            raise RequestRefusedError(
-                f"public batch of {self._config.batch_size} is over the teacher's limit of {answer.max_batch_size}"
-            )
-        if self._inputs is not None:
-            self._check_inputs(answer)
+        check_description(answer, self._config)
         self._window = min(self._config.window, answer.max_window)
         self._most_streams = min(max(1, answer.max_stride), answer.max_streams or MAX_STRIDE)
         self._described = Described(
@@ -129,22 +105,6 @@ class Receiver:
         )
         self.num_reconnects = 0  # waiting for a teacher to appear is none
         return self._described
-
-    def _check_description(self, answer: teacher_pb2.DescribeResponse) -> None:
-        """RequestRefusedError for what no teacher may say of itself: names of folders and sizes of arrays are made of it."""
-        who = f"the teacher at {self._config.teacher}"
-        if answer.protocol_version != PROTOCOL_VERSION:
-            raise RequestRefusedError(
-                f"{who} speaks protocol version {answer.protocol_version}, this edge speaks {PROTOCOL_VERSION}: "
-                "update the older end"
-            )
-        for name, digest in (("teacher", answer.teacher_digest), ("data set", answer.dataset_digest)):
-            if not _DIGEST.fullmatch(digest):
-                raise RequestRefusedError(f"{who} has a {name} digest that is none: it must be 64 lower-case hexadecimal digits")
-        if not 1 <= answer.num_samples <= MAX_SAMPLES:
-            raise RequestRefusedError(f"{who} has {answer.num_samples} samples, must be in 1 .. {MAX_SAMPLES}")
-        if answer.max_window < 1 or len(answer.dataset_name) > _MOST_NAME or not answer.dataset_name.isprintable():
-            raise RequestRefusedError(f"{who} serves windows of {answer.max_window} batches, or its data set's name is no name")
 
     def divide(self, num_streams: int) -> list["Receiver"]:
         """So many receivers, this one first, or as many as the teacher can serve. Of m the n-th is for batches n, n + m, n + 2m ...
@@ -193,20 +153,6 @@ class Receiver:
             return answer
         except grpc.RpcError as error:
             raise self._translate(error) from None
-
-    def _check_inputs(self, answer: teacher_pb2.DescribeResponse) -> None:
-        if input_to_wire(self._inputs) not in answer.input_encodings:
-            known = [encoding.value for encoding in InputEncoding if input_to_wire(encoding) in answer.input_encodings]
-            raise RequestRefusedError(
-                f"the teacher at {self._config.teacher} cannot send its inputs as {self._inputs}; it can send them as "
-                f"{', '.join(known) or 'nothing'}: give this edge the public data set instead (--public-inputs local)"
-            )
-        shape = tuple(answer.input_shape)
-        if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_INPUTS_BYTES:
-            raise RequestRefusedError(
-                f"the teacher at {self._config.teacher} has inputs of the shape {shape[:8]}, which must be channels, height and "
-                f"width, and at most {MAX_INPUTS_BYTES} bytes"
-            )
 
     def _receive_once(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
         row = num_bytes = num_duplicates = 0
@@ -365,8 +311,3 @@ def from_wire_or_refuse(number: int) -> Encoding:
         return from_wire(number)
     except ValueError as error:
         raise ChunkError(str(error)) from error
-
-
-def names_of(numbers: Iterable[int]) -> list[str]:
-    """Names of the encodings with these numbers that this version knows."""
-    return [encoding.value for encoding in Encoding if to_wire(encoding) in set(numbers)]

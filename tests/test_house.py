@@ -19,7 +19,8 @@ NAMES_THAT_SAY_NOTHING = {"util", "utils", "helper", "helpers", "common", "misc"
 EFFECTS = {"scheduler.binding", "scheduler.threads", "scheduler.loop", "scheduler.figures", "scheduler.flags", "scheduler.__main__"}
 PURE_HALF = sorted({f"scheduler.{path.stem}" for path in (ROOT / "scheduler").glob("*.py") if path.name != "__init__.py"} - EFFECTS)
 LIGHT_PROGRAM = tuple(
-    f"edge_student.{name}" for name in ("comm_worker", "receiver", "streams", "logit_source", "logit_cache", "ring", "messages")
+    f"edge_student.{name}"
+    for name in ("comm_worker", "description", "receiver", "streams", "logit_source", "logit_cache", "ring", "messages")
 )
 LIGHT_SHARED = (
     "edgekd.order",

@@ -220,7 +220,7 @@ def test_a_folder_that_is_no_cache_is_passed_over(meta: str, tmp_path: Path) -> 
 
 def test_the_disk_space_is_taken_at_first(tmp_path: Path) -> None:
     huge = replace(KEY, num_samples=2**40, num_classes=100_000)
-    with pytest.raises(OSError, match="the cache takes 219902325555 MB"):
+    with pytest.raises(OSError, match="this file of the cache takes"):
         open_cache(tmp_path, huge)
     assert not list(tmp_path.glob("*/meta.json"))
 

@@ -16,8 +16,9 @@ from scripted_teacher import (
 )
 
 from edge_student import receiver as receiver_module
+from edge_student.description import RequestRefusedError
 from edge_student.messages import Configure
-from edge_student.receiver import BadTeacherError, LinkLostError, Receiver, RequestRefusedError
+from edge_student.receiver import BadTeacherError, LinkLostError, Receiver
 from edge_student.ring import RingShape, Slot
 from edgekd.codec import Encoding, Format, checksum, decode_into, encode
 from edgekd.order import batch_ids
@@ -312,8 +313,8 @@ def test_a_teacher_that_knows_no_stride_serves_one_stream() -> None:
         ({"num_samples": 0}, "0 samples, must be in 1 .. 134217728"),
         ({"num_samples": 2**32}, "4294967296 samples"),
         ({"max_window": 0}, "windows of 0 batches"),
-        ({"dataset_name": "a\x1b[2Jb"}, "name is no name"),
-        ({"dataset_name": "a" * 1001}, "name is no name"),
+        ({"dataset_name": "a\x1b[2Jb"}, "whose name is none"),
+        ({"dataset_name": "a" * 1001}, "whose name is none"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"num_classes": 2**32 - 1}, "num_classes is 4294967295"),
         ({"max_batch_size": 0}, "over the teacher's limit of 0"),
