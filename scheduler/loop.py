@@ -9,7 +9,6 @@ reason comm gets no core before compute has left it.
 It refuses to know what a policy is called, what travels, and what is trained.
 """
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommPort
+from scheduler.comm_side import CommSide
 from scheduler.controller import Controller
 from scheduler.placement import Placement, place
 from scheduler.state import Decision, Event, Reason, Started, Task, TaskDone
@@ -52,7 +52,7 @@ class SchedulerLoop:
         self._controller = controller
         self._cores = tuple(cores)
         self._comm_port = comm_port
-        self._comm_binding = comm_binding
+        self._comm = CommSide(comm_port, comm_binding)
         self._comp_binding = comp_binding
         self._record = record
         self._clock = clock
@@ -63,17 +63,12 @@ class SchedulerLoop:
         self._placement: Placement | None = None
         self._last_stance = ""
         self._asked: Decision | None = None  # the one that first gave compute the cores of `_placement`
-        self._effective: dict[str, ThreadMasks] = {"comm": {}, "comp": {}}
+        self._comp_masks: ThreadMasks = {}  # as the kernel really gave them
         self._comp_cores: tuple[int, ...] = ()  # what compute was last bound to; nothing once it waits
         self._comp_is_pinned = False
         self._comp_in_use: frozenset[int] = frozenset()  # the cores of the task that runs now
         self._comp_must_move = False  # in the middle of a task: read without the lock
         self._held_s = 0.0  # of the task that runs now
-        self._comm_cores: frozenset[int] = frozenset()
-        self._comm_is_held = False
-        self._comm_is_behind = False  # because of a decision, whatever it was started as
-        self._comm_class_is_refused = False
-        self._comm_has_ended = False
         self._is_stopping = False
         self._failure: Exception | None = None
         self.binding_refusals: list[str] = []
@@ -130,7 +125,7 @@ class SchedulerLoop:
     @property
     def comm_has_ended(self) -> bool:
         """Whether everything has been received and the comm worker has exited."""
-        return self._comm_has_ended
+        return self._comm.has_ended
 
     @property
     def num_threads_churned(self) -> int:
@@ -180,7 +175,7 @@ class SchedulerLoop:
             return
         if masks:
             with self._changed:
-                self._effective["comp"] = masks
+                self._comp_masks = masks
         if placement.comp != self._comp_cores or not is_pinned:
             self._comp_is_on(placement.comp, asked, where)
 
@@ -195,7 +190,7 @@ class SchedulerLoop:
                 "decided": asked.time,
                 "cores": sorted(cores),
                 "where": where,
-                "effective": self._effective["comp"],
+                "effective": self._comp_masks,
             }
         )
 
@@ -260,7 +255,7 @@ class SchedulerLoop:
             self._asked = decision
         self._comp_must_move = self._has_to_move(self._placement)
         if decision.reason in _CHOSEN:
-            self._put_behind(self._placement.is_shared)
+            self._comm.put_behind(self._placement.is_shared, lambda refusal: self._record({"time": self._clock(), **refusal}))
         self._bind_comm(self._placement)
         self._changed.notify_all()
 
@@ -275,40 +270,10 @@ class SchedulerLoop:
             self._record({**known, "allocation": str(decision.allocation), **self._controller.rates()})
 
     def _bind_comm(self, placement: Placement) -> None:
-        wanted = placement.comm
-        if self._comm_has_ended or not (placement.is_pinned or self._comm_cores or self._comm_is_held):
-            return  # gone, or nothing was ever asked of it
-        if not wanted:
-            if not self._comm_is_held:
-                self._comm_port.hold()
-                self._comm_is_held = True
-            return
-        cores = wanted - self._comp_in_use
-        if not placement.is_pinned or (not cores and placement.is_shared):
-            cores = wanted
-        if not cores:
-            return  # every core is still compute's; comm gets its own when compute has left them
-        if cores != self._comm_cores and not self.binding_refusals:
-            try:
-                self._effective["comm"] = self._comm_binding.apply(cores)
-                self._comm_cores = cores
-            except BindingRefusedError as error:
-                self._refused(error)
-        if self._comm_is_held:
-            self._comm_port.release()
-            self._comm_is_held = False
-
-    def _put_behind(self, is_behind: bool) -> None:
-        """Comm yields to training, or no longer does. Where the kernel refuses, comm stays as it is, and the log says so once."""
-        if self._comm_has_ended or self._comm_class_is_refused or is_behind == self._comm_is_behind:
-            return
         try:
-            self._comm_binding.put_behind(is_behind)
-            self._comm_is_behind = is_behind
+            self._comm.place(placement, self._comp_in_use, may_pin=not self.binding_refusals)
         except BindingRefusedError as error:
-            self._comm_class_is_refused = True
-            stays = {"is_behind": self._comm_is_behind, "cause": str(error)}
-            self._record({"event": "comm-class-refused", "time": self._clock(), **stays})
+            self._refused(error)
 
     def _refused(self, error: BindingRefusedError) -> None:
         """The run goes on unpinned: comm gets every core back here, compute at its next boundary, in its own thread."""
@@ -316,10 +281,7 @@ class SchedulerLoop:
             self.binding_refusals.append(str(error))
             self._comp_must_move = False
             self._record({"event": "binding-refused", "time": self._clock(), "cause": str(error)})
-            if self._comm_cores:
-                self._comm_cores = frozenset(self._cores)
-                with contextlib.suppress(BindingRefusedError):  # cores may have been taken away for good
-                    self._effective["comm"] = self._comm_binding.apply(self._comm_cores)
+            self._comm.unpin(frozenset(self._cores))
 
     def _emit_decision(self) -> None:
         """Log the decision that was in force until now, with the masks that the kernel really gave. The lock is held."""
@@ -341,8 +303,8 @@ class SchedulerLoop:
                     "pinned": decision.allocation.pinned,
                 },
                 "requested": {"comm": sorted(placement.comm), "comp": sorted(placement.comp)},
-                "effective": dict(self._effective),
-                "comm_is_held": self._comm_is_held,
+                "effective": {"comm": self._comm.masks, "comp": self._comp_masks},
+                "comm_is_held": self._comm.is_held,
             }
         )
 
@@ -350,7 +312,7 @@ class SchedulerLoop:
         self._comp_binding.leave_alone(name_this_thread("edgekd-sched"))
         self._thread_is_known.set()
         try:
-            while not self._is_stopping and not self._comm_has_ended and self._failure is None:
+            while not self._is_stopping and not self._comm.has_ended and self._failure is None:
                 event = self._comm_port.next_event(_POLL_S)
                 if event is not None:
                     with self._changed:
@@ -378,8 +340,7 @@ class SchedulerLoop:
             self._look_for_new_comm_threads()
             self._decide(TaskDone(task=Task.COMM, time=self._clock(), busy_s=event.busy_s))
         elif isinstance(event, CommEnded):
-            self._comm_has_ended = True
-            self._effective["comm"] = {}
+            self._comm.end()
         elif isinstance(event, CommFailed):
             self._failure = event.error
             self._changed.notify_all()
@@ -391,9 +352,6 @@ class SchedulerLoop:
         if self.binding_refusals:
             return
         try:
-            masks = self._comm_binding.look_again()
+            self._comm.look_again()
         except BindingRefusedError as error:
             self._refused(error)
-            return
-        if masks is not None:
-            self._effective["comm"] = masks
