@@ -28,6 +28,7 @@ def _train(config: TrainConfig) -> int:
 
 def _serve(config: ServeConfig) -> int:
     _settle(config)
+    config.check_secrets()
     from cloud_teacher.serving import serve
 
     return serve(config)

@@ -3,15 +3,15 @@
 Nothing here imports torch, so that a wrong flag is answered at once and `--cores` is applied before any library starts a thread.
 """
 
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cloud_teacher.pacing import parse_rate
-from edgekd.address import parse_address
+from edgekd.address import is_loopback, parse_address
 from edgekd.command import LogLevel
 from edgekd.cores import parse_cores
 from edgekd.devices import Device
+from edgekd.tls import TlsFiles, read_token
 
 _MAX_SEED = 2**64 - 1
 
@@ -99,7 +99,17 @@ class ServeConfig(TeacherConfig):
     """Stream a teacher's logits of a public data set to edges."""
 
     listen: str
-    """Address to listen on, HOST:PORT; port 0 takes a free one. Beyond loopback the wire is plaintext in this version."""
+    """Address to listen on, HOST:PORT; port 0 takes a free one. Beyond loopback it needs TLS, or --insecure."""
+    tls_cert: Path | None = None
+    """Certificate of this server, a chain in PEM; turns TLS on. Read again when it changes, as the other files are."""
+    tls_key: Path | None = None
+    """Key of --tls-cert, in PEM and without a password."""
+    tls_ca: Path | None = None
+    """Authority that must have signed the certificate of every edge, in PEM; without it edges need none."""
+    token_file: Path | None = None
+    """File with a token that every edge must send, for example made by `openssl rand -hex 32`."""
+    insecure: bool = False
+    """Serve plaintext beyond loopback: everybody on the way can read and change what is sent."""
     rate_limit: str | None = None
     """Payload rate of all streams together, for example 100mbit (units bit, kbit, mbit, gbit); without it, unlimited."""
     precompute: bool = False
@@ -111,24 +121,34 @@ class ServeConfig(TeacherConfig):
 
     def __post_init__(self) -> None:
         TeacherConfig.__post_init__(self)
-        parse_listen(self.listen)
+        host, _ = parse_listen(self.listen)
+        if self.tls_ca is not None and self.tls_cert is None:
+            raise ValueError(f"--tls-ca is {self.tls_ca}, but a server that asks for certificates needs its own: --tls-cert")
+        if not (self.tls or self.insecure or is_loopback(host)):
+            raise ValueError(
+                f"--listen is {self.listen}, which other machines can reach, and the wire would be plaintext: give --tls-cert and "
+                "--tls-key, or --insecure if everybody on this network may read and change what is sent"
+            )
         if self.rate_limit is not None:
             parse_rate(self.rate_limit)
         if self.max_streams < 1:
             raise ValueError(f"--max-streams is {self.max_streams}, must be at least 1")
 
+    @property
+    def tls(self) -> TlsFiles:
+        """The files of TLS; false without any."""
+        return TlsFiles(cert=self.tls_cert, key=self.tls_key, ca=self.tls_ca)
+
+    def check_secrets(self) -> None:
+        """ValueError, naming flag and file, for a certificate, key or token that cannot be used."""
+        self.tls.check()
+        if self.token_file is not None:
+            read_token(self.token_file)
+
 
 def parse_listen(text: str) -> tuple[str, int]:
     """Host and port of --listen; port 0 takes a free one. Raises ValueError."""
     return parse_address(text, flag="--listen", lowest_port=0)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on `host`; a name other than localhost counts as reachable."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_seed(seed: int) -> None:

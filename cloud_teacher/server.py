@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 from concurrent.futures import Executor
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -17,6 +18,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from cloud_teacher.inputs import PublicInputs
 from cloud_teacher.pacing import Pacer
+from cloud_teacher.security import TokenInterceptor
 from cloud_teacher.service import TeacherService
 from cloud_teacher.store import LogitStore
 from edgekd.wire import SERVICE_NAME, server_options
@@ -38,6 +40,7 @@ class TeacherServer:
         pacer: Pacer | None,
         computing: Executor,
         inputs: PublicInputs | None = None,
+        token_file: Path | None = None,
     ) -> None:
         """`computing` runs the teacher and must have one thread; the caller shuts it down, and closes the store, after `stop`."""
         self.service = TeacherService(
@@ -45,15 +48,23 @@ class TeacherServer:
         )
         self._store = store
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=server_options())
+        interceptors = [] if token_file is None else [TokenInterceptor(token_file)]
+        self._server = grpc.aio.server(options=server_options(), interceptors=interceptors)
         self._server.add_generic_rpc_handlers((self.service.handlers(),))
         add_HealthServicer_to_server(self._health, self._server)
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen on `host`:`port`; returns the port, which port 0 leaves open. Raises OSError naming both if it cannot be had."""
+    async def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Listen on `host`:`port`, with TLS if there are credentials; returns the port, which port 0 leaves open.
+
+        Raises OSError naming both if it cannot be had.
+        """
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound: int = self._server.add_insecure_port(address)
+            bound: int = (
+                self._server.add_insecure_port(address)
+                if credentials is None
+                else self._server.add_secure_port(address, credentials)
+            )
         except RuntimeError:
             check_port(host, port)
             raise OSError(f"cannot listen on {address}") from None

@@ -11,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from cloud_teacher.config import PrecomputeConfig, ServeConfig, TeacherConfig, is_loopback, parse_listen
+from cloud_teacher.config import PrecomputeConfig, ServeConfig, TeacherConfig, parse_listen
 from cloud_teacher.inputs import PublicInputs
 from cloud_teacher.pacing import Pacer, parse_rate
 from cloud_teacher.progress import show_progress
+from cloud_teacher.security import server_credentials
 from cloud_teacher.server import TeacherServer, check_port
 from cloud_teacher.store import LogitStore, open_store
 from cloud_teacher.teacher import Teacher, make_teacher
+from edgekd.address import is_loopback
 from edgekd.command import WorldError
 from edgekd.datasets import load_dataset
 from edgekd.devices import choose_device
@@ -112,12 +114,18 @@ async def _listen(config: ServeConfig, store: LogitStore, computing: ThreadPoolE
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     pacer = None if config.rate_limit is None else Pacer(parse_rate(config.rate_limit))
     server = TeacherServer(
-        store, dataset_name=config.dataset, max_streams=config.max_streams, pacer=pacer, computing=computing, inputs=inputs
+        store,
+        dataset_name=config.dataset,
+        max_streams=config.max_streams,
+        pacer=pacer,
+        computing=computing,
+        inputs=inputs,
+        token_file=config.token_file,
     )
     host, port = parse_listen(config.listen)
-    port = await server.start(host, port)
-    if not is_loopback(host):
-        logger.warning("%s is reachable from other machines and the wire is plaintext: use a trusted network or a tunnel", host)
+    port = await server.start(host, port, server_credentials(config.tls) if config.tls else None)
+    if not (config.tls or is_loopback(host)):
+        logger.warning("%s is reachable from other machines and the wire is plaintext: everybody can read and change it", host)
     if config.rate_limit is not None:
         logger.info("payload limited to %s, all streams together", config.rate_limit)
     print(f"listening on {f'[{host}]' if ':' in host else host}:{port}", flush=True)

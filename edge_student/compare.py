@@ -198,5 +198,6 @@ def shared_flags(config: StudentConfig) -> list[str]:
     for field in dataclasses.fields(StudentConfig):
         value = getattr(config, field.name)
         if value is not None:
-            flags += [f"--{field.name.replace('_', '-')}", str(value)]
+            flag = f"--{field.name.replace('_', '-')}"
+            flags += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
     return flags

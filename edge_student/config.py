@@ -5,14 +5,15 @@ Nothing here imports torch, so that a wrong flag is answered at once and cores a
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from edgekd.address import parse_address
+from edgekd.address import is_loopback, parse_address
 from edgekd.codec import Encoding, Format
 from edgekd.command import LogLevel
 from edgekd.cores import parse_cores
 from edgekd.devices import Device
 from edgekd.inputs import InputEncoding
+from edgekd.tls import TlsFiles, read_token
 from edgekd.wire import MAX_BATCH_SIZE, MAX_STRIDE, MAX_TOP_K, MAX_WINDOW
 
 _MAX_SEED = 2**64 - 1
@@ -83,6 +84,16 @@ class StudentConfig:
     """Batches asked for in one request."""
     max_wait: float = 60.0
     """Seconds without any success after which an unreachable teacher ends the run."""
+    tls_ca: Path | None = None
+    """Authority that signed the teacher's certificate, in PEM; turns TLS on."""
+    tls_cert: Path | None = None
+    """Certificate of this edge, in PEM, for a teacher that asks for one; turns TLS on."""
+    tls_key: Path | None = None
+    """Key of --tls-cert, in PEM and without a password."""
+    token_file: Path | None = None
+    """File with the token that the teacher wants."""
+    insecure: bool = False
+    """Reach a teacher on another machine in plaintext: everybody on the way can read and change what is sent."""
     log_level: LogLevel = "info"
     """Least severe message that is shown on stderr."""
 
@@ -116,6 +127,11 @@ class StudentConfig:
     def form(self) -> Format:
         """How logits travel."""
         return _form(self.encoding, self.top_k)
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The files of TLS; false without any."""
+        return TlsFiles(cert=self.tls_cert, key=self.tls_key, ca=self.tls_ca)
 
     @property
     def input_encoding(self) -> InputEncoding | None:
@@ -152,7 +168,7 @@ class TrainConfig(StudentConfig):
         elif self.teacher is None:
             raise ValueError("--teacher is missing: name its address, HOST:PORT, or train with --logits offline")
         else:
-            parse_address(self.teacher, flag="--teacher", lowest_port=1)
+            _check_teacher(self)
         _check_public(self.public, self.public_inputs)
 
 
@@ -172,8 +188,10 @@ class HostingConfig(StudentConfig):
         if self.logits == "offline":
             _check_offline(self.teacher)
         if self.teacher is not None:
-            parse_address(self.teacher, flag="--teacher", lowest_port=1)
+            _check_teacher(self)
             _check_public(self.public, self.public_inputs)
+        if self.teacher is None and (self.tls or self.token_file is not None):
+            raise ValueError("TLS and a token are for a teacher that runs elsewhere, and no --teacher is given; leave them out")
         if self.teacher is not None and self.rate_limit is not None:
             raise ValueError(f"--rate-limit {self.rate_limit} is for a teacher that is started here; give it to your own `serve`")
 
@@ -244,11 +262,21 @@ class FetchConfig:
     """Batches asked for in one request."""
     max_wait: float = 60.0
     """Seconds without any success after which an unreachable teacher is given up."""
+    tls_ca: Path | None = None
+    """Authority that signed the teacher's certificate, in PEM; turns TLS on."""
+    tls_cert: Path | None = None
+    """Certificate of this edge, in PEM, for a teacher that asks for one; turns TLS on."""
+    tls_key: Path | None = None
+    """Key of --tls-cert, in PEM and without a password."""
+    token_file: Path | None = None
+    """File with the token that the teacher wants."""
+    insecure: bool = False
+    """Reach a teacher on another machine in plaintext: everybody on the way can read and change what is sent."""
     log_level: LogLevel = "info"
     """Least severe message that is shown on stderr."""
 
     def __post_init__(self) -> None:
-        parse_address(self.teacher, flag="--teacher", lowest_port=1)
+        _check_teacher(self)
         _check_top_k(self.encoding, self.top_k)
         for flag, value, most in (("--batch-size", self.batch_size, MAX_BATCH_SIZE), ("--window", self.window, MAX_WINDOW)):
             if not 1 <= value <= most:
@@ -262,9 +290,51 @@ class FetchConfig:
         return _form(self.encoding, self.top_k)
 
     @property
+    def tls(self) -> TlsFiles:
+        """The files of TLS; false without any."""
+        return TlsFiles(cert=self.tls_cert, key=self.tls_key, ca=self.tls_ca)
+
+    @property
     def input_encoding(self) -> InputEncoding | None:
         """How public inputs travel with the logits; None if they are here."""
         return _INPUT_ENCODINGS.get(self.public_inputs)
+
+
+class _Reaching(Protocol):
+    """A configuration that reaches a teacher."""
+
+    @property
+    def teacher(self) -> str | None: ...
+    @property
+    def tls(self) -> TlsFiles: ...
+    @property
+    def token_file(self) -> Path | None: ...
+    @property
+    def insecure(self) -> bool: ...
+
+
+def _check_teacher(config: _Reaching) -> None:
+    """ValueError unless the address is one, and the wire is as safe as was asked for."""
+    assert config.teacher is not None
+    host, _ = parse_address(config.teacher, flag="--teacher", lowest_port=1)
+    if not (config.tls or config.insecure or is_loopback(host)):
+        raise ValueError(
+            f"--teacher is {config.teacher}, on another machine, and the wire would be plaintext: give --tls-ca, or --insecure if "
+            "everybody on this network may read and change what is sent"
+        )
+
+
+def check_secrets(config: StudentConfig | FetchConfig) -> None:
+    """ValueError, naming flag and file, for a certificate, key or token that cannot be used."""
+    config.tls.check()
+    if config.token_file is not None:
+        read_token(config.token_file)
+
+
+def file_names(config: StudentConfig | FetchConfig) -> dict[str, Any]:
+    """Where the secrets of the wire are, as messages.Configure has it; empty for what was not given."""
+    files = {"tls_cert": config.tls_cert, "tls_key": config.tls_key, "tls_ca": config.tls_ca, "token_file": config.token_file}
+    return {name: "" if path is None else str(path.expanduser()) for name, path in files.items()}
 
 
 def _check_public(public: str | None, inputs: PublicInputs) -> None:

@@ -6,7 +6,7 @@ Receives over the same wire and in the same way as a run, in this process. Whate
 
 import logging
 
-from edge_student.config import FetchConfig
+from edge_student.config import FetchConfig, file_names
 from edge_student.description import RequestRefusedError
 from edge_student.logit_source import Hybrid
 from edge_student.messages import Configure
@@ -91,4 +91,5 @@ def _configure(config: FetchConfig) -> Configure:
         logits="hybrid",
         cache=str(config.cache),
         inputs=config.input_encoding or "",
+        **file_names(config),
     )

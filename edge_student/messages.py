@@ -24,7 +24,8 @@ class Configure:
     """Trainer -> worker, first: whom to ask and how. `max_wait_s` bounds the time without any progress.
 
     `logits` is online, hybrid or offline, `cache` the folder of the latter two. Offline the data set's digest says whose cache.
-    `inputs` is empty, or how public inputs travel with their logits; `num_streams` receive at a time.
+    `inputs` is empty, or how public inputs travel with their logits; `num_streams` receive at a time. Of
+    secrets it has the names of their files only.
     """
 
     teacher: str
@@ -42,6 +43,10 @@ class Configure:
     dataset_digest: str = ""
     inputs: str = ""
     num_streams: int = 1
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_ca: str = ""
+    token_file: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

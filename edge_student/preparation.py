@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from edge_student.config import StudentConfig
+from edge_student.config import StudentConfig, file_names
 from edge_student.messages import Configure, Described
 from edge_student.ring import RingShape
 from edge_student.trainer import Recipe, Trainer
@@ -45,6 +45,7 @@ def configure(
         dataset_digest=dataset_digest,
         inputs=config.input_encoding or "",
         num_streams=config.streams or default_streams(len(cores)),
+        **file_names(config),
     )
 
 

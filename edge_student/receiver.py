@@ -7,6 +7,7 @@ stream after its first message, so the retrying is ours: a lost stream is asked 
 import logging
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import grpc
@@ -17,11 +18,14 @@ import tenacity
 
 from edge_student.description import RequestRefusedError, check_description
 from edge_student.messages import Configure, Described
+from edge_student.probe import find_cause
 from edge_student.ring import Slot
+from edgekd.address import parse_address
 from edgekd.chunks import Chunk, parse_chunk
 from edgekd.codec import ChunkError, Encoding, Format, decode_into, from_wire, to_wire
 from edgekd.inputs import InputEncoding, Pixels, decode_inputs_into, input_to_wire
 from edgekd.order import batch_ids
+from edgekd.tls import TlsFiles, read_token
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
 from edgekd.wire import MAX_STRIDE, SERVICE_NAME, channel_options
 
@@ -72,6 +76,8 @@ class Receiver:
         self._config = config
         self._form = Format(Encoding(config.encoding), config.top_k)
         self._inputs = InputEncoding(config.inputs) if config.inputs else None
+        cert, key, ca = (Path(file) if file else None for file in (config.tls_cert, config.tls_key, config.tls_ca))
+        self._tls = TlsFiles(cert=cert, key=key, ca=ca)
         self._on_trouble = on_trouble
         self._stride = 1
         self._most_streams = 1
@@ -149,7 +155,9 @@ class Receiver:
     def _describe_once(self) -> teacher_pb2.DescribeResponse:
         try:
             stub = teacher_pb2_grpc.TeacherStub(self._connection())  # type: ignore[no-untyped-call]
-            answer: teacher_pb2.DescribeResponse = stub.Describe(teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S)
+            answer: teacher_pb2.DescribeResponse = stub.Describe(
+                teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S, metadata=self._metadata()
+            )
             return answer
         except grpc.RpcError as error:
             raise self._translate(error) from None
@@ -204,7 +212,7 @@ class Receiver:
         stream = self._connection().unary_stream(
             _STREAM_LOGITS, teacher_pb2.StreamLogitsRequest.SerializeToString, response_deserializer=parse_chunk
         )
-        call: ChunkStream = stream(request)
+        call: ChunkStream = stream(request, metadata=self._metadata())
         return call
 
     def _accept(self, chunk: Chunk, index: int, row: int, slot: Slot) -> int:
@@ -259,14 +267,37 @@ class Receiver:
             options: list[tuple[str, int]] = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
             # And streams without threads of their own: this thread, which waits for the chunk anyway, does their work.
             options.append((grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1))
-            self._channel = grpc.insecure_channel(self._config.teacher, options=options)
+            if self._tls:
+                # Read now, so that a renewed certificate is used by the next connection.
+                pem = self._tls.read()
+                credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
+                self._channel = grpc.secure_channel(self._config.teacher, credentials, options=options)
+            else:
+                self._channel = grpc.insecure_channel(self._config.teacher, options=options)
         return self._channel
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with every call: the token, if the teacher wants one, read again each time."""
+        if not self._config.token_file:
+            return ()
+        return (("authorization", f"Bearer {read_token(Path(self._config.token_file))}"),)
+
+    def _explain(self, error: grpc.RpcError) -> Exception | None:
+        """What really stands between us and the teacher, where gRPC can only say that it is unavailable."""
+        has_failed_before = self._described is None or self._failing_since is not None
+        if error.code() is not grpc.StatusCode.UNAVAILABLE or not has_failed_before:
+            return None
+        host, port = parse_address(self._config.teacher, flag="--teacher", lowest_port=1)
+        cause = find_cause(host, port, self._tls)
+        if cause is None:
+            return None
+        return (RequestRefusedError if cause.is_final else LinkLostError)(f"teacher {self._config.teacher}: {cause.text}")
 
     def _translate(self, error: grpc.RpcError) -> Exception:
         cause = f"teacher {self._config.teacher}: {error.code().name}: {error.details()}"
         if error.code() in _FINAL_CODES:
             return RequestRefusedError(cause)
-        return LinkLostError(cause)
+        return self._explain(error) or LinkLostError(cause)
 
     def _patiently(self, action: Callable[[], T]) -> T:
         self._failing_since = None

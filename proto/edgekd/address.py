@@ -1,5 +1,7 @@
 """HOST:PORT as people write it, at either end."""
 
+import ipaddress
+
 
 def parse_address(text: str, *, flag: str, lowest_port: int) -> tuple[str, int]:
     """Host and port of "HOST:PORT"; an IPv6 host stands in brackets and is returned without them.
@@ -14,3 +16,11 @@ def parse_address(text: str, *, flag: str, lowest_port: int) -> tuple[str, int]:
         hint = "; 0 takes a free port" if lowest_port == 0 else ""
         raise ValueError(f"{flag} is {text!r}, must be HOST:PORT with a port in {lowest_port} .. 65535{hint}")
     return (host[1:-1] if bracketed else host), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` can only be this machine itself; a name other than localhost counts as another."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -83,7 +83,7 @@ def test_server_from_start_to_sigterm(tmp_path: Path) -> None:
     assert "0 of" in lines
     assert "Traceback" not in lines
 
-    with serving(log, serve_flags(tmp_path / "store", "--seed", "5", "--listen", "0.0.0.0:0")) as (process, address):
+    with serving(log, serve_flags(tmp_path / "store", "--seed", "5", "--listen", "0.0.0.0:0", "--insecure")) as (process, address):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     num_samples = len(load_dataset(TINY).labels)

@@ -1,0 +1,65 @@
+#!/bin/sh
+# Certificates for mutual TLS: a CA of your own, one certificate for the teacher, one for each edge.
+#
+#     deploy/certs.sh DIR TEACHER[,TEACHER...] [EDGE ...]
+#
+# TEACHER is a name or an address by which edges reach the teacher; several for one certificate are divided by commas. Files that
+# exist are kept, so the same command with one more EDGE adds it. To renew a certificate delete its .pem and run the command again.
+#
+#     deploy/certs.sh certs vm.example.org,10.0.0.5 pi-1 pi-2
+#
+# writes ca.pem, teacher.pem and teacher.key, pi-1.pem and pi-1.key, pi-2.pem and pi-2.key, and ca.key, which belongs on neither end:
+# whoever has it can make himself a teacher or an edge.
+set -eu
+
+DAYS_CA=3650
+DAYS=${DAYS:-365}
+
+if [ $# -lt 2 ]; then
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0" >&2
+    exit 2
+fi
+command -v openssl >/dev/null || { echo "certs.sh needs openssl: apt-get install openssl" >&2; exit 1; }
+
+dir=$1 names=$2
+shift 2
+umask 077
+mkdir -p "$dir"
+
+new_key() {
+    [ -e "$1" ] || openssl ecparam -name prime256v1 -genkey -noout -out "$1"
+}
+
+# sign NAME SUBJECT EXTENSIONS: NAME.pem for NAME.key
+sign() {
+    [ -e "$dir/$1.pem" ] && return
+    new_key "$dir/$1.key"
+    openssl req -new -key "$dir/$1.key" -subj "/O=EdgeKD/CN=$2" |
+        { printf '%b' "$3" >"$dir/.extensions"
+          openssl x509 -req -CA "$dir/ca.pem" -CAkey "$dir/ca.key" -set_serial "0x$(openssl rand -hex 16)" -days "$DAYS" \
+              -extfile "$dir/.extensions" -out "$dir/$1.pem" 2>/dev/null; }
+    rm -f "$dir/.extensions"
+    chmod 644 "$dir/$1.pem"
+    echo "$dir/$1.pem, valid for $DAYS days"
+}
+
+if [ ! -e "$dir/ca.pem" ]; then
+    new_key "$dir/ca.key"
+    openssl req -x509 -new -key "$dir/ca.key" -subj "/O=EdgeKD/CN=EdgeKD CA" -days "$DAYS_CA" -out "$dir/ca.pem" \
+        -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign
+    chmod 644 "$dir/ca.pem"
+    echo "$dir/ca.pem, valid for $DAYS_CA days; keep $dir/ca.key where nobody finds it"
+fi
+
+alternatives=
+for name in $(echo "$names" | tr , ' '); do
+    case $name in
+        *[!0-9.]* | '') case $name in *:*) kind=IP ;; *) kind=DNS ;; esac ;;
+        *) kind=IP ;;
+    esac
+    alternatives=$alternatives${alternatives:+,}$kind:$name
+done
+sign teacher "${names%%,*}" "subjectAltName=$alternatives\nextendedKeyUsage=serverAuth\nbasicConstraints=critical,CA:FALSE\n"
+for edge in "$@"; do
+    sign "$edge" "$edge" "subjectAltName=DNS:$edge\nextendedKeyUsage=clientAuth\nbasicConstraints=critical,CA:FALSE\n"
+done
