@@ -291,7 +291,8 @@ class Receiver:
         cause = find_cause(host, port, self._tls)
         if cause is None:
             return None
-        return (RequestRefusedError if cause.is_final else LinkLostError)(f"teacher {self._config.teacher}: {cause.text}")
+        kind = RequestRefusedError if cause.is_final else LinkLostError
+        return kind(f"teacher {self._config.teacher}: UNAVAILABLE: {cause.text}")
 
     def _translate(self, error: grpc.RpcError) -> Exception:
         cause = f"teacher {self._config.teacher}: {error.code().name}: {error.details()}"

@@ -125,9 +125,10 @@ def test_every_shared_setting_reaches_the_run() -> None:
         torch_threads=1,
         profile=Path("p.json"),
         max_wait=1.5,
+        insecure=True,
         out=Path("x"),
     )
-    flags = [*shared_flags(config), "--teacher", "a:1", "--out", "y"]
+    flags = [*shared_flags(config), "--teacher", "127.0.0.1:1", "--out", "y"]
     run = parse(TrainConfig, flags, prog="p", description="d")
     for field in dataclasses.fields(StudentConfig):
         assert getattr(run, field.name) == getattr(config, field.name), field.name
@@ -143,7 +144,7 @@ def test_every_shared_setting_reaches_the_run() -> None:
     ],
 )
 def test_the_other_splits_are_of_the_same_data_set(private: str, public: str, test: str | None) -> None:
-    config = TrainConfig(private=private, teacher="a:1", out=Path("x"))
+    config = TrainConfig(private=private, teacher="127.0.0.1:1", out=Path("x"))
     assert config.public_dataset == public
     assert test in (None, config.test_dataset)
 
