@@ -15,7 +15,7 @@ import asyncio
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -145,9 +145,7 @@ def receive(address: str, form: Format, num_classes: int, num_streams: int, core
     told = configure(address, batch_size=BATCH, encoding=form.encoding.value, top_k=form.top_k, num_streams=num_streams)
     with CommWorkerProcess(told) as worker:
         worker.await_description()
-        ring = Ring.create(
-            RingShape(num_slots=8, batch_size=BATCH, num_classes=num_classes, logit_bytes=form.logit_bytes(num_classes))
-        )
+        ring = Ring.create(replace(RingShape.one_slot(form, batch_size=BATCH, num_classes=num_classes), num_slots=8))
         binding = CommBinding(worker.pid)
         try:
             worker.use_ring(ring, start=0, stop=1 << 30)

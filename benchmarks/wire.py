@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def form_of(encoding: str, num_classes: int, settings: Settings) -> Format:
 
 
 def _ring_shape(form: Format, batch_size: int, num_classes: int) -> RingShape:
-    return RingShape(num_slots=16, batch_size=batch_size, num_classes=num_classes, logit_bytes=form.logit_bytes(num_classes))
+    return replace(RingShape.one_slot(form, batch_size=batch_size, num_classes=num_classes), num_slots=16)
 
 
 def receive_by_worker(address: str, form: Format, settings: Settings) -> Cost:

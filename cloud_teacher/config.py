@@ -11,7 +11,7 @@ from edgekd.address import is_loopback, parse_address
 from edgekd.command import LogLevel
 from edgekd.cores import parse_cores
 from edgekd.devices import Device
-from edgekd.tls import TlsFiles, read_token
+from edgekd.tls import Secrets
 
 _MAX_SEED = 2**64 - 1
 
@@ -95,7 +95,7 @@ class PrecomputeConfig(TeacherConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ServeConfig(TeacherConfig):
+class ServeConfig(Secrets, TeacherConfig):
     """Stream a teacher's logits of a public data set to edges."""
 
     listen: str
@@ -133,17 +133,6 @@ class ServeConfig(TeacherConfig):
             parse_rate(self.rate_limit)
         if self.max_streams < 1:
             raise ValueError(f"--max-streams is {self.max_streams}, must be at least 1")
-
-    @property
-    def tls(self) -> TlsFiles:
-        """The files of TLS; false without any."""
-        return TlsFiles(cert=self.tls_cert, key=self.tls_key, ca=self.tls_ca)
-
-    def check_secrets(self) -> None:
-        """ValueError, naming flag and file, for a certificate, key or token that cannot be used."""
-        self.tls.check()
-        if self.token_file is not None:
-            read_token(self.token_file)
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -5,9 +5,9 @@ gRPC asks for the certificates at every handshake, so a renewed one needs no res
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
 import grpc.aio
@@ -20,44 +20,56 @@ _WRONG_TOKEN = "the token is not this server's"
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """Of files that have been checked. With `ca` an edge must show a certificate that was signed by it."""
+
+    def read() -> grpc.ServerCertificateConfiguration:
+        files.check()
+        return _configuration(files)
+
+    watched = Watched("the certificates", [files.cert, files.key, files.ca], read)
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(files), CertificateFetcher(files), require_client_authentication=files.ca is not None
+        _configuration(files), watched.if_changed, require_client_authentication=files.ca is not None
     )
 
 
-class CertificateFetcher:
-    """What gRPC calls at every handshake: the certificates if their files have changed, None if they have not, or are no good."""
+class Watched(Generic[T]):
+    """What `read` makes of files, again whenever they change. `what` they hold is for the log.
 
-    def __init__(self, files: TlsFiles) -> None:
-        self._files = files
-        self._seen = _signature(files)
+    A change for the worse, at which `read` raises ValueError or OSError, is said once and otherwise ignored.
+    """
 
-    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
-        """Called in threads of gRPC's; must not raise."""
-        now = _signature(self._files)
+    def __init__(self, what: str, files: Sequence[Path | None], read: Callable[[], T]) -> None:
+        self._what, self._files, self._read = what, files, read
+        self._seen = self._signature()
+
+    def if_changed(self) -> T | None:
+        """What they hold if they have changed since the last time; None if they have not, or are no good. Does not raise."""
+        now = self._signature()
         if now == self._seen:
             return None
         self._seen = now
         try:
-            self._files.check()
-            fresh = _configuration(self._files)
+            fresh = self._read()
         except (ValueError, OSError) as error:
-            logger.error("the certificates have changed and are no good, so the old ones are kept: %s", error)
+            logger.error("%s changed and cannot be used, so the old is kept: %s", self._what, error)
             return None
-        logger.info("the certificates have changed; connections from now on get the new ones")
+        logger.info("%s changed; from now on the new is used", self._what)
         return fresh
+
+    def _signature(self) -> list[tuple[int, int, int] | None]:
+        return [None if path is None else _stat(path) for path in self._files]
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Lets a call through if it carries the token of a file, which is read again when it changes. Health checks need none."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._watched = Watched("the token", [path], lambda: read_token(path))
         self._token = read_token(path)
-        self._seen = _stat(path)
 
     async def intercept_service(
         self,
@@ -67,23 +79,12 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """UNAUTHENTICATED for a call without the token."""
         if handler_call_details.method.startswith(_HEALTH):
             return await continuation(handler_call_details)
-        self._look_again()
+        self._token = self._watched.if_changed() or self._token
         given = dict(handler_call_details.invocation_metadata).get("authorization", "")
         given = given if isinstance(given, str) else ""
         if hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
             return await continuation(handler_call_details)
         return _refusal(_WRONG_TOKEN if given else _NO_TOKEN)
-
-    def _look_again(self) -> None:
-        now = _stat(self._path)
-        if now == self._seen:
-            return
-        self._seen = now
-        try:
-            self._token = read_token(self._path)
-            logger.info("the token has changed")
-        except ValueError as error:
-            logger.error("the token file has changed and is no good, so the old token is kept: %s", error)
 
 
 def _refusal(details: str) -> grpc.RpcMethodHandler:
@@ -99,10 +100,6 @@ def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     assert pem.cert is not None
     assert pem.key is not None
     return grpc.ssl_server_certificate_configuration([(pem.key, pem.cert)], root_certificates=pem.ca)
-
-
-def _signature(files: TlsFiles) -> list[tuple[int, int, int] | None]:
-    return [None if path is None else _stat(path) for path in (files.cert, files.key, files.ca)]
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

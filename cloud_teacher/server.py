@@ -21,6 +21,7 @@ from cloud_teacher.pacing import Pacer
 from cloud_teacher.security import TokenInterceptor
 from cloud_teacher.service import TeacherService
 from cloud_teacher.store import LogitStore
+from edgekd.address import format_address
 from edgekd.wire import SERVICE_NAME, server_options
 
 # How long streams may run on after the order to stop; the last part is for those that only wait for their edge to read.
@@ -58,7 +59,7 @@ class TeacherServer:
 
         Raises OSError naming both if it cannot be had.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = format_address(host, port)
         try:
             bound: int = (
                 self._server.add_insecure_port(address)

@@ -19,7 +19,7 @@ from cloud_teacher.security import server_credentials
 from cloud_teacher.server import TeacherServer, check_port
 from cloud_teacher.store import LogitStore, open_store
 from cloud_teacher.teacher import Teacher, make_teacher
-from edgekd.address import is_loopback
+from edgekd.address import format_address, is_loopback
 from edgekd.command import WorldError
 from edgekd.datasets import load_dataset
 from edgekd.devices import choose_device
@@ -128,7 +128,7 @@ async def _listen(config: ServeConfig, store: LogitStore, computing: ThreadPoolE
         logger.warning("%s is reachable from other machines and the wire is plaintext: everybody can read and change it", host)
     if config.rate_limit is not None:
         logger.info("payload limited to %s, all streams together", config.rate_limit)
-    print(f"listening on {f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    print(f"listening on {format_address(host, port)}", flush=True)
     filling = asyncio.create_task(server.service.fill_store()) if config.background else None
     await stop.wait()
     logger.info("stopping; streams may run on for a moment")

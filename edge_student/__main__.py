@@ -5,7 +5,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from edge_student.config import CalibrateConfig, CompareConfig, FetchConfig, TrainConfig, check_secrets
+from edge_student.config import CalibrateConfig, CompareConfig, FetchConfig, TrainConfig
 from edge_student.preflight import settle
 from edgekd.command import Command, dispatch, run, start_logging
 from scheduler.policies import kind_of
@@ -16,7 +16,7 @@ _DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with t
 def train(config: TrainConfig) -> int:
     """Train one student under one policy."""
     start_logging(config.log_level)
-    check_secrets(config)
+    config.check_secrets()
     surroundings = kind_of(config.policy).surroundings
     cores = settle(os.environ, config.cores, surroundings.spin_count)
     # Imported here: it loads torch, which must find the environment and the cores settled.
@@ -33,7 +33,7 @@ def train(config: TrainConfig) -> int:
 def compare(config: CompareConfig) -> int:
     """Train the same student under several policies and compare their wall-clock."""
     start_logging(config.log_level)
-    check_secrets(config)
+    config.check_secrets()
     cores = settle(os.environ, config.cores)
     from edge_student.compare import compare_policies
 
@@ -43,7 +43,7 @@ def compare(config: CompareConfig) -> int:
 def calibrate(config: CalibrateConfig) -> int:
     """Measure what this device does in each mode, and save it as a profile."""
     start_logging(config.log_level)
-    check_secrets(config)
+    config.check_secrets()
     # Those of the policy that uses all modes: both sides' rates depend on them.
     surroundings = kind_of("adaptive").surroundings
     cores = settle(os.environ, config.cores, surroundings.spin_count)
@@ -55,7 +55,7 @@ def calibrate(config: CalibrateConfig) -> int:
 def fetch(config: FetchConfig) -> int:
     """Receive all logits of a teacher into the cache of this edge."""
     start_logging(config.log_level)
-    check_secrets(config)
+    config.check_secrets()
     from edge_student.fetch import fetch as receive_and_keep
 
     return receive_and_keep(config)

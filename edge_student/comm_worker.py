@@ -67,10 +67,10 @@ def serve(control: socket.socket) -> int:
     logging.basicConfig(level=config.log_level.upper(), format="comm worker: %(message)s")
     yield_to_training(config)
     receiver = Receiver(config, lambda cause, attempt: messages.send(control, _trouble(cause, attempt)))
-    source: LogitSource | None = None
     sources: list[LogitSource] = []
     try:
         source = make_source(config, receiver)
+        sources = [source]
         messages.send(control, source.describe())
         sources = source.divide(config.num_streams)
         if len(sources) < config.num_streams:
@@ -105,7 +105,7 @@ def serve(control: socket.socket) -> int:
         return 1
     finally:
         if threading.active_count() == 1:  # else other streams still use all of it, and this process ends at once
-            for each in reversed(sources or [source] if source else []):  # the first has the cache
+            for each in reversed(sources):  # the first has the cache
                 each.close()
     return 0
 

@@ -5,7 +5,7 @@ Nothing here imports torch, so that a wrong flag is answered at once and cores a
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from edgekd.address import is_loopback, parse_address
 from edgekd.codec import Encoding, Format
@@ -13,7 +13,7 @@ from edgekd.command import LogLevel
 from edgekd.cores import parse_cores
 from edgekd.devices import Device
 from edgekd.inputs import InputEncoding
-from edgekd.tls import TlsFiles, read_token
+from edgekd.tls import Secrets
 from edgekd.wire import MAX_BATCH_SIZE, MAX_STRIDE, MAX_TOP_K, MAX_WINDOW
 
 _MAX_SEED = 2**64 - 1
@@ -24,8 +24,52 @@ PublicInputs = Literal["local", "stream", "stored"]
 _INPUT_ENCODINGS: dict[PublicInputs, InputEncoding] = {"stream": InputEncoding.PIXELS, "stored": InputEncoding.STORED}
 
 
+class Receiving(Secrets):
+    """What a command that receives logits can say of its settings. For a dataclass to inherit from; no fields."""
+
+    __slots__ = ()
+    encoding: Encoding
+    top_k: int | None
+    public_inputs: PublicInputs
+    insecure: bool
+
+    @property
+    def form(self) -> Format:
+        """How logits travel."""
+        if self.encoding is Encoding.TOPK:
+            return Format(self.encoding, DEFAULT_TOP_K if self.top_k is None else self.top_k)
+        return Format(self.encoding)
+
+    @property
+    def input_encoding(self) -> InputEncoding | None:
+        """How public inputs travel with the logits; None if they are here."""
+        return _INPUT_ENCODINGS.get(self.public_inputs)
+
+    @property
+    def secret_files(self) -> dict[str, Any]:
+        """Where the secrets of the wire are, as messages.Configure has it; empty for what was not given."""
+        files = {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "tls_ca": self.tls_ca, "token_file": self.token_file}
+        return {name: "" if path is None else str(path.expanduser()) for name, path in files.items()}
+
+    def check_top_k(self) -> None:
+        """ValueError for a k without topk, or one that no teacher accepts."""
+        if self.top_k is not None and self.encoding is not Encoding.TOPK:
+            raise ValueError(f"--top-k is {self.top_k}, but --encoding is {self.encoding}: it goes with --encoding topk")
+        if self.top_k is not None and not 1 <= self.top_k <= MAX_TOP_K:
+            raise ValueError(f"--top-k is {self.top_k}, must be in 1 .. {MAX_TOP_K}")
+
+    def check_teacher(self, address: str) -> None:
+        """ValueError unless this is an address, and the wire to it as safe as was asked for."""
+        host, _ = parse_address(address, flag="--teacher", lowest_port=1)
+        if not (self.tls or self.insecure or is_loopback(host)):
+            raise ValueError(
+                f"--teacher is {address}, on another machine, and the wire would be plaintext: give --tls-ca, or --insecure if "
+                "everybody on this network may read and change what is sent"
+            )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StudentConfig:
+class StudentConfig(Receiving):
     """What to distil, and how: the settings that `train` and `compare` share."""
 
     private: str
@@ -116,27 +160,12 @@ class StudentConfig:
             raise ValueError(f"--seed is {self.seed}, must be in 0 .. 2^64-2")
         if self.streams is not None and self.streams > MAX_STRIDE:
             raise ValueError(f"--streams is {self.streams}, the protocol allows at most {MAX_STRIDE}")
-        _check_top_k(self.encoding, self.top_k)
+        self.check_top_k()
         if self.cores is not None:
             parse_cores(self.cores)
         for flag, dataset in (("--private", self.private), ("--public", self.public)):
             if dataset is not None and dataset.endswith(":test"):
                 raise ValueError(f"{flag} is {dataset}: accuracy is measured on the test split, so nothing may be learned from it")
-
-    @property
-    def form(self) -> Format:
-        """How logits travel."""
-        return _form(self.encoding, self.top_k)
-
-    @property
-    def tls(self) -> TlsFiles:
-        """The files of TLS; false without any."""
-        return TlsFiles(cert=self.tls_cert, key=self.tls_key, ca=self.tls_ca)
-
-    @property
-    def input_encoding(self) -> InputEncoding | None:
-        """How public inputs travel with the logits; None if they are here."""
-        return _INPUT_ENCODINGS.get(self.public_inputs)
 
     @property
     def public_dataset(self) -> str:
@@ -168,7 +197,7 @@ class TrainConfig(StudentConfig):
         elif self.teacher is None:
             raise ValueError("--teacher is missing: name its address, HOST:PORT, or train with --logits offline")
         else:
-            _check_teacher(self)
+            self.check_teacher(self.teacher)
         _check_public(self.public, self.public_inputs)
 
 
@@ -188,7 +217,7 @@ class HostingConfig(StudentConfig):
         if self.logits == "offline":
             _check_offline(self.teacher)
         if self.teacher is not None:
-            _check_teacher(self)
+            self.check_teacher(self.teacher)
             _check_public(self.public, self.public_inputs)
         if self.teacher is None and (self.tls or self.token_file is not None):
             raise ValueError("TLS and a token are for a teacher that runs elsewhere, and no --teacher is given; leave them out")
@@ -240,7 +269,7 @@ class CalibrateConfig(HostingConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FetchConfig:
+class FetchConfig(Receiving):
     """Receive all logits of a teacher into the cache of this edge, to train from them with --logits offline or hybrid."""
 
     teacher: str
@@ -276,65 +305,13 @@ class FetchConfig:
     """Least severe message that is shown on stderr."""
 
     def __post_init__(self) -> None:
-        _check_teacher(self)
-        _check_top_k(self.encoding, self.top_k)
+        self.check_teacher(self.teacher)
+        self.check_top_k()
         for flag, value, most in (("--batch-size", self.batch_size, MAX_BATCH_SIZE), ("--window", self.window, MAX_WINDOW)):
             if not 1 <= value <= most:
                 raise ValueError(f"{flag} is {value}, must be in 1 .. {most}")
         if not 0 < self.max_wait < float("inf"):
             raise ValueError(f"--max-wait is {self.max_wait}, must be above 0 and finite")
-
-    @property
-    def form(self) -> Format:
-        """How logits travel."""
-        return _form(self.encoding, self.top_k)
-
-    @property
-    def tls(self) -> TlsFiles:
-        """The files of TLS; false without any."""
-        return TlsFiles(cert=self.tls_cert, key=self.tls_key, ca=self.tls_ca)
-
-    @property
-    def input_encoding(self) -> InputEncoding | None:
-        """How public inputs travel with the logits; None if they are here."""
-        return _INPUT_ENCODINGS.get(self.public_inputs)
-
-
-class _Reaching(Protocol):
-    """A configuration that reaches a teacher."""
-
-    @property
-    def teacher(self) -> str | None: ...
-    @property
-    def tls(self) -> TlsFiles: ...
-    @property
-    def token_file(self) -> Path | None: ...
-    @property
-    def insecure(self) -> bool: ...
-
-
-def _check_teacher(config: _Reaching) -> None:
-    """ValueError unless the address is one, and the wire is as safe as was asked for."""
-    assert config.teacher is not None
-    host, _ = parse_address(config.teacher, flag="--teacher", lowest_port=1)
-    if not (config.tls or config.insecure or is_loopback(host)):
-        raise ValueError(
-            f"--teacher is {config.teacher}, on another machine, and the wire would be plaintext: give --tls-ca, or --insecure if "
-            "everybody on this network may read and change what is sent"
-        )
-
-
-def check_secrets(config: StudentConfig | FetchConfig) -> None:
-    """ValueError, naming flag and file, for a certificate, key or token that cannot be used."""
-    config.tls.check()
-    if config.token_file is not None:
-        read_token(config.token_file)
-
-
-def file_names(config: StudentConfig | FetchConfig) -> dict[str, Any]:
-    """Where the secrets of the wire are, as messages.Configure has it; empty for what was not given."""
-    files = {"tls_cert": config.tls_cert, "tls_key": config.tls_key, "tls_ca": config.tls_ca, "token_file": config.token_file}
-    return {name: "" if path is None else str(path.expanduser()) for name, path in files.items()}
 
 
 def _check_public(public: str | None, inputs: PublicInputs) -> None:
@@ -345,19 +322,6 @@ def _check_public(public: str | None, inputs: PublicInputs) -> None:
 def _check_offline(teacher: str | None) -> None:
     if teacher is not None:
         raise ValueError(f"--teacher is {teacher}, but --logits offline needs none; leave it out, or use --logits hybrid")
-
-
-def _check_top_k(encoding: Encoding, top_k: int | None) -> None:
-    if top_k is not None and encoding is not Encoding.TOPK:
-        raise ValueError(f"--top-k is {top_k}, but --encoding is {encoding}: it goes with --encoding topk")
-    if top_k is not None and not 1 <= top_k <= MAX_TOP_K:
-        raise ValueError(f"--top-k is {top_k}, must be in 1 .. {MAX_TOP_K}")
-
-
-def _form(encoding: Encoding, top_k: int | None) -> Format:
-    if encoding is Encoding.TOPK:
-        return Format(encoding, DEFAULT_TOP_K if top_k is None else top_k)
-    return Format(encoding)
 
 
 def split_of(dataset: str, split: str) -> str:

@@ -6,7 +6,7 @@ Receives over the same wire and in the same way as a run, in this process. Whate
 
 import logging
 
-from edge_student.config import FetchConfig, file_names
+from edge_student.config import FetchConfig
 from edge_student.description import RequestRefusedError
 from edge_student.logit_source import Hybrid
 from edge_student.messages import Configure
@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 
 def fetch(config: FetchConfig) -> int:
     """Receive what is missing. Raises ValueError for the user's mistake and WorldError when the teacher stays away."""
-    receiver = Receiver(_configure(config), lambda cause, attempt: logger.warning("attempt %d failed: %s", attempt, cause))
-    source = Hybrid(receiver, _configure(config))
+    told = _configure(config)
+    receiver = Receiver(told, lambda cause, attempt: logger.warning("attempt %d failed: %s", attempt, cause))
+    source = Hybrid(receiver, told)
     try:
         said = receiver.describe()  # before a cache is made that nobody wants
         _check_dataset(config, said.dataset_digest, said.dataset_name)
@@ -40,13 +41,11 @@ def fetch(config: FetchConfig) -> int:
 def _receive_all(source: Hybrid, config: FetchConfig) -> int:
     described = source.describe()
     num_samples = described.num_samples
-    channels, height, width = described.input_shape if config.input_encoding else (0, 0, 0)
-    shape = RingShape(
-        num_slots=1,
+    shape = RingShape.one_slot(
+        config.form,
         batch_size=config.batch_size,
         num_classes=described.num_classes,
-        logit_bytes=config.form.logit_bytes(described.num_classes),
-        input_shape=(channels, height, width),
+        input_shape=described.input_shape if config.input_encoding else (),
     )
     slot = Slot.empty(shape)
     stop = -(-num_samples // config.batch_size)  # the first epoch visits every sample
@@ -91,5 +90,5 @@ def _configure(config: FetchConfig) -> Configure:
         logits="hybrid",
         cache=str(config.cache),
         inputs=config.input_encoding or "",
-        **file_names(config),
+        **config.secret_files,
     )

@@ -94,7 +94,7 @@ class Online:
         self._receiver.close()
 
 
-class Hybrid:
+class Hybrid(Online):
     """A batch whose rows are all in the cache is read there; every other comes over the wire, and its rows are kept.
 
     Windows end where the cache goes on, so that nothing crosses the wire twice, but for a batch of which only some rows are there:
@@ -104,7 +104,7 @@ class Hybrid:
 
     def __init__(self, receiver: Receiver, config: Configure, cache: LogitCache | None = None) -> None:
         """`cache`: of another that divides the batches with this one, and closes it."""
-        self._receiver = receiver
+        super().__init__(receiver)
         self._config = config
         self._cache = cache
         self._has_own_cache = cache is None
@@ -142,9 +142,6 @@ class Hybrid:
         assert self._cache is not None, "describe() comes first"
         return self._cache
 
-    def check(self, start: int, stop: int) -> None:
-        """The wire has what the cache has not."""
-
     def needs_all_before(self, index: int) -> bool:
         """Where others divide the batches with this one: once, where the second epoch begins."""
         if self._receiver.stride == 1 or self._is_in_second_epoch or index < self._second_epoch:
@@ -164,18 +161,9 @@ class Hybrid:
             self._wire_stop = self._first_cached_after(index, stop)
         return self._receiver.receive(index, self._wire_stop, slot, between_chunks)
 
-    def release(self) -> None:
-        """As `Receiver.release`."""
-        self._receiver.release()
-
-    @property
-    def receivers(self) -> list[Receiver]:
-        """The one it was made with."""
-        return [self._receiver]
-
     def close(self) -> None:
         """Drop the connection, and write the cache to disk."""
-        self._receiver.close()
+        super().close()
         if self._cache is not None and self._has_own_cache:
             self._cache.close()
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from edge_student.config import StudentConfig, file_names
+from edge_student.config import StudentConfig
 from edge_student.messages import Configure, Described
 from edge_student.ring import RingShape
 from edge_student.trainer import Recipe, Trainer
@@ -45,7 +45,7 @@ def configure(
         dataset_digest=dataset_digest,
         inputs=config.input_encoding or "",
         num_streams=config.streams or default_streams(len(cores)),
-        **file_names(config),
+        **config.secret_files,
     )
 
 
@@ -119,13 +119,11 @@ def make_trainer(config: StudentConfig, data: TrainingData, num_classes: int, de
 def ring_shape(config: StudentConfig, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
     """Room for as many batches as the user allows, a run needs and the memory holds, of inputs of this shape where they travel."""
     wanted = min(config.prefetch or config.cycles, config.cycles)
-    channels, height, width = input_shape
-    slot = RingShape(
-        num_slots=1,
+    slot = RingShape.one_slot(
+        config.form,
         batch_size=config.public_batch,
         num_classes=num_classes,
-        logit_bytes=config.form.logit_bytes(num_classes),
-        input_shape=(channels, height, width) if config.input_encoding else (0, 0, 0),
+        input_shape=input_shape if config.input_encoding else (),
     )
     fitting = max(1, (config.ring_mib << 20) // slot.slot_bytes)
     return replace(slot, num_slots=min(wanted, fitting))

@@ -7,6 +7,7 @@ import socket
 import ssl
 from dataclasses import dataclass, replace
 
+from edgekd.address import format_address
 from edgekd.tls import TlsFiles
 
 # RFC 9113, 3.4: the client's preface and an empty SETTINGS frame. A server answers with its own SETTINGS, frame type 4.
@@ -35,14 +36,14 @@ class Cause:
 def find_cause(host: str, port: int, tls: TlsFiles, *, timeout_s: float = 5.0) -> Cause | None:
     """What stands between us and a gRPC server at `host`:`port`; None if nothing was found. Takes a few `timeout_s` at most."""
     first = _look(host, port, tls, timeout_s)
-    if first is None or first.is_final or not first.may_be_chance:
+    if first is None or not first.may_be_chance:
         return first
     # Hanging up may be an answer to us, or the end of a server that was about to stop: that one would not do it twice.
     again = _look(host, port, tls, timeout_s)
     if again != first:
         return again
     if not tls and _speaks_tls(host, port, timeout_s):
-        return Cause(f"{_name(host, port)} {_WANTS_TLS}", is_final=True)
+        return Cause(f"{format_address(host, port)} {_WANTS_TLS}", is_final=True)
     return replace(first, is_final=bool(tls))
 
 
@@ -59,12 +60,8 @@ def _speaks_tls(host: str, port: int, timeout_s: float) -> bool:
         return False
 
 
-def _name(host: str, port: int) -> str:
-    return f"{f'[{host}]' if ':' in host else host}:{port}"
-
-
 def _look(host: str, port: int, tls: TlsFiles, timeout_s: float) -> Cause | None:
-    where = _name(host, port)
+    where = format_address(host, port)
     try:
         connection = socket.create_connection((host, port), timeout_s)
     except socket.gaierror as error:
@@ -122,16 +119,14 @@ def _find_behind_tls(connection: socket.socket, where: str, host: str, tls: TlsF
 
 
 def _distrust(error: ssl.SSLCertVerificationError, host: str, tls: TlsFiles) -> str:
-    match error.verify_code:
-        case code if code == _EXPIRED:
-            return "the teacher's certificate has expired; renew it, and look at the clocks of both machines"
-        case code if code == _NOT_YET_VALID:
-            return "the teacher's certificate is not valid yet; look at the clocks of both machines"
-        case code if code in (_WRONG_NAME, _WRONG_ADDRESS):
-            return f"the teacher's certificate is not for {host}: make one that names it, or use a name that it has"
-        case _:
-            signer = "the system's authorities" if tls.ca is None else f"the authority in --tls-ca {tls.ca}"
-            return f"the teacher's certificate was not signed by {signer} ({error.verify_message})"
+    if error.verify_code == _EXPIRED:
+        return "the teacher's certificate has expired; renew it, and look at the clocks of both machines"
+    if error.verify_code == _NOT_YET_VALID:
+        return "the teacher's certificate is not valid yet; look at the clocks of both machines"
+    if error.verify_code in (_WRONG_NAME, _WRONG_ADDRESS):
+        return f"the teacher's certificate is not for {host}: make one that names it, or use a name that it has"
+    signer = "the system's authorities" if tls.ca is None else f"the authority in --tls-ca {tls.ca}"
+    return f"the teacher's certificate was not signed by {signer} ({error.verify_message})"
 
 
 def _alert(error: ssl.SSLError, where: str, tls: TlsFiles) -> Cause:

@@ -4,7 +4,6 @@ It knows gRPC and the schema. It does not know what the logits are for, nor who 
 stream after its first message, so the retrying is ours: a lost stream is asked for again from the first batch that is incomplete.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,8 +29,6 @@ from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
 from edgekd.wire import MAX_STRIDE, SERVICE_NAME, channel_options
 
 T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
 
 _FINAL_CODES = {
     grpc.StatusCode.INVALID_ARGUMENT,

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from edgekd.codec import Format
 from edgekd.layouts import Decoded
 
 _HEADER = struct.Struct("<8sIIIIIII")
@@ -45,6 +46,18 @@ class RingShape:
             raise ValueError(f"a ring needs at least one slot, one row and one class, not {self}")
         if self.logit_bytes not in _TYPES:
             raise ValueError(f"a logit takes 4 or 2 bytes, not {self.logit_bytes}")
+
+    @classmethod
+    def one_slot(cls, form: Format, *, batch_size: int, num_classes: int, input_shape: tuple[int, ...] = ()) -> "RingShape":
+        """Of one batch as it is decoded from `form`; without an input shape inputs do not travel."""
+        channels, height, width = input_shape or (0, 0, 0)
+        return cls(
+            num_slots=1,
+            batch_size=batch_size,
+            num_classes=num_classes,
+            logit_bytes=np.dtype(form.layout(num_classes).dtype).itemsize,
+            input_shape=(channels, height, width),
+        )
 
     @property
     def slot_bytes(self) -> int:

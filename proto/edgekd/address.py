@@ -18,6 +18,11 @@ def parse_address(text: str, *, flag: str, lowest_port: int) -> tuple[str, int]:
     return (host[1:-1] if bracketed else host), int(port)
 
 
+def format_address(host: str, port: int) -> str:
+    """HOST:PORT as `parse_address` reads it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether `host` can only be this machine itself; a name other than localhost counts as another."""
     try:

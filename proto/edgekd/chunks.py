@@ -35,12 +35,6 @@ def parse_chunk(message: bytes) -> Chunk:
         header.ClearField("payload")
         header.ClearField("inputs")
         return Chunk(header, memoryview(payload), memoryview(inputs))
-    if len(found) == 1:  # nearly always, and then there is less to do
-        ((key, (key_at, start, end)),) = found.items()
-        rest, whole = message[:key_at] + message[end:], memoryview(message)
-        long = whole[start:end]
-        header = teacher_pb2.LogitsChunk.FromString(rest)
-        return Chunk(header, long) if key == _PAYLOAD_KEY else Chunk(header, _NOTHING, long)
     rest, whole, at = b"", memoryview(message), 0
     for key_at, _, end in found.values():
         rest, at = rest + message[at:key_at], end

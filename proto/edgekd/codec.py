@@ -63,10 +63,6 @@ class Format:
         """
         return _layout(self, num_classes)
 
-    def logit_bytes(self, num_classes: int) -> int:
-        """Bytes that a decoded logit takes where it is kept as its layout decodes it: 4 or 2."""
-        return np.dtype(self.layout(num_classes).dtype).itemsize
-
 
 @lru_cache(maxsize=64)
 def _layout(form: Format, num_classes: int) -> Layout:

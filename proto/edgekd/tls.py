@@ -42,7 +42,8 @@ class TlsFiles:
             given, missing = ("--tls-cert", "--tls-key") if self.key is None else ("--tls-key", "--tls-cert")
             raise ValueError(f"{given} needs {missing}: a certificate and its key go together")
         for flag, path in (("--tls-cert", self.cert), ("--tls-key", self.key), ("--tls-ca", self.ca)):
-            _check_readable(flag, path)
+            if path is not None:
+                _read(flag, path)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if self.ca is not None:
             try:
@@ -56,13 +57,33 @@ class TlsFiles:
                 raise ValueError(f"--tls-cert {self.cert} and --tls-key {self.key}: {_why(error)}") from None
 
 
+class Secrets:
+    """What a command with the settings below can say of them, at either end. For a dataclass to inherit from; no fields."""
+
+    __slots__ = ()
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_ca: Path | None
+    token_file: Path | None
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The files of TLS; false without any."""
+        return TlsFiles(cert=self.tls_cert, key=self.tls_key, ca=self.tls_ca)
+
+    def check_secrets(self) -> None:
+        """ValueError, naming flag and file, for a certificate, key or token that cannot be used."""
+        self.tls.check()
+        if self.token_file is not None:
+            read_token(self.token_file)
+
+
 def read_token(path: Path) -> str:
     """The token in a file, without the white space around it.
 
     Raises ValueError if the file cannot be read, or what it holds is no token: 16 to 4096 printable ASCII characters without a gap.
     """
-    _check_readable("--token-file", path)
-    token = path.expanduser().read_bytes().strip()
+    token = _read("--token-file", path).strip()
     if not _LEAST_TOKEN <= len(token) <= _MOST_TOKEN or not all(0x21 <= byte <= 0x7E for byte in token):
         raise ValueError(
             f"--token-file {path} holds no token: it must be {_LEAST_TOKEN} to {_MOST_TOKEN} printable ASCII characters without a "
@@ -71,11 +92,9 @@ def read_token(path: Path) -> str:
     return token.decode("ascii")
 
 
-def _check_readable(flag: str, path: Path | None) -> None:
-    if path is None:
-        return
+def _read(flag: str, path: Path) -> bytes:
     try:
-        path.expanduser().read_bytes()
+        return path.expanduser().read_bytes()
     except OSError as error:
         raise ValueError(f"{flag} {path}: {error.strerror}") from None
 
