@@ -10,10 +10,10 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 
 from edge_student import messages
+from edge_student.connection import LinkLostError
 from edge_student.description import RequestRefusedError
 from edge_student.logit_cache import CacheError
 from edge_student.logit_source import LogitSource, make_source
@@ -28,9 +28,9 @@ from edge_student.messages import (
     UseRing,
 )
 from edge_student.parent import die_with_parent
-from edge_student.receiver import BadTeacherError, LinkLostError, Receiver
+from edge_student.receiver import BadTeacherError, Receiver
 from edge_student.ring import Ring
-from edge_student.streams import receive_all
+from edge_student.streams import are_running, receive_all
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def main() -> int:
         pass
     except Exception:
         logger.exception("the comm worker has failed")
-    if threading.active_count() > 1:  # streams that wait for a dead link, while another has failed already
+    if are_running():  # streams that wait for a dead link, while another has failed already
         sys.stderr.flush()
         os._exit(status)
     return status
@@ -104,7 +104,7 @@ def serve(control: socket.socket) -> int:
         messages.send(control, Failed(cause=cause, is_user_error=False))
         return 1
     finally:
-        if threading.active_count() == 1:  # else other streams still use all of it, and this process ends at once
+        if not are_running():  # else other streams still use all of it, and this process ends at once
             for each in reversed(sources):  # the first has the cache
                 each.close()
     return 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekd.address import is_loopback, parse_address
+from edgekd.address import format_address, is_loopback, parse_addresses
 from edgekd.codec import Encoding, Format
 from edgekd.command import LogLevel
 from edgekd.cores import parse_cores
@@ -32,6 +32,8 @@ class Receiving(Secrets):
     top_k: int | None
     public_inputs: PublicInputs
     insecure: bool
+    max_wait: float
+    max_silence: float
 
     @property
     def form(self) -> Format:
@@ -58,14 +60,20 @@ class Receiving(Secrets):
         if self.top_k is not None and not 1 <= self.top_k <= MAX_TOP_K:
             raise ValueError(f"--top-k is {self.top_k}, must be in 1 .. {MAX_TOP_K}")
 
-    def check_teacher(self, address: str) -> None:
-        """ValueError unless this is an address, and the wire to it as safe as was asked for."""
-        host, _ = parse_address(address, flag="--teacher", lowest_port=1)
-        if not (self.tls or self.insecure or is_loopback(host)):
-            raise ValueError(
-                f"--teacher is {address}, on another machine, and the wire would be plaintext: give --tls-ca, or --insecure if "
-                "everybody on this network may read and change what is sent"
-            )
+    def check_teacher(self, addresses: str) -> None:
+        """ValueError unless these are addresses, and the wire to each as safe as was asked for."""
+        for host, port in parse_addresses(addresses, flag="--teacher", lowest_port=1):
+            if not (self.tls or self.insecure or is_loopback(host)):
+                raise ValueError(
+                    f"--teacher is {format_address(host, port)}, on another machine, and the wire would be plaintext: give "
+                    "--tls-ca, or --insecure if everybody on this network may read and change what is sent"
+                )
+
+    def check_patience(self) -> None:
+        """ValueError for a time that is none."""
+        for flag, seconds in (("--max-wait", self.max_wait), ("--max-silence", self.max_silence)):
+            if not 0 < seconds < float("inf"):
+                raise ValueError(f"{flag} is {seconds}, must be above 0 and finite")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +136,8 @@ class StudentConfig(Receiving):
     """Batches asked for in one request."""
     max_wait: float = 60.0
     """Seconds without any success after which an unreachable teacher ends the run."""
+    max_silence: float = 30.0
+    """Seconds for which a teacher that is there may send nothing, before it is asked again."""
     tls_ca: Path | None = None
     """Authority that signed the teacher's certificate, in PEM; turns TLS on."""
     tls_cert: Path | None = None
@@ -149,9 +159,10 @@ class StudentConfig(Receiving):
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, must be at least 1")
         _check_range("--alpha", self.alpha, 0.0, 1.0, "it weighs two losses")
         _check_range("--momentum", self.momentum, 0.0, 1.0, "it is a decay")
-        for flag, number in (("--temperature", self.temperature), ("--lr", self.lr), ("--max-wait", self.max_wait)):
+        for flag, number in (("--temperature", self.temperature), ("--lr", self.lr)):
             if not 0 < number < float("inf"):
                 raise ValueError(f"{flag} is {number}, must be above 0 and finite")
+        self.check_patience()
         if self.public_batch > MAX_BATCH_SIZE:
             raise ValueError(f"--public-batch is {self.public_batch}, the protocol allows at most {MAX_BATCH_SIZE}")
         if self.window > MAX_WINDOW:
@@ -183,7 +194,8 @@ class TrainConfig(StudentConfig):
     """Train one student under one policy."""
 
     teacher: str | None = None
-    """Teacher's address, HOST:PORT; not with --logits offline."""
+    """Teacher's address, HOST:PORT, or several of the same logits with commas between: where one is lost, the next is asked. Not
+    with --logits offline."""
     policy: str = "dynamic"
     """Who gets which cores: os-default, os-tuned, static:<c>, random, comm-priority,
     comp-priority, compute-first, dynamic or adaptive."""
@@ -206,7 +218,8 @@ class HostingConfig(StudentConfig):
     """What to distil, by a command that starts a teacher of its own when none is given."""
 
     teacher: str | None = None
-    """Teacher's address, HOST:PORT; without it, a small teacher is trained once and served on loopback."""
+    """Teacher's address, HOST:PORT, or several with commas between; without it, a small one is trained once and served on
+    loopback."""
     teacher_model: str = "cnn:width=32"
     """Model of the teacher that is started when none is given."""
     rate_limit: str | None = None
@@ -273,7 +286,7 @@ class FetchConfig(Receiving):
     """Receive all logits of a teacher into the cache of this edge, to train from them with --logits offline or hybrid."""
 
     teacher: str
-    """Teacher's address, HOST:PORT."""
+    """Teacher's address, HOST:PORT, or several of the same logits with commas between."""
     public: str | None = None
     """Public data set that the teacher has to serve, for example digits:public; without it, any."""
     encoding: Encoding = Encoding.FLOAT32
@@ -291,6 +304,8 @@ class FetchConfig(Receiving):
     """Batches asked for in one request."""
     max_wait: float = 60.0
     """Seconds without any success after which an unreachable teacher is given up."""
+    max_silence: float = 30.0
+    """Seconds for which a teacher that is there may send nothing, before it is asked again."""
     tls_ca: Path | None = None
     """Authority that signed the teacher's certificate, in PEM; turns TLS on."""
     tls_cert: Path | None = None
@@ -310,8 +325,7 @@ class FetchConfig(Receiving):
         for flag, value, most in (("--batch-size", self.batch_size, MAX_BATCH_SIZE), ("--window", self.window, MAX_WINDOW)):
             if not 1 <= value <= most:
                 raise ValueError(f"{flag} is {value}, must be in 1 .. {most}")
-        if not 0 < self.max_wait < float("inf"):
-            raise ValueError(f"--max-wait is {self.max_wait}, must be above 0 and finite")
+        self.check_patience()
 
 
 def _check_public(public: str | None, inputs: PublicInputs) -> None:

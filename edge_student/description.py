@@ -20,9 +20,9 @@ class RequestRefusedError(ValueError):
     """The two ends understood each other, and what this edge wants will never be granted."""
 
 
-def check_description(answer: teacher_pb2.DescribeResponse, config: Configure) -> None:
-    """Raises RequestRefusedError, naming the teacher and what is wrong, if this edge cannot be configured so with this teacher."""
-    who = f"the teacher at {config.teacher}"
+def check_description(answer: teacher_pb2.DescribeResponse, config: Configure, address: str) -> None:
+    """Raises RequestRefusedError, naming the teacher at `address` and what is wrong, if it cannot serve an edge configured so."""
+    who = f"the teacher at {address}"
     if answer.protocol_version != PROTOCOL_VERSION:
         raise RequestRefusedError(
             f"{who} speaks protocol version {answer.protocol_version}, this edge speaks {PROTOCOL_VERSION}: update the older end"

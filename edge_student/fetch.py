@@ -7,11 +7,12 @@ Receives over the same wire and in the same way as a run, in this process. Whate
 import logging
 
 from edge_student.config import FetchConfig
+from edge_student.connection import LinkLostError
 from edge_student.description import RequestRefusedError
 from edge_student.logit_source import Hybrid
 from edge_student.messages import Configure
 from edge_student.progress import Progress
-from edge_student.receiver import BadTeacherError, LinkLostError, Receiver
+from edge_student.receiver import BadTeacherError, Receiver
 from edge_student.ring import RingShape, Slot
 from edgekd.command import WorldError
 
@@ -84,6 +85,7 @@ def _configure(config: FetchConfig) -> Configure:
         top_k=config.form.top_k,
         window=config.window,
         max_wait_s=config.max_wait,
+        max_silence_s=config.max_silence,
         log_level=config.log_level,
         niceness=0,
         is_idle=False,

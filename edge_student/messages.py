@@ -21,7 +21,8 @@ _BATCH_KIND = b"b"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configure:
-    """Trainer -> worker, first: whom to ask and how. `max_wait_s` bounds the time without any progress.
+    """Trainer -> worker, first: whom to ask and how. `teacher` may be several addresses, with commas between. `max_wait_s` bounds
+    the time without any progress, `max_silence_s` that of one wait for a chunk.
 
     `logits` is online, hybrid or offline, `cache` the folder of the latter two. Offline the data set's digest says whose cache.
     `inputs` is empty, or how public inputs travel with their logits; `num_streams` receive at a time. Of
@@ -38,6 +39,7 @@ class Configure:
     log_level: str
     niceness: int
     is_idle: bool
+    max_silence_s: float = 30.0
     logits: str = "online"
     cache: str = ""
     dataset_digest: str = ""

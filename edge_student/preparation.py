@@ -37,6 +37,7 @@ def configure(
         top_k=config.form.top_k,
         window=config.window,
         max_wait_s=config.max_wait,
+        max_silence_s=config.max_silence,
         log_level=config.log_level,
         niceness=surroundings.comm_niceness,
         is_idle=surroundings.comm_is_idle,

@@ -5,62 +5,34 @@ stream after its first message, so the retrying is ours: a lost stream is asked 
 """
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import grpc
-import grpc.experimental
 import numpy as np
 import numpy.typing as npt
 import tenacity
 
+from edge_student.connection import ChunkStream, Connection, LinkLostError
 from edge_student.description import RequestRefusedError, check_description
 from edge_student.messages import Configure, Described
-from edge_student.probe import find_cause
 from edge_student.ring import Slot
-from edgekd.address import parse_address
-from edgekd.chunks import Chunk, parse_chunk
+from edge_student.watchdog import Watchdog
+from edgekd.chunks import Chunk
 from edgekd.codec import ChunkError, Encoding, Format, decode_into, from_wire, to_wire
 from edgekd.inputs import InputEncoding, Pixels, decode_inputs_into, input_to_wire
 from edgekd.order import batch_ids
-from edgekd.tls import TlsFiles, read_token
-from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
-from edgekd.wire import MAX_STRIDE, SERVICE_NAME, channel_options
+from edgekd.v1 import teacher_pb2
+from edgekd.wire import MAX_STRIDE
 
 T = TypeVar("T")
 
-_FINAL_CODES = {
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.OUT_OF_RANGE,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.PERMISSION_DENIED,
-}
-_STREAM_LOGITS = f"/{SERVICE_NAME}/StreamLogits"
 _MAX_REFUSED_IN_A_ROW = 5
 _MAX_DUPLICATES = 4096  # of one batch: as many as a whole batch that came in chunks of one row
-_DESCRIBE_TIMEOUT_S = 10.0
-
-
-class LinkLostError(ConnectionError):
-    """The teacher cannot be reached, or its stream broke off; another attempt may succeed."""
 
 
 class BadTeacherError(RuntimeError):
     """The teacher keeps sending chunks that break the protocol."""
-
-
-class ChunkStream(Protocol):
-    """A running call of StreamLogits."""
-
-    def __next__(self) -> Chunk: ...
-
-    def __iter__(self) -> Iterator[Chunk]: ...
-
-    def cancel(self) -> bool:
-        """Tell the teacher that nobody listens any more."""
 
 
 class Receiver:
@@ -69,16 +41,16 @@ class Receiver:
     `on_trouble(cause, attempt)` hears of every failed attempt before the next one. Not thread-safe.
     """
 
-    def __init__(self, config: Configure, on_trouble: Callable[[str, int], None]) -> None:
+    def __init__(self, config: Configure, on_trouble: Callable[[str, int], None], *, turn: int = 0) -> None:
+        """`turn`: which of several teachers is asked first."""
         self._config = config
+        self._connection = Connection(config, turn)
+        self._watchdog = Watchdog(config.max_silence_s)
         self._form = Format(Encoding(config.encoding), config.top_k)
         self._inputs = InputEncoding(config.inputs) if config.inputs else None
-        cert, key, ca = (Path(file) if file else None for file in (config.tls_cert, config.tls_key, config.tls_ca))
-        self._tls = TlsFiles(cert=cert, key=key, ca=ca)
         self._on_trouble = on_trouble
         self._stride = 1
         self._most_streams = 1
-        self._channel: grpc.Channel | None = None
         self._stream: ChunkStream | None = None
         self._described: Described | None = None
         self._refused_in_a_row = 0
@@ -95,7 +67,6 @@ class Receiver:
         Raises LinkLostError when the time is up, RequestRefusedError if the two ends cannot understand each other.
         """
         answer = self._patiently(self._describe_once)
-        check_description(answer, self._config)
         self._window = min(self._config.window, answer.max_window)
         self._most_streams = min(max(1, answer.max_stride), answer.max_streams or MAX_STRIDE)
         self._described = Described(
@@ -115,7 +86,7 @@ class Receiver:
         Each has a connection of its own. After `describe`, and before anything is received.
         """
         num_streams = min(num_streams, self._most_streams)
-        receivers = [self, *(Receiver(self._config, self._on_trouble) for _ in range(num_streams - 1))]
+        receivers = [self, *(Receiver(self._config, self._on_trouble, turn=turn) for turn in range(1, num_streams))]
         for receiver in receivers:
             receiver._stride, receiver._described, receiver._window = num_streams, self._described, self._window
         return receivers
@@ -145,19 +116,16 @@ class Receiver:
     def close(self) -> None:
         """Drop the connection. The next call makes a new one."""
         self._stream = None
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        self._watchdog.close()
+        self._connection.close()
 
     def _describe_once(self) -> teacher_pb2.DescribeResponse:
         try:
-            stub = teacher_pb2_grpc.TeacherStub(self._connection())  # type: ignore[no-untyped-call]
-            answer: teacher_pb2.DescribeResponse = stub.Describe(
-                teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S, metadata=self._metadata()
-            )
-            return answer
+            answer = self._connection.describe()
         except grpc.RpcError as error:
             raise self._translate(error) from None
+        check_description(answer, self._config, self._connection.address)
+        return answer
 
     def _receive_once(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
         row = num_bytes = num_duplicates = 0
@@ -180,17 +148,24 @@ class Receiver:
 
     def _next_chunk(self, index: int, stop: int) -> Chunk:
         try:
-            if self._stream is None:
-                self._stream = self._open_window(index, stop)
-            chunk = next(self._stream, None)
+            chunk = self._await_chunk(index, stop)
             if chunk is None:  # the window is used up
-                self._stream = self._open_window(index, stop)
-                chunk = next(self._stream, None)
+                self._stream = None
+                chunk = self._await_chunk(index, stop)
         except grpc.RpcError as error:
             raise self._translate(error) from None
         if chunk is None:
             raise LinkLostError(f"the teacher ended its stream before batch {index} was complete")
         return chunk
+
+    def _await_chunk(self, index: int, stop: int) -> Chunk | None:
+        if self._stream is None:
+            self._stream = self._open_window(index, stop)
+        self._watchdog.begin(self._stream)
+        try:
+            return next(self._stream, None)
+        finally:
+            self._watchdog.end()
 
     def _open_window(self, index: int, stop: int) -> ChunkStream:
         assert self._described is not None
@@ -206,11 +181,7 @@ class Receiver:
             stride=self._stride if self._stride > 1 else 0,
             input_encoding=input_to_wire(self._inputs),
         )
-        stream = self._connection().unary_stream(
-            _STREAM_LOGITS, teacher_pb2.StreamLogitsRequest.SerializeToString, response_deserializer=parse_chunk
-        )
-        call: ChunkStream = stream(request, metadata=self._metadata())
-        return call
+        return self._connection.stream(request)
 
     def _accept(self, chunk: Chunk, index: int, row: int, slot: Slot) -> int:
         """Verify one chunk and decode it to its rows; return how many. ChunkError says what is wrong with it."""
@@ -258,56 +229,34 @@ class Receiver:
             ) from error
         raise LinkLostError(f"batch {index}: chunk refused: {error}") from error
 
-    def _connection(self) -> grpc.Channel:
-        if self._channel is None:
-            # A pool of its own, so that a new channel tries at once instead of inheriting an old one's backoff.
-            options: list[tuple[str, int]] = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
-            # And streams without threads of their own: this thread, which waits for the chunk anyway, does their work.
-            options.append((grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1))
-            if self._tls:
-                # Read now, so that a renewed certificate is used by the next connection.
-                pem = self._tls.read()
-                credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
-                self._channel = grpc.secure_channel(self._config.teacher, credentials, options=options)
-            else:
-                self._channel = grpc.insecure_channel(self._config.teacher, options=options)
-        return self._channel
-
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call: the token, if the teacher wants one, read again each time."""
-        if not self._config.token_file:
-            return ()
-        return (("authorization", f"Bearer {read_token(Path(self._config.token_file))}"),)
-
-    def _explain(self, error: grpc.RpcError) -> Exception | None:
-        """What really stands between us and the teacher, where gRPC can only say that it is unavailable."""
-        has_failed_before = self._described is None or self._failing_since is not None
-        if error.code() is not grpc.StatusCode.UNAVAILABLE or not has_failed_before:
-            return None
-        host, port = parse_address(self._config.teacher, flag="--teacher", lowest_port=1)
-        cause = find_cause(host, port, self._tls)
-        if cause is None:
-            return None
-        kind = RequestRefusedError if cause.is_final else LinkLostError
-        return kind(f"teacher {self._config.teacher}: UNAVAILABLE: {cause.text}")
-
     def _translate(self, error: grpc.RpcError) -> Exception:
-        cause = f"teacher {self._config.teacher}: {error.code().name}: {error.details()}"
-        if error.code() in _FINAL_CODES:
-            return RequestRefusedError(cause)
-        return self._explain(error) or LinkLostError(cause)
+        if error.code() is grpc.StatusCode.CANCELLED and self._watchdog.has_bitten:
+            where, limit_s = self._connection.address, self._watchdog.limit_s
+            return LinkLostError(f"teacher {where}: it answers, and has sent nothing for {limit_s:g} s (--max-silence)")
+        has_failed_before = self._described is None or self._failing_since is not None
+        return self._connection.translate(error, look_closer=has_failed_before)
+
+    def _or_another(self, action: Callable[[], T]) -> T:
+        """Do it; where this teacher will never grant it, but others are left, that is only a lost link."""
+        try:
+            return action()
+        except RequestRefusedError as error:
+            self._stream = None
+            if not self._connection.rule_out():
+                raise
+            raise LinkLostError(f"{error}; this teacher is asked no more") from error
 
     def _patiently(self, action: Callable[[], T]) -> T:
         self._failing_since = None
         try:
-            return action()  # nearly always: to set up the retrying takes as long as to receive a small batch
+            return self._or_another(action)  # nearly always: to set up the retrying takes as long as to receive a small batch
         except LinkLostError as error:
             failures = [error]
 
         def attempt() -> T:
             if failures:
                 raise failures.pop()
-            return action()
+            return self._or_another(action)
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(LinkLostError),
@@ -329,6 +278,7 @@ class Receiver:
 
     def _before_next_attempt(self, attempt: tenacity.RetryCallState) -> None:
         self.close()
+        self._connection.go_on()
         self.num_reconnects += 1
         error = attempt.outcome.exception() if attempt.outcome else None
         self._on_trouble(str(error), attempt.attempt_number)

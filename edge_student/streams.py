@@ -46,6 +46,11 @@ def receive_all(control: socket.socket, sources: Sequence[LogitSource], ring: Ri
     return order.num_bytes
 
 
+def are_running() -> bool:
+    """Whether streams are still at work, or wait for a dead link, in threads of their own."""
+    return any(thread.name.startswith(_THREAD) for thread in threading.enumerate())
+
+
 def _in_threads(works: Sequence[Callable[[], None]]) -> None:
     outcomes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -58,12 +63,14 @@ def _in_threads(works: Sequence[Callable[[], None]]) -> None:
             outcomes.put(None)
 
     for number, work in enumerate(works):
-        threading.Thread(target=run, args=(work,), name=f"stream-{number}", daemon=True).start()
+        threading.Thread(target=run, args=(work,), name=f"{_THREAD}{number}", daemon=True).start()
     for _ in works:
         error = outcomes.get()
         if error is not None:
             raise error
 
+
+_THREAD = "stream-"
 
 _PATIENCE_S = 1.0
 """How long a stream may be kept open while those of the other batches are behind."""

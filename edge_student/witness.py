@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from edge_student.disturbance import CoreTicks, ProcessTime, Reading, describe
-from edgekd.address import parse_address
+from edgekd.address import parse_addresses
 
 _LISTENING = "0A"
 _MAPPED = "::ffff:"  # an IPv6 socket that listens for IPv4, as gRPC's do
@@ -67,8 +67,12 @@ def ask_firmware() -> str | None:
 
 
 def listening_at(address: str) -> frozenset[int]:
-    """Ids of the processes of this machine that listen at HOST:PORT: a teacher, or the near end of a tunnel to one."""
-    host, port = parse_address(address, flag="--teacher", lowest_port=1)
+    """Ids of the processes of this machine that listen at HOST:PORT, or one of several: teachers, or near ends of tunnels."""
+    addresses = parse_addresses(address, flag="--teacher", lowest_port=1)
+    return frozenset[int]().union(*(_listening(host, port) for host, port in addresses))
+
+
+def _listening(host: str, port: int) -> frozenset[int]:
     host = "127.0.0.1" if host == "localhost" else host
     try:
         ours = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}

@@ -28,7 +28,19 @@ EFFECTS = {
 PURE_HALF = sorted({f"scheduler.{path.stem}" for path in (ROOT / "scheduler").glob("*.py") if path.name != "__init__.py"} - EFFECTS)
 LIGHT_PROGRAM = tuple(
     f"edge_student.{name}"
-    for name in ("comm_worker", "probe", "description", "receiver", "streams", "logit_source", "logit_cache", "ring", "messages")
+    for name in (
+        "comm_worker",
+        "probe",
+        "description",
+        "connection",
+        "watchdog",
+        "receiver",
+        "streams",
+        "logit_source",
+        "logit_cache",
+        "ring",
+        "messages",
+    )
 )
 LIGHT_SHARED = (
     "edgekd.order",

@@ -18,6 +18,15 @@ def parse_address(text: str, *, flag: str, lowest_port: int) -> tuple[str, int]:
     return (host[1:-1] if bracketed else host), int(port)
 
 
+def parse_addresses(text: str, *, flag: str, lowest_port: int) -> list[tuple[str, int]]:
+    """Hosts and ports of "HOST:PORT,HOST:PORT". Raises ValueError as `parse_address`, and for one that comes twice."""
+    addresses = [parse_address(part.strip(), flag=flag, lowest_port=lowest_port) for part in text.split(",")]
+    for number, address in enumerate(addresses):
+        if address in addresses[:number]:
+            raise ValueError(f"{flag} names {format_address(*address)} twice; name each address once")
+    return addresses
+
+
 def format_address(host: str, port: int) -> str:
     """HOST:PORT as `parse_address` reads it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,140 @@
+"""One edge's connection to its teachers: the channel, what goes with every call, and what a failure of one really means.
+
+Where several teachers are named, all of the same logits, it is connected to one of them at a time and goes to the next when told.
+It knows gRPC, TLS and the schema; it does not know what is received, nor how often to try again.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+import grpc.experimental
+
+from edge_student.description import RequestRefusedError
+from edge_student.messages import Configure
+from edge_student.probe import find_cause
+from edgekd.address import format_address, parse_addresses
+from edgekd.chunks import Chunk, parse_chunk
+from edgekd.tls import TlsFiles, read_token
+from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
+from edgekd.wire import SERVICE_NAME, channel_options
+
+_FINAL_CODES = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+}
+_STREAM_LOGITS = f"/{SERVICE_NAME}/StreamLogits"
+_DESCRIBE_TIMEOUT_S = 10.0
+
+
+class LinkLostError(ConnectionError):
+    """The teacher cannot be reached, or its stream broke off; another attempt may succeed."""
+
+
+class ChunkStream(Protocol):
+    """A running call of StreamLogits."""
+
+    def __next__(self) -> Chunk: ...
+
+    def __iter__(self) -> Iterator[Chunk]: ...
+
+    def cancel(self) -> bool:
+        """Tell the teacher that nobody listens any more."""
+
+
+class Connection:
+    """A channel to one teacher of `config.teacher`, made when it is first needed. Not thread-safe.
+
+    `turn` is the number of the first teacher that is asked, so that several connections do not all crowd one.
+    """
+
+    def __init__(self, config: Configure, turn: int = 0) -> None:
+        self._config = config
+        # None where all comes from a cache, and nothing here is ever called.
+        addresses = parse_addresses(config.teacher, flag="--teacher", lowest_port=1) if config.teacher else []
+        turn %= max(len(addresses), 1)
+        self._addresses = addresses[turn:] + addresses[:turn]
+        cert, key, ca = (Path(file) if file else None for file in (config.tls_cert, config.tls_key, config.tls_ca))
+        self._tls = TlsFiles(cert=cert, key=key, ca=ca)
+        self._channel: grpc.Channel | None = None
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the teacher that is asked now."""
+        return format_address(*self._addresses[0])
+
+    def describe(self) -> teacher_pb2.DescribeResponse:
+        """What the teacher says of itself, unchecked. Raises grpc.RpcError; waits 10 s at most."""
+        stub = teacher_pb2_grpc.TeacherStub(self._open())  # type: ignore[no-untyped-call]
+        answer: teacher_pb2.DescribeResponse = stub.Describe(
+            teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S, metadata=self._metadata()
+        )
+        return answer
+
+    def stream(self, request: teacher_pb2.StreamLogitsRequest) -> ChunkStream:
+        """Begin to receive a window; what fails, fails when its first chunk is asked for."""
+        stream = self._open().unary_stream(
+            _STREAM_LOGITS, teacher_pb2.StreamLogitsRequest.SerializeToString, response_deserializer=parse_chunk
+        )
+        call: ChunkStream = stream(request, metadata=self._metadata())
+        return call
+
+    def close(self) -> None:
+        """Drop the channel. The next call makes a new one."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def go_on(self) -> None:
+        """Turn to the next teacher, where there are several."""
+        self.close()
+        self._addresses.append(self._addresses.pop(0))
+
+    def rule_out(self) -> bool:
+        """Never ask this teacher again, but the next; False, and nothing is done, if it is the last."""
+        if len(self._addresses) == 1:
+            return False
+        self.close()
+        self._addresses.pop(0)
+        return True
+
+    def translate(self, error: grpc.RpcError, *, look_closer: bool) -> Exception:
+        """A failed call as LinkLostError or, where another attempt cannot help, RequestRefusedError.
+
+        With `look_closer` the connection is tried once more by hand where gRPC can only say that the teacher is unavailable.
+        """
+        cause = f"teacher {self.address}: {error.code().name}: {error.details()}"
+        if error.code() in _FINAL_CODES:
+            return RequestRefusedError(cause)
+        if error.code() is grpc.StatusCode.UNAVAILABLE and look_closer:
+            found = find_cause(*self._addresses[0], self._tls)
+            if found is not None:
+                kind = RequestRefusedError if found.is_final else LinkLostError
+                return kind(f"teacher {self.address}: UNAVAILABLE: {found.text}")
+        return LinkLostError(cause)
+
+    def _open(self) -> grpc.Channel:
+        if self._channel is None:
+            # A pool of its own, so that a new channel tries at once instead of inheriting an old one's backoff.
+            options: list[tuple[str, int]] = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
+            # And streams without threads of their own: this thread, which waits for the chunk anyway, does their work.
+            options.append((grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1))
+            if self._tls:
+                # Read now, so that a renewed certificate is used by the next connection.
+                pem = self._tls.read()
+                credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
+                self._channel = grpc.secure_channel(self.address, credentials, options=options)
+            else:
+                self._channel = grpc.insecure_channel(self.address, options=options)
+        return self._channel
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with every call: the token, if the teacher wants one, read again each time."""
+        if not self._config.token_file:
+            return ()
+        return (("authorization", f"Bearer {read_token(Path(self._config.token_file))}"),)
