@@ -9,8 +9,9 @@ there is nothing to race for.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from scheduler.checked_json import check_keys, listing, mapping, not_negative, number, whole
 from scheduler.foresight import Foresight
 from scheduler.race import Block, Prices, Race
 from scheduler.state import COMPUTE_FIRST, Allocation
@@ -112,22 +113,53 @@ class Adaptive:
             return self._foresight.choose(view)
         return self._modes[self._habit] if self._refill.goes_on(view) else Allocation.all_comp(num_cores)
 
+    def to_json(self) -> dict[str, Any]:
+        """How the race stands, if it has begun."""
+        return {
+            "num_cores": self._num_cores,
+            "race": None if self._race is None else self._race.to_json(),
+            "num_cycles": self._num_cycles,
+            "num_tried": self._num_tried,
+            "lost_s": self._lost_s,
+            "fullness": self._fullness,
+            "standing": self._standing,
+        }
+
+    def recall(self, data: Any, where: str) -> None:
+        """Go on with the race, following its leader; on another number of cores it begins anew all the same."""
+        required = ("num_cores", "race", "num_cycles", "num_tried", "lost_s", "fullness", "standing")
+        check_keys(data, required=required, where=where)
+        if data["race"] is None:
+            return
+        num_cores = whole(data, "num_cores", where, least=1, most=None)
+        order = listing(mapping(data["race"], f"{where}, race").get("order"), f"{where}, race")
+        modes = _modes(num_cores)
+        race = Race([KERNEL, *modes, *([FORESIGHT] if FORESIGHT in order else [])])
+        race.recall(data["race"], f"{where}, race")
+        standing = {
+            habit: not_negative(seconds, repr(habit), where, "a time")
+            for habit, seconds in mapping(data["standing"], f"{where}, standing").items()
+        }
+        counts = [whole(data, name, where, least=0, most=None) for name in ("num_cycles", "num_tried")]
+        lost_s, fullness = number(data, "lost_s", where), number(data, "fullness", where)
+        self._num_cores, self._modes, self._race, self._standing = num_cores, modes, race, standing
+        self._num_cycles, self._num_tried = counts
+        self._lost_s, self._fullness, self._num_levels = lost_s, min(max(fullness, 0.0), 1.0), REMEMBERED_LEVELS
+        self._follow(race.leader)
+
     def _start_race(self, view: View) -> None:
         """On so many cores as there are now.
 
         Foresight begins where a profile tells the rates. Else it is last, because it has to learn them, and the kernel's way is
         first, because with that nothing is lost yet.
         """
-        num_cores = view.num_cores
-        splits = [Allocation.split(c, num_cores) for c in _raced_cores(num_cores)]
-        self._modes = {str(split): split for split in splits}
-        self._modes[COMPUTE_FIRST] = Allocation.sharing(COMPUTE_FIRST, num_cores)
+        self._modes = _modes(view.num_cores)
         habits = [KERNEL, *self._modes]
         if view.rates is not None:
             habits = [FORESIGHT, *habits]
         elif view.prefetch is None:
             habits = [*habits, FORESIGHT]
-        self._num_cores, self._race, self._standing = num_cores, Race(habits), {}
+        self._num_cores, self._race, self._standing = view.num_cores, Race(habits), {}
         self._follow(habits[0])
 
     def _end_cycle(self, view: View) -> None:
@@ -250,6 +282,12 @@ class _Mark(NamedTuple):
 
     def block_until(self, end: _Mark) -> Block:
         return Block(end.time - self.time, end.cycles - self.cycles, end.batches - self.batches)
+
+
+def _modes(num_cores: int) -> dict[str, Allocation]:
+    """The habits that are one allocation, by their names."""
+    splits = [Allocation.split(c, num_cores) for c in _raced_cores(num_cores)]
+    return {str(split): split for split in splits} | {COMPUTE_FIRST: Allocation.sharing(COMPUTE_FIRST, num_cores)}
 
 
 def _raced_cores(num_cores: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 
@@ -82,6 +82,20 @@ def not_negative(value: Any, name: str, where: str, what: str = "work") -> float
     if found < 0:
         raise ValueError(f"{where}: {name} is {found:g}; {what} cannot be negative")
     return found
+
+
+def mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """`value` as an object, or ValueError."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: expected an object; got {shown(value)}")
+    return value
+
+
+def listing(value: Any, where: str, *, length: int | None = None) -> Sequence[Any]:
+    """`value` as a list, of this many values if that is said, or ValueError."""
+    if not isinstance(value, list) or length not in (None, len(value)):
+        raise ValueError(f"{where}: expected a list{'' if length is None else f' of {length}'}; got {shown(value)}")
+    return value
 
 
 def shown(value: Any) -> str:

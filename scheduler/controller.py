@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from scheduler.checked_json import check_keys
 from scheduler.cost import RateTable
 from scheduler.estimates import Estimates
 from scheduler.scenario import Profile, TaskWorks
 from scheduler.side_rates import OWN, Share, SideEstimate
 from scheduler.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, Task, TaskDone
-from scheduler.view import Planner, Policy, View
+from scheduler.view import Planner, Policy, Remembering, View
 
 STORY_LENGTH = 20
 """Decisions that the message of a BrokenInvariant tells."""
@@ -45,10 +46,12 @@ class Controller:
         profile: Profile | None = None,
         comp_moves_at_boundaries: bool = False,
         inputs_travel: bool = False,
+        done: int = 0,
     ) -> None:
         """`comp_moves_at_boundaries`: training keeps its cores until its task ends or `comp_has_moved` says otherwise, and comm
         gets none of those before, as in a live run; without it a decision takes effect at once, as in the paper's model.
-        `inputs_travel`: a Forward needs its Comm, as `State` says; policies plan as if it did not.
+        `inputs_travel`: a Forward needs its Comm, as `State` says; policies plan as if it did not. `done`: cycles that were
+        complete before, where a run goes on.
 
         ValueError for cycles, cores or prefetch below 1, and for a profile of another number of cores."""
         if num_cores < 1:
@@ -56,7 +59,7 @@ class Controller:
         if profile is not None:
             profile.check_cores(num_cores)
         self.policy = policy
-        self.state = State.initial(cycles=cycles, prefetch=prefetch, inputs_travel=inputs_travel)
+        self.state = State.initial(cycles=cycles, prefetch=prefetch, inputs_travel=inputs_travel, done=done)
         self.num_cores = num_cores
         self.allocation: Allocation | None = None
         self._most_ahead: float = math.inf if prefetch is None else prefetch
@@ -116,6 +119,22 @@ class Controller:
             "link": None if math.isinf(self.estimates.link.rate) else self.estimates.link.rate,
             "workload": {"forward": work.forward, "backward": work.backward, "comm": work.comm},
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """What has been learnt, by the estimates and by the policy, for `recall` in a process that goes on with this run."""
+        policy = self.policy.to_json() if isinstance(self.policy, Remembering) else None
+        return {"policy": self.policy.name, "num_cores": self.num_cores, "estimates": self.estimates.to_json(), "learnt": policy}
+
+    def recall(self, data: Any, where: str) -> None:
+        """Before `Started`: know again what `to_json` told; nothing of another number of cores, of another policy only the rates.
+
+        ValueError for what `to_json` cannot have told."""
+        check_keys(data, required=("policy", "num_cores", "estimates", "learnt"), where=where)
+        if data["num_cores"] != self.num_cores:
+            return
+        self.estimates.recall(data["estimates"], f"{where}, estimates")
+        if data["policy"] == self.policy.name and isinstance(self.policy, Remembering):
+            self.policy.recall(data["learnt"], f"{where}, learnt")
 
     def _account(self, event: Event) -> None:
         """Book the time since the last event, then what the event says."""

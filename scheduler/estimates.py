@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+from scheduler.checked_json import check_keys, not_negative, number, shown
 from scheduler.cost import Mode, RateTable, Workload
 from scheduler.link import Link
-from scheduler.side_rates import GAIN, MEMORY, OWN, SHARED, Share, SideEstimate, by_measured_cores
+from scheduler.side_rates import EXACT, GAIN, MEMORY, OWN, SHARED, Share, SideEstimate, by_measured_cores
 from scheduler.state import COMPUTE_FIRST, Allocation, Task
 
 PENDING = 6
@@ -97,8 +99,8 @@ class Estimates:
 
         The first is always worth it. Where it shows that comm hardly costs training anything, no other could gain anything.
         """
-        for number, trial in enumerate(trials):
-            if number > 0 and not self._comm_matters(num_cores):
+        for place, trial in enumerate(trials):
+            if place > 0 and not self._comm_matters(num_cores):
                 return None
             if not self.has_measured(trial, num_tasks):
                 return trial
@@ -124,6 +126,39 @@ class Estimates:
             self.refresh()
             self._table, self._made_for = self._make_table(num_cores), made_for
         return self._table
+
+    def to_json(self) -> dict[str, Any]:
+        """All that was learnt, for `recall`; the table follows from it."""
+        work = self.workload
+        return {
+            "comm": self.comm.to_json(),
+            "comp": self.comp.to_json(),
+            "link": self.link.rate if self.link.is_bottleneck else None,
+            "busy_s": self._busy_s,
+            "workload": {"forward": work.forward, "backward": work.backward, "comm": work.comm},
+        }
+
+    def recall(self, data: Any, where: str) -> None:
+        """Know again what `to_json` told. ValueError, and nothing is changed, for what it cannot have told.
+
+        Of a profile stays what was not told: rates of other shares, and the workload.
+        """
+        check_keys(data, required=("comm", "comp", "link", "busy_s", "workload"), where=where)
+        comm, comp = SideEstimate.from_json(data["comm"], f"{where}, comm"), SideEstimate.from_json(data["comp"], f"{where}, comp")
+        check_keys(data["workload"], required=("forward", "backward", "comm"), where=f"{where}, workload")
+        told = {name: number(data["workload"], name, f"{where}, workload") for name in ("forward", "backward", "comm")}
+        if min(told.values()) <= 0:
+            raise ValueError(f"{where}, workload: {shown(told)}; works must be above 0")
+        work = Workload(**told)
+        link = math.inf if data["link"] is None else number(data, "link", where)
+        busy_s = None if data["busy_s"] is None else not_negative(data["busy_s"], "'busy_s'", where, "a time")
+        if link <= 0:
+            raise ValueError(f"{where}: a link of {link:g}; it must be above 0")
+        comm.rates, comp.rates = self.comm.rates | comm.rates, self.comp.rates | comp.rates
+        self.comm, self.comp, self.link.rate, self._busy_s = comm, comp, link, busy_s
+        if not self._is_workload_known:
+            self.workload = work
+        self._num_pending, self._table = PENDING, None  # to be looked at anew
 
     def _make_table(self, num_cores: int) -> RateTable | None:
         shared = self._compute_first(num_cores)
@@ -182,7 +217,7 @@ class Estimates:
 
     def _learn_proportion(self) -> None:
         forward, backward = self.comp.mean_work(Task.FORWARD), self.comp.mean_work(Task.BACKWARD)
-        if forward > 0 and backward > 0:
+        if min(forward, backward) > EXACT * max(forward, backward):  # else a task was no more than rounding
             part = forward / (forward + backward)
             self.workload = Workload(forward=part, backward=1 - part, comm=1.0)
 

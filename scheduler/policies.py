@@ -10,9 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from scheduler.adaptive import Adaptive
+from scheduler.checked_json import check_keys, is_whole, listing, shown
 from scheduler.dynamic import HORIZON, Dynamic
 from scheduler.scenario import Profile
 from scheduler.state import COMPUTE_FIRST, Allocation
@@ -71,6 +72,22 @@ class Random:
         if view.num_cores == 1:
             return Allocation.all_comp(1)
         return Allocation.split(self._generator.randint(1, view.num_cores - 1), view.num_cores)
+
+    def to_json(self) -> dict[str, Any]:
+        """The state of the generator."""
+        version, internal, _ = self._generator.getstate()
+        return {"version": version, "internal": list(internal)}
+
+    def recall(self, data: Any, where: str) -> None:
+        """Draw on from there."""
+        check_keys(data, required=("version", "internal"), where=where)
+        internal = listing(data["internal"], where)
+        if not all(is_whole(value) and 0 <= value < 1 << 32 for value in internal):
+            raise ValueError(f"{where}: {shown(internal)} is no state of a generator")
+        try:
+            self._generator.setstate((data["version"], tuple(internal), None))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: no state of a generator: {error}") from None
 
 
 class CommPriority:

@@ -12,7 +12,9 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from scheduler.checked_json import check_keys, listing, mapping, not_negative, shown, whole
 
 ROUNDS = 2
 """Blocks, the first ever not among them, after which a habit that is not behind counts as measured."""
@@ -133,6 +135,37 @@ class Race:
         near = [habit for habit, worst in reach.items() if scores.get(habit, 0.0) <= worst]
         return self._challenger(scores, near) or leader
 
+    def to_json(self) -> dict[str, Any]:
+        """How it stands, for `recall`."""
+        return {
+            "order": self._order,
+            "warm": sorted(self._is_warm),
+            "blocks": {habit: [list(block) for block in blocks] for habit, blocks in self._blocks.items()},
+            "leader": self.leader,
+            "patience": self._patience,
+            "since_challenge": self._since_challenge,
+        }
+
+    def recall(self, data: Any, where: str) -> None:
+        """Stand again as `to_json` told. ValueError, and nothing is changed, if it cannot have told that of these habits."""
+        check_keys(data, required=("order", "warm", "blocks", "leader", "patience", "since_challenge"), where=where)
+        order, warm = listing(data["order"], f"{where}, order"), listing(data["warm"], f"{where}, warm")
+        told = mapping(data["blocks"], f"{where}, blocks")
+        known = set(self._order)
+        if len(order) != len(known) or not all(isinstance(name, str) for name in (*order, *warm, data["leader"])):
+            raise ValueError(f"{where}: the habits {shown(order)} are not those of now, {sorted(known)}")
+        if set(order) != known or set(told) != known or not set(warm) <= known or data["leader"] not in known:
+            raise ValueError(f"{where}: the habits {shown(order)} are not those of now, {sorted(known)}")
+        blocks = {habit: [_block(entry, where) for entry in listing(told[habit], f"{where}, blocks")] for habit in order}
+        patience = whole(data, "patience", where, least=1, most=MOST_PATIENCE)
+        since = whole(data, "since_challenge", where, least=0, most=None)
+        self._order, self._is_warm = list(order), set(warm)
+        self._restart()
+        for habit in order:
+            self._blocks[habit].extend(blocks[habit])
+        self._num_blocks = max((block.number for each in blocks.values() for block in each), default=0)
+        self.leader, self._patience, self._since_challenge = data["leader"], patience, since
+
     def _noise(self, prices: Prices, expected: float) -> float:
         """How much blocks of one habit differ: `expected`, until there are enough to tell. By medians, because a block in which
         the world changed says nothing of noise.
@@ -181,6 +214,14 @@ class Race:
             return False
         before, now = _score(blocks[:-2], prices), _score(blocks[-2:], prices)
         return not before / (1 + margin) <= now <= before * (1 + margin)
+
+
+def _block(data: Any, where: str) -> Block:
+    values = [not_negative(value, "a block's number", where, "it") for value in listing(data, where, length=4)]
+    seconds, cycles, batches, place = values
+    if not seconds or not cycles:
+        raise ValueError(f"{where}: a block of no time, or of no cycles: {shown(data)}")
+    return Block(seconds, int(cycles), batches, int(place))
 
 
 def _score(blocks: Collection[Block], prices: Prices) -> float:

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from scheduler.checked_json import check_keys, listing, mapping, not_negative, shown
 from scheduler.state import Allocation, Task
 
 MEMORY = 16
@@ -32,9 +33,15 @@ one side is always blocked after a moment, no task ever keeps a split for the wh
 EXACT = 1e-9
 """A surprise this small, in parts of a task, is rounding."""
 
+INCREDIBLE = 1e12
+"""No rate, no time and no count that was ever seen is larger."""
+
 OWN: Final = "own"
 SHARED: Final = "shared"
 UNPINNED: Final = "unpinned"
+
+
+_TERMS = (OWN, SHARED, UNPINNED)
 
 
 class Share(NamedTuple):
@@ -49,6 +56,17 @@ class Share(NamedTuple):
         if not allocation.pinned:
             return cls(cores, UNPINNED)
         return cls(cores, OWN if allocation.shared is None else SHARED)
+
+    def __str__(self) -> str:
+        return f"{self.cores} {self.terms}"
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Share:
+        """The share that `str` made this of. ValueError if none did."""
+        cores, _, terms = text.partition(" ")
+        if terms not in _TERMS or not (cores.isascii() and cores.isdecimal() and 0 < len(cores) < 6):
+            raise ValueError(f"{where}: {shown(text)} is no share of cores")
+        return cls(int(cores), terms)
 
 
 @dataclass(slots=True)
@@ -100,11 +118,55 @@ class SideEstimate:
         """Whether the rate of this share rests on so many tasks."""
         return self.weights.get(share, 0.0) >= num_tasks - 1e-9 or self.num_tasks.get(share, 0) >= PARTIAL_TASKS * num_tasks
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for `from_json`."""
+        return {
+            "rates": _by_text(self.rates),
+            "weights": _by_text(self.weights),
+            "num_tasks": _by_text(self.num_tasks),
+            "recent": [[task.value, _by_text(seconds)] for task, seconds in self.recent],
+            "surprises": list(self.surprises),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> SideEstimate:
+        """What `to_json` made this of. ValueError for what it cannot have made."""
+        check_keys(data, required=("rates", "weights", "num_tasks", "recent", "surprises"), where=where)
+        side = cls(
+            rates=_by_share(data["rates"], f"{where}, rates"),
+            weights=_by_share(data["weights"], f"{where}, weights"),
+            num_tasks={share: int(n) for share, n in _by_share(data["num_tasks"], f"{where}, num_tasks").items()},
+        )
+        for entry in listing(data["recent"], f"{where}, recent"):
+            task, seconds = listing(entry, f"{where}, recent", length=2)
+            if task not in [kind.value for kind in Task]:
+                raise ValueError(f"{where}: {shown(task)} is no task")
+            felt = _by_share(seconds, f"{where}, recent")
+            if not felt or min(felt.values()) <= 0 or side.work_done(felt) <= 0:
+                raise ValueError(f"{where}: a task of which nobody can tell what it did: {shown(seconds)}")
+            side.recent.append((Task(task), felt))
+        for surprise in listing(data["surprises"], f"{where}, surprises"):
+            side.surprises.append(not_negative(surprise, "a surprise", where, "it"))
+        return side
+
     @property
     def scatter(self) -> float:
         """By what part of its time a task differs from what the rates said, typically; 0 where that is rounding."""
         typical = statistics.median(self.surprises) if self.surprises else 0.0
         return typical if typical > EXACT else 0.0
+
+
+def _by_text(values: Mapping[Share, float]) -> dict[str, float]:
+    return {str(share): value for share, value in values.items()}
+
+
+def _by_share(data: Any, where: str) -> dict[Share, float]:
+    values = {
+        Share.parse(text, where): not_negative(value, repr(text), where, "it") for text, value in mapping(data, where).items()
+    }
+    if max(values.values(), default=0.0) > INCREDIBLE:
+        raise ValueError(f"{where}: {max(values.values()):g} is more than any device does")
+    return values
 
 
 def by_measured_cores(side: SideEstimate, num_cores: int) -> list[float] | None:

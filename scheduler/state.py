@@ -77,9 +77,10 @@ class State:
             raise BrokenInvariant(f"{self}: every Backward needs its Comm, and Comm ends after {self.cycles} cycles")
 
     @classmethod
-    def initial(cls, *, cycles: int, prefetch: int | None = None, inputs_travel: bool = False) -> State:
-        """S_{0,0,0} of a run."""
-        return cls(cycles=cycles, num_comm=0, num_forward=0, num_backward=0, prefetch=prefetch, inputs_travel=inputs_travel)
+    def initial(cls, *, cycles: int, prefetch: int | None = None, inputs_travel: bool = False, done: int = 0) -> State:
+        """S_{0,0,0} of a run, or S_{k,k,k} of one that goes on after `done` cycles."""
+        counts = {"num_comm": done, "num_forward": done, "num_backward": done}
+        return cls(cycles=cycles, prefetch=prefetch, inputs_travel=inputs_travel, **counts)
 
     @property
     def num_comp(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from scheduler.cost import RateTable
 from scheduler.state import Allocation, State
@@ -91,6 +91,17 @@ class Planner(Protocol):
 
     def trials(self, num_cores: int) -> tuple[Allocation, ...]:
         """The allocations to measure before `choose` can plan, in this order."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A policy that has something to remember when a run goes on in another process."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What it has learnt, as plain values."""
+
+    def recall(self, data: Any, where: str) -> None:
+        """Know it again, before it is asked anything. ValueError, beginning with `where`, for what `to_json` cannot have told."""
 
 
 def split_trials(num_cores: int) -> tuple[Allocation, ...]:
