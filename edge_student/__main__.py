@@ -6,6 +6,7 @@ import sys
 from typing import NoReturn
 
 from edge_student.config import CalibrateConfig, CompareConfig, FetchConfig, TrainConfig
+from edge_student.interruption import Interruption, Terminated
 from edge_student.preflight import settle
 from edgekd.command import Command, dispatch, run, start_logging
 from scheduler.policies import kind_of
@@ -16,13 +17,19 @@ _DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with t
 def train(config: TrainConfig) -> int:
     """Train one student under one policy."""
     start_logging(config.log_level)
+    interruption = Interruption()
+    interruption.install()
     config.check_secrets()
     surroundings = kind_of(config.policy).surroundings
     cores = settle(os.environ, config.cores, surroundings.spin_count)
     # Imported here: it loads torch, which must find the environment and the cores settled.
     from edge_student.runtime import Run
 
-    result = Run(config, cores).execute()
+    try:
+        result = Run(config, cores, interruption).execute()
+    except Terminated:
+        print(f"terminated; --resume goes on from what lies in {config.out}", file=sys.stderr)
+        return 0
     print(
         f"{result['policy']}: {result['cycles']} cycles in {result['wall_clock_s']:.2f} s, "
         f"accuracy {result['accuracy']:.4f}, stalled {result['stall_s']:.2f} s, held {result['hold_s']:.2f} s; see {config.out}"

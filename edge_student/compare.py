@@ -168,7 +168,8 @@ def _run_once(config: CompareConfig, address: str | None, policy: str, repeat: i
     name = f"{policy.replace(':', '-')}-{repeat}" + ("" if attempt == 1 else f"-attempt-{attempt}")
     out = config.out / "runs" / name
     command = [sys.executable, "-m", "edge_student", "train", *shared_flags(config)]
-    command += ["--policy", policy, "--out", str(out), *([] if address is None else ["--teacher", address])]
+    command += ["--policy", policy, "--out", str(out), "--checkpoint-every", "0"]
+    command += [] if address is None else ["--teacher", address]
     # In hybrid mode each run fills a cache of its own, or the first would pay for the others.
     with tempfile.TemporaryDirectory(prefix="edgekd-") if config.logits == "hybrid" else nullcontext() as own_cache:
         command += [] if own_cache is None else ["--cache", own_cache]

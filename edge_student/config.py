@@ -200,10 +200,17 @@ class TrainConfig(StudentConfig):
     """Who gets which cores: os-default, os-tuned, static:<c>, random, comm-priority,
     comp-priority, compute-first, dynamic or adaptive."""
     out: Path
-    """Folder for result.json, events.jsonl, trace.json and student.safetensors; files of an earlier run are replaced."""
+    """Folder for result.json, events.jsonl, trace.json, student.safetensors and the checkpoints; files of an earlier run are
+    replaced, unless it goes on with --resume."""
+    resume: bool = False
+    """Go on from the checkpoint in --out, with the same recipe; begin anew if there is none. More --cycles than before train on."""
+    checkpoint_every: float = 60.0
+    """Seconds between two checkpoints; one is also written when the run ends, however it does. 0: none at all."""
 
     def __post_init__(self) -> None:
         StudentConfig.__post_init__(self)
+        if not 0 <= self.checkpoint_every < float("inf"):
+            raise ValueError(f"--checkpoint-every is {self.checkpoint_every}, must be 0 or more seconds, and finite")
         if self.logits == "offline":
             _check_offline(self.teacher)
         elif self.teacher is None:

@@ -1,12 +1,12 @@
-"""The run's log: every task, wait and decision as a line of events.jsonl.
+"""The run's log in memory: every task, wait and decision as a record, until it is written to events.jsonl.
 
-Records are plain dicts with times of the monotonic clock. They are kept in memory during the run, because a write in the middle of
-a training step would be work that nobody scheduled, and saved when the run ends, in whatever way.
+Records are plain dicts with times of the monotonic clock. They are kept in memory, because a write in the middle of a training step
+would be work that nobody scheduled, until the next checkpoint, or the end of the run, in whatever way it ends.
 """
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +26,28 @@ class Journal:
         """Take in one record."""
         self.records.append(record)
 
+    def take(self) -> list[Record]:
+        """All records so far, which are no longer kept here."""
+        taken = self.records[:]
+        del self.records[: len(taken)]  # what another thread has appended meanwhile stands behind them
+        return taken
+
+    def put_back(self, taken: list[Record]) -> None:
+        """Keep again what `take` gave."""
+        self.records[:0] = taken
+
     def relative_to(self, start: float) -> list[Record]:
         """The records in order of time, with times in seconds since `start`."""
-        moved = [{**record, **{key: record[key] - start for key in _TIMES if key in record}} for record in self.records]
-        return sorted(moved, key=moment)
-
-    def total_s(self, **match: str) -> float:
-        """Seconds that all records with these fields lasted together, for example total_s(event="wait", why="logits").
-
-        What a task spent held in its middle is not its own: that is a wait, with a record of its own.
-        """
-        return sum(
-            float(record["ended"] - record["started"] - record.get("held_s", 0.0))
-            for record in self.records
-            if all(record.get(key) == value for key, value in match.items())
-        )
+        return since(start, self.records)
 
 
-def moment(record: Record) -> float:
+def since(start: float, records: Iterable[Record]) -> list[Record]:
+    """Records in order of time, with times in seconds since `start`."""
+    moved = [{**record, **{key: record[key] - start for key in _TIMES if key in record}} for record in records]
+    return sorted(moved, key=moment)
+
+
+def moment(record: Mapping[str, Any]) -> float:
     """When a record happened or began, in seconds."""
     return float(record["started"] if "started" in record else record["time"])
 
@@ -72,8 +76,3 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON as `write_text` does. ValueError for NaN, which is not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_lines(path: Path, records: Iterable[Record]) -> None:
-    """Write one JSON object a line."""
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -1,33 +1,44 @@
 """What a run leaves behind: result.json, events.jsonl, trace.json and student.safetensors, whether it came to its end or not."""
 
 import json
+import logging
 import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_student import checkpoint
 from edge_student.config import TrainConfig, jsonable
-from edge_student.journal import Journal, write_json, write_lines, write_text
+from edge_student.event_log import EventLog
+from edge_student.journal import Journal, moment, write_json, write_text
 from edge_student.messages import Described, Finished
 from edge_student.preflight import spinning_variables
 from edge_student.provenance import describe_host, describe_software
+from edge_student.resuming import Past
 from edge_student.trace import to_trace
 from edge_student.trainer import Trainer
 from edgekd.models import save_weights
 from scheduler.loop import SchedulerLoop
 from scheduler.policies import kind_of
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A run that is over. Times are of the monotonic clock; `interruption` is what broke it off, None if nothing did."""
+    """A run that is over. Times are of the monotonic clock; `interruption` is what broke it off, None if nothing did.
+
+    `past` is what it had behind it when it began in this process.
+    """
 
     config: TrainConfig
     cores: tuple[int, ...]
     trainer: Trainer
     loop: SchedulerLoop
     journal: Journal
+    log: EventLog
+    past: Past
     described: Described
     finished: Finished | None
     prefetch: int
@@ -42,50 +53,63 @@ class Outcome:
 
 FILES = ("result.json", "student.safetensors", "events.jsonl", "trace.json")
 
+MOST_TRACED = 8 << 20
+"""Bytes of events.jsonl that trace.json shows: what a viewer still opens, and what can be written while a machine shuts down."""
+
 
 def remove_old(out: Path) -> None:
     """Remove an earlier run's files, so that what lies there afterwards is of this run."""
+    if (out / checkpoint.NEWEST).exists():
+        logger.warning("%s held a checkpoint of an earlier run, which is replaced: --resume would have gone on from it", out)
+    checkpoint.remove(out)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
+
+
+def finished_before(config: TrainConfig, past: Past) -> dict[str, Any] | None:
+    """The result of a run that has nothing left to do, if it is there whole."""
+    path = config.out / "result.json"
+    if past.num_cycles < config.cycles or not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    is_whole = isinstance(result, dict) and result.get("cycles") == config.cycles and result.get("accuracy") is not None
+    return result if is_whole else None
 
 
 def save(outcome: Outcome) -> dict[str, Any]:
     """Write all files to `config.out`, and return what result.json holds. result.json comes last: where it is, the others are."""
     out = outcome.config.out
-    records = outcome.journal.relative_to(outcome.started)
     save_weights(outcome.trainer.student, out / "student.safetensors")  # first: of all the files, what cannot be had again
-    write_lines(out / "events.jsonl", records)
+    outcome.log.append(outcome.journal)
+    records, are_all = outcome.log.tail(MOST_TRACED)
     write_text(out / "trace.json", json.dumps(to_trace(records, outcome.cores)))
     result = describe(outcome)
+    if not are_all:
+        result["notes"].append(f"trace.json begins {moment(records[0]):.1f} s after the start; events.jsonl has all")
     write_json(out / "result.json", result)
     return result
 
 
 def describe(outcome: Outcome) -> dict[str, Any]:
     """The content of result.json. Seconds are wall-clock but for comm_cpu_s; accuracy is a fraction."""
-    journal, finished, config = outcome.journal, outcome.finished, outcome.config
-    comm = [record for record in journal.records if record["event"] == "task" and record["task"] == "comm"]
+    finished, config, past = outcome.finished, outcome.config, outcome.past
     loss = outcome.trainer.last_loss
     return {
         "policy": config.policy,
         "seed": config.seed,
         "cycles": outcome.trainer.num_cycles,
-        "wall_clock_s": outcome.ended - outcome.started,
+        "wall_clock_s": past.wall_clock_s + outcome.ended - outcome.started,
+        "resumed_at": list(past.resumed_at),
         "disturbance": outcome.disturbance,
         "accuracy": outcome.accuracy,
         "alpha": config.alpha,
         "loss": loss if math.isfinite(loss) else None,
-        "stall_s": journal.total_s(event="wait", why="logits"),
-        "hold_s": journal.total_s(event="wait", why="hold"),
-        "forward_s": journal.total_s(event="task", task="forward"),
-        "backward_s": journal.total_s(event="task", task="backward"),
-        "comm_s": journal.total_s(event="task", task="comm"),
-        "comm_cpu_s": sum(record["cpu_s"] for record in comm),
-        "comm_num_bytes": sum(record["num_bytes"] for record in comm),
-        "num_cached_batches": sum(record["num_bytes"] == 0 for record in comm),
+        **outcome.log.totals.to_json(),
         "num_reconnects": finished.num_reconnects if finished else len(outcome.loop.comm_troubles),
         "num_refused_chunks": finished.num_refused_chunks if finished else None,
-        "num_decisions": sum(record["event"] == "decision" for record in journal.records),
         "num_threads_churned": outcome.loop.num_threads_churned,
         "prefetch": outcome.prefetch,
         "torch_threads": outcome.max_threads,
@@ -105,6 +129,11 @@ def _notes(outcome: Outcome) -> list[str]:
     """What a reader of the numbers must know: everything that was given up or went wrong."""
     loop, trainer = outcome.loop, outcome.trainer
     notes = [*outcome.notes, *loop.binding_refusals]
+    if outcome.past.resumed_at:
+        cycles = ", ".join(map(str, outcome.past.resumed_at))
+        notes.append(f"went on from a checkpoint at cycle {cycles}; wall-clock and totals are of what was kept")
+    if outcome.log.has_lost_its_beginning:
+        notes.append("events.jsonl had lost what was logged before the checkpoint")
     if loop.comm_troubles:
         notes.append(f"the link failed {len(loop.comm_troubles)} times, the first time: {loop.comm_troubles[0]}")
     if trainer.num_cycles and not math.isfinite(trainer.last_loss):

@@ -1,7 +1,8 @@
 """What has to stand before anything can be timed: the data, a teacher that fits them, the trainer and the ring."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from edge_student.config import StudentConfig
@@ -98,7 +99,13 @@ def check_teacher(described: Described, data: TrainingData, address: str | None)
         )
 
 
-def make_trainer(config: StudentConfig, data: TrainingData, num_classes: int, device: str) -> Trainer:
+def make_trainer(
+    config: StudentConfig,
+    data: TrainingData,
+    num_classes: int,
+    device: str,
+    uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Trainer:
     """A trainer that has warmed up."""
     shape = data.private.images.shape[1:]
     student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
@@ -112,7 +119,7 @@ def make_trainer(config: StudentConfig, data: TrainingData, num_classes: int, de
         seed=config.seed,
         device=device,
     )
-    trainer = Trainer(student=student, private=data.private, public=data.public, recipe=recipe)
+    trainer = Trainer(student=student, private=data.private, public=data.public, recipe=recipe, uninterrupted=uninterrupted)
     trainer.warm_up(num_classes)
     return trainer
 

@@ -7,21 +7,33 @@ back, and what was trained and logged until then is saved.
 import gc
 import logging
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from edge_student.comm_port import CommWorkerProcess
 from edge_student.config import TrainConfig
+from edge_student.event_log import EventLog
 from edge_student.fingerprint import load_profile
+from edge_student.interruption import Interruption
 from edge_student.journal import Journal, make_folder
-from edge_student.outcome import Outcome, remove_old, save
+from edge_student.messages import Described
+from edge_student.outcome import Outcome, finished_before, remove_old, save
 from edge_student.preparation import check_teacher, configure, load_training_data, make_trainer, ring_shape
 from edge_student.progress import Progress
+from edge_student.resuming import (
+    Checkpoints,
+    Past,
+    check_recipe,
+    check_teacher_is_the_same,
+    go_on,
+    load_past,
+    recipe_of,
+)
 from edge_student.ring import Ring, RingShape
 from edge_student.trainer import TorchTeam, Trainer
 from edge_student.witness import Witness
-from edgekd.datasets import load_dataset
+from edgekd.datasets import ImageDataset, load_dataset
 from edgekd.devices import choose_device
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.controller import Controller
@@ -32,11 +44,15 @@ logger = logging.getLogger(__name__)
 
 
 class Run:
-    """One training run on `cores`. `execute()` once; afterwards the files lie in `config.out`."""
+    """One training run on `cores`. `execute()` once; afterwards the files lie in `config.out`.
 
-    def __init__(self, config: TrainConfig, cores: tuple[int, ...]) -> None:
+    With an `interruption` that handles the signals nothing of it is torn by one.
+    """
+
+    def __init__(self, config: TrainConfig, cores: tuple[int, ...], interruption: Interruption | None = None) -> None:
         self._config = config
         self._cores = cores
+        self._interruption = interruption or Interruption()
         self._device = str(choose_device(config.device))
         self._profile = load_profile(config, cores, device=self._device)
         # Made before anything is started, so that a wrong name is answered at once.
@@ -54,7 +70,12 @@ class Run:
         """
         config = self._config
         make_folder(config.out)
-        remove_old(config.out)
+        past = load_past(config) if config.resume else Past()
+        if (result := finished_before(config, past)) is not None:
+            logger.info("all %d cycles were trained before: nothing is left to do", config.cycles)
+            return result
+        if not past.resumed_at:
+            remove_old(config.out)
         if config.torch_threads is not None:
             torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
         self._max_threads = torch.get_num_threads()
@@ -65,23 +86,49 @@ class Run:
         with CommWorkerProcess(configure(config, config.teacher, surroundings, self._cores, dataset_digest=digest)) as worker:
             # All of it now, the test data too, so that nothing is missing when the training is over.
             data, test = data or load_training_data(config), load_dataset(config.test_dataset)
+            recipe = recipe_of(config, data.private.digest, len(data.private.labels))
+            check_recipe(past, recipe, config.out)
             described = worker.await_description()
             check_teacher(described, data, config.teacher)
+            check_teacher_is_the_same(past, described, config.out)
             shape = data.private.images.shape[1:]  # now known, so that the profile can be held against it
             load_profile(config, self._cores, device=self._device, input_shape=shape, num_classes=described.num_classes)
-            trainer = make_trainer(config, data, described.num_classes, self._device)
-            ring = Ring.create(self._ring_shape(described.num_classes, data.private.images.shape[1:]))
+            trainer = make_trainer(config, data, described.num_classes, self._device, self._interruption.deferred)
+            ring = Ring.create(self._ring_shape(described.num_classes, shape))
             try:
-                worker.use_ring(ring, start=0, stop=config.cycles)
-                loop = self._make_loop(worker, ring)
-                interruption = self._train(trainer, loop, ring)
+                ring.set_consumed(past.num_cycles)
+                worker.use_ring(ring, start=past.num_cycles, stop=config.cycles)
+                controller = self._make_controller(ring, past)
+                go_on(past, trainer, controller, config)
+                with self._interruption.deferred():
+                    return self._train_and_save(Parts(worker, ring, trainer, controller), past, recipe, described, test)
             finally:
                 ring.close()
-            worker.close()
+
+    def _train_and_save(
+        self, parts: "Parts", past: Past, recipe: dict[str, Any], described: Described, test: ImageDataset
+    ) -> dict[str, Any]:
+        """Signals come through only while it trains, and while it counts what the student gets right."""
+        config, trainer = self._config, parts.trainer
+        loop = self._make_loop(parts)
+        log = EventLog(config.out / "events.jsonl", num_bytes=past.events_bytes, totals=past.totals)
+        checkpoints = Checkpoints(
+            config=config,
+            recipe=recipe,
+            described=described,
+            trainer=trainer,
+            controller=parts.controller,
+            journal=self._journal,
+            log=log,
+            past=past,
+        )
+        interruption = self._train(parts, loop, checkpoints)
+        parts.worker.close()
         accuracy = None
         if interruption is None:
             try:
-                accuracy = trainer.accuracy(test)
+                with self._interruption.allowed():
+                    accuracy = trainer.accuracy(test)
             except BaseException as error:  # what was trained is saved, whatever stops the counting of its hits
                 interruption = error
         outcome = Outcome(
@@ -90,16 +137,18 @@ class Run:
             trainer=trainer,
             loop=loop,
             journal=self._journal,
+            log=log,
+            past=past,
             described=described,
-            finished=worker.finished,
-            prefetch=ring.shape.num_slots,
+            finished=parts.worker.finished,
+            prefetch=parts.ring.shape.num_slots,
             max_threads=self._max_threads,
             started=self._started,
             ended=self._ended,
             disturbance=self._disturbance,
             accuracy=accuracy,
             interruption=interruption,
-            notes=tuple(self._notes),
+            notes=(*self._notes, *checkpoints.notes),
         )
         result = save(outcome)
         if interruption is not None:
@@ -118,9 +167,9 @@ class Run:
             logger.info(self._notes[-1])
         return shape
 
-    def _make_loop(self, worker: CommWorkerProcess, ring: Ring) -> SchedulerLoop:
+    def _make_controller(self, ring: Ring, past: Past) -> Controller:
         num_slots = ring.shape.num_slots
-        controller = Controller(
+        return Controller(
             policy=self._policy,
             cycles=self._config.cycles,
             num_cores=len(self._cores),
@@ -128,37 +177,55 @@ class Run:
             profile=self._profile,
             comp_moves_at_boundaries=True,
             inputs_travel=self._config.input_encoding is not None,
+            done=past.num_cycles,
         )
+
+    def _make_loop(self, parts: "Parts") -> SchedulerLoop:
         return SchedulerLoop(
-            controller=controller,
+            controller=parts.controller,
             cores=self._cores,
-            comm_port=worker,
-            comm_binding=CommBinding(worker.pid),
+            comm_port=parts.worker,
+            comm_binding=CommBinding(parts.worker.pid),
             comp_binding=CompBinding(TorchTeam(), max_threads=self._max_threads),
             record=self._journal.record,
         )
 
-    def _train(self, trainer: Trainer, loop: SchedulerLoop, ring: Ring) -> BaseException | None:
+    def _train(self, parts: "Parts", loop: SchedulerLoop, checkpoints: Checkpoints) -> BaseException | None:
         """Run all cycles between the two readings of the clock. What broke the run off is returned, to be raised after saving."""
+        start = parts.controller.state.num_backward
         progress = Progress(self._config.cycles, label=self._config.policy)
         # What was loaded until here stays: a full collection over all of torch takes 0.1 s, at a moment nobody scheduled.
         gc.collect()
         gc.freeze()
         self._witness.before()
         interruption: BaseException | None = None
+
+        def on_cycle(num_cycles: int) -> None:
+            progress.advance(num_cycles)
+            checkpoints.on_cycle()
+
+        self._started = time.monotonic()
+        checkpoints.begin(self._started)
+        self._journal.record({"event": "start", "time": self._started, "clock_monotonic_s": self._started, "cycle": start})
         try:
-            self._started = time.monotonic()
-            self._journal.record({"event": "start", "time": self._started, "clock_monotonic_s": self._started})
-            loop.start()
-            trainer.train(self._config.cycles, loop, ring, progress.advance)
+            with self._interruption.allowed():
+                loop.start()
+                parts.trainer.train(self._config.cycles, loop, parts.ring, on_cycle, start=start)
         except BaseException as error:
             interruption = error
         self._ended = time.monotonic()
-        try:
-            self._disturbance = self._witness.after()
-        except BaseException as error:  # a second Ctrl-C, while it asks around
-            interruption = interruption or error
+        self._disturbance = self._witness.after()
         loop.finish()
         progress.close()
+        checkpoints.end(self._ended)
         gc.unfreeze()
         return interruption
+
+
+class Parts(NamedTuple):
+    """What takes part in a run."""
+
+    worker: CommWorkerProcess
+    ring: Ring
+    trainer: Trainer
+    controller: Controller

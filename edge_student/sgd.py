@@ -4,7 +4,7 @@ Its class SGD would do, but making one imports torch's compiler, which nothing h
 hundred megabytes or so at the start of every run, and several times as long on a small board.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch.optim.sgd import sgd
@@ -18,6 +18,17 @@ class Sgd:
         self._buffers: list[torch.Tensor | None] = [None] * len(self._parameters)
         self._lr = lr
         self._momentum = momentum
+
+    @property
+    def momentum(self) -> dict[int, torch.Tensor]:
+        """The momentum of each parameter that has some, by its number."""
+        return {n: buffer for n, buffer in enumerate(self._buffers) if buffer is not None}
+
+    @momentum.setter
+    def momentum(self, buffers: Mapping[int, torch.Tensor]) -> None:
+        self._buffers = [
+            buffers[n].to(parameter.device, copy=True) if n in buffers else None for n, parameter in enumerate(self._parameters)
+        ]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

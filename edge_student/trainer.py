@@ -5,8 +5,8 @@ It trains; it does not know who receives, who schedules, or which cores it runs 
 (Eq. 1 and 2).
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edge_student.boundary import Boundary, restore_random
 from edge_student.layers import NOWHERE, everywhere, interruptible, measure
 from edge_student.loss import combined_loss
 from edge_student.sgd import Sgd
@@ -65,10 +66,18 @@ class Recipe:
 class Trainer:
     """Trains `student` on `private` with a teacher's logits of `public`. Use: `warm_up()`, then `train()`.
 
-    `public` is None where its inputs travel with the logits.
+    `public` is None where its inputs travel with the logits. A signal may break it off anywhere but within `uninterrupted`.
     """
 
-    def __init__(self, *, student: torch.nn.Module, private: ImageDataset, public: ImageDataset | None, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        *,
+        student: torch.nn.Module,
+        private: ImageDataset,
+        public: ImageDataset | None,
+        recipe: Recipe,
+        uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         if public is not None and private.images.shape[1:] != public.images.shape[1:]:
             raise ValueError(
                 f"{private.name} has images of {private.images.shape[1:]}, {public.name} of {public.images.shape[1:]}; "
@@ -82,7 +91,10 @@ class Trainer:
         # On a GPU the layers are only queued, by one thread, which needs no cores to be moved.
         self._is_on_cpu = torch.device(recipe.device).type == "cpu"
         self._places = everywhere(self.student) if self._is_on_cpu else NOWHERE
+        self._uninterrupted = uninterrupted
+        self._boundary: Boundary | None = None
         self.num_cycles = 0
+        """Cycles whose optimiser step has been taken."""
         self.last_loss = float("nan")
 
     def warm_up(self, num_classes: int) -> None:
@@ -97,7 +109,8 @@ class Trainer:
 
         def step() -> None:
             logits, labels = self._forward(student, 0, public_inputs)
-            self._backward(optimizer, logits, labels, teacher_logits)
+            self._differentiate(optimizer, logits, labels, teacher_logits)
+            optimizer.step()
 
         step()
         if self._is_on_cpu:
@@ -105,17 +118,58 @@ class Trainer:
         else:
             step()
 
-    def train(self, cycles: int, schedule: Schedule, source: BatchSource, on_cycle: Callable[[int], None]) -> None:
-        """Run all cycles; `num_cycles` tells how far it came if something raises on the way."""
+    def train(
+        self, cycles: int, schedule: Schedule, source: BatchSource, on_cycle: Callable[[int], None], *, start: int = 0
+    ) -> None:
+        """Run cycles `start` .. `cycles` - 1; `num_cycles` tells how far it came if something raises on the way."""
         self.student.train()
+        self.num_cycles = start
         with interruptible(self.student, self._places, schedule.between_layers):
-            for cycle in range(cycles):
+            for cycle in range(start, cycles):
                 with schedule.task(Task.FORWARD):
                     logits, labels = self._forward(self.student, cycle, self._public_inputs(cycle, source))
-                with schedule.task(Task.BACKWARD):
-                    self.last_loss = self._backward(self._optimizer, logits, labels, source.logits(cycle))
-                self.num_cycles = cycle + 1
+                with ExitStack() as until_booked:  # the step, its count and its record: all of them, or none
+                    with schedule.task(Task.BACKWARD):
+                        loss = self._differentiate(self._optimizer, logits, labels, source.logits(cycle))
+                        until_booked.enter_context(self._uninterrupted())
+                        self._optimizer.step()
+                        self.last_loss = loss.item()
+                    self.num_cycles = cycle + 1
+                    if self._boundary is not None:
+                        self._boundary.remember()
                 on_cycle(self.num_cycles)
+
+    def keep_boundaries(self) -> None:
+        """From now on `snapshot` can be asked for, at any moment."""
+        self._boundary = Boundary(self.student, self._recipe.device)
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """All that the next cycles depend on, as it was after `num_cycles` cycles: for `restore`, in memory of its own.
+
+        Parameters and momentum change in a step only; buffers and random state, which a Forward changes, are those of the boundary.
+        """
+        assert self._boundary is not None, "keep_boundaries() comes first"
+        student = {f"student.{name}": tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items()}
+        buffers = {f"student.{name}": tensor.cpu().clone() for name, tensor in self._boundary.buffers.items()}
+        momentum = {f"momentum.{n}": tensor.cpu().clone() for n, tensor in self._optimizer.momentum.items()}
+        random = {f"random.{name}": state.clone() for name, state in self._boundary.random.items()}
+        return student | {name: buffers[name] for name in student.keys() & buffers.keys()} | momentum | random
+
+    def restore(self, snapshot: Mapping[str, torch.Tensor]) -> None:
+        """Be again what `snapshot` told. ValueError for what is not of this student; then its weights are what they were."""
+        parts: dict[str, dict[str, torch.Tensor]] = {"student": {}, "momentum": {}, "random": {}}
+        for name, tensor in snapshot.items():
+            part, _, rest = name.partition(".")
+            if part not in parts:
+                raise ValueError(f"'{name}' belongs to no student")
+            parts[part][rest] = tensor
+        expected = self.student.state_dict()
+        parameters = {str(n): parameter for n, parameter in enumerate(self.student.parameters())}
+        _check_alike(parts["student"], expected, is_whole=True)
+        _check_alike(parts["momentum"], parameters, is_whole=False)
+        restore_random(parts["random"], self._recipe.device)
+        self.student.load_state_dict(parts["student"])
+        self._optimizer.momentum = {int(n): tensor for n, tensor in parts["momentum"].items()}
 
     def accuracy(self, test: ImageDataset) -> float:
         """Fraction of `test` that the student gets right."""
@@ -147,14 +201,14 @@ class Trainer:
             torch.cuda.synchronize()  # a task ends when its work is done, not when it was queued
         return logits, labels
 
-    def _backward(
+    def _differentiate(
         self,
         optimizer: Sgd,
         logits: torch.Tensor,
         labels: torch.Tensor,
         teacher_logits: Decoded,
-    ) -> float:
-        """Loss, gradient and step; the loss. Everything read from `teacher_logits` has been used when it returns."""
+    ) -> torch.Tensor:
+        """The loss, a scalar, and its gradients. Everything read from `teacher_logits` has been used when it returns."""
         recipe = self._recipe
         loss = combined_loss(
             logits[: recipe.batch_size],
@@ -166,11 +220,21 @@ class Trainer:
         )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     def _make_optimizer(self, student: torch.nn.Module) -> Sgd:
         return Sgd(student.parameters(), lr=self._recipe.lr, momentum=self._recipe.momentum)
+
+
+def _check_alike(given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, is_whole: bool) -> None:
+    """ValueError, naming the first, for a tensor that is not expected, or not as expected; or missing, where none may be."""
+    strange = sorted(given.keys() - expected.keys()) or (sorted(expected.keys() - given.keys()) if is_whole else [])
+    if strange:
+        raise ValueError(f"'{strange[0]}' is {'missing' if strange[0] in expected else 'not of this student'}")
+    for name, tensor in given.items():
+        if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
+            there, here = f"{list(tensor.shape)} of {tensor.dtype}", f"{list(expected[name].shape)} of {expected[name].dtype}"
+            raise ValueError(f"'{name}' is {there}, and this student's {here}")
 
 
 class TorchTeam:

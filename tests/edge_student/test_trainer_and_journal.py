@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from edge_student.event_log import Totals
 from edge_student.journal import Journal, write_json, write_text
 from edge_student.loss import combined_loss
 from edge_student.trace import to_trace
@@ -99,11 +100,19 @@ DECISION = {
 }
 
 
+def totals_of(log: Journal) -> Totals:
+    totals = Totals()
+    for record in log.records:
+        totals.add(record)
+    return totals
+
+
 def journal() -> Journal:
     log = Journal()
     log.record({"event": "task", "task": "forward", "index": 0, "started": 101.0, "ended": 103.0})
     log.record({"event": "wait", "why": "logits", "index": 0, "started": 103.0, "ended": 104.5})
-    log.record({"event": "task", "task": "comm", "index": 0, "started": 100.0, "ended": 104.5})
+    comm = {"event": "task", "task": "comm", "index": 0, "cpu_s": 0.5, "num_bytes": 640}
+    log.record({**comm, "started": 100.0, "ended": 104.5})
     log.record({**DECISION, "sequence": 0, "time": 100.0})
     log.record({**DECISION, "sequence": 1, "time": 104.5, "requested": {"comm": [], "comp": [0, 1]}})
     log.record({"event": "task", "task": "backward", "index": 0, "started": 104.5, "ended": 106.0})
@@ -113,8 +122,10 @@ def journal() -> Journal:
 def test_the_log_is_in_order_and_counts_from_the_start() -> None:
     records = journal().relative_to(100.0)
     assert [record.get("started", record.get("time")) for record in records] == [0.0, 0.0, 1.0, 3.0, 4.5, 4.5]
-    assert journal().total_s(event="wait", why="logits") == 1.5
-    assert journal().total_s(event="task", task="comm") == 4.5
+    totals = totals_of(journal())
+    assert (totals.stall_s, totals.hold_s, totals.comm_s) == (1.5, 0.0, 4.5)
+    assert (totals.forward_s, totals.backward_s, totals.num_decisions) == (2.0, 1.5, 2)
+    assert (totals.comm_cpu_s, totals.comm_num_bytes, totals.num_cached_batches) == (0.5, 640, 0)
 
 
 def test_the_trace_shows_who_had_each_core() -> None:
@@ -146,7 +157,7 @@ def test_a_core_is_computes_from_when_it_was_bound_until_it_left() -> None:
         1: [("comp", 0.0, 3.0), ("comm", 3.0, 6.0), ("comp", 6.5, 8.0)],
         2: [("comp", 0.0, 5.0), ("comm", 5.0, 6.0), ("comp", 6.5, 8.0)],
     }
-    assert log.total_s(event="task", task="backward") == 6.5, "what it was held is a wait of its own"
+    assert totals_of(log).backward_s == 6.5, "what it was held is a wait of its own"
     assert [record["decided"] for record in log.relative_to(-1.0) if record["event"] == "comp-bound"] == [1.0] * 4
 
 

@@ -1,0 +1,143 @@
+"""A checkpoint on disk: one file that is whole or not believed, kept in two generations.
+
+A file is a magic word, the SHA-256 of all that follows, the length of the JSON, the JSON, and the tensors as safetensors. Nothing
+in it is ever executed. A new one is written beside the others and flushed; then the newest becomes the one before it, and the new
+one the newest, each in one step of the file system: whenever the machine stops, there is the old newest or the new one.
+
+It knows files. What is in them, and whether that fits a run, is for others.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+logger = logging.getLogger(__name__)
+
+NEWEST, BEFORE = "checkpoint.edgekd", "checkpoint.before.edgekd"
+_FRESH, _LINK = "checkpoint.new", "checkpoint.link"
+FILES = (NEWEST, BEFORE, _FRESH, _LINK)
+"""Every name that is ever used in a folder."""
+
+_MAGIC = b"EDGEKDC1"
+_HEAD = struct.Struct("<8s32sQ")
+_MOST_JSON = 64 << 20
+
+
+class CheckpointError(ValueError):
+    """Checkpoints are there, and none of them can be used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Plain JSON values, and tensors by name on the CPU."""
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> int:
+    """Write the newest checkpoint; the newest of before is kept. Returns the bytes written.
+
+    Raises OSError naming the file if it cannot be; then both are what they were, and nothing else is left.
+    """
+    body = _pack(checkpoint)
+    fresh, newest, before, link = (folder / name for name in (_FRESH, NEWEST, BEFORE, _LINK))
+    try:
+        with fresh.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        link.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the first has none before it
+            os.link(newest, link)
+            link.replace(before)
+        fresh.replace(newest)
+        _flush_names(folder)
+    except OSError as error:
+        for name in (fresh, link):
+            with contextlib.suppress(OSError):
+                name.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(newest)) from error
+    return len(body)
+
+
+def load(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole, None if there is none; a damaged one is left for the one before it, with a warning.
+
+    Raises CheckpointError if there are some and none can be used. Whatever a writer that was killed has left is removed.
+    """
+    for name in (_FRESH, _LINK):
+        (folder / name).unlink(missing_ok=True)
+    flaws = []
+    for name in (NEWEST, BEFORE):
+        path = folder / name
+        try:
+            checkpoint = _read(path)
+        except FileNotFoundError:
+            continue
+        except (ValueError, OSError) as error:
+            flaws.append(f"{path}: {error}")
+            continue
+        if flaws:
+            logger.warning("%s; going on from the checkpoint before it", "; ".join(flaws))
+        return checkpoint
+    if flaws:
+        raise CheckpointError(f"no checkpoint can be used ({'; '.join(flaws)}): leave --resume out to start anew")
+    return None
+
+
+def remove(folder: Path) -> None:
+    """Remove every checkpoint from a folder."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _pack(checkpoint: Checkpoint) -> bytes:
+    facts = json.dumps(checkpoint.facts, allow_nan=False).encode()
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
+    payload = struct.pack("<Q", len(facts)) + facts + safetensors.torch.save(tensors)
+    return _MAGIC + hashlib.sha256(payload).digest() + payload
+
+
+def _read(path: Path) -> Checkpoint:
+    """ValueError says what is wrong with it, in a few words."""
+    data = path.read_bytes()
+    if len(data) < _HEAD.size:
+        raise ValueError(f"it has {len(data)} bytes, which is less than a checkpoint's head")
+    magic, digest, num_bytes = _HEAD.unpack_from(data)
+    if magic != _MAGIC:
+        raise ValueError("it is no checkpoint of this version")
+    if hashlib.sha256(memoryview(data)[40:]).digest() != digest:
+        raise ValueError("its checksum is wrong: it is damaged")
+    if num_bytes > min(_MOST_JSON, len(data) - _HEAD.size):
+        raise ValueError(f"its JSON is said to have {num_bytes} bytes")
+    text, body = data[_HEAD.size : _HEAD.size + num_bytes], data[_HEAD.size + num_bytes :]
+    try:
+        facts = json.loads(text)
+        tensors = safetensors.torch.load(body)
+    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise ValueError(f"it is no checkpoint: {error}") from None
+    if not isinstance(facts, dict):
+        raise ValueError("it is no checkpoint: its JSON is no object")
+    return Checkpoint(facts=facts, tensors=tensors)
+
+
+def _flush_names(folder: Path) -> None:
+    """Without this a power cut may bring the old names back."""
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

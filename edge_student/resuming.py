@@ -1,0 +1,210 @@
+"""A run's checkpoints: when one is written and what is in it, and how a run goes on from one.
+
+What must be equal for a run to go on is the recipe: what the weights depend on. Policy, cores and the number of cycles may change.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edge_student import checkpoint
+from edge_student.checkpoint import Checkpoint, CheckpointError
+from edge_student.config import TrainConfig
+from edge_student.event_log import EventLog, Totals
+from edge_student.journal import Journal
+from edge_student.messages import Described
+from edge_student.trainer import Trainer
+from scheduler.checked_json import check_keys, is_whole, listing, mapping, number, shown, whole
+from scheduler.controller import Controller
+
+logger = logging.getLogger(__name__)
+
+FULL_JOURNAL = 20_000
+"""Records in memory that are worth a checkpoint before its time: some tens of MB."""
+
+# Flags that the weights depend on, beside the data sets' digests.
+_RECIPE = ("model", "alpha", "temperature", "lr", "momentum", "batch_size", "public_batch", "seed", "encoding", "top_k")
+_FACTS = ("num_cycles", "recipe", "teacher", "totals", "wall_clock_s", "events_bytes", "loss", "resumed_at", "learnt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What a run that goes on has behind it; of one that begins, nothing.
+
+    `learnt` is for the controller, `snapshot` for the trainer.
+    """
+
+    num_cycles: int = 0
+    wall_clock_s: float = 0.0
+    totals: Totals = field(default_factory=Totals)
+    events_bytes: int = 0
+    loss: float = math.nan
+    resumed_at: tuple[int, ...] = ()
+    recipe: Mapping[str, Any] | None = None
+    teacher: Mapping[str, Any] | None = None
+    learnt: Any = None
+    snapshot: Mapping[str, torch.Tensor] | None = None
+
+
+def recipe_of(config: TrainConfig, private_digest: str, num_private: int) -> dict[str, Any]:
+    """What the weights depend on, as plain values by flag."""
+    recipe = {name: getattr(config, name) for name in _RECIPE}
+    return {**recipe, "encoding": config.encoding.value, "private": private_digest, "private_samples": num_private}
+
+
+def load_past(config: TrainConfig) -> Past:
+    """What the checkpoint in --out says, if there is one. Raises CheckpointError for one that cannot be, or is past --cycles."""
+    found = checkpoint.load(config.out)
+    if found is None:
+        logger.info("%s holds no checkpoint yet: beginning at the first cycle", config.out)
+        return Past()
+    try:
+        past = _to_past(found, str(config.out / checkpoint.NEWEST))
+    except ValueError as error:
+        raise CheckpointError(f"{error}; leave --resume out to start anew") from None
+    if past.num_cycles > config.cycles:
+        raise CheckpointError(f"--cycles is {config.cycles}, but {config.out} has a checkpoint of cycle {past.num_cycles} already")
+    return past
+
+
+def check_recipe(past: Past, recipe: Mapping[str, Any], out: Path) -> None:
+    """CheckpointError, naming flag and both values, unless a run that goes on is still of the recipe that it began with."""
+    for name, value in recipe.items():
+        if past.recipe is None or past.recipe.get(name) == value:
+            continue
+        then = "another data set" if name == "private" else shown(past.recipe.get(name))
+        now = "what it is" if name == "private" else shown(value)
+        raise CheckpointError(
+            f"--{name.replace('_', '-')} is {now}, and was {then} when the checkpoint in {out} was written: go on with the same, "
+            "or begin anew without --resume"
+        )
+
+
+def check_teacher_is_the_same(past: Past, described: Described, out: Path) -> None:
+    """CheckpointError if the run began with another teacher, or another public data set: their logits are never mixed."""
+    if past.teacher is None:
+        return
+    for name, what in (("teacher_digest", "teacher"), ("dataset_digest", "public data set")):
+        then, now = past.teacher.get(name), getattr(described, name)
+        if then != now:
+            raise CheckpointError(
+                f"the {what} is {now[:12]}, and was {str(then)[:12]} when the checkpoint in {out} was written: logits of two are "
+                "never mixed; begin anew without --resume"
+            )
+
+
+def go_on(past: Past, trainer: Trainer, controller: Controller, config: TrainConfig) -> None:
+    """Put trainer and controller where the run was. Raises CheckpointError for what cannot be theirs."""
+    if past.snapshot is not None:
+        where = config.out / checkpoint.NEWEST
+        try:
+            trainer.restore(past.snapshot)
+            controller.recall(past.learnt, "what was learnt")
+        except ValueError as error:
+            raise CheckpointError(f"{where}: {error}; leave --resume out to start anew") from None
+        trainer.last_loss = past.loss
+        logger.info("going on after %d of %d cycles", past.num_cycles, config.cycles)
+    if config.checkpoint_every:
+        trainer.keep_boundaries()
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run into `config.out`: `begin`, `on_cycle` after every cycle, and `end`, however it ends.
+
+    A checkpoint that cannot be written (a full disk) is no reason to stop training: it is logged, and `notes` tells. Without
+    --checkpoint-every there are none.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TrainConfig,
+        recipe: Mapping[str, Any],
+        described: Described,
+        trainer: Trainer,
+        controller: Controller,
+        journal: Journal,
+        log: EventLog,
+        past: Past,
+    ) -> None:
+        self._config, self._recipe, self._described = config, dict(recipe), described
+        self._trainer, self._controller, self._journal, self._log = trainer, controller, journal, log
+        self._past, self._started, self._next = past, 0.0, math.inf
+        self.notes: list[str] = []
+
+    def begin(self, started: float) -> None:
+        """The clock of this part of the run began so, on the monotonic clock."""
+        self._log.start = started - self._past.wall_clock_s
+        self._started = started
+        if self._config.checkpoint_every:
+            self._next = started + self._config.checkpoint_every
+
+    def end(self, ended: float) -> None:
+        """The clock has stopped: write the last one."""
+        if self._config.checkpoint_every:
+            self._write(ended)
+
+    def on_cycle(self) -> None:
+        """Write one if it is time. In the compute thread, between two cycles."""
+        now = time.monotonic()
+        if self._config.checkpoint_every and (now >= self._next or len(self._journal.records) >= FULL_JOURNAL):
+            self._write(now)
+            ended = time.monotonic()
+            self._next = ended + self._config.checkpoint_every
+            self._journal.record({"event": "checkpoint", "index": self._trainer.num_cycles, "started": now, "ended": ended})
+
+    def _write(self, now: float) -> None:
+        """One of the last cycle's end, and all that has been logged until now."""
+        num_cycles = self._trainer.num_cycles
+        try:
+            self._log.append(self._journal)
+            checkpoint.save(self._config.out, self._checkpoint(now))
+        except OSError as error:
+            self.notes.append(f"no checkpoint at cycle {num_cycles}: {error.filename}: {error.strerror}")
+            logger.warning("%s", self.notes[-1])
+
+    def _checkpoint(self, now: float) -> Checkpoint:
+        loss = self._trainer.last_loss
+        facts = {
+            "num_cycles": self._trainer.num_cycles,
+            "recipe": self._recipe,
+            "teacher": asdict(self._described),
+            "totals": self._log.totals.to_json(),
+            "wall_clock_s": self._past.wall_clock_s + now - self._started,
+            "events_bytes": self._log.num_bytes,
+            "loss": loss if math.isfinite(loss) else None,
+            "resumed_at": list(self._past.resumed_at),
+            "learnt": self._controller.to_json(),
+        }
+        return Checkpoint(facts=facts, tensors=self._trainer.snapshot())
+
+
+def _to_past(found: Checkpoint, where: str) -> Past:
+    facts = found.facts
+    check_keys(facts, required=_FACTS, where=where)
+    teacher, recipe = mapping(facts["teacher"], where), mapping(facts["recipe"], where)
+    resumed_at = listing(facts["resumed_at"], where)
+    if not all(is_whole(cycle) for cycle in resumed_at):
+        raise ValueError(f"{where}: {shown(resumed_at)} are no cycles")
+    num_cycles = whole(facts, "num_cycles", where, least=0, most=None)
+    wall_clock_s = number(facts, "wall_clock_s", where)
+    if wall_clock_s < 0:
+        raise ValueError(f"{where}: a wall-clock of {wall_clock_s:g} s")
+    return Past(
+        num_cycles=num_cycles,
+        wall_clock_s=wall_clock_s,
+        totals=Totals.from_json(facts["totals"], f"{where}, totals"),
+        events_bytes=whole(facts, "events_bytes", where, least=0, most=None),
+        loss=math.nan if facts["loss"] is None else number(facts, "loss", where),
+        resumed_at=(*resumed_at, num_cycles),
+        recipe=recipe,
+        teacher=teacher,
+        learnt=facts["learnt"],
+        snapshot=found.tensors,
+    )

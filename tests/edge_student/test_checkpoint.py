@@ -1,0 +1,225 @@
+"""The file of a checkpoint: whole, of two generations, and never believed when it is not what was written (promises 15 and 16)."""
+
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edge_student import checkpoint
+from edge_student.checkpoint import BEFORE, NEWEST, Checkpoint, CheckpointError
+
+WRITER = """
+import os, sys
+from pathlib import Path
+import torch
+from edge_student import checkpoint
+from edge_student.checkpoint import Checkpoint
+
+folder, fatal_step = Path(sys.argv[1]), int(sys.argv[2])
+steps = 0
+
+def mortal(call):
+    def step(*args, **kwargs):
+        global steps
+        steps += 1
+        if steps == fatal_step:
+            os._exit(77)  # no finally, no flush: as a SIGKILL
+        return call(*args, **kwargs)
+    return step
+
+for owner, names in ((os, ("fsync", "link", "open", "close")), (Path, ("open", "unlink", "replace"))):
+    for name in names:
+        setattr(owner, name, mortal(getattr(owner, name)))
+checkpoint.save(folder, Checkpoint(facts={"num_cycles": 3}, tensors={"student.w": torch.full((1000,), 3.0)}))
+"""
+
+
+def made(number: int) -> Checkpoint:
+    return Checkpoint(facts={"num_cycles": number}, tensors={"student.w": torch.full((1000,), float(number))})
+
+
+def number_of(found: Checkpoint | None) -> int | None:
+    """Which one it is; facts and tensors must agree."""
+    if found is None:
+        return None
+    assert set(found.tensors["student.w"].tolist()) == {float(found.facts["num_cycles"])}
+    return int(found.facts["num_cycles"])
+
+
+def test_what_was_saved_is_loaded_and_two_generations_are_kept(tmp_path: Path) -> None:
+    assert checkpoint.load(tmp_path) is None
+    for number in (1, 2, 3):
+        assert checkpoint.save(tmp_path, made(number)) == (tmp_path / NEWEST).stat().st_size
+        assert number_of(checkpoint.load(tmp_path)) == number
+    assert sorted(path.name for path in tmp_path.iterdir()) == [BEFORE, NEWEST]
+    (tmp_path / NEWEST).unlink()
+    assert number_of(checkpoint.load(tmp_path)) == 2
+
+
+def test_tensors_of_every_kind_come_back_bit_for_bit(tmp_path: Path) -> None:
+    tied = torch.randn(4, 3)
+    tensors = {
+        "float": tied,
+        "tied": tied,
+        "turned": tied.t(),
+        "half": torch.randn(5).half(),
+        "count": torch.tensor(7),
+        "none": torch.empty(0, 3),
+        "random": torch.get_rng_state(),
+        "not numbers": torch.tensor([float("nan"), float("inf"), -0.0]),
+    }
+    checkpoint.save(tmp_path, Checkpoint(facts={}, tensors=tensors))
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    assert found.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found.tensors[name].dtype == tensor.dtype
+        assert found.tensors[name].shape == tensor.shape
+        assert found.tensors[name].numpy().tobytes() == tensor.contiguous().numpy().tobytes()
+
+
+@pytest.mark.promise(15)
+def test_a_writer_killed_at_any_step_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    seen = set()
+    for fatal_step in range(1, 50):
+        folder = tmp_path / str(fatal_step)
+        folder.mkdir()
+        for number in (1, 2):
+            checkpoint.save(folder, made(number))
+        written = subprocess.run([sys.executable, "-c", WRITER, str(folder), str(fatal_step)], check=False)
+        found = number_of(checkpoint.load(folder))
+        assert found in (2, 3), fatal_step
+        seen.add(found)
+        assert {path.name for path in folder.iterdir()} == {NEWEST, BEFORE}, "nothing else lies about once it was loaded"
+        checkpoint.save(folder, made(4))  # and the next one can be written
+        assert number_of(checkpoint.load(folder)) == 4
+        if written.returncode == 0:
+            assert found == 3
+            break
+        assert written.returncode == 77
+    else:
+        pytest.fail("the writer never came to its end")
+    assert seen == {2, 3}
+    assert fatal_step > 8, "it was killed at too few places to tell"
+
+
+@pytest.mark.promise(15)
+@pytest.mark.parametrize("where", ["magic", "digest", "length", "json", "tensors", "last byte"])
+def test_an_altered_file_is_left_for_the_one_before_it(where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in (1, 2):
+        checkpoint.save(tmp_path, made(number))
+    data = bytearray((tmp_path / NEWEST).read_bytes())
+    place = {"magic": 3, "digest": 20, "length": 41, "json": 52, "tensors": len(data) // 2, "last byte": len(data) - 1}[where]
+    data[place] ^= 0x10
+    (tmp_path / NEWEST).write_bytes(data)
+    assert number_of(checkpoint.load(tmp_path)) == 1
+    assert NEWEST in caplog.text
+    assert "going on from the checkpoint before it" in caplog.text
+
+
+@pytest.mark.promise(15)
+def test_a_truncated_file_of_any_length_is_left_for_the_one_before_it(tmp_path: Path) -> None:
+    for number in (1, 2):
+        checkpoint.save(tmp_path, made(number))
+    data = (tmp_path / NEWEST).read_bytes()
+    for length in [*range(0, 60), *range(60, len(data), 397)]:
+        (tmp_path / NEWEST).write_bytes(data[:length])
+        assert number_of(checkpoint.load(tmp_path)) == 1, length
+
+
+def test_where_none_can_be_used_it_says_so_and_what_to_do(tmp_path: Path) -> None:
+    for number in (1, 2):
+        checkpoint.save(tmp_path, made(number))
+    (tmp_path / NEWEST).write_bytes(b"x" * 100)
+    (tmp_path / BEFORE).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be used .*no checkpoint of this version.*leave --resume out"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.promise(15)
+def test_a_full_disk_leaves_what_was_there_and_no_litter(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the kernel refuses the write in its middle, with EFBIG."""
+    checkpoint.save(tmp_path, made(1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large") as refused:
+            checkpoint.save(tmp_path, made(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert refused.value.filename == str(tmp_path / NEWEST)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class Payload:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+def with_checksum(payload: bytes) -> bytes:
+    import hashlib
+
+    return b"EDGEKDC1" + hashlib.sha256(payload).digest() + payload
+
+
+def body_of(facts: bytes, tensors: bytes) -> bytes:
+    return with_checksum(struct.pack("<Q", len(facts)) + facts + tensors)
+
+
+def hostile_header(header: dict[str, Any], data: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def hostile_files(trap: Path) -> dict[str, bytes]:
+    tensors = io.BytesIO()
+    torch.save({"student.w": Payload(trap)}, tensors)
+    fine = hostile_header({})
+    return {
+        "a pickle": pickle.dumps(Payload(trap)),
+        "a pickle behind a good checksum": with_checksum(pickle.dumps(Payload(trap))),
+        "a pickle for tensors": body_of(b"{}", tensors.getvalue()),
+        "a length of JSON beyond the file": with_checksum(struct.pack("<Q", 1 << 63) + b"{}"),
+        "JSON that is none": body_of(b"{", fine),
+        "JSON that is no object": body_of(b"[1]", fine),
+        "JSON nested too deeply": body_of(b"[" * 100_000, fine),
+        "a header beyond the file": body_of(b"{}", struct.pack("<Q", 1 << 62)),
+        "tensors beyond the file": body_of(b"{}", hostile_header({"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}})),
+        "a shape that overflows": body_of(
+            b"{}", hostile_header({"w": {"dtype": "F32", "shape": [1 << 62, 8], "data_offsets": [0, 4]}}, b"1234")
+        ),
+        "overlapping tensors": body_of(
+            b"{}",
+            hostile_header(
+                {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in ("a", "b")},
+                b"1234",
+            ),
+        ),
+    }
+
+
+@pytest.mark.promise(16)
+@pytest.mark.parametrize("kind", hostile_files(Path("unused")))
+def test_a_hostile_file_is_refused_and_nothing_in_it_runs(kind: str, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / NEWEST).write_bytes(hostile_files(trap)[kind])
+    with pytest.raises(CheckpointError, match="no checkpoint can be used"):
+        checkpoint.load(folder)
+    assert not trap.exists()
