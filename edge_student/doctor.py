@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO
 
 from rich.console import Console
@@ -32,7 +32,7 @@ from edge_student.doctor_machine import (
 )
 from edge_student.doctor_power import find_power, read_power
 from edge_student.doctor_software import find_environment, find_openmp, find_torch, read_board, read_torch, run_trial
-from edge_student.finding import Finding, Status, worst
+from edge_student.finding import Finding, Status, unknown, worst
 from edge_student.provenance import describe_host
 from edge_student.witness import Machine
 from scheduler.threads import allowed_cores
@@ -60,25 +60,36 @@ def examine(config: DoctorConfig, machine: Machine | None = None) -> Iterator[Fi
     """All findings, in the order of their areas. Takes as long as loading torch, and with a teacher a few seconds more."""
     machine = machine or Machine()
     cores = read_cores(machine, allowed_cores(), config.cores)
-    yield from find_cores(cores)
-    yield find_interrupts(read_nic(machine), cores.chosen)
-    yield from find_power(read_power(machine, cores.chosen), cores.present)
+    yield from _guarded("cores", lambda: find_cores(cores))
+    yield from _guarded("cores", lambda: [find_interrupts(read_nic(machine), cores.chosen)])
+    yield from _guarded("power", lambda: find_power(read_power(machine, cores.chosen), cores.present))
     logger.info("loading torch in a process of its own, and training one small step")
     trial = run_trial()
     torch_mib = None if trial.said is None else trial.said["peak_mib"]
-    yield find_page_size(page_size())
-    yield find_memory(read_memory(machine), config.ring_mib, torch_mib)
     clock = read_clock()
-    yield find_clock(clock)
-    mounts = machine.text("proc/self/mounts")
+    yield from _guarded("machine", lambda: [find_page_size(page_size()), find_clock(clock)])
+    yield from _guarded("machine", lambda: [find_memory(read_memory(machine), config.ring_mib, torch_mib)])
+    yield from _guarded("disk", lambda: _disks(config, machine.text("proc/self/mounts")))
+    yield from _guarded("kernel", lambda: find_permissions(try_permissions(cores.allowed)))
+    yield from _guarded("software", lambda: [find_torch(read_torch(), read_board(machine, platform.machine()), trial)])
+    yield from _guarded("software", lambda: [find_openmp(trial), *find_environment(os.environ)])
+    yield from _guarded("link", lambda: look_at_link(config, clock.now))
+
+
+def _disks(config: DoctorConfig, mounts: str | None) -> Iterator[Finding]:
     yield find_disk("disk.out", try_disk(config.out, mounts=mounts), flag="--out", worst=Status.PROBLEM)
-    # Only runs with --logits hybrid and `fetch` write there.
+    # Only `fetch` and runs with --logits hybrid write there.
     yield find_disk("disk.cache", try_disk(config.cache, mounts=mounts), flag="--cache", worst=Status.WARNING)
-    yield from find_permissions(try_permissions(cores.allowed))
-    yield find_torch(read_torch(), read_board(machine, platform.machine()), trial)
-    yield find_openmp(trial)
-    yield from find_environment(os.environ)
-    yield from look_at_link(config, clock.now)
+
+
+def _guarded(area: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """What `look` finds. A machine that no room has foreseen must not keep the others from being told: what breaks is unknown."""
+    try:
+        yield from look()
+    except Exception as error:
+        logger.debug("a check of %s broke", area, exc_info=True)
+        text = f"this could not be looked at, by a mistake of doctor's own: {type(error).__name__}: {error}"
+        yield unknown(f"{area}.doctor", text, "please report it, with what --log-level debug says")
 
 
 def show(findings: Sequence[Finding], file: IO[str]) -> None:
@@ -95,12 +106,17 @@ def show(findings: Sequence[Finding], file: IO[str]) -> None:
             if finding.remedy:
                 console.print(Text(f"{'':{width + 10}}  -> {finding.remedy}", style="dim" if finding.status is Status.NOTE else ""))
     counts = {status: sum(finding.status is status for finding in findings) for status in reversed(Status)}
-    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    told = ", ".join(f"{count} {_plural(status, count)}" for status, count in counts.items() if count)
     console.print(Text(f"{told}: {_verdict(worst(findings))}", style=_STYLES[worst(findings)]))
 
 
 def _of(area: str, findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.area == area]
+
+
+def _plural(status: Status, count: int) -> str:
+    has_plural = status in (Status.NOTE, Status.WARNING, Status.PROBLEM)
+    return f"{status}s" if has_plural and count > 1 else str(status)
 
 
 def _verdict(status: Status) -> str:

@@ -73,6 +73,8 @@ def _core_list(machine: Machine, path: str) -> frozenset[int] | None:
 def _read_core(machine: Machine, core: int) -> Core:
     folder = f"{_CPU}/cpu{core}"
     cluster = machine.number(f"{folder}/topology/cluster_id")
+    if cluster is None or cluster in _UNKNOWN_CLUSTERS:  # kernels that do not know clusters show them as packages
+        cluster = machine.number(f"{folder}/topology/physical_package_id")
     return Core(
         id=core,
         siblings=_core_list(machine, f"{folder}/topology/thread_siblings_list"),

@@ -37,9 +37,13 @@ class NicInterrupt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nic:
-    """The interface of the default route; no name if there is no such route. `is_readable`: whether /proc/interrupts is."""
+    """The interface of the default route; no name if there is no such route.
+
+    `has_device` is false for one end of a veth pair, a bridge or a tunnel; `is_readable` says whether /proc/interrupts is.
+    """
 
     name: str
+    has_device: bool
     is_readable: bool
     interrupts: tuple[NicInterrupt, ...]
 
@@ -52,9 +56,15 @@ def read_nic(machine: Machine) -> Nic:
     device = machine.root / "sys/class/net" / name / "device"
     # A virtio interface hangs below the PCI device that has the interrupts.
     numbers = {entry.name for folder in (device, device.resolve().parent) for entry in folder.glob("msi_irqs/*")} if name else set()
-    names = [name, device.resolve().name] if device.exists() else [name]
-    ours = [row for row in rows if row.label.isdigit() and name and (row.label in numbers or _is_of(row, names))]
-    return Nic(name=name, is_readable=text is not None, interrupts=tuple(_read_interrupt(machine, row) for row in ours))
+    has_device = bool(name) and device.exists()
+    names = [name, device.resolve().name]
+    ours = [row for row in rows if has_device and row.label.isdigit() and (row.label in numbers or _is_of(row, names))]
+    return Nic(
+        name=name,
+        has_device=has_device,
+        is_readable=text is not None,
+        interrupts=tuple(_read_interrupt(machine, row) for row in ours),
+    )
 
 
 def _default_interface(machine: Machine) -> str:
@@ -99,11 +109,12 @@ def find_interrupts(nic: Nic, chosen: Sequence[int]) -> Finding:
     total = sum(sum(irq.counts.values()) for irq in nic.interrupts)
     busy = [irq for irq in nic.interrupts if sum(irq.counts.values()) > _WORTH_NAMING * total]
     if not busy or not chosen:
-        why = "it has none of its own in /proc/interrupts" if nic.is_readable else "/proc/interrupts cannot be read"
+        why = "it has none of its own in /proc/interrupts, as WiFi and USB behind another controller"
+        why = why if nic.has_device else "it is no hardware, but a tunnel, a bridge or a container's end of one"
+        why = why if nic.is_readable else "/proc/interrupts cannot be read"
         return unknown(
             _CHECK,
-            f"which core the interrupts of {nic.name} come on is not known: {why}, as with WiFi and USB behind another controller, "
-            "and in a container",
+            f"which core the interrupts of {nic.name} come on is not known: {why}",
             "look in /proc/interrupts of the host for its controller (mmc, xhci); it should be on the lowest core of a run",
             interface=nic.name,
         )

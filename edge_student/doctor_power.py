@@ -133,7 +133,7 @@ def _governor(power: Power) -> Finding:
         found = power.frequencies[capped[0]]
         return warning(
             check,
-            f"core {show_cores(capped)} may clock up to {found['max_mhz']:g} MHz, and could up to {found['limit_mhz']:g}: it is capped",
+            f"core {show_cores(capped)} may clock up to {found['max_mhz']:g} MHz of {found['limit_mhz']:g}: it is capped",
             "`sudo cpupower frequency-set --max` takes it off; on a Jetson the power mode sets it",
             **details,
         )
@@ -141,7 +141,7 @@ def _governor(power: Power) -> Finding:
     if others:
         names = ", ".join(sorted({governors[core] for core in others}))
         text = (
-            f"the governor of core {show_cores(others)} is {names}: the clock follows the load, and equal work takes unequal times"
+            f"the governor of core {show_cores(others)} is {names}: the clock follows the load, so equal work takes unequal times"
         )
         return warning(check, text, f"`{_PERFORMANCE}`", **details)
     speeds = sorted({found["max_mhz"] for found in power.frequencies.values() if "max_mhz" in found})

@@ -192,7 +192,7 @@ def find_openmp(trial: Trial) -> Finding:
     if len(kinds) > 1:
         return warning(
             check,
-            f"a run loads OpenMP runtimes of {len(kinds)} kinds, {names}: each has threads of its own, which spin on the others' cores",
+            f"a run loads OpenMP runtimes of {len(kinds)} kinds, {names}: each has threads of its own, which spin on others' cores",
             "install torch and everything else from one source: all by pip, or all by conda",
             **details,
         )

@@ -277,7 +277,10 @@ class InterruptRow(NamedTuple):
 def parse_interrupt_rows(text: str) -> list[InterruptRow]:
     """The lines of /proc/interrupts or /proc/softirqs with a count for every core; ERR and MIS have one sum for all cores."""
     lines = text.splitlines()
-    cores = [int(word.removeprefix("CPU")) for word in lines[0].split()] if lines else []
+    heads = [word.removeprefix("CPU") for word in lines[0].split()] if lines else []
+    if not heads or not all(head.isdecimal() for head in heads):
+        return []
+    cores = [int(head) for head in heads]
     rows = []
     for line in lines[1:]:
         label, _, row = line.partition(":")
