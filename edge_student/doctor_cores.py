@@ -121,20 +121,23 @@ def _allowed(cores: Cores) -> Finding:
     missing = sorted((cores.wanted or frozenset()) - cores.allowed)
     if missing:
         why = "; ".join(f"core {core} {_why_missing(core, cores)}" for core in missing)
-        return problem(check, f"--cores asks for more than may be used: {why}", f"{_way_back(missing, cores)}", **details)
-    what = f"{len(cores.chosen)} {'core' if len(cores.chosen) == 1 else 'cores'}, {show_cores(cores.chosen)}"
-    if len(cores.chosen) == 1:
-        text = f"a run would have {what}, and there is nothing to divide between receiving and training"
-        return warning(check, text, "give it a second core, or use --policy os-default, which divides nothing", **details)
-    away = sorted((cores.present or frozenset()) - (cores.online or frozenset())) if cores.online is not None else []
+        return problem(check, f"--cores asks for more than may be used: {why}", _way_back(missing, cores), **details)
+    text = f"a run would have {len(cores.chosen)} {'core' if len(cores.chosen) == 1 else 'cores'}, {show_cores(cores.chosen)}"
+    away = sorted((cores.present or frozenset()) - cores.online) if cores.online is not None else []
+    kept = sorted(cores.online - cores.allowed) if cores.online is not None else []
+    if kept:
+        text += f"; {these(kept)} kept from this process by a cpuset, a container or taskset"
     if away:
-        text = f"a run would have {what}; {these(away)} offline"
-        return note(check, text, f"`echo 1 | sudo tee /sys/devices/system/cpu/cpu{away[0]}/online` brings one back", **details)
-    if cores.online is not None and cores.wanted is None and cores.online > cores.allowed:
-        kept = sorted(cores.online - cores.allowed)
-        text = f"a run would have {what}; {these(kept)} kept from this process by a cpuset, a container or taskset"
-        return note(check, text, "if that is not on purpose, start it without taskset, or with other --cpuset-cpus", **details)
-    return ok(check, f"a run would have {what}{'' if cores.online is None else f', of {len(cores.online)} online'}", **details)
+        text += f"; {these(away)} offline"
+    ways = ["if that is not on purpose, start it without taskset, or with other --cpuset-cpus"] if kept else []
+    ways += [f"`echo 1 | sudo tee /{_CPU}/cpu{away[0]}/online` brings one back"] if away else []
+    if len(cores.chosen) == 1:
+        ways.append("with one core use --policy os-default, which divides nothing")
+        text += ": there is nothing to divide between receiving and training"
+        return warning(check, text, "; ".join(ways), **details)
+    if ways:
+        return note(check, text, "; ".join(ways), **details)
+    return ok(check, f"{text}{'' if cores.online is None else f', of {len(cores.online)} online'}", **details)
 
 
 def these(cores: Sequence[int]) -> str:
@@ -152,7 +155,7 @@ def _why_missing(core: int, cores: Cores) -> str:
 
 def _way_back(missing: Sequence[int], cores: Cores) -> str:
     offline = [core for core in missing if cores.present and cores.online and core in cores.present - cores.online]
-    wake = f", or wake it: `echo 1 | sudo tee /sys/devices/system/cpu/cpu{offline[0]}/online`" if offline else ""
+    wake = f", or wake it: `echo 1 | sudo tee /{_CPU}/cpu{offline[0]}/online`" if offline else ""
     return f"use --cores {show_cores(sorted(cores.allowed))} or some of these{wake}"
 
 

@@ -133,8 +133,8 @@ def find_interrupts(nic: Nic, chosen: Sequence[int]) -> Finding:
     where = f"the interrupts of {nic.name} come on {'core' if len(cores) == 1 else 'cores'} {show_cores(cores)}"
     in_the_way = sorted(set(cores) & set(chosen[1:]))
     if not in_the_way:
-        whose = f"{chosen[0]}, the first that comm gets" if chosen[0] in cores else "none of this run's"
-        return ok(_CHECK, f"{where}: {whose}", **details)
+        whose = f"core {chosen[0]} is the first that comm gets" if chosen[0] in cores else "a run has no thread there"
+        return ok(_CHECK, f"{where}; {whose}", **details)
     wrong = [irq.number for irq in busy if not irq.cores.isdisjoint(in_the_way)]
     remedy = "; ".join(f"echo {chosen[0]} | sudo tee /proc/irq/{number}/smp_affinity_list" for number in wrong[:4])
     remedy = f"`{remedy}`{' and so on' if len(wrong) > 4 else ''}, and stop irqbalance if it runs"

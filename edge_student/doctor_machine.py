@@ -185,14 +185,14 @@ def find_permissions(permissions: Permissions) -> Iterator[Finding]:
         )
     else:
         yield ok("kernel.affinity", "threads can be pinned, and given back all cores")
-    check, who = "kernel.yielding", f"process {os.getpid()}"
+    check = "kernel.yielding"
     if permissions.may_stop_yielding:
         yield ok(check, "a thread that yields to all others may be like them again")
     else:
         yield note(
             check,
-            f"{who} may put a thread into the kernel's idle class and not take it out again, so training threads without a core "
-            "spin on those of the others for milliseconds",
+            "this process may put a thread into the kernel's idle class and not take it out again, so training threads without a "
+            "core spin on those of the others for milliseconds",
             "give it CAP_SYS_NICE or an RLIMIT_NICE of 20: `docker run --cap-add SYS_NICE`, or LimitNICE=+0 in a systemd unit",
         )
 

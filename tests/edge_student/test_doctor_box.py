@@ -39,7 +39,7 @@ def test_a_hot_pi_4_with_a_weak_supply(tmp_path: Path) -> None:
         "power.throttling": "problem",
         "machine.memory": "note",
     }
-    assert "eth0 come on core 0: 0, the first that comm gets" in found["cores.interrupts"].summary
+    assert "eth0 come on core 0; core 0 is the first that comm gets" in found["cores.interrupts"].summary
     assert "the governor of core 0-3 is ondemand" in found["power.governor"].summary
     assert "lowers the clock now: under-voltage, throttled; the hottest sensor" in found["power.throttling"].summary
     assert "power supply" in found["power.throttling"].remedy
@@ -125,7 +125,7 @@ def test_a_laptop_whose_cores_are_threads(tmp_path: Path) -> None:
     assert "heat has slowed core 2 37 times since boot" in found["power.throttling"].summary
     whole = look_at(machine, "8", "0-3")
     assert (whole["cores.smt"].status, whole["cores.interrupts"].status) == (Status.OK, Status.OK)
-    assert "core 7: none of this run's" in whole["cores.interrupts"].summary
+    assert "core 7; a run has no thread there" in whole["cores.interrupts"].summary
 
 
 def test_interrupts_that_comm_has_only_sometimes_are_a_note(tmp_path: Path) -> None:
@@ -209,7 +209,9 @@ def test_a_core_that_is_asked_for_and_missing_is_named_with_its_reason(tmp_path:
 
 
 def test_one_core_has_nothing_to_divide(tmp_path: Path) -> None:
-    assert look_at(build("pi5", tmp_path), {3})["cores.allowed"].status is Status.WARNING
+    found = look_at(build("pi5", tmp_path), {3})["cores.allowed"]
+    assert found.status is Status.WARNING
+    assert found.summary.startswith("a run would have 1 core, 3; cores 0-2 are kept from this process by a cpuset, a container")
 
 
 @pytest.mark.parametrize("wanted", [None, "0-1", "9"])
