@@ -1,7 +1,7 @@
 """Machines as files below a folder, from the texts in boxes/.
 
-`vm` was recorded on the machine it describes. The others were put together from what such machines are known to say, with the
-values that a test needs: they stand for the form of these files, not for a measurement.
+`vm` is made of excerpts from a real one, but for its route. The others were put together from what such machines are known to
+say, with the values that a test needs: they stand for the form of these files, not for a measurement.
 """
 
 import re
