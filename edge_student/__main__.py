@@ -6,6 +6,7 @@ import sys
 from typing import NoReturn
 
 from edge_student.config import CalibrateConfig, CompareConfig, FetchConfig, TrainConfig
+from edge_student.doctor_config import DoctorConfig
 from edge_student.interruption import Interruption, Terminated
 from edge_student.preflight import settle
 from edgekd.command import Command, dispatch, run, start_logging
@@ -68,6 +69,15 @@ def fetch(config: FetchConfig) -> int:
     return receive_and_keep(config)
 
 
+def doctor(config: DoctorConfig) -> int:
+    """Look at this device and at the way to its teacher."""
+    start_logging(config.log_level)
+    # What the other commands refuse (a variable, a core, a file) is a finding here, so nothing is settled and nothing checked.
+    from edge_student.doctor import look
+
+    return look(config)
+
+
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -81,6 +91,7 @@ _COMMANDS: dict[str, Command] = {
     ),
     "fetch": (FetchConfig, fetch, "Receive all logits of a teacher into the cache of this edge, for --logits offline."),
     "compare": (CompareConfig, compare, "Train the same student under several policies and compare their wall-clock."),
+    "doctor": (DoctorConfig, doctor, "Look at this device and the way to its teacher, and say what to mend before you measure."),
 }
 
 

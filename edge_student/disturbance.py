@@ -16,7 +16,7 @@ _INTERRUPT_THREADS = ("ksoftirqd/", "irq/")
 
 # Bits of the Raspberry Pi firmware's answer to get_throttled; the same events since boot stand 16 bits higher.
 _FIRMWARE_STATES = ("under-voltage", "frequency capped", "throttled", "temperature limit")
-_SINCE_BOOT = 16
+FIRMWARE_SINCE_BOOT = 16
 
 
 class CoreTicks(NamedTuple):
@@ -194,4 +194,4 @@ def _throttling(before: Reading, after: Reading, cores: Sequence[int]) -> list[s
         return None
     hot = [f"core {core} too hot" for core, count in sorted(counts.items()) if count > before.throttle_counts[core]]
     then, now = before.firmware or 0, after.firmware or 0
-    return hot + firmware_states(then | now | (now & ~then) >> _SINCE_BOOT)
+    return hot + firmware_states(then | now | (now & ~then) >> FIRMWARE_SINCE_BOOT)

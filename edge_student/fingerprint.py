@@ -52,7 +52,7 @@ def fingerprint(cores: Sequence[int], environ: Mapping[str, str], *, root: Path 
         "architecture": host["architecture"],
         "cores": list(cores),
         "governor": _of_cores(root, cores, "scaling_governor"),
-        "power_mode": _power_mode(root),
+        "power_mode": power_mode(root),
         "min_khz": _of_cores(root, cores, "scaling_min_freq"),
         "max_khz": _of_cores(root, cores, "scaling_max_freq"),
         "torch": importlib.metadata.version("torch"),
@@ -140,13 +140,7 @@ def openmp_runtimes(root: Path = Path("/")) -> list[str]:
     return sorted(set(_OPENMP.findall(_read(root / "proc/self/maps") or "")))
 
 
-def _of_cores(root: Path, cores: Sequence[int], name: str) -> list[str | None] | str | None:
-    """What cpufreq says of these cores: one value if they agree, one for each if not; None if it says nothing."""
-    values = [_read(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/{name}") for core in cores]
-    return values[0] if len(set(values)) == 1 else values
-
-
-def _power_mode(root: Path) -> str | None:
+def power_mode(root: Path = Path("/")) -> str | None:
     """A Jetson's power mode, as `nvpmodel -q` words it; None on other machines."""
     if not (root / "etc/nvpmodel.conf").exists():
         return None
@@ -161,6 +155,12 @@ def _power_mode(root: Path) -> str | None:
         return None
     match = re.search(r"NV Power Mode\s*:\s*(.+)", answer.stdout)
     return match[1].strip() if match else None
+
+
+def _of_cores(root: Path, cores: Sequence[int], name: str) -> list[str | None] | str | None:
+    """What cpufreq says of these cores: one value if they agree, one for each if not; None if it says nothing."""
+    values = [_read(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/{name}") for core in cores]
+    return values[0] if len(set(values)) == 1 else values
 
 
 def _shown(value: Any) -> str:

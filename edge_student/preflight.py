@@ -13,9 +13,13 @@ _WAIT_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 def check_environment(environ: Mapping[str, str]) -> None:
     """ValueError if a variable is set that makes OpenMP pin threads by itself."""
-    for name in _FORBIDDEN_VARIABLES:
-        if name in environ:
-            raise ValueError(f"{name}={environ[name]} is set: OpenMP would pin its threads by itself; run `unset {name}` first")
+    for name, value in forbidden_variables(environ).items():
+        raise ValueError(f"{name}={value} is set: OpenMP would pin its threads by itself; run `unset {name}` first")
+
+
+def forbidden_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables with which OpenMP would pin threads by itself, those of them that are set."""
+    return {name: environ[name] for name in _FORBIDDEN_VARIABLES if name in environ}
 
 
 def spinning_variables(environ: Mapping[str, str]) -> dict[str, str]:

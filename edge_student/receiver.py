@@ -232,7 +232,7 @@ class Receiver:
     def _translate(self, error: grpc.RpcError) -> Exception:
         if error.code() is grpc.StatusCode.CANCELLED and self._watchdog.has_bitten:
             where, limit_s = self._connection.address, self._watchdog.limit_s
-            return LinkLostError(f"teacher {where}: it answers, and has sent nothing for {limit_s:g} s (--max-silence)")
+            return LinkLostError(f"teacher {where}: it answers, and has sent nothing for {limit_s:g} s")
         has_failed_before = self._described is None or self._failing_since is not None
         return self._connection.translate(error, look_closer=has_failed_before)
 

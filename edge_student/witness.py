@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -270,25 +270,40 @@ def parse_stat(text: str) -> dict[int, CoreTicks]:
     return {int(row[0][3:]): CoreTicks(*(int(field) for field in row[1:9])) for row in rows}
 
 
+class InterruptRow(NamedTuple):
+    """One line of /proc/interrupts: its number or name, how often it came on each core since boot, and what follows of it."""
+
+    label: str
+    counts: dict[int, int]
+    words: tuple[str, ...]
+
+
+def parse_interrupt_rows(text: str) -> list[InterruptRow]:
+    """The lines of /proc/interrupts or /proc/softirqs with a count for every core; ERR and MIS have one sum for all cores."""
+    lines = text.splitlines()
+    heads = [word.removeprefix("CPU") for word in lines[0].split()] if lines else []
+    if not heads or not all(head.isdecimal() for head in heads):
+        return []
+    cores = [int(head) for head in heads]
+    rows = []
+    for line in lines[1:]:
+        label, _, row = line.partition(":")
+        counts, words = row.split()[: len(cores)], row.split()[len(cores) :]
+        if len(counts) == len(cores) and all(count.isdigit() for count in counts):
+            rows.append(InterruptRow(label.strip(), dict(zip(cores, map(int, counts), strict=True)), tuple(words)))
+    return rows
+
+
 def parse_interrupts(text: str, names: Collection[str] | None = None) -> dict[int, int] | None:
     """Sums per core of /proc/interrupts or /proc/softirqs; None if `names` are wanted and none is there."""
-    lines = text.splitlines()
-    if not lines:
-        return None
-    cores = [int(word.removeprefix("CPU")) for word in lines[0].split()]
-    sums = dict.fromkeys(cores, 0)
-    has_row = False
-    for line in lines[1:]:
-        _, _, row = line.partition(":")
-        counts, device = row.split()[: len(cores)], row.split()[len(cores) :][-1:]
-        if len(counts) < len(cores) or not all(count.isdigit() for count in counts):
-            continue  # ERR and MIS have one sum for all cores
-        if names is not None and not any(word == name or word.startswith(f"{name}-") for word in device for name in names):
-            continue
-        has_row = True
-        for core, count in zip(cores, counts, strict=True):
-            sums[core] += int(count)
-    return sums if has_row else None
+    rows = parse_interrupt_rows(text)
+    if names is not None:
+        rows = [
+            row
+            for row in rows
+            if any(row.words[-1:] == (name,) or (row.words and row.words[-1].startswith(f"{name}-")) for name in names)
+        ]
+    return {core: sum(row.counts[core] for row in rows) for core in rows[0].counts} if rows else None
 
 
 def parse_pressure(text: str) -> float | None:

@@ -12,6 +12,7 @@ import pytest
 
 import cloud_teacher.config
 import edge_student.config
+import edge_student.doctor_config
 from edgekd.command import parse
 from scheduler.flags import COMMANDS
 from scheduler.flags import parse as parse_core_scheduler
@@ -30,6 +31,7 @@ CONFIGS: dict[tuple[str, str], type[Any]] = {
     ("edge-student", "compare"): edge_student.config.CompareConfig,
     ("edge-student", "calibrate"): edge_student.config.CalibrateConfig,
     ("edge-student", "fetch"): edge_student.config.FetchConfig,
+    ("edge-student", "doctor"): edge_student.doctor_config.DoctorConfig,
 }
 SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 JSON_BLOCK = re.compile(r"^```json\n(.*?)^```", re.MULTILINE | re.DOTALL)

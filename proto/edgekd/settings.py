@@ -26,15 +26,18 @@ def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, descri
 
     Prints help and raises SystemExit(0) for --help. Raises ValueError, always in one line, for an unknown flag or key, a
     missing required one, a value of the wrong kind, or whatever the dataclass's own __post_init__ refuses.
+
+    A class may name others in `reads_files_of`: their keys may stand in the file too, must be of their kind, and are passed over.
+    A key that none of them has is refused as ever.
     """
-    hints = typing.get_type_hints(config_class)
-    hints = {field.name: hints[field.name] for field in _fields(config_class)}
+    hints = _hints(config_class)
+    theirs = {name: hint for other in getattr(config_class, "reads_files_of", ()) for name, hint in _hints(other).items()}
     if "-h" in argv or "--help" in argv:
         _run_tyro(config_class, ["--help"], prog=prog, description=description)
     given = _given_names(argv, hints, prog)
     path = _config_path(argv) if "config" in given else None
-    settings = {} if path is None else _read_toml(path, hints)
-    settings = {name: value for name, value in settings.items() if name not in given}
+    settings = {} if path is None else _read_toml(path, {**theirs, **hints})
+    settings = {name: value for name, value in settings.items() if name in hints and name not in given}
     _check_required(config_class, given | settings.keys(), prog)
     args = [arg for name, value in settings.items() for arg in _as_args(name, value)] + list(argv)
     outcome = _run_tyro(config_class, args, prog=prog, description=description)
@@ -176,6 +179,12 @@ def parse_numbers(name: str, text: str, defaults: Mapping[str, int | None]) -> d
 
 def _fields(config_class: type[Any]) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(config_class) if field.init]
+
+
+def _hints(config_class: type[Any]) -> dict[str, Any]:
+    """The type of every field."""
+    hints = typing.get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in _fields(config_class)}
 
 
 def _flag(name: str) -> str:

@@ -72,7 +72,7 @@ def test_a_teacher_that_hangs_is_given_up_and_asked_again(never: threading.Event
         assert np.array_equal(session.run(), expected())
         never.set()
     (trouble,) = session.troubles
-    assert "has sent nothing for 0.5 s (--max-silence)" in trouble
+    assert "it answers, and has sent nothing for 0.5 s" in trouble
     assert [request.start for request in scripted.requests] == [0, 3, 7]  # chunk 10 was the second of batch 3's three
 
 
