@@ -170,7 +170,7 @@ def test_users_of_the_units_are_made(tmp_path: Path) -> None:
 
 
 PROBE = """
-import os, resource, socket, sys, threading
+import os, socket, threading
 from scheduler.threads import may_stop_yielding
 
 def refused(call, *arguments):
@@ -208,7 +208,16 @@ def test_filters_of_the_unit_are_no_wider_than_said(name: str, yielding: str) ->
 @needs_filters
 def test_programs_do_their_work_behind_the_filters_of_their_units(tmp_path: Path) -> None:
     load = ["--dataset=synthetic:classes=10,size=8,samples=96:public", "--model=cnn:width=4", f"--store={tmp_path / 'store'}"]
-    serve = confined("teacher", sys.executable, "-m", "cloud_teacher", "serve", "--listen=127.0.0.1:0", "--cores=0", *load)
+    serve = confined(
+        "teacher",
+        sys.executable,
+        "-m",
+        "cloud_teacher",
+        "serve",
+        "--listen=127.0.0.1:0",
+        f"--cores={min(os.sched_getaffinity(0))}",
+        *load,
+    )
     server = subprocess.Popen(serve, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
