@@ -1,0 +1,27 @@
+"""Command lines and settings files of deploy/, given to the parsers of the programs that they are for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cloud_teacher.config
+import edge_student.config
+from edgekd.command import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+CONFIGS: dict[tuple[str, str], type[Any]] = {
+    ("cloud-teacher", "train"): cloud_teacher.config.TrainConfig,
+    ("cloud-teacher", "serve"): cloud_teacher.config.ServeConfig,
+    ("edge-student", "train"): edge_student.config.TrainConfig,
+}
+
+
+def accepted(command: Sequence[str], settings: Path | None = None) -> Any:
+    """What a program makes of its command line, with `settings` as the file that --config names. ValueError if it is refused."""
+    path, subcommand, *flags = command
+    if "--config" in flags:
+        assert settings is not None, f"{command} names a file"
+        flags[flags.index("--config") + 1] = str(settings)
+    program = Path(path).name
+    return parse(CONFIGS[program, subcommand], flags, prog=program, description="")
