@@ -116,7 +116,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "comm_niceness": kind_of(config.policy).surroundings.comm_niceness,
         "comm_is_idle": kind_of(config.policy).surroundings.comm_is_idle,
         "openmp_wait": spinning_variables(os.environ),
-        "valid": outcome.interruption is None and not outcome.loop.binding_refusals and math.isfinite(loss),
+        "valid": outcome.interruption is None and _had_its_cores(outcome.loop) and math.isfinite(loss),
         "notes": list(_notes(outcome)),
         "teacher": asdict(outcome.described),
         "config": jsonable(asdict(config)),
@@ -125,10 +125,16 @@ def describe(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _had_its_cores(loop: SchedulerLoop) -> bool:
+    """Whether what it measured is of the cores that it was to have, as its policy divided them."""
+    return not loop.binding_refusals and not loop.cores.changes
+
+
 def _notes(outcome: Outcome) -> list[str]:
     """What a reader of the numbers must know: everything that was given up or went wrong."""
     loop, trainer = outcome.loop, outcome.trainer
     notes = [*outcome.notes, *loop.binding_refusals]
+    notes += [f"cores were taken away or given back: {change}" for change in loop.cores.changes]
     if outcome.past.resumed_at:
         cycles = ", ".join(map(str, outcome.past.resumed_at))
         notes.append(f"went on from a checkpoint at cycle {cycles}; wall-clock and totals are of what was kept")

@@ -148,6 +148,10 @@ class CompBinding:
         self._cores = wanted
         return read_masks(self._known - self._foreign)
 
+    def forget(self) -> None:
+        """Masks may no longer be what was asked for: the next `apply` sets them anew. From any thread."""
+        self._cores = ()
+
     @property
     def team(self) -> list[int]:
         """Native ids of the OpenMP team at the last `apply`, master first."""

@@ -59,6 +59,10 @@ class CommSide:
                 self._port.release()
                 self.is_held = False
 
+    def forget(self) -> None:
+        """The kernel may have changed the worker's masks: the next `place` sets them anew."""
+        self._cores = frozenset()
+
     def put_behind(self, is_behind: bool, record: Callable[[dict[str, Any]], None]) -> None:
         """Comm yields to training, or no longer does. Where the kernel refuses, comm stays as it is, and the log says so once."""
         if self.has_ended or self._class_is_refused or is_behind == self._is_behind:

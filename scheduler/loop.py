@@ -19,9 +19,10 @@ from scheduler.binding import CommBinding, CompBinding
 from scheduler.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommPort
 from scheduler.comm_side import CommSide
 from scheduler.controller import Controller
+from scheduler.core_count import CoreCount
 from scheduler.placement import Placement, place
-from scheduler.state import Decision, Event, Reason, Started, Task, TaskDone
-from scheduler.threads import BindingRefusedError, ThreadMasks, name_this_thread
+from scheduler.state import CoresChanged, Decision, Event, Reason, Started, Task, TaskDone
+from scheduler.threads import BindingRefusedError, CoresGoneError, ThreadMasks, name_this_thread, usable_of
 
 _POLL_S = 0.5
 _LAST_WORDS_S = 2.0
@@ -48,9 +49,11 @@ class SchedulerLoop:
         comp_binding: CompBinding,
         record: Callable[[Record], None],
         clock: Callable[[], float] = time.monotonic,
+        usable: Callable[[frozenset[int]], frozenset[int]] = usable_of,
     ) -> None:
+        """`usable` says which of some cores the kernel still gives; the scheduler thread asks it from time to time."""
         self._controller = controller
-        self._cores = tuple(cores)
+        self.cores = CoreCount(cores, usable, clock)
         self._comm_port = comm_port
         self._comm = CommSide(comm_port, comm_binding)
         self._comp_binding = comp_binding
@@ -170,14 +173,25 @@ class SchedulerLoop:
             masks = self._comp_binding.apply(placement.comp) if is_pinned else self._comp_binding.restore()
             self._comp_is_pinned = is_pinned
         except BindingRefusedError as error:
-            self._refused(error)
-            self._comp_binding.restore()  # what was moved before the kernel said no
+            self._take_refusal(error)
             return
         if masks:
             with self._changed:
                 self._comp_masks = masks
         if placement.comp != self._comp_cores or not is_pinned:
             self._comp_is_on(placement.comp, asked, where)
+
+    def _take_refusal(self, error: BindingRefusedError) -> None:
+        """Compute could not be bound. If that is because cores have gone, it is bound anew at its next layer; else never again."""
+        if isinstance(error, CoresGoneError):
+            self.cores.suspicion = error
+            counting = threading.Thread(target=self._count_cores, name="edgekd-count")  # this one's mask is not to be touched
+            counting.start()
+            counting.join()
+        else:
+            self._refused(error)
+        if self.binding_refusals:
+            self._comp_binding.restore()  # what was moved before the kernel said no
 
     def _comp_is_on(self, cores: tuple[int, ...], asked: Decision, where: str) -> None:
         """Log that compute has these cores from now on, none if it waits, because of what the decision `asked` wanted."""
@@ -250,7 +264,7 @@ class SchedulerLoop:
         self._emit_decision()
         self._decision = decision
         self._say_what_is_known(decision)
-        former, self._placement = self._placement, place(decision.allocation, self._cores)
+        former, self._placement = self._placement, place(decision.allocation, self.cores.now)
         if former is None or former.comp != self._placement.comp:
             self._asked = decision
         self._comp_must_move = self._has_to_move(self._placement)
@@ -272,6 +286,8 @@ class SchedulerLoop:
     def _bind_comm(self, placement: Placement) -> None:
         try:
             self._comm.place(placement, self._comp_in_use, may_pin=not self.binding_refusals)
+        except CoresGoneError as error:
+            self.cores.suspicion = error  # the scheduler thread, which lives as long as comm does, looks into it
         except BindingRefusedError as error:
             self._refused(error)
 
@@ -281,7 +297,7 @@ class SchedulerLoop:
             self.binding_refusals.append(str(error))
             self._comp_must_move = False
             self._record({"event": "binding-refused", "time": self._clock(), "cause": str(error)})
-            self._comm.unpin(frozenset(self._cores))
+            self._comm.unpin(frozenset(self.cores.now))
 
     def _emit_decision(self) -> None:
         """Log the decision that was in force until now, with the masks that the kernel really gave. The lock is held."""
@@ -314,6 +330,8 @@ class SchedulerLoop:
         try:
             while not self._is_stopping and not self._comm.has_ended and self._failure is None:
                 event = self._comm_port.next_event(_POLL_S)
+                if self.cores.is_due:
+                    self._count_cores()
                 if event is not None:
                     with self._changed:
                         self._hear(event)
@@ -321,6 +339,28 @@ class SchedulerLoop:
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
+
+    def _count_cores(self) -> None:
+        """Have the controller plan anew if cores have gone or come back. If none has, a mask that was not given was refused.
+
+        In a thread that may have any mask.
+        """
+        cores = self.cores.count()
+        with self._changed:
+            suspicion, self.cores.suspicion = self.cores.suspicion, None
+            if cores is not None:
+                self._change_cores(cores)
+            elif suspicion is not None and not self.binding_refusals:
+                self._refused(suspicion)
+
+    def _change_cores(self, cores: tuple[int, ...]) -> None:
+        """From now on there are these cores. The lock is held."""
+        self._record({"event": "cores-changed", "time": self._clock(), "before": sorted(self.cores.now), "cores": list(cores)})
+        self.cores.change(cores, self._controller.state.num_backward)
+        # The kernel has moved threads as it liked.
+        self._comm.forget()
+        self._comp_binding.forget()
+        self._decide(CoresChanged(num_cores=len(cores), time=self._clock()))
 
     def _hear(self, event: CommEvent) -> None:
         """Take in one event of the comm worker. The lock is held."""
@@ -353,5 +393,7 @@ class SchedulerLoop:
             return
         try:
             self._comm.look_again()
+        except CoresGoneError as error:
+            self.cores.suspicion = error
         except BindingRefusedError as error:
             self._refused(error)

@@ -20,9 +20,28 @@ class BindingRefusedError(OSError):
     """The kernel refused a mask or a class (seccomp, a container's rules). The run may go on, but unpinned."""
 
 
+class CoresGoneError(BindingRefusedError):
+    """A core of the mask is no longer there for us: offline, or taken away by a cpuset or a power mode."""
+
+
 def allowed_cores() -> frozenset[int]:
     """The cores that the calling thread may use, from `sched_getaffinity`: containers and cpusets make it less than the machine."""
     return frozenset(os.sched_getaffinity(0))
+
+
+def usable_of(cores: frozenset[int]) -> frozenset[int]:
+    """Those of `cores` on which the kernel would let a thread of this process run now; none if it would let none.
+
+    The calling thread gets that mask, so it must be one that needs none of its own. What a cpuset takes from a process it takes
+    from this mask too, so where nothing has changed this costs one system call.
+    """
+    try:
+        if os.sched_getaffinity(0) == cores:
+            return cores
+        os.sched_setaffinity(0, cores)
+    except OSError:  # EINVAL: every one of them is gone
+        return frozenset()
+    return frozenset(os.sched_getaffinity(0)) & cores
 
 
 def confine_process(cores: frozenset[int]) -> None:
@@ -91,11 +110,10 @@ def set_mask(tid: int, cores: frozenset[int]) -> bool:
     except ProcessLookupError:
         return False
     except OSError as error:
-        raise BindingRefusedError(
-            error.errno, f"the kernel refused cores {sorted(cores)} for thread {tid}: {error.strerror}"
-        ) from error
+        kind = CoresGoneError if error.errno == errno.EINVAL else BindingRefusedError
+        raise kind(error.errno, f"the kernel refused cores {sorted(cores)} for thread {tid}: {error.strerror}") from error
     if given != cores:  # a cpuset or a power mode has taken some away, and the kernel leaves those out without a word
-        raise BindingRefusedError(errno.EINVAL, f"the kernel gave thread {tid} cores {sorted(given)} instead of {sorted(cores)}")
+        raise CoresGoneError(errno.EINVAL, f"the kernel gave thread {tid} cores {sorted(given)} instead of {sorted(cores)}")
     return True
 
 

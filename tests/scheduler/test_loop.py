@@ -9,11 +9,12 @@ import pytest
 
 from scheduler.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble
 from scheduler.controller import Controller
+from scheduler.core_count import CoreCount
 from scheduler.loop import SchedulerLoop
 from scheduler.policies import make_policy
 from scheduler.side_rates import Share
 from scheduler.state import COMPUTE_FIRST, Allocation, BrokenInvariant, Task
-from scheduler.threads import BindingRefusedError
+from scheduler.threads import BindingRefusedError, CoresGoneError
 from scheduler.view import Policy, View
 
 CORES = (2, 3, 5, 7)
@@ -63,9 +64,11 @@ class FakeBinding:
         self.class_refusal: BindingRefusedError | None = None
         self.is_restored = False
         self.refusal: BindingRefusedError | None = None
+        self.refusals_left = 1 << 30
 
     def apply(self, cores: Iterable[int]) -> dict[int, tuple[int, ...]]:
-        if self.refusal is not None:
+        if self.refusal is not None and self.refusals_left:
+            self.refusals_left -= 1
             raise self.refusal
         self.order.append((self.side, tuple(sorted(cores))))
         return {1: tuple(sorted(cores))}
@@ -77,6 +80,9 @@ class FakeBinding:
 
     def look_again(self) -> None:
         return None
+
+    def forget(self) -> None:
+        self.is_restored = False
 
     def leave_alone(self, tid: int) -> None:
         self.scheduler_thread = tid
@@ -566,3 +572,93 @@ def test_after_a_refusal_compute_moves_no_more(side: str) -> None:
             bench.loop.between_layers()
     bench.loop.finish()
     assert len(bench.loop.binding_refusals) == 1
+
+
+class World:
+    """Cores that come and go as the test says."""
+
+    def __init__(self) -> None:
+        self.cores = frozenset(CORES)
+
+    def usable(self, cores: frozenset[int]) -> frozenset[int]:
+        return cores & self.cores
+
+
+def bench_of(world: World, policy: str | Policy, cycles: int) -> Bench:
+    bench = Bench(policy, cycles=cycles)
+    bench.loop.cores = CoreCount(CORES, world.usable, bench.loop._clock)
+    return bench
+
+
+def count(bench: Bench) -> None:
+    """As the scheduler thread does from time to time."""
+    bench.loop._count_cores()
+
+
+@pytest.mark.promise(23)
+def test_where_cores_are_taken_away_both_sides_are_bound_to_what_is_left() -> None:
+    world = World()
+    bench = bench_of(world, "static:2", cycles=4)
+    bench.loop.start()
+    with bench.loop.task(Task.FORWARD):
+        assert bench.order[-2:] == [("comm", (2, 3)), ("comp", (5, 7))]
+        world.cores = frozenset({3, 7})
+        count(bench)
+        bench.loop.between_layers()
+        assert bench.order[-2:] == [("comp", (7,)), ("comm", (3,))] or bench.order[-2:] == [("comm", (3,)), ("comp", (7,))]
+        world.cores = frozenset(CORES)
+        count(bench)
+        bench.loop.between_layers()
+        assert set(bench.order[-2:]) == {("comm", (2, 3)), ("comp", (5, 7))}
+    bench.loop.finish()
+    changes = [(record["before"], record["cores"]) for record in bench.of("cores-changed")]
+    assert changes == [([2, 3, 5, 7], [3, 7]), ([3, 7], [2, 3, 5, 7])]
+    assert bench.loop.cores.changes[0] == "from cores [2, 3, 5, 7] to [3, 7] after 0 cycles"
+    assert bench.loop.binding_refusals == []
+
+
+@pytest.mark.promise(23)
+def test_with_one_core_left_training_has_it_and_the_run_comes_to_its_end() -> None:
+    world = World()
+    bench = bench_of(world, "static:1", cycles=3)
+    bench.loop.start()
+    world.cores = frozenset({5})
+    count(bench)
+    bench.comm.deliver(0, 1, 2)
+    bench.train(3)
+    bench.loop.finish()
+    assert [record["task"] for record in bench.of("task")].count("backward") == 3
+    assert {tuple(record["requested"]["comp"]) for record in bench.decisions()[2:]} <= {(5,), ()}
+
+
+@pytest.mark.promise(23)
+@pytest.mark.parametrize("side", ["comm_binding", "comp_binding"])
+def test_a_mask_that_is_not_given_because_cores_have_gone_is_no_refusal(side: str) -> None:
+    world = World()
+    bench = bench_of(world, "static:2", cycles=3)
+    bench.loop.start()
+    world.cores = frozenset({2, 5, 7})
+    binding = getattr(bench, side)
+    binding.refusal = CoresGoneError(22, "core 3 is gone")
+    binding.refusals_left = 1
+    bench.comm.deliver(0, 1, 2)
+    bench.train(3)
+    count(bench)
+    bench.loop.finish()
+    assert bench.loop.binding_refusals == []
+    assert len(bench.of("cores-changed")) == 1
+    assert all(3 not in cores for _, cores in bench.order[-2:])
+
+
+@pytest.mark.promise(23)
+@pytest.mark.parametrize("side", ["comm_binding", "comp_binding"])
+def test_a_mask_that_is_not_given_although_all_cores_are_there_is_a_refusal(side: str) -> None:
+    bench = bench_of(World(), "static:2", cycles=3)
+    getattr(bench, side).refusal = CoresGoneError(22, "something else")
+    bench.loop.start()
+    bench.comm.deliver(0, 1, 2)
+    bench.train(3)
+    count(bench)
+    bench.loop.finish()
+    assert bench.loop.binding_refusals == ["[Errno 22] something else"]
+    assert bench.of("cores-changed") == []
