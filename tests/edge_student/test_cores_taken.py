@@ -1,4 +1,4 @@
-"""Cores that a cpuset takes from a real run and gives back: it plans anew, comes to the same weights, and is marked (promise 23)."""
+"""Cores that a cpuset takes from a run and gives back: it plans anew, comes to the same weights, and is marked (promise 23)."""
 
 import contextlib
 import json
@@ -62,9 +62,9 @@ def test_a_run_goes_on_with_the_cores_that_are_left(cpuset: Cpuset, address: str
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        preexec_fn=lambda: cpuset.take_in(os.getpid()),
     )
     try:
+        cpuset.take_in(student.pid)
         read_until(student, f"240 of {CYCLES}")
         cpuset.allow(CORES[1:])
         read_until(student, f"840 of {CYCLES}")
