@@ -1,5 +1,6 @@
 """`edge-student`: train one student, compare policies, or measure the device."""
 
+import logging
 import os
 import signal
 import sys
@@ -8,21 +9,27 @@ from typing import NoReturn
 from edge_student.config import CalibrateConfig, CompareConfig, FetchConfig, TrainConfig
 from edge_student.preflight import settle
 from edgekd.command import Command, dispatch, run, start_logging
+from edgekd.logs import about
 from scheduler.policies import kind_of
+
+logger = logging.getLogger(__name__)
 
 _DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with the logits of a teacher in the cloud."
 
 
 def train(config: TrainConfig) -> int:
     """Train one student under one policy."""
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
     surroundings = kind_of(config.policy).surroundings
     cores = settle(os.environ, config.cores, surroundings.spin_count)
     # Imported here: it loads torch, which must find the environment and the cores settled.
     from edge_student.runtime import Run
 
-    result = Run(config, cores).execute()
+    training = Run(config, cores)
+    with about(run=training.run_id, policy=config.policy):
+        logger.info("run %s of edge %s under policy %s", training.run_id, config.edge_id, config.policy)
+        result = training.execute()
     print(
         f"{result['policy']}: {result['cycles']} cycles in {result['wall_clock_s']:.2f} s, "
         f"accuracy {result['accuracy']:.4f}, stalled {result['stall_s']:.2f} s, held {result['hold_s']:.2f} s; see {config.out}"
@@ -32,7 +39,7 @@ def train(config: TrainConfig) -> int:
 
 def compare(config: CompareConfig) -> int:
     """Train the same student under several policies and compare their wall-clock."""
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
     cores = settle(os.environ, config.cores)
     from edge_student.compare import compare_policies
@@ -42,7 +49,7 @@ def compare(config: CompareConfig) -> int:
 
 def calibrate(config: CalibrateConfig) -> int:
     """Measure what this device does in each mode, and save it as a profile."""
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
     # Those of the policy that uses all modes: both sides' rates depend on them.
     surroundings = kind_of("adaptive").surroundings
@@ -54,7 +61,7 @@ def calibrate(config: CalibrateConfig) -> int:
 
 def fetch(config: FetchConfig) -> int:
     """Receive all logits of a teacher into the cache of this edge."""
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
     from edge_student.fetch import fetch as receive_and_keep
 

@@ -24,6 +24,7 @@ class Outcome:
     """A run that is over. Times are of the monotonic clock; `interruption` is what broke it off, None if nothing did."""
 
     config: TrainConfig
+    run_id: str
     cores: tuple[int, ...]
     trainer: Trainer
     loop: SchedulerLoop
@@ -67,6 +68,8 @@ def describe(outcome: Outcome) -> dict[str, Any]:
     comm = [record for record in journal.records if record["event"] == "task" and record["task"] == "comm"]
     loss = outcome.trainer.last_loss
     return {
+        "run_id": outcome.run_id,
+        "edge_id": config.edge_id,
         "policy": config.policy,
         "seed": config.seed,
         "cycles": outcome.trainer.num_cycles,

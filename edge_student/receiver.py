@@ -26,7 +26,7 @@ from edgekd.inputs import InputEncoding, Pixels, decode_inputs_into, input_to_wi
 from edgekd.order import batch_ids
 from edgekd.tls import TlsFiles, read_token
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
-from edgekd.wire import MAX_STRIDE, SERVICE_NAME, channel_options
+from edgekd.wire import EDGE_ID_KEY, MAX_STRIDE, RUN_ID_KEY, SERVICE_NAME, channel_options
 
 T = TypeVar("T")
 
@@ -274,10 +274,12 @@ class Receiver:
         return self._channel
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call: the token, if the teacher wants one, read again each time."""
-        if not self._config.token_file:
-            return ()
-        return (("authorization", f"Bearer {read_token(Path(self._config.token_file))}"),)
+        """What goes with every call: who asks, in which run, and the token, if the teacher wants one, read again each time."""
+        named = ((EDGE_ID_KEY, self._config.edge_id), (RUN_ID_KEY, self._config.run_id))
+        metadata = tuple((key, value) for key, value in named if value)
+        if self._config.token_file:
+            metadata += (("authorization", f"Bearer {read_token(Path(self._config.token_file))}"),)
+        return metadata
 
     def _explain(self, error: grpc.RpcError) -> Exception | None:
         """What really stands between us and the teacher, where gRPC can only say that it is unavailable."""

@@ -23,6 +23,7 @@ from edge_student.trainer import TorchTeam, Trainer
 from edge_student.witness import Witness
 from edgekd.datasets import load_dataset
 from edgekd.devices import choose_device
+from edgekd.identity import new_run_id
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.controller import Controller
 from scheduler.loop import SchedulerLoop
@@ -36,6 +37,8 @@ class Run:
 
     def __init__(self, config: TrainConfig, cores: tuple[int, ...]) -> None:
         self._config = config
+        self.run_id = new_run_id()
+        """Names this run at both ends; fresh each time."""
         self._cores = cores
         self._device = str(choose_device(config.device))
         self._profile = load_profile(config, cores, device=self._device)
@@ -62,7 +65,8 @@ class Run:
         data = load_training_data(config) if config.teacher is None else None
         digest = data.public.digest if data is not None and data.public is not None else ""
         surroundings = kind_of(config.policy).surroundings
-        with CommWorkerProcess(configure(config, config.teacher, surroundings, self._cores, dataset_digest=digest)) as worker:
+        told = configure(config, config.teacher, surroundings, self._cores, dataset_digest=digest, run_id=self.run_id)
+        with CommWorkerProcess(told) as worker:
             # All of it now, the test data too, so that nothing is missing when the training is over.
             data, test = data or load_training_data(config), load_dataset(config.test_dataset)
             described = worker.await_description()
@@ -86,6 +90,7 @@ class Run:
                 interruption = error
         outcome = Outcome(
             config=config,
+            run_id=self.run_id,
             cores=self._cores,
             trainer=trainer,
             loop=loop,
