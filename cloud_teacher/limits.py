@@ -24,7 +24,7 @@ class Limits:
     max_stride: int = MAX_STRIDE
     """Streams among which one edge may divide its batches."""
     max_connection_age_s: float | None = None
-    """Seconds (give or take a tenth) after which a connection is to end. Its edge makes a new one, with the certificates of then."""
+    """Seconds, give or take a tenth, after which a connection is to end; its edge makes a new one with the certificates of then."""
     connection_grace_s: float = 30.0
     """Seconds that the streams of such a connection may run on; what is still open then is cut, and asked for again by its edge."""
     max_metadata_bytes: int = 8 << 10
