@@ -9,7 +9,7 @@ from typing import NoReturn
 from edge_student.config import CalibrateConfig, CompareConfig, FetchConfig, TrainConfig
 from edge_student.preflight import settle
 from edgekd.command import Command, dispatch, run, start_logging
-from edgekd.logs import about
+from edgekd.logs import about_from_now_on
 from scheduler.policies import kind_of
 
 logger = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ def train(config: TrainConfig) -> int:
     from edge_student.runtime import Run
 
     training = Run(config, cores)
-    with about(run=training.run_id, policy=config.policy):
-        logger.info("run %s of edge %s under policy %s", training.run_id, config.edge_id, config.policy)
-        result = training.execute()
+    about_from_now_on(run=training.run_id, policy=config.policy)
+    logger.info("run %s of edge %s under policy %s", training.run_id, config.edge_id, config.policy)
+    result = training.execute()
     print(
         f"{result['policy']}: {result['cycles']} cycles in {result['wall_clock_s']:.2f} s, "
         f"accuracy {result['accuracy']:.4f}, stalled {result['stall_s']:.2f} s, held {result['hold_s']:.2f} s; see {config.out}"

@@ -15,7 +15,7 @@ from edge_student.receiver import BadTeacherError, LinkLostError, Receiver
 from edge_student.ring import RingShape, Slot
 from edgekd.command import WorldError
 from edgekd.identity import new_run_id
-from edgekd.logs import about
+from edgekd.logs import about, about_from_now_on
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +23,7 @@ logger = logging.getLogger(__name__)
 def fetch(config: FetchConfig) -> int:
     """Receive what is missing. Raises ValueError for the user's mistake and WorldError when the teacher stays away."""
     told = _configure(config)
-    with about(run=told.run_id):
-        return _fetch(config, told)
-
-
-def _fetch(config: FetchConfig, told: Configure) -> int:
+    about_from_now_on(run=told.run_id)
     receiver = Receiver(told, lambda cause, attempt: logger.warning("attempt %d failed: %s", attempt, cause))
     source = Hybrid(receiver, told)
     try:

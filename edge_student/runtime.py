@@ -15,6 +15,7 @@ from edge_student.comm_port import CommWorkerProcess
 from edge_student.config import TrainConfig
 from edge_student.fingerprint import load_profile
 from edge_student.journal import Journal, make_folder
+from edge_student.messages import Configure
 from edge_student.outcome import Outcome, remove_old, save
 from edge_student.preparation import check_teacher, configure, load_training_data, make_trainer, ring_shape
 from edge_student.progress import Progress
@@ -64,9 +65,7 @@ class Run:
         # Without a teacher the data set says whose cache it is; with one, the worker looks for it meanwhile.
         data = load_training_data(config) if config.teacher is None else None
         digest = data.public.digest if data is not None and data.public is not None else ""
-        surroundings = kind_of(config.policy).surroundings
-        told = configure(config, config.teacher, surroundings, self._cores, dataset_digest=digest, run_id=self.run_id)
-        with CommWorkerProcess(told) as worker:
+        with CommWorkerProcess(self._configure(digest)) as worker:
             # All of it now, the test data too, so that nothing is missing when the training is over.
             data, test = data or load_training_data(config), load_dataset(config.test_dataset)
             described = worker.await_description()
@@ -111,6 +110,10 @@ class Run:
             logger.warning("%d of %d cycles were trained; saved in %s", trainer.num_cycles, config.cycles, config.out)
             raise interruption
         return result
+
+    def _configure(self, dataset_digest: str) -> Configure:
+        config, surroundings = self._config, kind_of(self._config.policy).surroundings
+        return configure(config, config.teacher, surroundings, self._cores, dataset_digest=dataset_digest, run_id=self.run_id)
 
     def _ring_shape(self, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
         """As many slots as fit; fewer than the user or the run would have is said."""

@@ -74,6 +74,11 @@ def about(**fields: object) -> Iterator[None]:
         _about.reset(token)
 
 
+def about_from_now_on(**fields: object) -> None:
+    """What this thread logs from here to its end is about these `fields`: for a program that does one thing, its last word too."""
+    _about.set({**_about.get(), **_known(fields)})
+
+
 def last_word(message: str) -> None:
     """What a program ends with, one line on stderr; as an object where the log is one of objects."""
     if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers):

