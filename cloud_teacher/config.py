@@ -154,7 +154,9 @@ class ServeConfig(Secrets, TeacherConfig):
         if age is not None and not 1 <= age <= _MAX_CONNECTION_AGE_S:
             raise ValueError(f"--max-connection-age is {age}, must be in 1 .. {_MAX_CONNECTION_AGE_S} seconds")
         if self.metrics_listen is not None:
-            host, _ = parse_address(self.metrics_listen, flag="--metrics-listen", lowest_port=0)
+            host, port = parse_address(self.metrics_listen, flag="--metrics-listen", lowest_port=0)
+            if port and self.metrics_listen == self.listen:
+                raise ValueError(f"--metrics-listen is {self.metrics_listen}, and so is --listen; metrics need a port of their own")
             if not (self.insecure or is_loopback(host)):
                 raise ValueError(
                     f"--metrics-listen is {self.metrics_listen}, which other machines can reach, in plaintext and without a token: "

@@ -19,9 +19,12 @@ def read_id(value: object) -> str | None:
 
 
 def fit_id(text: str) -> str:
-    """`text` as such a name: cut to the length, with a hyphen for every character that has no place in it."""
+    """`text` as such a name: cut to the length, with a hyphen for every character that has no place in it, but for the first ones.
+
+    One that began with a hyphen would be taken for a flag where it is handed on.
+    """
     fitting = "".join(character if character in ID_CHARACTERS else "-" for character in text[:MAX_ID_LENGTH])
-    return fitting or _NAMELESS
+    return fitting.lstrip("-") or _NAMELESS
 
 
 def name_of_host() -> str:

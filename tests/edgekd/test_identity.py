@@ -23,6 +23,7 @@ def test_any_text_can_be_made_a_name_and_a_name_stays(text: str) -> None:
     fitted = fit_id(text)
     assert read_id(fitted) == fitted
     assert fit_id(fitted) == fitted
+    assert not fitted.startswith("-")
 
 
 def test_host_and_run_have_names() -> None:
