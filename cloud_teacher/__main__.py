@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def _train(config: TrainConfig) -> int:
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format)
     from cloud_teacher.training import train
 
     return train(config)
@@ -42,7 +42,7 @@ def _precompute(config: PrecomputeConfig) -> int:
 
 
 def _settle(config: TeacherConfig) -> None:
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format)
     if config.cores is not None:
         pin_process(parse_cores(config.cores))
 

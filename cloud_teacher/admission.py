@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf.message import DecodeError
 
+from cloud_teacher.limits import Limits
 from cloud_teacher.store import StoreKey
 from edgekd.codec import Format, from_wire
 from edgekd.inputs import InputEncoding, input_from_wire
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import MAX_BATCH_SIZE, MAX_START, MAX_STRIDE, MAX_WINDOW
+from edgekd.wire import MAX_START
 
 
 class RefusedError(Exception):
@@ -47,13 +48,15 @@ def parse(message: bytes) -> teacher_pb2.StreamLogitsRequest:
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a StreamLogitsRequest") from None
 
 
-def admit(request: teacher_pb2.StreamLogitsRequest, key: StoreKey, input_encodings: Collection[InputEncoding] = ()) -> Window:
+def admit(
+    request: teacher_pb2.StreamLogitsRequest, key: StoreKey, limits: Limits, input_encodings: Collection[InputEncoding] = ()
+) -> Window:
     """The window that `request` asks of the teacher and data set `key`, whose inputs can travel in these ways.
 
     Raises RefusedError with the codes that teacher.proto lists.
     """
-    _check_range("count", request.count, MAX_WINDOW)
-    _check_range("batch_size", request.batch_size, MAX_BATCH_SIZE)
+    _check_range("count", request.count, limits.max_window)
+    _check_range("batch_size", request.batch_size, limits.max_batch_size)
     try:
         form = Format(from_wire(request.encoding), request.top_k)
         form.layout(key.num_classes)
@@ -63,8 +66,8 @@ def admit(request: teacher_pb2.StreamLogitsRequest, key: StoreKey, input_encodin
     if inputs is not None and inputs not in input_encodings:
         can = ", ".join(input_encodings) or "nothing"
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"input_encoding is {inputs}, this server's inputs travel as {can}")
-    if request.stride > MAX_STRIDE:
-        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"stride is {request.stride}, must be in 0 .. {MAX_STRIDE}")
+    if request.stride > limits.max_stride:
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"stride is {request.stride}, must be in 0 .. {limits.max_stride}")
     stride = max(request.stride, 1)
     last = request.start + (request.count - 1) * stride
     if last > MAX_START:

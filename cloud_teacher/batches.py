@@ -29,9 +29,10 @@ _INPUTS_TAG = bytes([teacher_pb2.LogitsChunk.INPUTS_FIELD_NUMBER << 3 | 2])
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """A LogitsChunk as it goes on the wire, and the size of its payload and inputs alone, which is what a rate limit counts."""
+    """A LogitsChunk as it goes on the wire, its rows, and the size of payload and inputs alone, which a rate limit counts."""
 
     data: bytes
+    rows: int
     payload_bytes: int
 
 
@@ -118,7 +119,7 @@ class WindowReader:
         parts = [header.SerializeToString(), _PAYLOAD_TAG, _varint(len(payload)), payload]
         if inputs.data:
             parts += [_INPUTS_TAG, _varint(len(inputs.data)), inputs.data]
-        return Message(data=b"".join(parts), payload_bytes=len(payload) + len(inputs.data))
+        return Message(data=b"".join(parts), rows=len(ids), payload_bytes=len(payload) + len(inputs.data))
 
 
 def _varint(number: int) -> bytes:

@@ -6,14 +6,17 @@ Nothing here imports torch, so that a wrong flag is answered at once and `--core
 from dataclasses import dataclass
 from pathlib import Path
 
+from cloud_teacher.limits import Limits
 from cloud_teacher.pacing import parse_rate
 from edgekd.address import is_loopback, parse_address
-from edgekd.command import LogLevel
+from edgekd.command import LogFormat, LogLevel
 from edgekd.cores import parse_cores
 from edgekd.devices import Device
 from edgekd.tls import Secrets
 
 _MAX_SEED = 2**64 - 1
+# gRPC counts it in milliseconds, 31 bits of them.
+_MAX_CONNECTION_AGE_S = 20 * 86400
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +45,8 @@ class TrainConfig:
     """Where to compute; auto takes a GPU if there is one."""
     log_level: LogLevel = "info"
     """Least severe message that is shown on stderr."""
+    log_format: LogFormat = "text"
+    """How messages on stderr look: text for people, json for machines, one object a line."""
 
     def __post_init__(self) -> None:
         if self.out.suffix != ".safetensors":
@@ -80,6 +85,8 @@ class TeacherConfig:
     """Seed of the initial weights where no --weights are given."""
     log_level: LogLevel = "info"
     """Least severe message that is shown on stderr."""
+    log_format: LogFormat = "text"
+    """How messages on stderr look: text for people, json for machines, one object a line."""
 
     def __post_init__(self) -> None:
         if self.cores is not None:
@@ -118,6 +125,15 @@ class ServeConfig(Secrets, TeacherConfig):
     """Compute all logits while serving; what an edge asks for is computed in between."""
     max_streams: int = 64
     """Streams that may be open at a time; one more is told RESOURCE_EXHAUSTED."""
+    max_streams_per_edge: int | None = None
+    """Of those, streams of one edge: of one certificate under mutual TLS, else of one --edge-id, else of one IP address; without
+    it, all of them."""
+    max_connection_age: float | None = None
+    """Seconds after which a connection is ended, so that its edge makes a new one: with the certificates of then, or to another
+    server behind a balancer; streams may run on for 30 s. Without it, connections last."""
+    metrics_listen: str | None = None
+    """Address for Prometheus, HOST:PORT, with /metrics and /healthz; without it there are none. Plaintext, so beyond loopback it
+    needs --insecure."""
 
     def __post_init__(self) -> None:
         TeacherConfig.__post_init__(self)
@@ -131,8 +147,30 @@ class ServeConfig(Secrets, TeacherConfig):
             )
         if self.rate_limit is not None:
             parse_rate(self.rate_limit)
-        if self.max_streams < 1:
-            raise ValueError(f"--max-streams is {self.max_streams}, must be at least 1")
+        for flag, number in (("--max-streams", self.max_streams), ("--max-streams-per-edge", self.max_streams_per_edge)):
+            if number is not None and number < 1:
+                raise ValueError(f"{flag} is {number}, must be at least 1")
+        age = self.max_connection_age
+        if age is not None and not 1 <= age <= _MAX_CONNECTION_AGE_S:
+            raise ValueError(f"--max-connection-age is {age}, must be in 1 .. {_MAX_CONNECTION_AGE_S} seconds")
+        if self.metrics_listen is not None:
+            host, port = parse_address(self.metrics_listen, flag="--metrics-listen", lowest_port=0)
+            if port and self.metrics_listen == self.listen:
+                raise ValueError(f"--metrics-listen is {self.metrics_listen}, and so is --listen; metrics need a port of their own")
+            if not (self.insecure or is_loopback(host)):
+                raise ValueError(
+                    f"--metrics-listen is {self.metrics_listen}, which other machines can reach, in plaintext and without a token: "
+                    "listen on loopback, or give --insecure if everybody on this network may read the metrics"
+                )
+
+    @property
+    def limits(self) -> Limits:
+        """What this server grants."""
+        return Limits(
+            max_streams=self.max_streams,
+            max_streams_per_edge=self.max_streams_per_edge,
+            max_connection_age_s=self.max_connection_age,
+        )
 
 
 def parse_listen(text: str) -> tuple[str, int]:

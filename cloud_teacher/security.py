@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 import grpc
 import grpc.aio
 
+from cloud_teacher.callers import caller_of
+from edgekd.logs import about
 from edgekd.tls import TlsFiles, read_token
 
 _HEALTH = "/grpc.health."
@@ -89,7 +91,9 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 def _refusal(details: str) -> grpc.RpcMethodHandler:
     async def refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
-        logger.info("%s: refused, UNAUTHENTICATED: %s", context.peer(), details)
+        caller = caller_of(context)
+        with about(edge=caller.edge, run=caller.run, peer=caller.peer):
+            logger.info("%s: refused, UNAUTHENTICATED: %s", caller, details)
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, details)
 
     return grpc.unary_unary_rpc_method_handler(refuse)

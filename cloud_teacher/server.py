@@ -8,7 +8,6 @@ import asyncio
 import errno
 import os
 import socket
-from concurrent.futures import Executor
 from pathlib import Path
 
 import grpc
@@ -16,13 +15,11 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from cloud_teacher.inputs import PublicInputs
-from cloud_teacher.pacing import Pacer
+from cloud_teacher.calls import CallCounter
 from cloud_teacher.security import TokenInterceptor
 from cloud_teacher.service import TeacherService
-from cloud_teacher.store import LogitStore
 from edgekd.address import format_address
-from edgekd.wire import SERVICE_NAME, server_options
+from edgekd.wire import SERVICE_NAME
 
 # How long streams may run on after the order to stop; the last part is for those that only wait for their edge to read.
 _RUN_ON_S = 1.5
@@ -32,25 +29,14 @@ _WIND_UP_S = 0.5
 class TeacherServer:
     """One service on one port. Make it, start it and stop it on one event loop."""
 
-    def __init__(
-        self,
-        store: LogitStore,
-        *,
-        dataset_name: str,
-        max_streams: int,
-        pacer: Pacer | None,
-        computing: Executor,
-        inputs: PublicInputs | None = None,
-        token_file: Path | None = None,
-    ) -> None:
-        """`computing` runs the teacher and must have one thread; the caller shuts it down, and closes the store, after `stop`."""
-        self.service = TeacherService(
-            store, dataset_name=dataset_name, max_streams=max_streams, pacer=pacer, computing=computing, inputs=inputs
-        )
-        self._store = store
+    def __init__(self, service: TeacherService, *, token_file: Path | None = None) -> None:
+        """Serves within the limits of `service`, whose store the caller closes after `stop`."""
+        self.service = service
         self._health = health.aio.HealthServicer()
-        interceptors = [] if token_file is None else [TokenInterceptor(token_file)]
-        self._server = grpc.aio.server(options=server_options(), interceptors=interceptors)
+        interceptors: list[grpc.aio.ServerInterceptor] = [CallCounter(service.metrics.request_ended)]
+        if token_file is not None:
+            interceptors.append(TokenInterceptor(token_file))
+        self._server = grpc.aio.server(options=service.limits.server_options(), interceptors=interceptors)
         self._server.add_generic_rpc_handlers((self.service.handlers(),))
         add_HealthServicer_to_server(self._health, self._server)
 
@@ -79,7 +65,6 @@ class TeacherServer:
         stopping = asyncio.ensure_future(self._server.stop(_RUN_ON_S + _WIND_UP_S))
         await asyncio.wait([stopping], timeout=_RUN_ON_S)
         self.service.go_away()
-        self._store.interrupt()
         await stopping
         self.service.close()
 

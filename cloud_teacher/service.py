@@ -9,6 +9,7 @@ of chunks.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
@@ -18,15 +19,19 @@ import grpc.aio
 import numpy as np
 import numpy.typing as npt
 
-from cloud_teacher.admission import RefusedError, admit, parse
-from cloud_teacher.batches import ROWS_PER_FORWARD, WindowReader
+from cloud_teacher.admission import RefusedError, Window, admit, parse
+from cloud_teacher.batches import ROWS_PER_FORWARD, Group, WindowReader
+from cloud_teacher.callers import Caller, Places, caller_of
 from cloud_teacher.inputs import InputChangedError, PublicInputs
+from cloud_teacher.limits import Limits
+from cloud_teacher.metrics import Metrics, Sent
 from cloud_teacher.pacing import Pacer
 from cloud_teacher.store import LogitStore, StoreInterruptedError
 from edgekd.codec import Encoding, to_wire
 from edgekd.inputs import InputEncoding, input_to_wire
+from edgekd.logs import about
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import MAX_BATCH_SIZE, MAX_CHUNK_BYTES, MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION, SERVICE_NAME
+from edgekd.wire import MAX_CHUNK_BYTES, PROTOCOL_VERSION, SERVICE_NAME
 
 _OUR_FAULT = "the teacher failed; its log says why"
 _GOING_AWAY = "the teacher is shutting down; ask again from the first batch that is incomplete"
@@ -44,21 +49,28 @@ class TeacherService:
         store: LogitStore,
         *,
         dataset_name: str,
-        max_streams: int,
+        limits: Limits,
+        metrics: Metrics,
         pacer: Pacer | None,
         computing: Executor,
         inputs: PublicInputs | None = None,
     ) -> None:
-        """`computing` runs the teacher; it must have one thread. Without `inputs` none can travel."""
+        """`computing` runs the teacher; it must have one thread, and whoever made it ends it. Without `inputs` none can travel."""
+        self.limits = limits
+        self.metrics = metrics
         self._store = store
         self._dataset_name = dataset_name
-        self._max_streams = max_streams
+        self._places = Places(limits)
         self._pacer = pacer
         self._computing = computing
         self._inputs = inputs
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._going_away = asyncio.Event()
-        self.num_streams = 0
+
+    @property
+    def num_streams(self) -> int:
+        """Streams open now."""
+        return self._places.num_streams
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service as a gRPC server takes it.
@@ -75,7 +87,7 @@ class TeacherService:
 
     async def describe(self, request: bytes, context: grpc.aio.ServicerContext) -> teacher_pb2.DescribeResponse:
         """Who we are, what we serve, and within which limits. An empty message asks for it, so there is nothing to parse."""
-        key = self._store.key
+        key, limits = self._store.key, self.limits
         return teacher_pb2.DescribeResponse(
             protocol_version=PROTOCOL_VERSION,
             teacher_digest=key.teacher_digest,
@@ -84,46 +96,41 @@ class TeacherService:
             num_samples=key.num_samples,
             num_classes=key.num_classes,
             encodings=[to_wire(encoding) for encoding in Encoding],
-            max_batch_size=MAX_BATCH_SIZE,
-            max_window=MAX_WINDOW,
+            max_batch_size=limits.max_batch_size,
+            max_window=limits.max_window,
             max_chunk_bytes=MAX_CHUNK_BYTES,
-            max_stride=MAX_STRIDE,
-            max_streams=self._max_streams,
+            max_stride=limits.max_stride,
+            # An edge divides its batches among as many; were it told of those of all edges, some of its own would never open.
+            max_streams=limits.streams_for_one,
             input_shape=() if self._inputs is None else self._inputs.shape,
             input_encodings=[input_to_wire(encoding) for encoding in self._input_encodings],
         )
 
     async def stream_logits(self, request: bytes, context: grpc.aio.ServicerContext) -> None:
         """The batches of a window in order, each as one or more chunks; or a status that says why not."""
-        peer = context.peer()
-        try:
-            window = admit(parse(request), self._store.key, self._input_encodings)
-            if self.num_streams >= self._max_streams:
-                raise RefusedError(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"all {self._max_streams} streams are taken; try again later"
-                )
-            self.num_streams += 1
+        caller = caller_of(context)
+        with about(edge=caller.edge, run=caller.run, peer=caller.peer):
             try:
-                await self._send(WindowReader(window, self._store, self._inputs), context)
-            finally:
-                # Also when the edge vanishes: its call is cancelled, and the cancellation arrives here.
-                self.num_streams -= 1
-        except RefusedError as refused:
-            logger.info("%s: refused, %s: %s", peer, refused.code.name, refused.details)
-            await context.abort(refused.code, refused.details)
-        except grpc.aio.InternalError:
-            # How a write fails when its edge vanished and the cancellation has not come yet.
-            logger.info("%s: the edge is gone", peer)
-        except InputChangedError as error:
-            logger.error("%s: %s", peer, error)
-            why = f"the image file of sample {error.sample} has changed since this server was started; it must be started again"
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
-        except (ValueError, OSError) as error:
-            logger.error("%s: %s", peer, error)
-            await context.abort(grpc.StatusCode.INTERNAL, _OUR_FAULT)
-        except Exception:
-            logger.exception("%s: unexpected failure", peer)
-            await context.abort(grpc.StatusCode.INTERNAL, _OUR_FAULT)
+                window = admit(parse(request), self._store.key, self.limits, self._input_encodings)
+                with self._places.take(caller):
+                    await self._serve(window, caller, context)
+            except RefusedError as refused:
+                logger.info("%s: refused, %s: %s", caller, refused.code.name, refused.details)
+                await context.abort(refused.code, refused.details)
+            except grpc.aio.InternalError:
+                # How a write fails when its edge vanished and the cancellation has not come yet.
+                logger.info("%s: it is gone", caller)
+                context.set_code(grpc.StatusCode.CANCELLED)
+            except InputChangedError as error:
+                logger.error("%s: %s", caller, error)
+                why = f"the image file of sample {error.sample} has changed since this server was started; it must be started again"
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
+            except (ValueError, OSError) as error:
+                logger.error("%s: %s", caller, error)
+                await context.abort(grpc.StatusCode.INTERNAL, _OUR_FAULT)
+            except Exception:
+                logger.exception("%s: unexpected failure", caller)
+                await context.abort(grpc.StatusCode.INTERNAL, _OUR_FAULT)
 
     @property
     def _input_encodings(self) -> list[InputEncoding]:
@@ -147,24 +154,48 @@ class TeacherService:
         logger.info("all %d rows are in the store", len(everything))
 
     def go_away(self) -> None:
-        """End every stream at its next chunk, with a status that tells the edge to come back."""
+        """End every stream at its next chunk, with a status that tells the edge to come back, and stop computing."""
         self._going_away.set()
+        self._store.interrupt()
 
     def close(self) -> None:
         """Wait for the reading thread and end it."""
         self._reading.shutdown(cancel_futures=True)
 
-    async def _send(self, reader: WindowReader, context: grpc.aio.ServicerContext) -> None:
-        while not reader.is_done:
-            group = await _on(self._reading, reader.read)
-            if len(group.missing):
-                await self._compute(group.missing)
+    async def _serve(self, window: Window, caller: Caller, context: grpc.aio.ServicerContext) -> None:
+        # Of a busy server there are hundreds of these a minute, so they are for who looks for something.
+        extent = {"index": window.start, "count": window.count}
+        logger.debug("%s: a stream of %d batches from %d on begins", caller, window.count, window.start, extra=extent)
+        self.metrics.stream_began()
+        reader = WindowReader(window, self._store, self._inputs)
+        try:
+            while not reader.is_done:
+                group = await _on(self._reading, reader.read)
+                if len(group.missing):
+                    await self._compute(group.missing)
+                await self._send(group, context)
+        finally:
+            self.metrics.stream_ended()
+            how = "whole" if reader.is_done else "broken off"
+            logger.debug("%s: the stream from batch %d on has ended, %s", caller, window.start, how, extra=extent)
+
+    async def _send(self, group: Group, context: grpc.aio.ServicerContext) -> None:
+        sent = Sent()
+        try:
             for message in group.messages:
                 if self._pacer is not None:
                     await self._pause(self._pacer.reserve(message.payload_bytes, asyncio.get_running_loop().time()))
                 if self._going_away.is_set():
                     raise RefusedError(grpc.StatusCode.UNAVAILABLE, _GOING_AWAY)
+                begun = time.perf_counter()
                 await context.write(message.data)
+                sent.waited_s += time.perf_counter() - begun
+                sent.chunks += 1
+                sent.rows += message.rows
+                sent.payload_bytes += message.payload_bytes
+        finally:
+            if sent.chunks:
+                self.metrics.group_ended(sent)
 
     async def _compute(self, ids: npt.NDArray[np.int64]) -> None:
         filling = asyncio.get_running_loop().run_in_executor(self._computing, self._store.fill, ids)

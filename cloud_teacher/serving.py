@@ -6,20 +6,26 @@ Imported after the server was pinned, because torch and gRPC start threads that 
 import asyncio
 import logging
 import signal
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from cloud_teacher.config import PrecomputeConfig, ServeConfig, TeacherConfig, parse_listen
 from cloud_teacher.inputs import PublicInputs
+from cloud_teacher.metrics import Metrics
+from cloud_teacher.metrics_server import metrics_served
 from cloud_teacher.pacing import Pacer, parse_rate
 from cloud_teacher.progress import show_progress
 from cloud_teacher.security import server_credentials
 from cloud_teacher.server import TeacherServer, check_port
+from cloud_teacher.service import TeacherService
 from cloud_teacher.store import LogitStore, open_store
 from cloud_teacher.teacher import Teacher, make_teacher
-from edgekd.address import format_address, is_loopback
+from edgekd.address import format_address, is_loopback, parse_address
 from edgekd.command import WorldError
 from edgekd.datasets import load_dataset
 from edgekd.devices import choose_device
@@ -31,21 +37,24 @@ logger = logging.getLogger(__name__)
 def serve(config: ServeConfig) -> int:
     """Serve until SIGTERM or Ctrl-C, then return 0. Raises ValueError for the user's mistakes and OSError for the machine's."""
     before = signal.signal(signal.SIGTERM, _interrupt)
+    metrics, serving = Metrics(), threading.Event()
     try:
         check_port(*parse_listen(config.listen))
-        threads = _set_torch_threads(config.torch_threads)
-        teacher = load_teacher(config)
-        store = open_store(config.store, teacher.key, teacher.logits)
-        computing = ThreadPoolExecutor(1, thread_name_prefix="compute", initializer=torch.set_num_threads, initargs=(threads,))
-        try:
-            _tell_store(store)
-            if config.precompute:
-                computing.submit(fill, store).result()
-            asyncio.run(_listen(config, store, computing, PublicInputs(teacher.dataset)))
-        finally:
-            store.interrupt()
-            computing.shutdown(cancel_futures=True)
-            store.close()
+        with _watched(config, metrics, serving.is_set):
+            threads = _set_torch_threads(config.torch_threads)
+            teacher = load_teacher(config)
+            store = open_store(config.store, teacher.key, metrics.timed(teacher.logits))
+            metrics.watch(store, config.dataset)
+            computing = ThreadPoolExecutor(1, thread_name_prefix="compute", initializer=torch.set_num_threads, initargs=(threads,))
+            try:
+                _tell_store(store)
+                if config.precompute:
+                    computing.submit(fill, store).result()
+                asyncio.run(_listen(config, store, computing, PublicInputs(teacher.dataset), metrics, serving))
+            finally:
+                store.interrupt()
+                computing.shutdown(cancel_futures=True)
+                store.close()
     except KeyboardInterrupt:
         # Before it listened; afterwards the signals only end the waiting.
         pass
@@ -108,29 +117,55 @@ def fill(store: LogitStore) -> None:
             store.fill(np.arange(store.key.num_samples), on_progress=progress.advance)
 
 
-async def _listen(config: ServeConfig, store: LogitStore, computing: ThreadPoolExecutor, inputs: PublicInputs) -> None:
+@contextmanager
+def _watched(config: ServeConfig, metrics: Metrics, is_serving: Callable[[], bool]) -> Iterator[None]:
+    """Answer to Prometheus and to health checks during the block, if that was asked for."""
+    if config.metrics_listen is None:
+        yield
+        return
+    host, port = parse_address(config.metrics_listen, flag="--metrics-listen", lowest_port=0)
+    check_port(host, port)
+    if not is_loopback(host):
+        logger.warning("%s is reachable from other machines: everybody on its network can read the metrics", host)
+    with metrics_served(host, port, metrics.registry, is_serving) as port:
+        logger.info("metrics at http://%s/metrics", format_address(host, port))
+        yield
+
+
+async def _listen(
+    config: ServeConfig,
+    store: LogitStore,
+    computing: ThreadPoolExecutor,
+    inputs: PublicInputs,
+    metrics: Metrics,
+    serving: threading.Event,
+) -> None:
+    """Serve until a signal comes. `serving` is set meanwhile."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     pacer = None if config.rate_limit is None else Pacer(parse_rate(config.rate_limit))
-    server = TeacherServer(
+    service = TeacherService(
         store,
         dataset_name=config.dataset,
-        max_streams=config.max_streams,
+        limits=config.limits,
+        metrics=metrics,
         pacer=pacer,
         computing=computing,
         inputs=inputs,
-        token_file=config.token_file,
     )
+    server = TeacherServer(service, token_file=config.token_file)
     host, port = parse_listen(config.listen)
     port = await server.start(host, port, server_credentials(config.tls) if config.tls else None)
     if not (config.tls or is_loopback(host)):
         logger.warning("%s is reachable from other machines and the wire is plaintext: everybody can read and change it", host)
     if config.rate_limit is not None:
         logger.info("payload limited to %s, all streams together", config.rate_limit)
+    serving.set()
     print(f"listening on {format_address(host, port)}", flush=True)
-    filling = asyncio.create_task(server.service.fill_store()) if config.background else None
+    filling = asyncio.create_task(service.fill_store()) if config.background else None
     await stop.wait()
+    serving.clear()
     logger.info("stopping; streams may run on for a moment")
     await server.stop()
     if filling is not None:

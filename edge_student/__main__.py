@@ -1,5 +1,6 @@
 """`edge-student`: train one student, compare policies, or measure the device."""
 
+import logging
 import os
 import signal
 import sys
@@ -10,14 +11,17 @@ from edge_student.doctor_config import DoctorConfig
 from edge_student.interruption import Interruption, Terminated
 from edge_student.preflight import settle
 from edgekd.command import Command, dispatch, run, start_logging
+from edgekd.logs import about_from_now_on
 from scheduler.policies import kind_of
+
+logger = logging.getLogger(__name__)
 
 _DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with the logits of a teacher in the cloud."
 
 
 def train(config: TrainConfig) -> int:
     """Train one student under one policy."""
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     interruption = Interruption()
     interruption.install()
     config.check_secrets()
@@ -26,10 +30,13 @@ def train(config: TrainConfig) -> int:
     # Imported here: it loads torch, which must find the environment and the cores settled.
     from edge_student.runtime import Run
 
+    training = Run(config, cores, interruption)
+    about_from_now_on(run=training.run_id, policy=config.policy)
+    logger.info("run %s of edge %s under policy %s", training.run_id, config.edge_id, config.policy)
     try:
-        result = Run(config, cores, interruption).execute()
+        result = training.execute()
     except Terminated:
-        print(f"terminated; --resume goes on from what lies in {config.out}", file=sys.stderr)
+        logger.warning("terminated; --resume goes on from what lies in %s", config.out)
         return 0
     print(
         f"{result['policy']}: {result['cycles']} cycles in {result['wall_clock_s']:.2f} s, "
@@ -40,7 +47,7 @@ def train(config: TrainConfig) -> int:
 
 def compare(config: CompareConfig) -> int:
     """Train the same student under several policies and compare their wall-clock."""
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
     cores = settle(os.environ, config.cores)
     from edge_student.compare import compare_policies
@@ -50,7 +57,7 @@ def compare(config: CompareConfig) -> int:
 
 def calibrate(config: CalibrateConfig) -> int:
     """Measure what this device does in each mode, and save it as a profile."""
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
     # Those of the policy that uses all modes: both sides' rates depend on them.
     surroundings = kind_of("adaptive").surroundings
@@ -62,7 +69,7 @@ def calibrate(config: CalibrateConfig) -> int:
 
 def fetch(config: FetchConfig) -> int:
     """Receive all logits of a teacher into the cache of this edge."""
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
     from edge_student.fetch import fetch as receive_and_keep
 

@@ -30,6 +30,7 @@ from edge_student.progress import Progress
 from edge_student.provenance import command_line, describe_software
 from edge_student.ring import Ring
 from edgekd.devices import choose_device
+from edgekd.identity import new_run_id
 from edgekd.models import build_model
 from scheduler.policies import Surroundings
 
@@ -49,7 +50,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Sur
         torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
     max_threads = torch.get_num_threads()
     with teacher(config, cores[0]) as address:
-        with CommWorkerProcess(configure(config, address, surroundings, cores)) as worker:
+        with CommWorkerProcess(configure(config, address, surroundings, cores, run_id=new_run_id())) as worker:
             described = worker.await_description()
             check_teacher(described, data, address)
             trainer = make_trainer(config, data, described.num_classes, device)

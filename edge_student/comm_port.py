@@ -75,6 +75,9 @@ class CommWorkerProcess:
         # A second handle for wakes: Python would let a send on the first one wait as long as a receive may.
         self._doorbell = ours.dup()
         self._doorbell.setblocking(False)
+        # The batch that training is waiting for, or will be next: where a failing link has stopped us.
+        self._next_index: int | None = None
+        self._about = {"edge": config.edge_id or None, "run": config.run_id or None}
         self._ring: Ring | None = None
         self.finished: Finished | None = None
         self._send(config)
@@ -101,7 +104,7 @@ class CommWorkerProcess:
 
     def use_ring(self, ring: Ring, *, start: int, stop: int) -> None:
         """Hand over the ring for batches start .. stop-1, and wait until the worker has mapped it."""
-        self._ring = ring
+        self._ring, self._next_index = ring, start
         self._send(UseRing(start=start, stop=stop), fds=(ring.fd,))
         self._await(Ready)
 
@@ -118,6 +121,7 @@ class CommWorkerProcess:
         except PeerGone:
             return CommFailed(error=self._death())
         if isinstance(message, BatchReceived):
+            self._next_index = message.index + 1
             return BatchArrived(
                 index=message.index,
                 started=message.started,
@@ -187,7 +191,8 @@ class CommWorkerProcess:
         return message
 
     def _say_trouble(self, trouble: LinkTrouble) -> None:
-        logger.warning("attempt %d failed: %s; trying again", trouble.attempt, trouble.cause)
+        about = {**self._about, "index": self._next_index}  # said here, because the scheduler's thread knows nothing of the run
+        logger.warning("attempt %d failed: %s; trying again", trouble.attempt, trouble.cause, extra=about)
 
     def _failure(self, message: Failed) -> Exception:
         return ValueError(message.cause) if message.is_user_error else TeacherUnavailableError(message.cause)

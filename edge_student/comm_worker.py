@@ -31,6 +31,7 @@ from edge_student.parent import die_with_parent
 from edge_student.receiver import BadTeacherError, Receiver
 from edge_student.ring import Ring
 from edge_student.streams import are_running, receive_all
+from edgekd.logs import start_logging
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def serve(control: socket.socket) -> int:
     """Do what the trainer asks over `control`, until all batches are received or one end fails."""
     config, _ = messages.receive(control)
     assert isinstance(config, Configure), config
-    logging.basicConfig(level=config.log_level.upper(), format="comm worker: %(message)s")
+    fields = {"edge": config.edge_id or None, "run": config.run_id or None}
+    start_logging(config.log_level, config.log_format, text="comm worker: %(message)s", fields=fields)
     yield_to_training(config)
     receiver = Receiver(config, lambda cause, attempt: messages.send(control, _trouble(cause, attempt)))
     sources: list[LogitSource] = []

@@ -167,7 +167,8 @@ def _run_once(config: CompareConfig, address: str | None, policy: str, repeat: i
     """One fresh process; its result, or what it said when it failed."""
     name = f"{policy.replace(':', '-')}-{repeat}" + ("" if attempt == 1 else f"-attempt-{attempt}")
     out = config.out / "runs" / name
-    command = [sys.executable, "-m", "edge_student", "train", *shared_flags(config)]
+    # As text, whatever ours is: what ended a run is the last line it says, and goes into the report.
+    command = [sys.executable, "-m", "edge_student", "train", *shared_flags(dataclasses.replace(config, log_format="text"))]
     command += ["--policy", policy, "--out", str(out), "--checkpoint-every", "0"]
     command += [] if address is None else ["--teacher", address]
     # In hybrid mode each run fills a cache of its own, or the first would pay for the others.

@@ -3,18 +3,19 @@
 Nothing here imports torch, so that a wrong flag is answered at once and cores are chosen before any library starts a thread.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from edgekd.address import format_address, is_loopback, parse_addresses
 from edgekd.codec import Encoding, Format
-from edgekd.command import LogLevel
+from edgekd.command import LogFormat, LogLevel
 from edgekd.cores import parse_cores
 from edgekd.devices import Device
+from edgekd.identity import name_of_host, read_id
 from edgekd.inputs import InputEncoding
 from edgekd.tls import Secrets
-from edgekd.wire import MAX_BATCH_SIZE, MAX_STRIDE, MAX_TOP_K, MAX_WINDOW
+from edgekd.wire import MAX_BATCH_SIZE, MAX_ID_LENGTH, MAX_STRIDE, MAX_TOP_K, MAX_WINDOW
 
 _MAX_SEED = 2**64 - 1
 DEFAULT_TOP_K = 10
@@ -34,6 +35,7 @@ class Receiving(Secrets):
     insecure: bool
     max_wait: float
     max_silence: float
+    edge_id: str
 
     @property
     def form(self) -> Format:
@@ -59,6 +61,13 @@ class Receiving(Secrets):
             raise ValueError(f"--top-k is {self.top_k}, but --encoding is {self.encoding}: it goes with --encoding topk")
         if self.top_k is not None and not 1 <= self.top_k <= MAX_TOP_K:
             raise ValueError(f"--top-k is {self.top_k}, must be in 1 .. {MAX_TOP_K}")
+
+    def check_edge_id(self) -> None:
+        """ValueError for a name that no teacher would read."""
+        if read_id(self.edge_id) is None:
+            raise ValueError(
+                f"--edge-id is {self.edge_id!r}, must be 1 to {MAX_ID_LENGTH} characters of A-Z, a-z, 0-9, '.', '_' and '-'"
+            )
 
     def check_teacher(self, addresses: str) -> None:
         """ValueError unless these are addresses, and the wire to each as safe as was asked for."""
@@ -148,8 +157,12 @@ class StudentConfig(Receiving):
     """File with the token that the teacher wants."""
     insecure: bool = False
     """Reach a teacher on another machine in plaintext: everybody on the way can read and change what is sent."""
+    edge_id: str = field(default_factory=name_of_host)
+    """Name of this edge in the teacher's log; without it, that of this machine."""
     log_level: LogLevel = "info"
     """Least severe message that is shown on stderr."""
+    log_format: LogFormat = "text"
+    """How messages on stderr look: text for people, json for machines, one object a line."""
 
     def __post_init__(self) -> None:
         positive = ("cycles", "batch_size", "public_batch", "window", "ring_mib")
@@ -172,6 +185,7 @@ class StudentConfig(Receiving):
         if self.streams is not None and self.streams > MAX_STRIDE:
             raise ValueError(f"--streams is {self.streams}, the protocol allows at most {MAX_STRIDE}")
         self.check_top_k()
+        self.check_edge_id()
         if self.cores is not None:
             parse_cores(self.cores)
         for flag, dataset in (("--private", self.private), ("--public", self.public)):
@@ -323,12 +337,17 @@ class FetchConfig(Receiving):
     """File with the token that the teacher wants."""
     insecure: bool = False
     """Reach a teacher on another machine in plaintext: everybody on the way can read and change what is sent."""
+    edge_id: str = field(default_factory=name_of_host)
+    """Name of this edge in the teacher's log; without it, that of this machine."""
     log_level: LogLevel = "info"
     """Least severe message that is shown on stderr."""
+    log_format: LogFormat = "text"
+    """How messages on stderr look: text for people, json for machines, one object a line."""
 
     def __post_init__(self) -> None:
         self.check_teacher(self.teacher)
         self.check_top_k()
+        self.check_edge_id()
         for flag, value, most in (("--batch-size", self.batch_size, MAX_BATCH_SIZE), ("--window", self.window, MAX_WINDOW)):
             if not 1 <= value <= most:
                 raise ValueError(f"{flag} is {value}, must be in 1 .. {most}")

@@ -18,7 +18,7 @@ from edgekd.address import format_address, parse_addresses
 from edgekd.chunks import Chunk, parse_chunk
 from edgekd.tls import TlsFiles, read_token
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
-from edgekd.wire import SERVICE_NAME, channel_options
+from edgekd.wire import EDGE_ID_KEY, RUN_ID_KEY, SERVICE_NAME, channel_options
 
 _FINAL_CODES = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -134,7 +134,9 @@ class Connection:
         return self._channel
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call: the token, if the teacher wants one, read again each time."""
-        if not self._config.token_file:
-            return ()
-        return (("authorization", f"Bearer {read_token(Path(self._config.token_file))}"),)
+        """What goes with every call: who asks, in which run, and the token, if the teacher wants one, read again each time."""
+        named = ((EDGE_ID_KEY, self._config.edge_id), (RUN_ID_KEY, self._config.run_id))
+        metadata = tuple((key, value) for key, value in named if value)
+        if self._config.token_file:
+            metadata += (("authorization", f"Bearer {read_token(Path(self._config.token_file))}"),)
+        return metadata

@@ -37,6 +37,7 @@ def embedded_teacher(config: HostingConfig, core: int) -> Iterator[str]:
     """Serve `config.public_dataset` on loopback while the block runs; yields HOST:PORT. WorldError if it does not start."""
     command = [sys.executable, "-m", "cloud_teacher", "serve", "--listen", "127.0.0.1:0", "--precompute"]
     command += ["--dataset", config.public_dataset, "--model", config.teacher_model, "--log-level", config.log_level]
+    command += ["--log-format", config.log_format]
     weights = trained_weights(config)
     if weights is not None:
         command += ["--weights", str(weights)]
@@ -80,7 +81,7 @@ def trained_weights(config: HostingConfig) -> Path | None:
         fresh = Path(folder) / path.name
         command = [sys.executable, "-m", "cloud_teacher", "train", "--dataset", config.public_dataset]
         command += ["--model", config.teacher_model, "--seed", str(config.seed), "--out", str(fresh)]
-        command += ["--log-level", config.log_level]
+        command += ["--log-level", config.log_level, "--log-format", config.log_format]
         status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, preexec_fn=end_with_parent).returncode
         if status != 0:
             raise WorldError(f"training the teacher ended with exit status {status}; its own message stands above")

@@ -15,6 +15,8 @@ from edge_student.progress import Progress
 from edge_student.receiver import BadTeacherError, Receiver
 from edge_student.ring import RingShape, Slot
 from edgekd.command import WorldError
+from edgekd.identity import new_run_id
+from edgekd.logs import about, about_from_now_on
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 def fetch(config: FetchConfig) -> int:
     """Receive what is missing. Raises ValueError for the user's mistake and WorldError when the teacher stays away."""
     told = _configure(config)
+    about_from_now_on(run=told.run_id)
     receiver = Receiver(told, lambda cause, attempt: logger.warning("attempt %d failed: %s", attempt, cause))
     source = Hybrid(receiver, told)
     try:
@@ -55,7 +58,8 @@ def _receive_all(source: Hybrid, config: FetchConfig) -> int:
     num_bytes = 0
     try:
         for index in range(stop):
-            num_bytes += source.receive(index, stop, slot, lambda: None)
+            with about(index=index):
+                num_bytes += source.receive(index, stop, slot, lambda: None)
             progress.advance(min((index + 1) * config.batch_size, num_samples))
     finally:
         progress.close()
@@ -92,5 +96,8 @@ def _configure(config: FetchConfig) -> Configure:
         logits="hybrid",
         cache=str(config.cache),
         inputs=config.input_encoding or "",
+        edge_id=config.edge_id,
+        run_id=new_run_id(),
+        log_format=config.log_format,
         **config.secret_files,
     )

@@ -26,7 +26,8 @@ class Configure:
 
     `logits` is online, hybrid or offline, `cache` the folder of the latter two. Offline the data set's digest says whose cache.
     `inputs` is empty, or how public inputs travel with their logits; `num_streams` receive at a time. Of
-    secrets it has the names of their files only.
+    secrets it has the names of their files only. `edge_id` and `run_id` go with every call, so that the logs of both ends can be
+    laid side by side; without them the teacher sees an address.
     """
 
     teacher: str
@@ -49,6 +50,9 @@ class Configure:
     tls_key: str = ""
     tls_ca: str = ""
     token_file: str = ""
+    edge_id: str = ""
+    run_id: str = ""
+    log_format: str = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ class Outcome:
     """
 
     config: TrainConfig
+    run_id: str
     cores: tuple[int, ...]
     trainer: Trainer
     loop: SchedulerLoop
@@ -98,6 +99,8 @@ def describe(outcome: Outcome) -> dict[str, Any]:
     finished, config, past = outcome.finished, outcome.config, outcome.past
     loss = outcome.trainer.last_loss
     return {
+        "run_id": outcome.run_id,
+        "edge_id": config.edge_id,
         "policy": config.policy,
         "seed": config.seed,
         "cycles": outcome.trainer.num_cycles,

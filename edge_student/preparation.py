@@ -25,10 +25,11 @@ def configure(
     cores: Sequence[int],
     *,
     dataset_digest: str = "",
+    run_id: str = "",
 ) -> Configure:
     """What a comm worker of a run on `cores` is told: whom to ask and how, and what priority the policy wants for it.
 
-    `address` is None without a teacher; then `dataset_digest` says whose logits are read from the cache.
+    `address` is None without a teacher; then `dataset_digest` says whose logits are read from the cache. `run_id` names this run.
     """
     return Configure(
         teacher=address or "",
@@ -47,6 +48,9 @@ def configure(
         dataset_digest=dataset_digest,
         inputs=config.input_encoding or "",
         num_streams=config.streams or default_streams(len(cores)),
+        edge_id=config.edge_id,
+        run_id=run_id,
+        log_format=config.log_format,
         **config.secret_files,
     )
 

@@ -17,7 +17,7 @@ from edge_student.event_log import EventLog
 from edge_student.fingerprint import load_profile
 from edge_student.interruption import Interruption
 from edge_student.journal import Journal, make_folder
-from edge_student.messages import Described
+from edge_student.messages import Configure, Described
 from edge_student.outcome import Outcome, finished_before, remove_old, save
 from edge_student.preparation import check_teacher, configure, load_training_data, make_trainer, ring_shape
 from edge_student.progress import Progress
@@ -35,6 +35,7 @@ from edge_student.trainer import TorchTeam, Trainer
 from edge_student.witness import Witness
 from edgekd.datasets import ImageDataset, load_dataset
 from edgekd.devices import choose_device
+from edgekd.identity import new_run_id
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.controller import Controller
 from scheduler.loop import SchedulerLoop
@@ -51,6 +52,8 @@ class Run:
 
     def __init__(self, config: TrainConfig, cores: tuple[int, ...], interruption: Interruption | None = None) -> None:
         self._config = config
+        self.run_id = new_run_id()
+        """Names this run at both ends; fresh each time."""
         self._cores = cores
         self._interruption = interruption or Interruption()
         self._device = str(choose_device(config.device))
@@ -82,8 +85,7 @@ class Run:
         # Without a teacher the data set says whose cache it is; with one, the worker looks for it meanwhile.
         data = load_training_data(config) if config.teacher is None else None
         digest = data.public.digest if data is not None and data.public is not None else ""
-        surroundings = kind_of(config.policy).surroundings
-        with CommWorkerProcess(configure(config, config.teacher, surroundings, self._cores, dataset_digest=digest)) as worker:
+        with CommWorkerProcess(self._configure(digest)) as worker:
             # All of it now, the test data too, so that nothing is missing when the training is over.
             data, test = data or load_training_data(config), load_dataset(config.test_dataset)
             recipe = recipe_of(config, data.private.digest, len(data.private.labels))
@@ -133,6 +135,7 @@ class Run:
                 interruption = error
         outcome = Outcome(
             config=config,
+            run_id=self.run_id,
             cores=self._cores,
             trainer=trainer,
             loop=loop,
@@ -155,6 +158,10 @@ class Run:
             logger.warning("%d of %d cycles were trained; saved in %s", trainer.num_cycles, config.cycles, config.out)
             raise interruption
         return result
+
+    def _configure(self, dataset_digest: str) -> Configure:
+        config, surroundings = self._config, kind_of(self._config.policy).surroundings
+        return configure(config, config.teacher, surroundings, self._cores, dataset_digest=dataset_digest, run_id=self.run_id)
 
     def _ring_shape(self, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
         """As many slots as fit; fewer than the user or the run would have is said."""

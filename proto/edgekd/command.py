@@ -1,25 +1,24 @@
 """What the three programs' command lines have in common: commands, exit statuses and errors of one line.
 
-`parse`, which turns one dataclass into flags, a TOML file and help, is in settings.py and is offered here too.
+`parse`, which turns one dataclass into flags, a TOML file and help, is in settings.py, and `start_logging` in logs.py; both are
+offered here too.
 """
 
 import importlib.metadata
-import logging
 import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
+from edgekd.logs import LogFormat, LogLevel, last_word, start_logging
 from edgekd.settings import closest, parse
 
-__all__ = ["USER_ERROR", "Command", "LogLevel", "WorldError", "dispatch", "parse", "run", "start_logging"]
+__all__ = ["USER_ERROR", "Command", "LogFormat", "LogLevel", "WorldError", "dispatch", "parse", "run", "start_logging"]
 
 USER_ERROR = 2
 """Exit status of a command that was told something wrong."""
-
-LogLevel = Literal["debug", "info", "warning", "error"]
 
 # The config dataclass, what to do with one (the exit status, None for 0), and one sentence for the list of commands.
 Command = tuple[type[Any], Callable[[Any], int | None], str]
@@ -27,11 +26,6 @@ Command = tuple[type[Any], Callable[[Any], int | None], str]
 
 class WorldError(RuntimeError):
     """The world failed: a teacher is away, a download did not come. Not the user's mistake, and not ours."""
-
-
-def start_logging(level: LogLevel) -> None:
-    """Messages for people go to stderr, one line each, with the time: runs are long, and links fail at night."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -94,5 +88,5 @@ def _overview(commands: Mapping[str, Command], *, prog: str, description: str) -
 
 def _report(message: str, status: int) -> int:
     # One line, whatever the message was: whoever reads a log finds the whole error in it.
-    print(" ".join(message.split()), file=sys.stderr)
+    last_word(" ".join(message.split()))
     return status

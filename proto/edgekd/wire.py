@@ -24,6 +24,12 @@ MAX_CLASSES = MAX_CHUNK_BYTES // 4
 # Far more than anybody needs, and a row of them fits in one chunk.
 MAX_TOP_K = 4096
 
+# Metadata of every call: which edge asks, and in which of its runs. Both are what the edge says of itself, and prove nothing.
+EDGE_ID_KEY = "edgekd-edge"
+RUN_ID_KEY = "edgekd-run"
+MAX_ID_LENGTH = 64
+ID_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+
 _KEEPALIVE_TIME_MS = 20_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
 _MIN_PING_INTERVAL_MS = 10_000

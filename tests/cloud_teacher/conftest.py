@@ -5,14 +5,18 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from cloud_teacher.inputs import PublicInputs
+from cloud_teacher.limits import Limits
+from cloud_teacher.metrics import Metrics
 from cloud_teacher.pacing import Pacer
 from cloud_teacher.server import TeacherServer
+from cloud_teacher.service import TeacherService
 from cloud_teacher.store import LogitStore, StoreKey, open_store
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
 from edgekd.wire import channel_options
@@ -50,34 +54,38 @@ class Harness:
         folder: Path,
         *,
         key: StoreKey = KEY,
-        max_streams: int = 4,
         pacer: Pacer | None = None,
         inputs: PublicInputs | None = None,
+        **limits: Any,
     ) -> None:
         self.key = key
         self._inputs = inputs
         self.teacher = TinyTeacher(key)
-        self.store: LogitStore = open_store(folder, key, self.teacher.logits)
+        self.metrics = Metrics()
+        self.store: LogitStore = open_store(folder, key, self.metrics.timed(self.teacher.logits))
+        self.metrics.watch(self.store, "tiny:public")
         self._computing = ThreadPoolExecutor(1)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self.server = self._make(max_streams, pacer)
+        self.server = self._make(Limits(**({"max_streams": 4} | limits)), pacer)
         self.port = self.on_loop(self.server.start("127.0.0.1", 0))
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", options=channel_options())
         self.stub = teacher_pb2_grpc.TeacherStub(self.channel)
         self._is_stopped = False
 
-    def _make(self, max_streams: int, pacer: Pacer | None) -> TeacherServer:
+    def _make(self, limits: Limits, pacer: Pacer | None) -> TeacherServer:
         async def make() -> TeacherServer:
-            return TeacherServer(
+            service = TeacherService(
                 self.store,
                 dataset_name="tiny:public",
-                max_streams=max_streams,
+                limits=limits,
+                metrics=self.metrics,
                 pacer=pacer,
                 computing=self._computing,
                 inputs=self._inputs,
             )
+            return TeacherServer(service)
 
         return self.on_loop(make())
 

@@ -17,10 +17,11 @@ TINY += ["--public-batch", "16", "--seed", "5", "--log-level", "info"]
 class TeacherProcess:
     """`cloud-teacher serve` with initial weights, which are as deterministic as trained ones and need no training."""
 
-    def __init__(self, store: Path, *flags: str, dataset: str = "digits:public", port: int = 0) -> None:
+    def __init__(self, store: Path, *flags: str, dataset: str = "digits:public", port: int = 0, log: Path | None = None) -> None:
         command = [sys.executable, "-m", "cloud_teacher", "serve", "--dataset", dataset, "--model", "cnn:width=4"]
         command += ["--listen", f"127.0.0.1:{port}", "--store", str(store), "--precompute", "--log-level", "error", *flags]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+        with contextlib.nullcontext() if log is None else log.open("a") as errors:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, stdin=subprocess.DEVNULL)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line.startswith("listening on "), line
@@ -41,9 +42,11 @@ class TeacherProcess:
 
 
 @contextlib.contextmanager
-def teacher(store: Path, *flags: str, dataset: str = "digits:public", port: int = 0) -> Iterator[TeacherProcess]:
-    """A serving teacher that ends with the block."""
-    running = TeacherProcess(store, *flags, dataset=dataset, port=port)
+def teacher(
+    store: Path, *flags: str, dataset: str = "digits:public", port: int = 0, log: Path | None = None
+) -> Iterator[TeacherProcess]:
+    """A serving teacher that ends with the block; its messages go to `log` if there is one."""
+    running = TeacherProcess(store, *flags, dataset=dataset, port=port, log=log)
     try:
         yield running
     finally:

@@ -1,10 +1,13 @@
 """Who is let in and who is not, between real ends (promises 18, 19 and 21); and what a probe finds out."""
 
+import json
+import re
 import socket
 import ssl
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +73,13 @@ def test_mutual_tls_and_a_token_change_no_result(plain: str, certs: Path, tmp_pa
         assert TOKEN.encode() not in file.read_bytes(), file
 
 
+def assert_refused(finished: subprocess.CompletedProcess[str], says: str) -> None:
+    """It ended with the cause, not because its patience was over, and did not try again and again before."""
+    assert (finished.returncode, says in finished.stderr) == (2, True), finished.stderr
+    assert finished.stderr.count("trying again") <= 1, "no storm of retries"
+
+
+@pytest.mark.promise(18)
 @pytest.mark.parametrize(
     ("at", "edge", "says"),
     [
@@ -98,10 +108,10 @@ def test_18_who_is_not_let_in_hears_why_within_seconds(
             finished = run(student_command(f"127.0.0.2:{port}", tmp_path / "run", *FEW, *flags))
     else:
         finished = run(student_command(address, tmp_path / "run", *FEW, *flags))
-    assert (finished.returncode, says in finished.stderr) == (2, True), finished.stderr
-    assert finished.stderr.count("trying again") <= 1, "no storm of retries"
+    assert_refused(finished, says)
 
 
+@pytest.mark.promise(18)
 def test_18_an_expired_certificate_is_named(tmp_path: Path) -> None:
     expired = make_certs(tmp_path / "expired", "localhost,127.0.0.1", "pi-1", days=0)
     valid = tmp_path / "valid"
@@ -112,12 +122,14 @@ def test_18_an_expired_certificate_is_named(tmp_path: Path) -> None:
     time.sleep(1.1)  # valid for no day at all, but for this second
     with teacher(tmp_path / "store", *served_by(expired)) as serving:
         finished = run(student_command(serving.address, tmp_path / "run", *FEW, *edge_of(valid)))
-    assert (finished.returncode, "the teacher's certificate has expired" in finished.stderr) == (2, True), finished.stderr
+    assert_refused(finished, "the teacher's certificate has expired")
     with teacher(tmp_path / "store", *served_by(valid)) as serving:
         finished = run(student_command(serving.address, tmp_path / "run", *FEW, *edge_of(expired)))
-    assert (finished.returncode, "pi-1.pem, which may have expired" in finished.stderr) == (2, True), finished.stderr
+    assert_refused(finished, "pi-1.pem, which may have expired")
 
 
+@pytest.mark.promise(18)
+@pytest.mark.promise(21)
 def test_18_and_21_a_wrong_token_is_named_and_never_shown(tmp_path: Path) -> None:
     for name, content in (("right", TOKEN), ("wrong", "guess-guess-guess-guess")):
         (tmp_path / name).write_text(content)
@@ -127,7 +139,7 @@ def test_18_and_21_a_wrong_token_is_named_and_never_shown(tmp_path: Path) -> Non
             (("--token-file", str(tmp_path / "wrong")), "the token is not this"),
         ):
             finished = run(student_command(serving.address, tmp_path / "run", *FEW, *flags, "--log-level", "debug"))
-            assert (finished.returncode, says in finished.stderr) == (2, True), finished.stderr
+            assert_refused(finished, says)
             assert "guess" not in finished.stderr
         train(serving.address, tmp_path / "run", *FEW, "--token-file", str(tmp_path / "right"))
         with grpc.insecure_channel(serving.address) as channel:
@@ -135,6 +147,50 @@ def test_18_and_21_a_wrong_token_is_named_and_never_shown(tmp_path: Path) -> Non
         assert health.status == health_pb2.HealthCheckResponse.SERVING, "a probe has no token"
 
 
+@pytest.mark.promise(21)
+def test_21_no_secret_is_in_any_log_metric_or_file_and_a_certificate_says_who_an_edge_is(certs: Path, tmp_path: Path) -> None:
+    """Everything on: debug, JSON, metrics, mutual TLS and a token; and a second edge with another token, which is a secret too."""
+    wrong = "guess-guess-guess-guess"
+    for name, content in (("right", TOKEN), ("wrong", wrong)):
+        (tmp_path / name).write_text(content)
+    loud = ("--log-level", "debug", "--log-format", "json")
+    watched = (*loud, "--metrics-listen", "127.0.0.1:0", "--max-streams-per-edge", "2")
+    log = tmp_path / "teacher.log"
+    with teacher(tmp_path / "store", *served_by(certs), "--token-file", str(tmp_path / "right"), *watched, log=log) as serving:
+        said = {
+            name: run(
+                student_command(
+                    serving.address, tmp_path / f"run-{name}", *FEW, *edge_of(certs), "--token-file", str(tmp_path / name), *loud,
+                    "--edge-id", "liar",
+                )
+            )
+            for name in ("right", "wrong")
+        }  # fmt: skip
+        (where,) = re.findall(r"http://[^\"]+/metrics", log.read_text())
+        with urllib.request.urlopen(where, timeout=10) as answer:
+            metrics = answer.read().decode()
+    assert (said["right"].returncode, said["wrong"].returncode) == (0, 2), said
+    files = [path for name in said for path in (tmp_path / f"run-{name}").glob("*") if path.is_file()]
+    texts = {str(path): path.read_bytes().decode("latin-1") for path in (log, *files)}
+    texts |= {"metrics": metrics, **{name: finished.stderr + finished.stdout for name, finished in said.items()}}
+    assert {"result.json", "trace.json", "events.jsonl"} <= {path.name for path in files}
+    keys = [line for key in ("teacher.key", "pi-1.key") for line in (certs / key).read_text().splitlines() if len(line) > 8]
+    for secret in (TOKEN, wrong, "Bearer", *keys):
+        assert [name for name, text in texts.items() if secret in text] == [], "of all places"
+
+    assert 'edgekd_requests_total{code="UNAUTHENTICATED",method="Describe"} 1.0' in metrics
+    assert not any(name in metrics for name in ("liar", "pi-1", "127.0.0.1")), "labels are few, and name nobody"
+    result = json.loads((tmp_path / "run-right" / "result.json").read_text())
+    of_run = [line for line in map(json.loads, log.read_text().splitlines()) if line.get("run") == result["run_id"]]
+    assert {(line["edge"], line["index"], line["count"]) for line in of_run} == {("pi-1", 0, 12)}, "as certified, not as said"
+    own = [json.loads(line) for line in said["right"].stderr.splitlines()]
+    assert {(line["edge"], line["run"], line.get("policy", "os-default")) for line in own} == {
+        ("liar", result["run_id"], "os-default")
+    }
+    assert result["edge_id"] == "liar"
+
+
+@pytest.mark.promise(19)
 def test_19_a_renewed_certificate_is_used_from_the_next_handshake_on(tmp_path: Path) -> None:
     certs = make_certs(tmp_path / "certs", "localhost,127.0.0.1", "pi-1")
     plain_tls = ("--tls-cert", str(certs / "teacher.pem"), "--tls-key", str(certs / "teacher.key"))
