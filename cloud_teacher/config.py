@@ -133,7 +133,9 @@ class ServeConfig(Secrets, TeacherConfig):
     server behind a balancer; streams may run on for 30 s. Without it, connections last."""
     metrics_listen: str | None = None
     """Address for Prometheus, HOST:PORT, with /metrics and /healthz; without it there are none. Plaintext, so beyond loopback it
-    needs --insecure."""
+    needs --metrics-insecure."""
+    metrics_insecure: bool = False
+    """Serve metrics beyond loopback: everybody on that network can read them."""
 
     def __post_init__(self) -> None:
         TeacherConfig.__post_init__(self)
@@ -157,10 +159,10 @@ class ServeConfig(Secrets, TeacherConfig):
             host, port = parse_address(self.metrics_listen, flag="--metrics-listen", lowest_port=0)
             if port and self.metrics_listen == self.listen:
                 raise ValueError(f"--metrics-listen is {self.metrics_listen}, and so is --listen; metrics need a port of their own")
-            if not (self.insecure or is_loopback(host)):
+            if not (self.metrics_insecure or is_loopback(host)):
                 raise ValueError(
                     f"--metrics-listen is {self.metrics_listen}, which other machines can reach, in plaintext and without a token: "
-                    "listen on loopback, or give --insecure if everybody on this network may read the metrics"
+                    "listen on loopback, or give --metrics-insecure if everybody on this network may read the metrics"
                 )
 
     @property

@@ -20,6 +20,7 @@ from edge_student.event_log import EventLog, Totals
 from edge_student.journal import Journal
 from edge_student.messages import Described
 from edge_student.trainer import Trainer
+from edgekd.identity import read_id
 from scheduler.checked_json import check_keys, is_whole, listing, mapping, number, shown, whole
 from scheduler.controller import Controller
 
@@ -30,7 +31,7 @@ FULL_JOURNAL = 20_000
 
 # Flags that the weights depend on, beside the data sets' digests.
 _RECIPE = ("model", "alpha", "temperature", "lr", "momentum", "batch_size", "public_batch", "seed", "encoding", "top_k")
-_FACTS = ("num_cycles", "recipe", "teacher", "totals", "wall_clock_s", "events_bytes", "loss", "resumed_at", "learnt")
+_FACTS = ("num_cycles", "recipe", "teacher", "totals", "wall_clock_s", "events_bytes", "loss", "resumed_at", "run_id", "learnt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class Past:
     events_bytes: int = 0
     loss: float = math.nan
     resumed_at: tuple[int, ...] = ()
+    run_id: str | None = None
     recipe: Mapping[str, Any] | None = None
     teacher: Mapping[str, Any] | None = None
     learnt: Any = None
@@ -125,6 +127,7 @@ class Checkpoints:
         self,
         *,
         config: TrainConfig,
+        run_id: str,
         recipe: Mapping[str, Any],
         described: Described,
         trainer: Trainer,
@@ -133,7 +136,7 @@ class Checkpoints:
         log: EventLog,
         past: Past,
     ) -> None:
-        self._config, self._recipe, self._described = config, dict(recipe), described
+        self._config, self._run_id, self._recipe, self._described = config, run_id, dict(recipe), described
         self._trainer, self._controller, self._journal, self._log = trainer, controller, journal, log
         self._past, self._started, self._next = past, 0.0, math.inf
         self.notes: list[str] = []
@@ -180,6 +183,7 @@ class Checkpoints:
             "events_bytes": self._log.num_bytes,
             "loss": loss if math.isfinite(loss) else None,
             "resumed_at": list(self._past.resumed_at),
+            "run_id": self._run_id,
             "learnt": self._controller.to_json(),
         }
         return Checkpoint(facts=facts, tensors=self._trainer.snapshot())
@@ -192,6 +196,9 @@ def _to_past(found: Checkpoint, where: str) -> Past:
     resumed_at = listing(facts["resumed_at"], where)
     if not all(is_whole(cycle) for cycle in resumed_at):
         raise ValueError(f"{where}: {shown(resumed_at)} are no cycles")
+    run_id = read_id(facts["run_id"])
+    if run_id is None:
+        raise ValueError(f"{where}: {shown(facts['run_id'])} names no run")
     num_cycles = whole(facts, "num_cycles", where, least=0, most=None)
     wall_clock_s = number(facts, "wall_clock_s", where)
     if wall_clock_s < 0:
@@ -203,6 +210,7 @@ def _to_past(found: Checkpoint, where: str) -> Past:
         events_bytes=whole(facts, "events_bytes", where, least=0, most=None),
         loss=math.nan if facts["loss"] is None else number(facts, "loss", where),
         resumed_at=(*resumed_at, num_cycles),
+        run_id=run_id,
         recipe=recipe,
         teacher=teacher,
         learnt=facts["learnt"],

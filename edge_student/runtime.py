@@ -52,8 +52,9 @@ class Run:
 
     def __init__(self, config: TrainConfig, cores: tuple[int, ...], interruption: Interruption | None = None) -> None:
         self._config = config
-        self.run_id = new_run_id()
-        """Names this run at both ends; fresh each time."""
+        self._past = load_past(config) if config.resume else Past()
+        self.run_id = self._past.run_id or new_run_id()
+        """Names this run at both ends, and keeps its name when it goes on in another process."""
         self._cores = cores
         self._interruption = interruption or Interruption()
         self._device = str(choose_device(config.device))
@@ -73,7 +74,7 @@ class Run:
         """
         config = self._config
         make_folder(config.out)
-        past = load_past(config) if config.resume else Past()
+        past = self._past
         if (result := finished_before(config, past)) is not None:
             logger.info("all %d cycles were trained before: nothing is left to do", config.cycles)
             return result
@@ -116,6 +117,7 @@ class Run:
         log = EventLog(config.out / "events.jsonl", num_bytes=past.events_bytes, totals=past.totals)
         checkpoints = Checkpoints(
             config=config,
+            run_id=self.run_id,
             recipe=recipe,
             described=described,
             trainer=trainer,
