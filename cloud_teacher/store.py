@@ -26,7 +26,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from edgekd.files import find_flaw, write_meta
+from edgekd.files import expanded, find_flaw, write_meta
 
 # Rows computed between two marks: what a kill can cost, and how soon an interrupt is noticed.
 _ROWS_PER_MARK = 256
@@ -156,7 +156,7 @@ def open_store(directory: Path, key: StoreKey, compute: Callable[[Ids], Rows]) -
     Where another process holds it, a private one in the temporary folder, with a warning. Raises OSError if the folder cannot be
     written.
     """
-    folder = directory.expanduser() / key.folder
+    folder = expanded(directory) / key.folder
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "lock").open("ab")
     try:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from zlib_ng import zlib_ng
 
 from edgekd.codec import Encoding, Format
-from edgekd.files import find_flaw, write_meta
+from edgekd.files import expanded, find_flaw, write_meta
 from edgekd.inputs import Pixels
 from edgekd.layouts import Decoded, LayoutError
 
@@ -168,7 +168,7 @@ def open_cache(base: Path, key: CacheKey) -> LogitCache:
 
     Raises CacheError if another process has it, OSError if it cannot be written or the disk has not the space for all of it.
     """
-    folder = base.expanduser() / key.folder
+    folder = expanded(base) / key.folder
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder, fcntl.LOCK_EX)
     try:
@@ -191,7 +191,7 @@ def open_filled(base: Path, *, dataset_digest: str, form: Format, with_inputs: b
 
     Raises CacheError if there is none, or more than one, because of several teachers.
     """
-    base = base.expanduser()
+    base = expanded(base)
     found = []
     for meta in [base / "meta.json", *sorted(base.glob("*/meta.json"))]:
         try:

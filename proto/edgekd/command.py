@@ -92,7 +92,12 @@ def _overview(commands: Mapping[str, Command], *, prog: str, description: str) -
     return "\n".join(lines)
 
 
+def plain(text: str) -> str:
+    """Text as a terminal can take it: what would move its cursor, or turn its writing round, is spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _report(message: str, status: int) -> int:
-    # One line, whatever the message was: whoever reads a log finds the whole error in it.
-    print(" ".join(message.split()), file=sys.stderr)
+    # One line, whatever the message was: whoever reads a log finds the whole error in it. It may quote what others have sent.
+    print(plain(" ".join(message.split())), file=sys.stderr)
     return status
