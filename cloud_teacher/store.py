@@ -165,11 +165,15 @@ def open_store(directory: Path, key: StoreKey, compute: Callable[[Ids], Rows]) -
         lock.close()
         logger.warning("another server holds the logit store %s: using a private one, which is not kept", folder)
         return _open_private(key, compute)
-    flaw = _find_flaw(folder, key)
-    if flaw is not None:
-        if flaw:
-            logger.warning("logit store %s is thrown away and begun anew: %s", folder, flaw)
-        _rebuild(folder, key)
+    try:
+        flaw = _find_flaw(folder, key)
+        if flaw is not None:
+            if flaw:
+                logger.warning("logit store %s is thrown away and begun anew: %s", folder, flaw)
+            _rebuild(folder, key)
+    except BaseException:
+        lock.close()
+        raise
     values, marks = ((folder / name).open("r+b", buffering=0) for name in ("logits.f32", "have"))
     store = LogitStore(key, compute, values=values, marks=marks, lock=lock)
     still_needed = key.num_bytes - store.num_ready * key.num_classes * 4

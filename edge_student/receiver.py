@@ -7,13 +7,14 @@ stream after its first message, so the retrying is ours: a lost stream is asked 
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import grpc
 import grpc.experimental
 import numpy as np
 import numpy.typing as npt
 import tenacity
+from google.protobuf.message import DecodeError
 
 from edge_student.description import RequestRefusedError, check_description
 from edge_student.messages import Configure, Described
@@ -24,8 +25,9 @@ from edgekd.chunks import Chunk, parse_chunk
 from edgekd.codec import ChunkError, Encoding, Format, decode_into, from_wire, to_wire
 from edgekd.inputs import InputEncoding, Pixels, decode_inputs_into, input_to_wire
 from edgekd.order import batch_ids
+from edgekd.plain import plain
 from edgekd.tls import TlsFiles, read_token
-from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
+from edgekd.v1 import teacher_pb2
 from edgekd.wire import MAX_STRIDE, SERVICE_NAME, channel_options
 
 T = TypeVar("T")
@@ -39,6 +41,8 @@ _FINAL_CODES = {
     grpc.StatusCode.PERMISSION_DENIED,
 }
 _STREAM_LOGITS = f"/{SERVICE_NAME}/StreamLogits"
+_DESCRIBE = f"/{SERVICE_NAME}/Describe"
+_MAX_DETAILS = 500
 _MAX_REFUSED_IN_A_ROW = 5
 _MAX_DUPLICATES = 4096  # of one batch: as many as a whole batch that came in chunks of one row
 _DESCRIBE_TIMEOUT_S = 10.0
@@ -55,9 +59,9 @@ class BadTeacherError(RuntimeError):
 class ChunkStream(Protocol):
     """A running call of StreamLogits."""
 
-    def __next__(self) -> Chunk: ...
+    def __next__(self) -> bytes: ...
 
-    def __iter__(self) -> Iterator[Chunk]: ...
+    def __iter__(self) -> Iterator[bytes]: ...
 
     def cancel(self) -> bool:
         """Tell the teacher that nobody listens any more."""
@@ -83,6 +87,7 @@ class Receiver:
         self._described: Described | None = None
         self._refused_in_a_row = 0
         self._failing_since: float | None = None
+        self._furthest_row = 0
         self.on_rows: Callable[[npt.NDArray[np.int64], memoryview, Pixels], None] = lambda sample_ids, payload, inputs: None
         """Hears of every chunk that was accepted: its sample ids, int64 [rows], their rows as they were encoded, their inputs."""
         self.num_reconnects = 0
@@ -133,7 +138,7 @@ class Receiver:
         """
         assert self._described is not None, "describe() comes first"
         slot.sample_ids[:] = batch_ids(self._config.seed, self._described.num_samples, self._config.batch_size, index)
-        self._refused_in_a_row = 0
+        self._refused_in_a_row = self._furthest_row = 0
         return self._patiently(lambda: self._receive_once(index, stop, slot, between_chunks))
 
     def release(self) -> None:
@@ -151,19 +156,20 @@ class Receiver:
 
     def _describe_once(self) -> teacher_pb2.DescribeResponse:
         try:
-            stub = teacher_pb2_grpc.TeacherStub(self._connection())  # type: ignore[no-untyped-call]
-            answer: teacher_pb2.DescribeResponse = stub.Describe(
-                teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S, metadata=self._metadata()
-            )
-            return answer
+            # As bytes: gRPC would log a traceback for an answer that cannot be parsed.
+            call = self._connection().unary_unary(_DESCRIBE, teacher_pb2.DescribeRequest.SerializeToString)
+            answer = call(teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S, metadata=self._metadata())
+            return teacher_pb2.DescribeResponse.FromString(answer)
         except grpc.RpcError as error:
             raise self._translate(error) from None
+        except DecodeError:
+            raise BadTeacherError(f"teacher {self._config.teacher}: its answer to Describe is no DescribeResponse") from None
 
     def _receive_once(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
         row = num_bytes = num_duplicates = 0
         while row < len(slot.logits):
             between_chunks()
-            chunk = self._next_chunk(index, stop)
+            chunk = self._parse_or_refuse(self._next_message(index, stop), index)
             if (chunk.header.batch_index, chunk.header.row_start) < (index, row):
                 self.num_duplicate_chunks += 1
                 num_duplicates += 1
@@ -174,23 +180,24 @@ class Receiver:
                 row += self._accept(chunk, index, row, slot)
             except ChunkError as error:
                 self._refuse(index, error)
-            self._failing_since = None
+            if row > self._furthest_row:  # else it is only as far as it was before it failed
+                self._furthest_row, self._failing_since = row, None
             num_bytes += len(chunk.payload) + len(chunk.inputs)
         return num_bytes
 
-    def _next_chunk(self, index: int, stop: int) -> Chunk:
+    def _next_message(self, index: int, stop: int) -> bytes:
         try:
             if self._stream is None:
                 self._stream = self._open_window(index, stop)
-            chunk = next(self._stream, None)
-            if chunk is None:  # the window is used up
+            message = next(self._stream, None)
+            if message is None:  # the window is used up
                 self._stream = self._open_window(index, stop)
-                chunk = next(self._stream, None)
+                message = next(self._stream, None)
         except grpc.RpcError as error:
             raise self._translate(error) from None
-        if chunk is None:
+        if message is None:
             raise LinkLostError(f"the teacher ended its stream before batch {index} was complete")
-        return chunk
+        return message
 
     def _open_window(self, index: int, stop: int) -> ChunkStream:
         assert self._described is not None
@@ -206,11 +213,15 @@ class Receiver:
             stride=self._stride if self._stride > 1 else 0,
             input_encoding=input_to_wire(self._inputs),
         )
-        stream = self._connection().unary_stream(
-            _STREAM_LOGITS, teacher_pb2.StreamLogitsRequest.SerializeToString, response_deserializer=parse_chunk
-        )
+        stream = self._connection().unary_stream(_STREAM_LOGITS, teacher_pb2.StreamLogitsRequest.SerializeToString)
         call: ChunkStream = stream(request, metadata=self._metadata())
         return call
+
+    def _parse_or_refuse(self, message: bytes, index: int) -> Chunk:
+        try:
+            return parse_chunk(message)
+        except DecodeError:
+            self._refuse(index, ChunkError(f"a message of {len(message)} bytes is no LogitsChunk"))
 
     def _accept(self, chunk: Chunk, index: int, row: int, slot: Slot) -> int:
         """Verify one chunk and decode it to its rows; return how many. ChunkError says what is wrong with it."""
@@ -249,7 +260,7 @@ class Receiver:
         self.on_rows(slot.sample_ids[row:end], chunk.payload, inputs)
         return header.num_rows
 
-    def _refuse(self, index: int, error: ChunkError) -> None:
+    def _refuse(self, index: int, error: ChunkError) -> NoReturn:
         self.num_refused_chunks += 1
         self._refused_in_a_row += 1
         if self._refused_in_a_row >= _MAX_REFUSED_IN_A_ROW:
@@ -292,7 +303,7 @@ class Receiver:
         return kind(f"teacher {self._config.teacher}: UNAVAILABLE: {cause.text}")
 
     def _translate(self, error: grpc.RpcError) -> Exception:
-        cause = f"teacher {self._config.teacher}: {error.code().name}: {error.details()}"
+        cause = f"teacher {self._config.teacher}: {error.code().name}: {plain(error.details() or '', _MAX_DETAILS)}"
         if error.code() in _FINAL_CODES:
             return RequestRefusedError(cause)
         return self._explain(error) or LinkLostError(cause)

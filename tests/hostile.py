@@ -1,4 +1,4 @@
-"""What several fuzz tests need: JSON that nobody expected, documents that are nearly right, and a bound on what a call allocates."""
+"""What several fuzz tests need: JSON that nobody expected, documents that are nearly right, and a bound on memory."""
 
 import copy
 import tracemalloc

@@ -18,9 +18,7 @@ def parse_address(text: str, *, flag: str, lowest_port: int) -> tuple[str, int]:
     try:
         host.encode("idna")  # as the socket module does, whose error is none of the system's and names nothing
     except UnicodeError:
-        raise ValueError(
-            f"{flag} is {text!r}: no host has such a name; its parts, between the dots, have 1 to 63 letters"
-        ) from None
+        raise ValueError(f"{flag} is {text!r}: no host has such a name, whose parts have 1 to 63 letters each") from None
     return (host[1:-1] if bracketed else host), int(port)
 
 

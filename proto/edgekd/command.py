@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
+from edgekd.plain import plain
 from edgekd.settings import closest, parse
 
 __all__ = ["USER_ERROR", "Command", "LogLevel", "WorldError", "dispatch", "parse", "run", "start_logging"]
@@ -90,11 +91,6 @@ def _overview(commands: Mapping[str, Command], *, prog: str, description: str) -
         )
     lines += ["", f"`{prog} COMMAND --help` explains a command's flags, `{prog} --version` names this version."]
     return "\n".join(lines)
-
-
-def plain(text: str) -> str:
-    """Text as a terminal can take it: what would move its cursor, or turn its writing round, is spelled out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _report(message: str, status: int) -> int:

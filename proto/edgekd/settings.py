@@ -170,8 +170,10 @@ def parse_numbers(name: str, text: str, defaults: Mapping[str, int | None]) -> d
         if key not in defaults:
             allowed = ", ".join(defaults)
             raise ValueError(f"{name}: unknown option '{key}', must be one of {allowed}{closest(key, defaults)}")
-        if not value.isascii() or not value.isdigit() or len(value) > _MAX_DIGITS or int(value) < 1:
-            raise ValueError(f"{name}: {key}={value} must be a positive whole number of at most {_MAX_DIGITS} digits")
+        if not value.isascii() or not value.isdigit() or int(value[:_MAX_DIGITS]) < 1:
+            raise ValueError(f"{name}: {key}={value} must be a positive whole number")
+        if len(value) > _MAX_DIGITS:
+            raise ValueError(f"{name}: {key}={value} is too large, must have at most {_MAX_DIGITS} digits")
         numbers[key] = int(value)
     missing = [f"{key}=..." for key, value in numbers.items() if value is None]
     if missing:

@@ -1,4 +1,4 @@
-"""Whatever bytes come: they are decoded to finite logits and checked pixels, or refused with a ChunkError, and cost no more than they weigh."""
+"""Whatever bytes come: they become finite logits and checked pixels, or a ChunkError, and cost no more than they weigh."""
 
 import io
 import zlib

@@ -1,4 +1,4 @@
-"""Weights from a stranger: what is no weights of this model is refused in one line, runs nothing, and loads nothing (promise 16)."""
+"""Weights from a stranger: what is none of this model is refused in one line, runs nothing, and loads nothing."""
 
 import io
 import json

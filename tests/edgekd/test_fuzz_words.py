@@ -1,4 +1,4 @@
-"""What people type, and files that they name, with anything in them: a value, or one ValueError that says what is wrong with what."""
+"""What people type, and files that they name, with anything in them: a value, or one ValueError that says what is wrong."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -218,7 +218,7 @@ def test_any_bytes_are_a_settings_file_or_refused(content: bytes, tmp_path: Path
 )
 def test_a_settings_file_that_would_break_a_parser_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "it.toml").write_text(content)
-    with pytest.raises(ValueError, match="it.toml") as refusal:
+    with pytest.raises(ValueError, match=r"it\.toml") as refusal:
         parse(Config, ["--config", str(tmp_path / "it.toml"), "--number", "3"], prog="it", description="")
     assert len(str(refusal.value)) < 1000
 

@@ -106,7 +106,7 @@ def test_what_is_nested_as_deep_as_json_allows_is_refused_wherever_it_stands(pla
     for depth in range(900, 1000):
         nested = "[" * depth + "]" * depth
         text = json.dumps({**SCENARIOS[0], place: "HERE"}).replace('"HERE"', nested)
-        with pytest.raises(ValueError, match="^scenario"):
+        with pytest.raises(ValueError, match=r"^scenario"):
             Scenario.from_text(text)
 
 
