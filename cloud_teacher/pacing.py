@@ -22,9 +22,7 @@ def parse_rate(text: str) -> float:
     matched = _RATE.fullmatch(text)
     rate = float(matched[1]) * _UNITS[matched[2]] if matched else 0.0
     if not 1 <= rate < math.inf:
-        raise ValueError(
-            f"rate limit {text!r} is no rate of 1bit or more; write it as a number and a unit, like 100mbit or 1.5gbit"
-        )
+        raise ValueError(f"rate limit {text!r} is not a number and a unit, 1bit or more; write it like 100mbit or 1.5gbit")
     return rate
 
 
