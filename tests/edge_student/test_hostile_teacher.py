@@ -111,7 +111,7 @@ def test_whole_batches_that_come_again_are_dropped_and_counted() -> None:
 
 
 class Stranger(grpc.GenericRpcHandler):
-    """A server that answers Describe soundly, or with `answer`, and StreamLogits with whatever `say` gives it for the n-th request."""
+    """A server that answers Describe soundly, or with `answer`, and begins its n-th stream with whatever `say` gives it."""
 
     def __init__(self, say: Callable[[int, grpc.ServicerContext], Iterator[bytes]], answer: bytes | None = None) -> None:
         self._say, self._answer = say, answer
@@ -181,7 +181,7 @@ def too_large(context: grpc.ServicerContext) -> Iterator[bytes]:
 
 def bomb(context: grpc.ServicerContext) -> Iterator[bytes]:
     context.set_compression(grpc.Compression.Gzip)
-    yield bytes(256 * MiB)
+    yield bytes(128 * MiB)
 
 
 def large_metadata(context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -213,19 +213,13 @@ SAYINGS = {
 
 
 @pytest.mark.promise(11)
-@pytest.mark.parametrize("say", SAYINGS, ids=lambda say: say.__name__)
+@pytest.mark.parametrize("say", [say for say in SAYINGS if say is not bomb], ids=lambda say: say.__name__)
 def test_what_a_stranger_says_once_is_refused_and_the_next_answer_taken(
     say: Callable[[grpc.ServicerContext], Iterator[bytes]], caplog: pytest.LogCaptureFixture
 ) -> None:
     stranger = Stranger(lambda number, context: say(context) if number == 1 else iter(()))
     with serving(stranger) as address:
-        try:
-            out, receiver, troubles = receive_one(address)
-        except RequestRefusedError as refused:
-            # Compression is refused with a status that says "never", and so does not need a second try.
-            assert say is bomb
-            assert re.search(SAYINGS[say], str(refused))
-            return
+        out, receiver, troubles = receive_one(address)
     assert np.array_equal(out, expected()[0])
     assert receiver.num_reconnects == len(troubles) == 1
     assert re.search(SAYINGS[say], troubles[0]), troubles
@@ -235,13 +229,15 @@ def test_what_a_stranger_says_once_is_refused_and_the_next_answer_taken(
 
 
 @pytest.mark.promise(11)
-@pytest.mark.parametrize("say", [garbage, too_large, large_metadata, traceback], ids=lambda say: say.__name__)
+@pytest.mark.parametrize("say", [garbage, bomb, large_metadata, traceback], ids=lambda say: say.__name__)
 def test_a_stranger_that_says_nothing_else_ends_the_run_and_is_named(
     say: Callable[[grpc.ServicerContext], Iterator[bytes]], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Compression is refused with another status by every version of gRPC, some of which say "never", and some "try again"."""
     with serving(Stranger(lambda number, context: say(context))) as address:
         with pytest.raises((LinkLostError, BadTeacherError, RequestRefusedError)) as ended:
             receive_one(address, max_wait_s=0.5)
+    assert re.search(SAYINGS[say].strip("^$"), str(ended.value))
     assert str(ended.value).isprintable()
     assert len(str(ended.value)) < 1000
     assert "Traceback" not in caplog.text
@@ -280,7 +276,7 @@ def test_a_bomb_is_never_inflated(say: Callable[[grpc.ServicerContext], Iterator
         alone = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
     kind, grown = alone.stdout.split()
     assert kind in ("LinkLostError", "RequestRefusedError"), alone.stderr
-    assert int(grown) < 24 * MiB
+    assert int(grown) < 24 * MiB, "128 MiB of zeros"
 
 
 @pytest.mark.promise(11)

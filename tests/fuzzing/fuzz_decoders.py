@@ -2,8 +2,8 @@
 
     python tests/fuzzing/fuzz_decoders.py SECONDS CRASHES
 
-The first byte of an input chooses the decoder, the rest is what came over the wire. An exception that is not documented ends it with
-a status other than 0, and the input is left in the folder CRASHES; to look at it again, give its path in place of SECONDS. The corpus
+The first byte of an input chooses the decoder, the rest is what came over the wire. An exception that is not documented ends it
+with status 1, and the input is left in the folder CRASHES; to look at it again, give its path in place of SECONDS. The corpus
 begins with valid messages, made afresh in a temporary folder. atheris has wheels for x86_64 only.
 """
 
