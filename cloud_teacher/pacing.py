@@ -3,25 +3,26 @@
 It knows neither gRPC nor asyncio. The service asks how long to wait before each chunk and does the waiting.
 """
 
+import math
 import re
 
 # A sleep ends late, by the grain of the event loop's timer (1 ms) and more on a busy core. Time lost like that may be caught up, or
 # small chunks on a fast link would never reach the rate; time lost because nobody wanted to send may not.
 CATCH_UP_S = 0.010
 
-_RATE = re.compile(r"(\d+(?:\.\d+)?)(bit|kbit|mbit|gbit)")
+_RATE = re.compile(r"(\d+(?:\.\d+)?)(bit|kbit|mbit|gbit)", re.ASCII)
 _UNITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
 def parse_rate(text: str) -> float:
     """Bits per second of "100mbit", "1.5gbit", "64kbit" or "800bit": powers of ten, as networks count.
 
-    Raises ValueError for anything else, spaces and capitals included, and for a rate of zero.
+    Raises ValueError for anything else, spaces and capitals included, and for a rate below one bit or beyond all floats.
     """
     matched = _RATE.fullmatch(text)
     rate = float(matched[1]) * _UNITS[matched[2]] if matched else 0.0
-    if rate <= 0:
-        raise ValueError(f"rate limit {text!r} is not a number above 0 and a unit; write it like 100mbit or 1.5gbit")
+    if not 1 <= rate < math.inf:
+        raise ValueError(f"rate limit {text!r} is not a number and a unit, 1bit or more; write it like 100mbit or 1.5gbit")
     return rate
 
 

@@ -26,7 +26,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from edgekd.files import find_flaw, write_meta
+from edgekd.files import expanded, find_flaw, write_meta
 
 # Rows computed between two marks: what a kill can cost, and how soon an interrupt is noticed.
 _ROWS_PER_MARK = 256
@@ -156,7 +156,7 @@ def open_store(directory: Path, key: StoreKey, compute: Callable[[Ids], Rows]) -
     Where another process holds it, a private one in the temporary folder, with a warning. Raises OSError if the folder cannot be
     written.
     """
-    folder = directory.expanduser() / key.folder
+    folder = expanded(directory) / key.folder
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "lock").open("ab")
     try:
@@ -165,11 +165,15 @@ def open_store(directory: Path, key: StoreKey, compute: Callable[[Ids], Rows]) -
         lock.close()
         logger.warning("another server holds the logit store %s: using a private one, which is not kept", folder)
         return _open_private(key, compute)
-    flaw = _find_flaw(folder, key)
-    if flaw is not None:
-        if flaw:
-            logger.warning("logit store %s is thrown away and begun anew: %s", folder, flaw)
-        _rebuild(folder, key)
+    try:
+        flaw = _find_flaw(folder, key)
+        if flaw is not None:
+            if flaw:
+                logger.warning("logit store %s is thrown away and begun anew: %s", folder, flaw)
+            _rebuild(folder, key)
+    except BaseException:
+        lock.close()
+        raise
     values, marks = ((folder / name).open("r+b", buffering=0) for name in ("logits.f32", "have"))
     store = LogitStore(key, compute, values=values, marks=marks, lock=lock)
     still_needed = key.num_bytes - store.num_ready * key.num_classes * 4

@@ -15,9 +15,9 @@ from edge_student.description import RequestRefusedError
 from edge_student.messages import Configure
 from edge_student.probe import find_cause
 from edgekd.address import format_address, parse_addresses
-from edgekd.chunks import Chunk, parse_chunk
+from edgekd.plain import plain
 from edgekd.tls import TlsFiles, read_token
-from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
+from edgekd.v1 import teacher_pb2
 from edgekd.wire import EDGE_ID_KEY, RUN_ID_KEY, SERVICE_NAME, channel_options
 
 _FINAL_CODES = {
@@ -29,6 +29,8 @@ _FINAL_CODES = {
     grpc.StatusCode.PERMISSION_DENIED,
 }
 _STREAM_LOGITS = f"/{SERVICE_NAME}/StreamLogits"
+_DESCRIBE = f"/{SERVICE_NAME}/Describe"
+_MAX_DETAILS = 500
 _DESCRIBE_TIMEOUT_S = 10.0
 
 
@@ -37,11 +39,11 @@ class LinkLostError(ConnectionError):
 
 
 class ChunkStream(Protocol):
-    """A running call of StreamLogits."""
+    """A running call of StreamLogits, message by message."""
 
-    def __next__(self) -> Chunk: ...
+    def __next__(self) -> bytes: ...
 
-    def __iter__(self) -> Iterator[Chunk]: ...
+    def __iter__(self) -> Iterator[bytes]: ...
 
     def cancel(self) -> bool:
         """Tell the teacher that nobody listens any more."""
@@ -68,19 +70,18 @@ class Connection:
         """HOST:PORT of the teacher that is asked now."""
         return format_address(*self._addresses[0])
 
-    def describe(self) -> teacher_pb2.DescribeResponse:
-        """What the teacher says of itself, unchecked. Raises grpc.RpcError; waits 10 s at most."""
-        stub = teacher_pb2_grpc.TeacherStub(self._open())  # type: ignore[no-untyped-call]
-        answer: teacher_pb2.DescribeResponse = stub.Describe(
-            teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S, metadata=self._metadata()
-        )
+    def describe(self) -> bytes:
+        """What the teacher says of itself, as it came: gRPC would log a traceback for an answer that cannot be parsed.
+
+        Raises grpc.RpcError; waits 10 s at most.
+        """
+        call = self._open().unary_unary(_DESCRIBE, teacher_pb2.DescribeRequest.SerializeToString)
+        answer: bytes = call(teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S, metadata=self._metadata())
         return answer
 
     def stream(self, request: teacher_pb2.StreamLogitsRequest) -> ChunkStream:
         """Begin to receive a window; what fails, fails when its first chunk is asked for."""
-        stream = self._open().unary_stream(
-            _STREAM_LOGITS, teacher_pb2.StreamLogitsRequest.SerializeToString, response_deserializer=parse_chunk
-        )
+        stream = self._open().unary_stream(_STREAM_LOGITS, teacher_pb2.StreamLogitsRequest.SerializeToString)
         call: ChunkStream = stream(request, metadata=self._metadata())
         return call
 
@@ -108,7 +109,7 @@ class Connection:
 
         With `look_closer` the connection is tried once more by hand where gRPC can only say that the teacher is unavailable.
         """
-        cause = f"teacher {self.address}: {error.code().name}: {error.details()}"
+        cause = f"teacher {self.address}: {error.code().name}: {plain(error.details() or '', _MAX_DETAILS)}"
         if error.code() in _FINAL_CODES:
             return RequestRefusedError(cause)
         if error.code() is grpc.StatusCode.UNAVAILABLE and look_closer:

@@ -42,6 +42,9 @@ def _check_sanity(answer: teacher_pb2.DescribeResponse, who: str) -> None:
             raise RequestRefusedError(f"{who} has a {name} digest that is none: it must be 64 lower-case hexadecimal digits")
     if not 1 <= answer.num_samples <= MAX_SAMPLES:
         raise RequestRefusedError(f"{who} has {answer.num_samples} samples, must be in 1 .. {MAX_SAMPLES}")
+    if len(answer.input_shape) not in (0, 3):
+        shape = tuple(answer.input_shape[:8])
+        raise RequestRefusedError(f"{who} has inputs of the shape {shape}, which must be channels, height and width")
     if answer.max_window < 1:
         raise RequestRefusedError(f"{who} serves windows of {answer.max_window} batches, must be at least 1")
     if len(answer.dataset_name) > _MOST_NAME or not answer.dataset_name.isprintable():
@@ -69,8 +72,7 @@ def _check_inputs(answer: teacher_pb2.DescribeResponse, who: str, inputs: InputE
             "public data set instead (--public-inputs local)"
         )
     shape = tuple(answer.input_shape)
-    if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_INPUTS_BYTES:
+    if not shape or not 0 < math.prod(shape) <= MAX_INPUTS_BYTES:
         raise RequestRefusedError(
-            f"{who} has inputs of the shape {shape[:8]}, which must be channels, height and width, and at most "
-            f"{MAX_INPUTS_BYTES} bytes"
+            f"{who} has inputs of the shape {shape}, which must be channels, height and width, and at most {MAX_INPUTS_BYTES} bytes"
         )

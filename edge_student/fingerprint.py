@@ -4,7 +4,6 @@ Reads files of the kernel and, on a Jetson, asks `nvpmodel` for its mode. It cha
 """
 
 import importlib.metadata
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 from edge_student.config import StudentConfig
 from edge_student.preflight import spinning_variables
 from edge_student.provenance import describe_host
+from scheduler.checked_json import read_json
 from scheduler.scenario import Profile
 
 _OPENMP = re.compile(r"lib(?:g|i|)omp[-.\w]*\.so[.\d]*")
@@ -128,7 +128,7 @@ def load_profile(
     if not config.profile.exists():
         raise ValueError(f"--profile {config.profile}: there is no such file; make one with `edge-student calibrate`")
     try:
-        data = json.loads(config.profile.read_text(encoding="utf-8"))
+        data = read_json(config.profile.read_text(encoding="utf-8"), "profile")
         check_profile(data, fingerprint=fingerprint(cores, os.environ), settings=settings)
         return Profile.from_json(data)
     except ValueError as error:

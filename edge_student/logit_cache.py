@@ -26,7 +26,7 @@ import numpy.typing as npt
 from zlib_ng import zlib_ng
 
 from edgekd.codec import Encoding, Format
-from edgekd.files import find_flaw, write_meta
+from edgekd.files import expanded, find_flaw, write_meta
 from edgekd.inputs import Pixels
 from edgekd.layouts import Decoded, LayoutError
 
@@ -58,6 +58,11 @@ class CacheKey:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", tuple(self.input_shape))  # JSON knows lists only
+        sizes = (self.num_samples, self.num_classes, *self.input_shape)
+        words = (self.teacher_digest, self.dataset_digest, self.dataset_name, self.encoding, self.augmentation)
+        are_sizes = all(type(size) is int and size > 0 for size in sizes) and len(self.input_shape) in (0, 3)
+        if not are_sizes or type(self.top_k) is not int or not all(isinstance(word, str) and word.isprintable() for word in words):
+            raise ValueError(f"this is the key of no cache: {self!r:.500}")
 
     @property
     def form(self) -> Format:
@@ -168,7 +173,7 @@ def open_cache(base: Path, key: CacheKey) -> LogitCache:
 
     Raises CacheError if another process has it, OSError if it cannot be written or the disk has not the space for all of it.
     """
-    folder = base.expanduser() / key.folder
+    folder = expanded(base) / key.folder
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder, fcntl.LOCK_EX)
     try:
@@ -191,17 +196,18 @@ def open_filled(base: Path, *, dataset_digest: str, form: Format, with_inputs: b
 
     Raises CacheError if there is none, or more than one, because of several teachers.
     """
-    base = base.expanduser()
+    base = expanded(base)
     found = []
     for meta in [base / "meta.json", *sorted(base.glob("*/meta.json"))]:
         try:
             fields = json.loads(meta.read_text(encoding="utf-8"))
             version = fields.pop("format")
             key = CacheKey(**fields)
+            key.form.layout(key.num_classes)
             is_of_it = key.dataset_digest == dataset_digest or (with_inputs and not dataset_digest)
             if version == _FORMAT and is_of_it and key.form == form and bool(key.input_shape) == with_inputs:
                 found.append((meta.parent, key))
-        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
             continue  # nobody's cache, or that of another version
     if not found:
         raise CacheError(

@@ -195,7 +195,10 @@ def await_wake(sock: socket.socket) -> None:
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]]:
-    """Wait for one message and the descriptors that came with it; PeerGone at the end, TimeoutError as the socket says."""
+    """Wait for one message and the descriptors that came with it; PeerGone at the end, TimeoutError as the socket says.
+
+    Both ends are ours, so a packet that is no message is an AssertionError.
+    """
     try:
         packet, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 1)
     except ConnectionResetError:
@@ -205,10 +208,18 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
         raise PeerGone("the other process is gone")
     if packet == _WAKE:
         return Wake(), fds
+    try:
+        return _parse(packet), fds
+    except (ValueError, TypeError, KeyError, RecursionError, struct.error):
+        raise AssertionError(f"no message of ours came: {packet[:80]!r}") from None
+
+
+def _parse(packet: bytes) -> Message:
     if packet[:1] == _BATCH_KIND:
-        return BatchReceived.unpack(packet), fds
+        return BatchReceived.unpack(packet)
     kind, fields = json.loads(packet)
-    return _KINDS[kind](**fields), fds
+    message: Message = _KINDS[kind](**fields)
+    return message
 
 
 def _to_json(message: Message) -> bytes:

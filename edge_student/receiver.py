@@ -6,19 +6,20 @@ stream after its first message, so the retrying is ours: a lost stream is asked 
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 import tenacity
+from google.protobuf.message import DecodeError
 
 from edge_student.connection import ChunkStream, Connection, LinkLostError
 from edge_student.description import RequestRefusedError, check_description
 from edge_student.messages import Configure, Described
 from edge_student.ring import Slot
 from edge_student.watchdog import Watchdog
-from edgekd.chunks import Chunk
+from edgekd.chunks import Chunk, parse_chunk
 from edgekd.codec import ChunkError, Encoding, Format, decode_into, from_wire, to_wire
 from edgekd.inputs import InputEncoding, Pixels, decode_inputs_into, input_to_wire
 from edgekd.order import batch_ids
@@ -55,6 +56,7 @@ class Receiver:
         self._described: Described | None = None
         self._refused_in_a_row = 0
         self._failing_since: float | None = None
+        self._furthest_row = 0
         self.on_rows: Callable[[npt.NDArray[np.int64], memoryview, Pixels], None] = lambda sample_ids, payload, inputs: None
         """Hears of every chunk that was accepted: its sample ids, int64 [rows], their rows as they were encoded, their inputs."""
         self.num_reconnects = 0
@@ -104,7 +106,7 @@ class Receiver:
         """
         assert self._described is not None, "describe() comes first"
         slot.sample_ids[:] = batch_ids(self._config.seed, self._described.num_samples, self._config.batch_size, index)
-        self._refused_in_a_row = 0
+        self._refused_in_a_row = self._furthest_row = 0
         return self._patiently(lambda: self._receive_once(index, stop, slot, between_chunks))
 
     def release(self) -> None:
@@ -121,9 +123,12 @@ class Receiver:
 
     def _describe_once(self) -> teacher_pb2.DescribeResponse:
         try:
-            answer = self._connection.describe()
+            answer = teacher_pb2.DescribeResponse.FromString(self._connection.describe())
         except grpc.RpcError as error:
             raise self._translate(error) from None
+        except DecodeError:
+            where = self._connection.address
+            raise BadTeacherError(f"teacher {where}: its answer to Describe is no DescribeResponse") from None
         check_description(answer, self._config, self._connection.address)
         return answer
 
@@ -131,7 +136,7 @@ class Receiver:
         row = num_bytes = num_duplicates = 0
         while row < len(slot.logits):
             between_chunks()
-            chunk = self._next_chunk(index, stop)
+            chunk = self._parse_or_refuse(self._next_message(index, stop), index)
             if (chunk.header.batch_index, chunk.header.row_start) < (index, row):
                 self.num_duplicate_chunks += 1
                 num_duplicates += 1
@@ -142,23 +147,24 @@ class Receiver:
                 row += self._accept(chunk, index, row, slot)
             except ChunkError as error:
                 self._refuse(index, error)
-            self._failing_since = None
+            if row > self._furthest_row:  # else it is only as far as it was before it failed
+                self._furthest_row, self._failing_since = row, None
             num_bytes += len(chunk.payload) + len(chunk.inputs)
         return num_bytes
 
-    def _next_chunk(self, index: int, stop: int) -> Chunk:
+    def _next_message(self, index: int, stop: int) -> bytes:
         try:
-            chunk = self._await_chunk(index, stop)
-            if chunk is None:  # the window is used up
+            message = self._await_message(index, stop)
+            if message is None:  # the window is used up
                 self._stream = None
-                chunk = self._await_chunk(index, stop)
+                message = self._await_message(index, stop)
         except grpc.RpcError as error:
             raise self._translate(error) from None
-        if chunk is None:
+        if message is None:
             raise LinkLostError(f"the teacher ended its stream before batch {index} was complete")
-        return chunk
+        return message
 
-    def _await_chunk(self, index: int, stop: int) -> Chunk | None:
+    def _await_message(self, index: int, stop: int) -> bytes | None:
         if self._stream is None:
             self._stream = self._open_window(index, stop)
         self._watchdog.begin(self._stream)
@@ -182,6 +188,12 @@ class Receiver:
             input_encoding=input_to_wire(self._inputs),
         )
         return self._connection.stream(request)
+
+    def _parse_or_refuse(self, message: bytes, index: int) -> Chunk:
+        try:
+            return parse_chunk(message)
+        except DecodeError:
+            self._refuse(index, ChunkError(f"a message of {len(message)} bytes is no LogitsChunk"))
 
     def _accept(self, chunk: Chunk, index: int, row: int, slot: Slot) -> int:
         """Verify one chunk and decode it to its rows; return how many. ChunkError says what is wrong with it."""
@@ -220,7 +232,7 @@ class Receiver:
         self.on_rows(slot.sample_ids[row:end], chunk.payload, inputs)
         return header.num_rows
 
-    def _refuse(self, index: int, error: ChunkError) -> None:
+    def _refuse(self, index: int, error: ChunkError) -> NoReturn:
         self.num_refused_chunks += 1
         self._refused_in_a_row += 1
         if self._refused_in_a_row >= _MAX_REFUSED_IN_A_ROW:
@@ -237,10 +249,10 @@ class Receiver:
         return self._connection.translate(error, look_closer=has_failed_before)
 
     def _or_another(self, action: Callable[[], T]) -> T:
-        """Do it; where this teacher will never grant it, but others are left, that is only a lost link."""
+        """Do it; where this teacher will never do its part, but others are left, that is only a lost link."""
         try:
             return action()
-        except RequestRefusedError as error:
+        except (RequestRefusedError, BadTeacherError) as error:
             self._stream = None
             if not self._connection.rule_out():
                 raise

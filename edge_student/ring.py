@@ -124,7 +124,10 @@ class Ring:
     @classmethod
     def attach(cls, fd: int) -> "Ring":
         """Map the ring behind a descriptor; ValueError if it is not one."""
-        magic, num_slots, batch_size, num_classes, logit_bytes, *inputs = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
+        header = os.pread(fd, _HEADER.size, 0)
+        if len(header) < _HEADER.size:
+            raise ValueError(f"descriptor {fd} is not an EdgeKD ring: it has {len(header)} bytes")
+        magic, num_slots, batch_size, num_classes, logit_bytes, *inputs = _HEADER.unpack(header)
         shape = RingShape(
             num_slots=num_slots,
             batch_size=batch_size,

@@ -178,10 +178,13 @@ class PolicyKind:
         return tuple(f"{kind}:{argument}" for argument in self.arguments(num_cores))
 
 
+_MAX_DIGITS = 4
+
+
 def _static(order: Order) -> Policy:
     argument, num_cores = order.argument, order.num_cores
     highest = _splits("static", num_cores)
-    if not (argument.isascii() and argument.isdecimal()):
+    if not (argument.isascii() and argument.isdecimal() and len(argument) <= _MAX_DIGITS):
         raise ValueError(f"policy 'static:{argument}': the number of comm cores must follow, 1..{highest}, e.g. static:1")
     if not 1 <= int(argument) <= highest:
         raise ValueError(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scheduler.checked_json import check_keys, is_whole, number, read_json
+from scheduler.checked_json import check_keys, is_whole, number, read_json, shown
 from scheduler.scenario import MAX_CORES
 
 
@@ -48,14 +48,14 @@ class Samples:
         check_keys(data, required=("cores", "comp", "comm"), where="samples")
         cores = data["cores"]
         if not is_whole(cores) or not 2 <= cores <= MAX_CORES:
-            raise ValueError(f"samples: 'cores' is {cores!s:.40}; it must be a whole number in 2..{MAX_CORES}")
+            raise ValueError(f"samples: 'cores' is {shown(cores)}; it must be a whole number in 2..{MAX_CORES}")
         comp = _samples(data["comp"], "comp", 0, cores - 1)
         return cls(cores=cores, comp=comp, comm=_samples(data["comm"], "comm", 1, cores))
 
 
 def _samples(data: Any, side: str, lowest: int, highest: int) -> tuple[Sample, ...]:
     if not isinstance(data, list) or not data:
-        raise ValueError(f"samples: '{side}' is {data!s:.40}; it must be a list of one sample or more")
+        raise ValueError(f"samples: '{side}' is {shown(data)}; it must be a list of one sample or more")
     return tuple(_sample(sample, f"samples {side}[{n}]", lowest, highest) for n, sample in enumerate(data))
 
 
@@ -68,6 +68,6 @@ def _sample(data: Any, where: str, lowest: int, highest: int) -> Sample:
     c = data["comm_cores"]
     if not is_whole(c) or not lowest <= c <= highest:
         raise ValueError(
-            f"{where}: 'comm_cores' is {c!s:.40}; it must be a whole number in {lowest}..{highest}, where this side has cores"
+            f"{where}: 'comm_cores' is {shown(c)}; it must be a whole number in {lowest}..{highest}, where this side has cores"
         )
     return Sample(work=work, comm_cores=c, seconds=seconds)

@@ -6,15 +6,19 @@ import ipaddress
 def parse_address(text: str, *, flag: str, lowest_port: int) -> tuple[str, int]:
     """Host and port of "HOST:PORT"; an IPv6 host stands in brackets and is returned without them.
 
-    Raises ValueError, naming the flag, unless the port is in lowest_port .. 65535.
+    Raises ValueError, naming the flag, for a host that can be no name, or unless the port is in lowest_port .. 65535.
     """
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not host or (":" in host and not bracketed):
+    if not colon or host in ("", "[]") or (":" in host and not bracketed):
         raise ValueError(f"{flag} is {text!r}, must be HOST:PORT, for example 127.0.0.1:50051 or [::1]:50051")
-    if not (port.isascii() and port.isdigit() and lowest_port <= int(port) <= 65535):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and lowest_port <= int(port) <= 65535):
         hint = "; 0 takes a free port" if lowest_port == 0 else ""
         raise ValueError(f"{flag} is {text!r}, must be HOST:PORT with a port in {lowest_port} .. 65535{hint}")
+    try:
+        host.encode("idna")  # as the socket module does, whose error is none of the system's and names nothing
+    except UnicodeError:
+        raise ValueError(f"{flag} is {text!r}: no host has such a name, whose parts have 1 to 63 letters each") from None
     return (host[1:-1] if bracketed else host), int(port)
 
 

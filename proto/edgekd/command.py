@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from edgekd.logs import LogFormat, LogLevel, last_word, start_logging
+from edgekd.plain import plain
 from edgekd.settings import closest, parse
 
 __all__ = ["USER_ERROR", "Command", "LogFormat", "LogLevel", "WorldError", "dispatch", "parse", "run", "start_logging"]
@@ -87,6 +88,6 @@ def _overview(commands: Mapping[str, Command], *, prog: str, description: str) -
 
 
 def _report(message: str, status: int) -> int:
-    # One line, whatever the message was: whoever reads a log finds the whole error in it.
-    last_word(" ".join(message.split()))
+    # One line, whatever the message was: whoever reads a log finds the whole error in it. It may quote what others have sent.
+    last_word(plain(" ".join(message.split())))
     return status

@@ -1,6 +1,6 @@
 """Core ids as people write them on a command line, at either end."""
 
-_MAX_CORE = 4095
+_MAX_CORE, _MAX_DIGITS = 4095, 4
 
 
 def parse_cores(text: str) -> frozenset[int]:
@@ -9,7 +9,7 @@ def parse_cores(text: str) -> frozenset[int]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         ends = [first, last] if dash else [first]
-        if not all(end.isascii() and end.isdigit() and int(end) <= _MAX_CORE for end in ends):
+        if not all(end.isascii() and end.isdigit() and len(end) <= _MAX_DIGITS and int(end) <= _MAX_CORE for end in ends):
             raise ValueError(f"--cores is {text!r}: {part!r} is neither a core nor a range; write it like 0-3 or 0,2")
         if int(ends[0]) > int(ends[-1]):
             raise ValueError(f"--cores is {text!r}: range {part!r} runs backwards")

@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 
+def expanded(path: Path) -> Path:
+    """The path with ~ and ~user replaced. Raises ValueError, naming it, where nobody has that home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: there is no such home folder; write the path out") from None
+
+
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, then put it in its place: old or new, never half, also after a power cut.
 
@@ -41,7 +49,7 @@ def find_flaw(folder: Path, sizes: Mapping[str, int], *, is_ours: Callable[[Any]
         return "" if len(absent) == len(names) else f"{absent[0]} is missing"
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return "meta.json is damaged"
     if not is_ours(meta):
         return f"meta.json is of another {of_another}"

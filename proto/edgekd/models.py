@@ -7,6 +7,7 @@ file is read too, but only as plain tensors: a pickle from a stranger is a progr
 import hashlib
 import importlib
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from edgekd.settings import closest, parse_numbers
 
 _FORMS = "cnn[:width=16], torchvision:NAME, timm:NAME or package.module:callable"
 _MAX_WIDTH = 1024
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The coarsest grid of the built-in model; halving it further would throw away where in the image something is.
 _GRID = 4
 
@@ -71,10 +73,25 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise ValueError(
                 f"{path} does not fit the model: '{name}' is {there}, must be {here}; was it saved from another --model?"
             )
+        if not _is_stored_as(state[name], tensor):
+            raise ValueError(f"{path} does not fit the model: '{name}' is {_kind(state[name])}, must be {_kind(tensor)}")
     unexpected = [name for name in state if name not in expected]
     if unexpected:
-        raise ValueError(f"{path} does not fit the model, which has no '{unexpected[0]}'; was it another --model?")
+        raise ValueError(f"{path} does not fit the model, which has no {unexpected[0][:80]!r}; was it another --model?")
     model.load_state_dict(state)
+
+
+def _is_stored_as(theirs: torch.Tensor, ours: torch.Tensor) -> bool:
+    """Whether a tensor of a file can become one of the model's: plain numbers in memory, of its type, or floats for floats."""
+    is_plain = theirs.layout is torch.strided and theirs.device.type == "cpu" and not theirs.is_quantized
+    return is_plain and (theirs.dtype == ours.dtype or (theirs.dtype in _FLOATS and ours.dtype in _FLOATS))
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """In words, for an error."""
+    place = "" if tensor.device.type == "cpu" else f" on {tensor.device.type}"
+    layout = "" if tensor.layout is torch.strided else f" ({tensor.layout})"
+    return f"{tensor.dtype}{layout}{place}"
 
 
 def weights_digest(spec: str, model: nn.Module) -> str:
@@ -197,6 +214,14 @@ def _call(spec: str, factory: Callable[..., Any], num_classes: int, shape: tuple
         raise ValueError(f"model '{spec}' failed for {num_classes=} and input_shape={shape}: {problem}") from error
 
 
+def _check_inflation(path: Path) -> None:
+    """ValueError for a compressed archive: torch makes none, but it reads them, and a few kB could become gigabytes."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("compressed")
+
+
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise ValueError(f"weights file '{path}' must end in .safetensors, .pt or .pth")
@@ -204,6 +229,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _check_inflation(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are layers below
         # torch's own message would tell how to load a pickle all the same.

@@ -20,6 +20,9 @@ from typing import Annotated, Any, TypeVar
 
 ConfigT = TypeVar("ConfigT")
 
+# No number of things is larger, and Python refuses to read one of thousands of digits in words that name nothing.
+_MAX_DIGITS = 18
+
 
 def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, description: str) -> ConfigT:
     """Build `config_class`, a frozen dataclass of flags, from a command line and the TOML file it may name.
@@ -45,11 +48,11 @@ def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, descri
         name = _first_name(outcome, [*hints, "config"])
         source = f"{path}: {name}" if name in settings else _flag(name)
         value, kind = _value_of(name, args), _kind(hints.get(name, Path))
-        problem = f"is '{value}', must be {kind}" if value is not None else f"needs a value: {kind}"
+        problem = f"is {value!r}, must be {kind}" if value is not None else f"needs a value: {kind}"
         raise ValueError(f"{source} {problem}; see {prog} --help")
     values, unexpected = outcome
     if unexpected:
-        raise ValueError(f"unexpected argument '{unexpected[0]}': every setting is a --flag; see {prog} --help")
+        raise ValueError(f"unexpected argument {unexpected[0]!r}: every setting is a --flag; see {prog} --help")
     return config_class(**{name: getattr(values, name) for name in hints})
 
 
@@ -121,6 +124,8 @@ def _read_toml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is not valid TOML: it is nested too deeply") from None
     settings = {}
     for key, value in document.items():
         name = key.replace("-", "_")
@@ -168,8 +173,10 @@ def parse_numbers(name: str, text: str, defaults: Mapping[str, int | None]) -> d
         if key not in defaults:
             allowed = ", ".join(defaults)
             raise ValueError(f"{name}: unknown option '{key}', must be one of {allowed}{closest(key, defaults)}")
-        if not value.isascii() or not value.isdigit() or int(value) < 1:
+        if not value.isascii() or not value.isdigit() or int(value[:_MAX_DIGITS]) < 1:
             raise ValueError(f"{name}: {key}={value} must be a positive whole number")
+        if len(value) > _MAX_DIGITS:
+            raise ValueError(f"{name}: {key}={value} is too large, must have at most {_MAX_DIGITS} digits")
         numbers[key] = int(value)
     missing = [f"{key}=..." for key, value in numbers.items() if value is None]
     if missing:

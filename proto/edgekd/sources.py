@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekd.command import WorldError
+from edgekd.files import expanded
 from edgekd.inputs import square_pixels
 from edgekd.order import permutation
 from edgekd.settings import parse_numbers
@@ -113,10 +114,10 @@ def _image_folder(argument: str, split: str) -> Loaded:
 
     path, _, options = argument.partition(",")
     size = parse_numbers("imagefolder:PATH", options, {"size": 64})["size"]
-    if not path or not Path(path).expanduser().is_dir():
+    if not path or not expanded(Path(path)).is_dir():
         raise ValueError(f"imagefolder:PATH needs a folder with a folder of images for each class, not '{path}'")
     try:
-        folder = ImageFolder(str(Path(path).expanduser()))
+        folder = ImageFolder(str(expanded(Path(path))))
     except FileNotFoundError:
         raise ValueError(f"imagefolder:{path} needs at least one folder, named after a class, and images in each") from None
     ids = _whole_ids(len(folder.samples), split)

@@ -1,12 +1,14 @@
 """Certificates, keys and tokens as files: what must hold of them, said before a connection fails in words that nobody understands.
 
-Standard library only. No content of a key or a token ever stands in a message.
+Standard library only, apart from paths. No content of a key or a token ever stands in a message.
 """
 
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from edgekd.files import expanded
 
 _LEAST_TOKEN, _MOST_TOKEN = 16, 4096
 
@@ -32,7 +34,7 @@ class TlsFiles:
 
     def read(self) -> Pem:
         """The files as they are now. Raises OSError for one that cannot be read."""
-        return Pem(*(None if path is None else path.expanduser().read_bytes() for path in (self.cert, self.key, self.ca)))
+        return Pem(*(None if path is None else expanded(path).read_bytes() for path in (self.cert, self.key, self.ca)))
 
     def check(self) -> None:
         """Raises ValueError, naming flag and file, for a file that cannot be read or is not what it should be, or a key without its
@@ -47,12 +49,12 @@ class TlsFiles:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if self.ca is not None:
             try:
-                context.load_verify_locations(self.ca.expanduser())
+                context.load_verify_locations(expanded(self.ca))
             except ssl.SSLError:
                 raise ValueError(f"--tls-ca {self.ca} holds no certificate in PEM") from None
         if self.cert is not None and self.key is not None:
             try:
-                context.load_cert_chain(self.cert.expanduser(), self.key.expanduser(), password=_no_password)
+                context.load_cert_chain(expanded(self.cert), expanded(self.key), password=_no_password)
             except ssl.SSLError as error:
                 raise ValueError(f"--tls-cert {self.cert} and --tls-key {self.key}: {_why(error)}") from None
 
@@ -94,9 +96,11 @@ def read_token(path: Path) -> str:
 
 def _read(flag: str, path: Path) -> bytes:
     try:
-        return path.expanduser().read_bytes()
+        return expanded(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{flag} {path}: {error.strerror}") from None
+    except ValueError as error:  # of the path itself
+        raise ValueError(f"{flag} {str(path)!r}: {error}") from None
 
 
 def _no_password() -> str:

@@ -51,6 +51,9 @@ def _shared_options() -> list[tuple[str, int]]:
         ("grpc.http2.max_pings_without_data", 0),
         # gRPC would send even loopback traffic through the proxy of http_proxy; an address is meant as it was given.
         ("grpc.enable_http_proxy", 0),
+        # We compress nothing. Some versions of gRPC, 1.80 for one, inflate a message before they look at its size, and 1 MB can
+        # hold 1 GB. Bit 0 means "not compressed"; a call that says anything else is ended.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         # Nothing we send is larger than one chunk and its ids, so what is larger is a mistake or an attack.
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

@@ -130,3 +130,12 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     name, version = capsys.readouterr().out.split()
     assert name == "edge-student"
     assert version[0].isdigit()
+
+
+def test_a_message_that_quotes_a_stranger_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise WorldError("he said \x1b[2J and \u202e\nb\ud800, \u00e4")
+
+    with pytest.raises(SystemExit):
+        run(fail)
+    assert capsys.readouterr().err == "error: he said \\x1b[2J and \\u202e b\\ud800, \u00e4\n"
