@@ -106,7 +106,7 @@ class Proxy:
         self._running = asyncio.Event()
         self._open: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._counts = Counts()
         self._counted = threading.Condition()
         self._loop = asyncio.new_event_loop()
@@ -201,36 +201,33 @@ class Proxy:
 
     def go_down(self) -> None:
         """Refuse new connections, and reset those that are open."""
-
-        def change() -> None:
-            if self._server is not None:
-                self._server.close()
-                self._server = None
-
-        self._order(change)
+        self._order(self._deafen)
         self.reset()
 
     def come_up(self) -> None:
         """Listen again, on the same port."""
 
-        self._on_loop(self._listen())
+        self._order(self._listen)
 
-    async def _listen(self) -> None:
-        if self._server is None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=_PIECE)
-            self.port = self._server.sockets[0].getsockname()[1]
+    def _listen(self) -> None:
+        if self._listener is None:
+            self._listener = socket.create_server(("127.0.0.1", self.port))
+            self._listener.setblocking(False)
+            self.port = self._listener.getsockname()[1]
+            self._loop.add_reader(self._listener, self._accept, self._listener)
+
+    def _deafen(self) -> None:
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
 
     async def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        await self._settle()  # who was accepted just now has a task then
+        self._deafen()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._settle()  # and transports that were aborted have closed their sockets
-
-    async def _settle(self) -> None:
-        for _ in range(4):
+        for _ in range(3):  # turns of the loop, in which transports that were aborted close their sockets
             await asyncio.sleep(0)
 
     def _order(self, change: Callable[[], object]) -> None:
@@ -253,13 +250,18 @@ class Proxy:
             self._count(**{f"{how}s": 1})  # before anybody feels it
             connection.reset() if how == "reset" else connection.cut()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, listener: socket.socket) -> None:
+        """By hand: asyncio's own ways lose what they have just accepted when they are closed."""
+        plug, _ = listener.accept()
+        plug.setblocking(False)
         self._count(connections=1)
-        task = self._loop.create_task(self._serve(reader, writer))
+        task = self._loop.create_task(self._serve(plug))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: plug.close())  # for a task that was ended before it began
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, plug: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=plug, limit=_PIECE)
         try:
             there, onward = await asyncio.open_connection(*self._target, limit=_PIECE)
             try:
