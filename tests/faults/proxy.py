@@ -336,6 +336,8 @@ class Proxy:
             if is_to_edge and self._breaks:
                 num_bytes = min(num_bytes, max(0, self._breaks[0].after - self._since_break))
             part, piece = piece[:num_bytes], piece[num_bytes:]
+            if connection not in self._open:
+                raise _BrokenOffError
             sink.write(part)
             if is_to_edge:
                 self._count(bytes_given=len(part), pieces_given=1)
