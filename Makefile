@@ -13,9 +13,11 @@ STAMP := .venv/.installed
 DEMO_OUT ?= demo-out
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
+SOAK_MINUTES ?= 3
+SOAK_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench proto clean
+.PHONY: help install demo test lint soak bench proto clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -42,6 +44,9 @@ lint: $(STAMP) ## style, types and the walls between the rooms
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(STAMP) ## SOAK_MINUTES of faults: memory, descriptors and threads must stay flat, and the result the same
+	$(BIN)/python tests/faults/soak.py --minutes $(SOAK_MINUTES) $(SOAK_FLAGS)
 
 bench: $(STAMP) ## run every benchmark, one after another; keep the machine quiet meanwhile
 	@set -e; for benchmark in benchmarks/*.py; do \

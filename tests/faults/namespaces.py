@@ -93,10 +93,3 @@ class TwoNamespaces:
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-@pytest.fixture
-def namespaces() -> Iterator[TwoNamespaces]:
-    """A fresh pair."""
-    with TwoNamespaces() as pair:
-        yield pair

@@ -8,66 +8,18 @@ would make every test pass. It knows bytes and connections, and nothing of HTTP/
 import asyncio
 import contextlib
 import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from plumbing import PATIENCE_S, PIECE, BrokenOffError, first_of, let_go, read_out, reset
+from proxy_script import CALM, Break, Counts, Weather
 
 T = TypeVar("T")
 
-_PIECE = 4096
 _PIECES_UNDER_WAY = 16  # and no more, so that a reader that stops is felt by the writer at once
-_LINGER_NOT = struct.pack("ii", 1, 0)  # SO_LINGER: close() throws away what was not sent, and says RST instead of FIN
-_PATIENCE_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Weather:
-    """What every byte meets that passes now."""
-
-    latency_s: float = 0.0
-    """In each direction."""
-    slice_bytes: int | None = None
-    """Most bytes in one segment, in each direction."""
-    bytes_per_s: float | None = None
-    """Towards the edge, all connections together."""
-
-
-CALM = Weather()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Break:
-    """End the connection over which the `after`-th byte towards the edge comes, counted over all of them from the last break on.
-
-    `reset` says RST, `cut` says FIN; both at both ends. With 0 it is the next connection, as soon as it is accepted.
-    """
-
-    after: int
-    how: Literal["reset", "cut"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Counts:
-    """What has happened so far."""
-
-    connections: int = 0
-    resets: int = 0
-    cuts: int = 0
-    bytes_taken: int = 0
-    """Bytes that the teacher has sent."""
-    bytes_given: int = 0
-    """Bytes that went on to the edge."""
-    pieces_given: int = 0
-    """In how many writes."""
-    bytes_swallowed: int = 0
-    """Of both directions."""
-
-
-class _BrokenOffError(Exception):
-    """The script wanted this connection to end."""
 
 
 class _Connection:
@@ -80,7 +32,7 @@ class _Connection:
 
     def reset(self) -> None:
         for writer in self.writers:
-            _reset(writer)
+            reset(writer)
 
     def cut(self) -> None:
         """FIN; closing has to wait until all was read that the others send, or the kernel would make an RST of it."""
@@ -135,7 +87,7 @@ class Proxy:
         """What has happened until now."""
         return self._counts
 
-    def wait_until(self, has_happened: Callable[[Counts], bool], timeout_s: float = _PATIENCE_S) -> Counts:
+    def wait_until(self, has_happened: Callable[[Counts], bool], timeout_s: float = PATIENCE_S) -> Counts:
         """Wait for counts that `has_happened` agrees with; those. AssertionError, with the counts, if they do not come."""
         with self._counted:
             assert self._counted.wait_for(lambda: has_happened(self._counts), timeout_s), f"it never happened: {self._counts}"
@@ -237,7 +189,7 @@ class Proxy:
         self._on_loop(carry_out())
 
     def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE_S)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
     def _count(self, **more: int) -> None:
         with self._counted:
@@ -261,17 +213,17 @@ class Proxy:
         task.add_done_callback(lambda _: plug.close())  # for a task that was ended before it began
 
     async def _serve(self, plug: socket.socket) -> None:
-        reader, writer = await asyncio.open_connection(sock=plug, limit=_PIECE)
+        reader, writer = await asyncio.open_connection(sock=plug, limit=PIECE)
         try:
-            there, onward = await asyncio.open_connection(*self._target, limit=_PIECE)
+            there, onward = await asyncio.open_connection(*self._target, limit=PIECE)
             try:
                 await self._join(reader, writer, there, onward)
             finally:
-                await _let_go(onward)
+                await let_go(onward)
         except OSError:  # the teacher is away, and the edge shall feel it
-            _reset(writer)
+            reset(writer)
         finally:
-            await _let_go(writer)
+            await let_go(writer)
 
     async def _join(
         self,
@@ -281,7 +233,7 @@ class Proxy:
         onward: asyncio.StreamWriter,
     ) -> None:
         for each in (writer, onward):
-            each.transport.set_write_buffer_limits(high=_PIECE)
+            each.transport.set_write_buffer_limits(high=PIECE)
         connection = _Connection(writer, onward)
         connection.is_spoiled = self._is_swallowing
         self._open.add(connection)
@@ -289,13 +241,13 @@ class Proxy:
             if self._breaks and self._breaks[0].after == 0:
                 self._end(connection, self._breaks.popleft().how)
             else:
-                await _first_of(
+                await first_of(
                     self._carry(connection, there, writer, is_to_edge=True),
                     self._carry(connection, reader, onward, is_to_edge=False),
                 )
             if connection.is_cut:
-                async with asyncio.timeout(_PATIENCE_S):
-                    await asyncio.gather(_read_out(reader), _read_out(there))
+                async with asyncio.timeout(PATIENCE_S):
+                    await asyncio.gather(read_out(reader), read_out(there))
         finally:
             self._open.discard(connection)
 
@@ -313,7 +265,7 @@ class Proxy:
                 await self._give(connection, piece, sink, is_to_edge=is_to_edge)
 
         async def take() -> None:
-            while piece := await source.read(_PIECE):
+            while piece := await source.read(PIECE):
                 if is_to_edge:
                     self._count(bytes_taken=len(piece))
                 if connection.is_spoiled:
@@ -323,7 +275,7 @@ class Proxy:
             await pieces.put((0.0, b""))
             await asyncio.Event().wait()  # until all of it was given
 
-        await _first_of(take(), give())
+        await first_of(take(), give())
 
     async def _give(self, connection: _Connection, piece: bytes, sink: asyncio.StreamWriter, *, is_to_edge: bool) -> None:
         while piece:
@@ -337,7 +289,7 @@ class Proxy:
                 num_bytes = min(num_bytes, max(0, self._breaks[0].after - self._since_break))
             part, piece = piece[:num_bytes], piece[num_bytes:]
             if connection not in self._open:
-                raise _BrokenOffError
+                raise BrokenOffError
             sink.write(part)
             if is_to_edge:
                 self._count(bytes_given=len(part), pieces_given=1)
@@ -345,45 +297,7 @@ class Proxy:
                 if self._breaks and self._since_break >= self._breaks[0].after:
                     self._since_break = 0
                     self._end(connection, self._breaks.popleft().how)
-                    raise _BrokenOffError
+                    raise BrokenOffError
             await sink.drain()
             if self._weather.slice_bytes:
                 await asyncio.sleep(0)  # drain() of an empty buffer does not let the others in
-
-
-async def _first_of(*works: Coroutine[Any, Any, None]) -> None:
-    """Until one of them has ended, and the others with it: HTTP/2 closes both ways of a connection at once."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, Exception) and not isinstance(outcome, OSError | _BrokenOffError):
-            raise outcome
-
-
-async def _read_out(reader: asyncio.StreamReader) -> None:
-    with contextlib.suppress(OSError):
-        while await reader.read(_PIECE):
-            pass
-
-
-async def _let_go(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    try:
-        async with asyncio.timeout(_PATIENCE_S):
-            await writer.wait_closed()
-    except (OSError, TimeoutError):
-        pass
-    finally:
-        writer.transport.abort()
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    plug = writer.get_extra_info("socket")
-    if plug is not None and not writer.transport.is_closing():
-        plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-    writer.transport.abort()

@@ -5,12 +5,10 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from namespaces import TwoNamespaces, namespaces, needs_namespaces
+from namespaces import TwoNamespaces, needs_namespaces
 from processes import comm_worker_of, events, read_rest, read_until, run, student_command, weights
 from resources import read_holding
 from sameness import troubles
-
-__all__ = ["namespaces"]  # a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.root, needs_namespaces]
 
@@ -22,28 +20,26 @@ GROWTH_KIB = 1 << 10  # four batches
 
 
 @pytest.mark.promise(6)
-def test_a_link_that_narrows_and_recovers_makes_no_error_and_no_memory(namespaces: TwoNamespaces, tmp_path: Path) -> None:
-    with namespaces.teacher(tmp_path / "store", dataset=f"{DATASET}:public") as serving:
-        namespaces.set_rate(20)
+def test_a_link_that_narrows_and_recovers_makes_no_error_and_no_memory(tmp_path: Path) -> None:
+    with TwoNamespaces() as pair, pair.teacher(tmp_path / "store", dataset=f"{DATASET}:public") as serving:
+        pair.set_rate(20)
         flags = (*FLAGS, "--cycles", str(CYCLES), "--insecure")
-        place = namespaces.edge
-        command = [*place, *student_command(serving.address, tmp_path / "run", *flags)]
+        command = [*pair.edge, *student_command(serving.address, tmp_path / "run", *flags)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
             worker = comm_worker_of(student)
             pids = (student.pid, worker)
             said = read_until(student, f"9 of {CYCLES}")
             before = [read_holding(pid).private_kib for pid in pids]
-            namespaces.set_rate(1)
+            pair.set_rate(1)
             said += read_until(student, f"12 of {CYCLES}")
             narrow = [read_holding(pid).private_kib for pid in pids]
-            namespaces.set_rate(20)
+            pair.set_rate(20)
             said += read_until(student, f"27 of {CYCLES}")
             after = [read_holding(pid).private_kib for pid in pids]
-            namespaces.set_rate(1000)
+            pair.set_rate(1000)
             said += read_rest(student)
         assert student.returncode == 0, said
-        undisturbed = [*place, *student_command(serving.address, tmp_path / "undisturbed", *flags)]
-        finished = run(undisturbed)
+        finished = run([*pair.edge, *student_command(serving.address, tmp_path / "undisturbed", *flags)])
         assert finished.returncode == 0, finished.stderr
     assert weights(tmp_path / "run") == weights(tmp_path / "undisturbed")
     log = events(tmp_path / "run")

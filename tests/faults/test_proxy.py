@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from proxy import Break, Proxy, Weather
+from proxy import Proxy
+from proxy_script import Break, Weather
 
 
 class Echo:

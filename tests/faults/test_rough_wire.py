@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from processes import TeacherProcess, train
-from proxy import Break, Counts, Proxy, Weather
+from proxy import Proxy
+from proxy_script import Break, Counts, Weather
 from sameness import FLAGS, check_same, troubles
 
 pytestmark = [pytest.mark.slow, pytest.mark.promise(7)]
