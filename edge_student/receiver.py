@@ -4,6 +4,7 @@ It knows gRPC and the schema. It does not know what the logits are for, nor who 
 stream after its first message, so the retrying is ours: a lost stream is asked for again from the first batch that is incomplete.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,15 +140,19 @@ class Receiver:
     def release(self) -> None:
         """End the stream, so that the teacher can serve another. The next `receive` asks for a new one."""
         if self._stream is not None:
-            self._stream.cancel()
-            self._stream = None
+            self.close()  # to cancel the stream alone would leave it to nobody: see there
 
     def close(self) -> None:
         """Drop the connection. The next call makes a new one."""
-        self._stream = None
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        stream, self._stream = self._stream, None
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+            # Nobody but this thread reads what happens to its stream. Unless its end is read, gRPC keeps the connection, and the
+            # teacher keeps the stream. `cancel` would hide the end from us; a closed channel has it ready.
+            with contextlib.suppress(grpc.RpcError):
+                for _ in stream or ():
+                    pass
 
     def _describe_once(self) -> teacher_pb2.DescribeResponse:
         try:
