@@ -19,6 +19,9 @@ from proxy_script import CALM, Break, Counts, Weather
 
 T = TypeVar("T")
 
+# An RST comes so long after the bytes before it. gRPC (1.85) may miss one that comes while it reads: the kernel tells it that nothing
+# is left to read, it waits to be woken, and finds out by its ping, 10 to 30 s later. That is in time, but no test could be quick.
+_MOMENT_S = 0.03
 _PIECES_UNDER_WAY = 16  # and no more, so that a reader that stops is felt by the writer at once
 
 
@@ -123,7 +126,7 @@ class Proxy:
 
     def reset(self) -> None:
         """RST to both ends of every connection that is open."""
-        self._order(lambda: [self._end(connection, "reset") for connection in list(self._open)])
+        self._on_loop(self._reset_all())
 
     def pause(self) -> None:
         """Carry nothing; connections stay open, and new ones are accepted."""
@@ -181,6 +184,15 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for _ in range(3):  # turns of the loop, in which transports that were aborted close their sockets
             await asyncio.sleep(0)
+
+    async def _reset_all(self) -> None:
+        was_running = self._running.is_set()
+        self._running.clear()
+        await asyncio.sleep(_MOMENT_S)
+        for connection in list(self._open):
+            self._end(connection, "reset")
+        if was_running:
+            self._running.set()
 
     def _order(self, change: Callable[[], object]) -> None:
         async def carry_out() -> None:
@@ -295,8 +307,9 @@ class Proxy:
                 self._count(bytes_given=len(part), pieces_given=1)
                 self._since_break += len(part)
                 if self._breaks and self._since_break >= self._breaks[0].after:
-                    self._since_break = 0
-                    self._end(connection, self._breaks.popleft().how)
+                    self._since_break, how = 0, self._breaks.popleft().how
+                    await asyncio.sleep(_MOMENT_S)
+                    self._end(connection, how)
                     raise BrokenOffError
             await sink.drain()
             if self._weather.slice_bytes:
