@@ -19,8 +19,8 @@ from proxy_script import CALM, Break, Counts, Weather
 
 T = TypeVar("T")
 
-# An RST comes so long after the bytes before it. gRPC (1.85) may miss one that comes while it reads: the kernel tells it that nothing
-# is left to read, it waits to be woken, and finds out by its ping, 10 to 30 s later. That is in time, but no test could be quick.
+# An RST comes so long after the bytes before it. gRPC (1.85) may miss one that comes while it reads: the kernel tells it that
+# nothing is left to read, it waits to be woken, and finds out by its ping, 10 to 30 s later. That is in time, but not quick.
 _MOMENT_S = 0.03
 _PIECES_UNDER_WAY = 16  # and no more, so that a reader that stops is felt by the writer at once
 
