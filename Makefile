@@ -14,9 +14,11 @@ DEMO_OUT ?= demo-out
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 FUZZ_SECONDS ?= 60
+SOAK_MINUTES ?= 3
+SOAK_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint fuzz bench proto clean
+.PHONY: help install demo test lint fuzz soak bench proto clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -47,6 +49,9 @@ lint: $(STAMP) ## style, types and the walls between the rooms
 fuzz: $(STAMP) ## feed the decoders of both ends what no peer sends, for FUZZ_SECONDS; a finding is kept in build/fuzz/
 	@if [ "$$(uname -m)" = x86_64 ]; then $(BIN)/python tests/fuzzing/fuzz_decoders.py $(FUZZ_SECONDS) build/fuzz; \
 	    else echo "atheris has wheels for x86_64 only: nothing was fuzzed"; fi
+
+soak: $(STAMP) ## SOAK_MINUTES of faults: memory, descriptors and threads must stay flat, and the result the same
+	$(BIN)/python tests/faults/soak.py --minutes $(SOAK_MINUTES) $(SOAK_FLAGS)
 
 bench: $(STAMP) ## run every benchmark, one after another; keep the machine quiet meanwhile
 	@set -e; for benchmark in benchmarks/*.py; do \

@@ -79,14 +79,14 @@ def _look(host: str, port: int, tls: TlsFiles, timeout_s: float) -> Cause | None
 def _find_in_plaintext(connection: socket.socket, where: str) -> Cause | None:
     try:
         connection.sendall(_PREFACE)
-        answer = connection.recv(_FRAME_HEADER)
+        answer = _first_word(connection)
     except TimeoutError:
         return Cause(f"{where} takes the connection and says nothing: it is frozen, or no gRPC server", False)
     except OSError:
         answer = b""
     if answer[:1] in (bytes([_ALERT]), bytes([_HANDSHAKE])):
         return Cause(f"{where} {_WANTS_TLS}", True)
-    if not answer:
+    if _is_cut_short(answer):
         return Cause(f"{where} hung up at the first word: it is about to stop, or no gRPC server", False, may_be_chance=True)
     return None if _is_settings(answer) else Cause(f"{where} is no gRPC server", True)
 
@@ -96,22 +96,26 @@ def _find_behind_tls(connection: socket.socket, where: str, host: str, tls: TlsF
     context.set_alpn_protocols(["h2"])
     if tls.cert is not None and tls.key is not None:
         context.load_cert_chain(tls.cert.expanduser(), tls.key.expanduser())
+    has_shaken_hands = False
     try:
         with context.wrap_socket(connection, server_hostname=host) as secured:
+            has_shaken_hands = True
             secured.sendall(_PREFACE)
-            answer = secured.recv(_FRAME_HEADER)  # with TLS 1.3 the server says only now what it thinks of our certificate
+            answer = _first_word(secured)  # with TLS 1.3 the server says only now what it thinks of our certificate
     except ssl.SSLCertVerificationError as error:
         return Cause(f"{where}: {_distrust(error, host, tls)}", True)
     except ssl.SSLError as error:
         return _alert(error, where, tls)
     except TimeoutError:
         return Cause(f"{where} does not answer a TLS handshake: it is frozen, or no TLS server", False)
-    except OSError:
+    except OSError as error:
+        if not has_shaken_hands:
+            return Cause(f"{where} broke the connection off in the TLS handshake: {error.strerror or error}", False)
         answer = b""
-    if not answer and tls.cert is None:
+    if _is_cut_short(answer) and tls.cert is None:
         text = f"{where} hung up after the handshake: it wants a client certificate; give --tls-cert and --tls-key"
         return Cause(text, False, may_be_chance=True)
-    if not answer:
+    if _is_cut_short(answer):
         text = f"{where} hung up after the handshake: it does not accept the certificate {tls.cert}, which may have expired, or "
         text += "was signed by an authority that the teacher does not believe (its --tls-ca)"
         return Cause(text, False, may_be_chance=True)
@@ -140,6 +144,19 @@ def _alert(error: ssl.SSLError, where: str, tls: TlsFiles) -> Cause:
     if "UNKNOWN_CA" in reason or "CERTIFICATE" in reason:
         return Cause(f"{where} does not accept the certificate {tls.cert} ({reason})", True)
     return Cause(f"{where}: TLS failed ({reason or error})", False)
+
+
+def _first_word(connection: socket.socket) -> bytes:
+    """The header of the server's first frame, which may come in pieces; less of it if the server hangs up on the way."""
+    answer = b""
+    while len(answer) < _FRAME_HEADER and (more := connection.recv(_FRAME_HEADER - len(answer))):
+        answer += more
+    return answer
+
+
+def _is_cut_short(answer: bytes) -> bool:
+    """Whether it is nothing, or the beginning of what a gRPC server says: a link that broke there, not another server."""
+    return len(answer) < _FRAME_HEADER and (len(answer) <= 3 or answer[3] == _SETTINGS)
 
 
 def _is_settings(answer: bytes) -> bool:

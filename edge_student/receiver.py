@@ -4,6 +4,7 @@ It knows gRPC and the schema. It does not know what the logits are for, nor who 
 stream after its first message, so the retrying is ours: a lost stream is asked for again from the first batch that is incomplete.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -112,14 +113,18 @@ class Receiver:
     def release(self) -> None:
         """End the stream, so that the teacher can serve another. The next `receive` asks for a new one."""
         if self._stream is not None:
-            self._stream.cancel()
-            self._stream = None
+            self.close()  # to cancel the stream alone would leave it to nobody: see there
 
     def close(self) -> None:
         """Drop the connection. The next call makes a new one."""
-        self._stream = None
+        stream, self._stream = self._stream, None
         self._watchdog.close()
         self._connection.close()
+        # Nobody but this thread reads what happens to its stream. Unless its end is read, gRPC keeps the connection, and the
+        # teacher keeps the stream. `cancel` would hide the end from us; of a closed channel it is there.
+        with contextlib.suppress(grpc.RpcError):
+            for _ in stream or ():
+                pass
 
     def _describe_once(self) -> teacher_pb2.DescribeResponse:
         try:
@@ -272,7 +277,8 @@ class Receiver:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(LinkLostError),
-            wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=5.0, jitter=0.3),
+            # Jitter on top of the longest pause too, or a fleet that lost its teacher would come back in step.
+            wait=tenacity.wait_exponential(multiplier=0.2, max=5.0) + tenacity.wait_random(0.0, 0.5),
             stop=self._has_failed_for_too_long,
             before_sleep=self._before_next_attempt,
             reraise=True,

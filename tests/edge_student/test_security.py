@@ -16,12 +16,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import read_until, run, student_command, teacher, train, weights
 
-from edge_student.probe import find_cause
+from edge_student.probe import Cause, find_cause
 from edgekd.tls import TlsFiles
 
 pytestmark = pytest.mark.slow
 CERTS = Path(__file__).parents[2] / "deploy" / "certs.sh"
 FEW = ("--policy", "os-default", "--cycles", "12", "--torch-threads", "1", "--max-wait", "30")
+SETTINGS = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0])  # the header of a teacher's first frame, as a length of 6 has it
 TOKEN = "5ecret-5ecret-5ecret-5ecret"
 
 
@@ -287,6 +288,44 @@ def test_a_server_of_something_else_is_called_that() -> None:
         cause = find_cause("127.0.0.1", other.getsockname()[1], TlsFiles())
     assert cause is not None
     assert ("is no gRPC server" in cause.text, cause.is_final) == (True, True)
+
+
+def find_behind(answer: bytes) -> Cause | None:
+    """What is found out about a server that says this to everybody, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def serve() -> None:
+            while True:
+                connection, _ = other.accept()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return find_cause("127.0.0.1", other.getsockname()[1], TlsFiles())
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 3, 4, 8])
+def test_a_link_that_breaks_in_a_teachers_first_word_does_not_make_it_another_server(num_bytes: int) -> None:
+    cause = find_behind(SETTINGS[:num_bytes])
+    assert cause is not None
+    assert ("hung up at the first word" in cause.text, cause.is_final) == (True, False)
+
+
+class Dripping(socket.socket):
+    """Gives one byte at a time, as a slow link may."""
+
+    def recv(self, num_bytes: int, flags: int = 0) -> bytes:
+        return super().recv(min(num_bytes, 1), flags)
+
+
+def test_a_first_word_that_comes_byte_by_byte_is_a_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    dripping = Dripping(fileno=ours.detach())
+    monkeypatch.setattr(socket, "create_connection", lambda *_: dripping)
+    with dripping, theirs:
+        theirs.sendall(SETTINGS)
+        assert find_cause("127.0.0.1", 1, TlsFiles()) is None
 
 
 def test_a_name_that_nobody_has_is_no_reason_to_give_up() -> None:

@@ -1,6 +1,5 @@
 """Whole runs over real sockets: what a policy may change (who runs where) and what it may not (the weights)."""
 
-import contextlib
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import events, read_until, run, student_command, teacher, train, weights
+from processes import comm_worker_of, events, read_until, run, student_command, teacher, train, weights
 
 from scheduler.threads import allowed_cores, read_masks, threads_of
 
@@ -98,6 +97,7 @@ def test_another_seed_gives_other_weights(address: str, undisturbed: Path, tmp_p
     ids=["static:1", "dynamic", "three streams of inputs"],
 )
 @TWO_CORES
+@pytest.mark.promise(1)
 def test_a_teacher_that_is_killed_and_started_again_costs_time_but_no_result(
     policy: str, flags: tuple[str, ...], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -113,7 +113,8 @@ def test_a_teacher_that_is_killed_and_started_again_costs_time_but_no_result(
     assert student.returncode == 0, said
     assert weights(tmp_path / "run") == weights(undisturbed)
     log = events(tmp_path / "run")
-    assert [record["index"] for record in log if record.get("task") == "comm"] == list(range(20)), "each batch exactly once"
+    for task in ("comm", "forward", "backward"):
+        assert [record["index"] for record in log if record.get("task") == task] == list(range(20)), "each batch exactly once"
     assert any(record["event"] == "comm-trouble" for record in log)
 
 
@@ -138,16 +139,6 @@ def test_what_was_trained_is_saved_when_a_run_is_broken_off(number: signal.Signa
     assert [record["index"] for record in events(tmp_path / "run") if record.get("task") == "backward"] == list(
         range(result["cycles"])
     )
-
-
-def comm_worker_of(student: subprocess.Popen) -> int:
-    """Process id of the student's comm worker, as soon as there is one."""
-    while True:
-        assert student.poll() is None, "the student ended before it had a comm worker"
-        for child in psutil.Process(student.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "edge_student.comm_worker" in child.cmdline():
-                    return child.pid
 
 
 @pytest.mark.parametrize("policy", ["static:1", "dynamic", "comm-priority", "comp-priority"])

@@ -1,4 +1,4 @@
-"""Real teachers and real students as processes on loopback, started and ended by a test."""
+"""Real teachers and real students as processes, on loopback unless told otherwise, started and ended by a test."""
 
 import contextlib
 import json
@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 TINY = ["--private", "digits:private", "--private-samples", "64", "--model", "cnn:width=4", "--batch-size", "8"]
 TINY += ["--public-batch", "16", "--seed", "5", "--log-level", "info"]
@@ -17,9 +19,19 @@ TINY += ["--public-batch", "16", "--seed", "5", "--log-level", "info"]
 class TeacherProcess:
     """`cloud-teacher serve` with initial weights, which are as deterministic as trained ones and need no training."""
 
-    def __init__(self, store: Path, *flags: str, dataset: str = "digits:public", port: int = 0, log: Path | None = None) -> None:
-        command = [sys.executable, "-m", "cloud_teacher", "serve", "--dataset", dataset, "--model", "cnn:width=4"]
-        command += ["--listen", f"127.0.0.1:{port}", "--store", str(store), "--precompute", "--log-level", "error", *flags]
+    def __init__(
+        self,
+        store: Path,
+        *flags: str,
+        dataset: str = "digits:public",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        place: Sequence[str] = (),
+        log: Path | None = None,
+    ) -> None:
+        """`place` comes before the command, as `ip netns exec NAME` does to put it elsewhere; messages go to `log`, if there is one."""
+        command = [*place, sys.executable, "-m", "cloud_teacher", "serve", "--dataset", dataset, "--model", "cnn:width=4"]
+        command += ["--listen", f"{host}:{port}", "--store", str(store), "--precompute", "--log-level", "error", *flags]
         with contextlib.nullcontext() if log is None else log.open("a") as errors:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, stdin=subprocess.DEVNULL)
         assert self.process.stdout is not None
@@ -36,17 +48,16 @@ class TeacherProcess:
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGCONT)  # a frozen one would never hear it
             self.process.wait(20)
         if self.process.stdout is not None:
             self.process.stdout.close()
 
 
 @contextlib.contextmanager
-def teacher(
-    store: Path, *flags: str, dataset: str = "digits:public", port: int = 0, log: Path | None = None
-) -> Iterator[TeacherProcess]:
-    """A serving teacher that ends with the block; its messages go to `log` if there is one."""
-    running = TeacherProcess(store, *flags, dataset=dataset, port=port, log=log)
+def teacher(store: Path, *flags: str, **where: Any) -> Iterator[TeacherProcess]:
+    """A serving teacher, made as `TeacherProcess` is, that ends with the block."""
+    running = TeacherProcess(store, *flags, **where)
     try:
         yield running
     finally:
@@ -93,3 +104,19 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
         assert line, f"ended before it said {text!r}: {said}"
         said += line
     return said
+
+
+def read_rest(process: subprocess.Popen[str]) -> str:
+    """Read the student's messages to their end."""
+    assert process.stderr is not None
+    return process.stderr.read()
+
+
+def comm_worker_of(student: subprocess.Popen) -> int:
+    """Process id of the student's comm worker, as soon as there is one."""
+    while True:
+        assert student.poll() is None, "the student ended before it had a comm worker"
+        for child in psutil.Process(student.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "edge_student.comm_worker" in child.cmdline():
+                    return child.pid

@@ -1,0 +1,31 @@
+"""One teacher for all tests of faults that leave it alone, and what a run without faults gives."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from processes import TeacherProcess, teacher, train
+from sameness import FLAGS
+
+Reference = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def fast_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherProcess]:
+    """A teacher that sends as fast as it can."""
+    with teacher(tmp_path_factory.mktemp("faults-store")) as serving:
+        yield serving
+
+
+@pytest.fixture(scope="session")
+def undisturbed(fast_teacher: TeacherProcess, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Gives the folder of a run without faults, with these flags more. Each is run once."""
+    folders: dict[tuple[str, ...], Path] = {}
+
+    def reference(*flags: str) -> Path:
+        if flags not in folders:
+            folders[flags] = tmp_path_factory.mktemp("undisturbed")
+            train(fast_teacher.address, folders[flags], *FLAGS, *flags)
+        return folders[flags]
+
+    return reference

@@ -1,0 +1,109 @@
+"""The faults of the soak, each a function of what it may spoil; and the world they happen to."""
+
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from processes import TeacherProcess, comm_worker_of
+from proxy import Proxy
+from proxy_script import Break, Weather
+
+DATASET = "synthetic:classes=100,size=8,samples=512"
+PUBLIC_BATCH = 64
+BATCH_BYTES = PUBLIC_BATCH * 100 * 4
+CYCLES_PER_S = 20
+PACE = Weather(bytes_per_s=CYCLES_PER_S * BATCH_BYTES)
+"""The weather between faults: slow enough for a stream that never ends, so that there is always something to disturb."""
+
+
+def serve(folder: Path, port: int = 0) -> TeacherProcess:
+    """A teacher of `DATASET` whose logits are kept in `folder`."""
+    return TeacherProcess(folder / "store", dataset=f"{DATASET}:public", port=port)
+
+
+class World:
+    """What faults happen to."""
+
+    def __init__(self, folder: Path, serving: TeacherProcess, proxy: Proxy, student: subprocess.Popen[str], seed: int) -> None:
+        self._folder = folder
+        self.serving = serving
+        self.proxy = proxy
+        self.random = random.Random(seed)
+        self.pids = {"trainer": student.pid, "comm worker": comm_worker_of(student), "teacher": serving.process.pid}
+
+    def close(self) -> None:
+        """End the teacher that lives now."""
+        self.serving.close()
+
+    def restart_teacher(self) -> None:
+        """As a supervisor would, on the same port."""
+        self.serving.kill()
+        self.serving.close()
+        self.serving = serve(self._folder, self.serving.port)
+        self.pids["teacher"] = self.serving.process.pid
+
+
+def reset(world: World) -> None:
+    world.proxy.reset()
+
+
+def cut(world: World) -> None:
+    world.proxy.break_next(Break(after=world.random.randrange(1, 100_000), how="cut"))
+
+
+def crumble(world: World) -> None:
+    with world.proxy.weather(replace(PACE, slice_bytes=1)):
+        time.sleep(1)
+
+
+def slow_down(world: World) -> None:
+    with world.proxy.weather(replace(PACE, latency_s=0.1)):
+        time.sleep(2)
+
+
+def pause(world: World) -> None:
+    world.proxy.pause()
+    time.sleep(1)
+    world.proxy.resume()
+
+
+def freeze_teacher(world: World) -> None:
+    world.serving.process.send_signal(signal.SIGSTOP)
+    time.sleep(1)
+    world.serving.process.send_signal(signal.SIGCONT)
+
+
+def refuse(world: World) -> None:
+    world.proxy.go_down()
+    time.sleep(1)
+    world.proxy.come_up()
+
+
+def swallow(world: World) -> None:
+    world.proxy.swallow()
+    time.sleep(2)
+    world.proxy.surface()
+    world.proxy.reset()
+
+
+def kill_teacher(world: World) -> None:
+    world.restart_teacher()
+
+
+# A fault is a function and a line here. Whose process is a new one after it gets another pid in `world.pids`, and its samples are a
+# life of their own, with a warm-up of its own.
+FAULTS: dict[str, Callable[[World], None]] = {
+    "kill teacher": kill_teacher,
+    "reset": reset,
+    "cut": cut,
+    "crumbs": crumble,
+    "latency": slow_down,
+    "pause": pause,
+    "freeze teacher": freeze_teacher,
+    "refuse": refuse,
+    "black hole": swallow,
+}

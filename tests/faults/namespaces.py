@@ -1,0 +1,95 @@
+"""Two network namespaces with a veth pair between them: an edge and a cloud with a link of their own, that tests may spoil.
+
+Real TCP meets a real link here: nobody in between answers for an end that is gone, as a proxy's kernel would.
+"""
+
+import contextlib
+import itertools
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import TeacherProcess, teacher
+
+_NUMBERS = itertools.count()
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
+
+
+def why_not() -> str | None:
+    """Why this process cannot make namespaces; None if it can."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            capabilities = int(line.split()[1], 16)
+            if not (capabilities >> _CAP_NET_ADMIN & 1 and capabilities >> _CAP_SYS_ADMIN & 1):
+                return "network namespaces need CAP_NET_ADMIN and CAP_SYS_ADMIN"
+    try:
+        subprocess.run(["tc", "-V"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "ip and tc are not there: install iproute2"
+    return None
+
+
+needs_namespaces = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+
+
+class TwoNamespaces:
+    """`edge` and `cloud` are what stands before a command that shall run there. A context manager: nothing is left behind."""
+
+    CLOUD_HOST, _EDGE_HOST = "10.213.9.2", "10.213.9.1"
+
+    def __init__(self) -> None:
+        number = next(_NUMBERS)
+        self._edge, self._cloud = (f"ekd{os.getpid()}-{number}{end}" for end in "ec")
+        self.edge, self.cloud = (["ip", "netns", "exec", name] for name in (self._edge, self._cloud))
+
+    def __enter__(self) -> "TwoNamespaces":
+        try:
+            for name in (self._edge, self._cloud):
+                _ip("netns", "add", name)
+                _ip("-n", name, "link", "set", "lo", "up")
+            _ip("-n", self._edge, "link", "add", "edge0", "type", "veth", "peer", "name", "cloud0", "netns", self._cloud)
+            _ip("-n", self._edge, "addr", "add", f"{self._EDGE_HOST}/30", "dev", "edge0")
+            _ip("-n", self._cloud, "addr", "add", f"{self.CLOUD_HOST}/30", "dev", "cloud0")
+            _ip("-n", self._edge, "link", "set", "edge0", "up")
+            self.plug()
+        except subprocess.CalledProcessError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in (self._edge, self._cloud):
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+    @contextlib.contextmanager
+    def teacher(self, store: Path, *flags: str, dataset: str = "digits:public") -> Iterator[TeacherProcess]:
+        """A teacher in the cloud's namespace."""
+        with teacher(store, "--insecure", *flags, dataset=dataset, host=self.CLOUD_HOST, place=self.cloud) as serving:
+            yield serving
+
+    def unplug(self) -> None:
+        """Pull the cable out at the cloud's end."""
+        _ip("-n", self._cloud, "link", "set", "cloud0", "down")
+
+    def plug(self) -> None:
+        """Put it in again."""
+        _ip("-n", self._cloud, "link", "set", "cloud0", "up")
+
+    def blacken(self) -> None:
+        """Have whatever the cloud sends disappear; what the edge sends arrives, and the link looks well from both ends."""
+        _ip("-n", self._cloud, "route", "add", "blackhole", f"{self._EDGE_HOST}/32")
+
+    def lighten(self) -> None:
+        """Let the edge hear the cloud again."""
+        _ip("-n", self._cloud, "route", "del", "blackhole", f"{self._EDGE_HOST}/32")
+
+    def set_rate(self, rate_mbit: float) -> None:
+        """Rate of what the cloud sends, in Mbit/s. What is on its way is not lost."""
+        bucket = ["tbf", "rate", f"{rate_mbit}mbit", "burst", "32kb", "latency", "400ms"]
+        subprocess.run(["tc", "-n", self._cloud, "qdisc", "replace", "dev", "cloud0", "root", *bucket], check=True)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
