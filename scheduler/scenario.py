@@ -33,6 +33,7 @@ _COMP_ONLY, _COMM_ONLY = "comp-only", "comm-only"
 _INTERVALS, _COUNTS, _SHARES = ("comm_interval", "comp_interval"), ("num_comm", "num_comp"), ("comm_cpu_share", "interval_level")
 _MEASURED = (*_INTERVALS, *_COUNTS, *_SHARES)
 _ORIGIN = ("fingerprint", "settings", "samples", "fit", "software", "command", "seconds")
+_MOST_NAMED = 8
 _SPLIT = re.compile(r"split(?::(?=\d+$)|\((?=\d+\)$))(\d{1,4})\)?")
 
 
@@ -212,7 +213,8 @@ def _rates_of_modes(modes: Any, num_cores: int, where: str) -> RateTable:
             table[place] = mode
     missing = [_name(c, num_cores) for c in range(num_cores + 1) if c not in table]
     if missing:
-        raise ValueError(f"{where}: the modes lack {', '.join(missing)}")
+        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        raise ValueError(f"{where}: the modes lack {', '.join(missing[:_MOST_NAMED])}{more}")
     return RateTable(
         comm=tuple(table[c].comm_rate for c in range(num_cores + 1)),
         comp=tuple(table[c].comp_rate for c in range(num_cores + 1)),

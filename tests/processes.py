@@ -29,7 +29,7 @@ class TeacherProcess:
         place: Sequence[str] = (),
         log: Path | None = None,
     ) -> None:
-        """`place` comes before the command, as `ip netns exec NAME` does to put it elsewhere; messages go to `log`, if there is one."""
+        """`place` comes before the command, as `ip netns exec NAME` does to put it elsewhere; messages go to `log`, if any."""
         command = [*place, sys.executable, "-m", "cloud_teacher", "serve", "--dataset", dataset, "--model", "cnn:width=4"]
         command += ["--listen", f"{host}:{port}", "--store", str(store), "--precompute", "--log-level", "error", *flags]
         with contextlib.nullcontext() if log is None else log.open("a") as errors:

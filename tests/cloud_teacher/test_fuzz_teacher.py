@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cloud_teacher.admission import RefusedError, Window, admit, parse
 from cloud_teacher.batches import WindowReader
+from cloud_teacher.limits import Limits
 from cloud_teacher.pacing import Pacer, parse_rate
 from cloud_teacher.store import StoreKey, open_store
 from edgekd.inputs import InputEncoding
@@ -34,7 +35,7 @@ digests = st.sampled_from([KEY.teacher_digest, KEY.dataset_digest, "", "AB" * 32
 def admit_or_refuse(message: bytes, encodings: tuple[InputEncoding, ...] = ()) -> Window | None:
     try:
         with allocating_at_most(ENOUGH + 4 * len(message)):
-            window = admit(parse(message), KEY, encodings)
+            window = admit(parse(message), KEY, Limits(), encodings)
     except RefusedError as refused:
         assert refused.code in CODES
         assert refused.details.isprintable()

@@ -28,22 +28,39 @@ def serve(folder: Path, port: int = 0) -> TeacherProcess:
 class World:
     """What faults happen to."""
 
-    def __init__(self, folder: Path, serving: TeacherProcess, proxy: Proxy, student: subprocess.Popen[str], seed: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, serving: TeacherProcess, proxy: Proxy, command: list[str], seed: int) -> None:
+        """`command` starts the edge."""
+        self.folder, self._command = folder, command
+        self._messages = (folder / "messages").open("w")
         self.serving = serving
         self.proxy = proxy
         self.random = random.Random(seed)
-        self.pids = {"trainer": student.pid, "comm worker": comm_worker_of(student), "teacher": serving.process.pid}
+        self.pids = {"teacher": serving.process.pid}
+        self.start_student()
 
     def close(self) -> None:
-        """End the teacher that lives now."""
+        """End the teacher and the edge that live now."""
+        self.student.kill()
+        self.student.wait()
         self.serving.close()
+        self._messages.close()
+
+    def start_student(self, *flags: str) -> None:
+        """The edge, with these flags beside its own."""
+        self.student = subprocess.Popen([*self._command, *flags], stderr=self._messages, stdout=subprocess.DEVNULL, text=True)
+        self.pids |= {"trainer": self.student.pid, "comm worker": comm_worker_of(self.student)}
+
+    def restart_student(self) -> None:
+        """As a supervisor would: it goes on from its checkpoint."""
+        self.student.kill()
+        self.student.wait()
+        self.start_student("--resume")
 
     def restart_teacher(self) -> None:
         """As a supervisor would, on the same port."""
         self.serving.kill()
         self.serving.close()
-        self.serving = serve(self._folder, self.serving.port)
+        self.serving = serve(self.folder, self.serving.port)
         self.pids["teacher"] = self.serving.process.pid
 
 
@@ -94,10 +111,18 @@ def kill_teacher(world: World) -> None:
     world.restart_teacher()
 
 
+def kill_edge(world: World) -> None:
+    world.restart_student()
+
+
+KILLS = ("kill teacher", "kill edge")
+"""Rare: a process has to live for long to be judged."""
+
 # A fault is a function and a line here. Whose process is a new one after it gets another pid in `world.pids`, and its samples are a
 # life of their own, with a warm-up of its own.
 FAULTS: dict[str, Callable[[World], None]] = {
     "kill teacher": kill_teacher,
+    "kill edge": kill_edge,
     "reset": reset,
     "cut": cut,
     "crumbs": crumble,

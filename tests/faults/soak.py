@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from flatness import Trend, trend
-from mischief import BATCH_BYTES, CYCLES_PER_S, DATASET, FAULTS, PACE, PUBLIC_BATCH, World, serve
+from mischief import BATCH_BYTES, CYCLES_PER_S, DATASET, FAULTS, KILLS, PACE, PUBLIC_BATCH, World, serve
 from processes import events, student_command, weights
 from proxy import Proxy
 from proxy_script import CALM
@@ -35,7 +35,7 @@ from edgekd.command import parse, run
 from scheduler.threads import allowed_cores
 
 FLAGS = ("--private", f"{DATASET}:private", "--public-batch", str(PUBLIC_BATCH), "--prefetch", "32", "--torch-threads", "1")
-KILL_EVERY = 120  # faults: a teacher has to live for long to be judged
+KILL_EVERY = 120  # faults
 CALM_S = 6.0
 LEAST_SAMPLES = 30
 ALLOWED_KIB = 1024.0
@@ -137,10 +137,10 @@ def calm_level(world: World) -> dict[str, Holding]:
     }
 
 
-def disturb(world: World, settings: Settings, student: subprocess.Popen[str]) -> tuple[list[tuple[float, str]], dict[str, Any]]:
+def disturb(world: World, settings: Settings) -> tuple[list[tuple[float, str]], dict[str, Any]]:
     """All faults, one after the other. When each came, in seconds, and its name; and what was held before and after, in calm."""
-    others = [name for name in FAULTS if name != "kill teacher"]
-    first_round = ["kill teacher", *world.random.sample(others, len(others))]
+    others = [name for name in FAULTS if name not in KILLS]
+    first_round = [*KILLS, *world.random.sample(others, len(others))]
     began, came, before = time.monotonic(), [], {}
     due = began
     while time.monotonic() < began + settings.minutes * 60:
@@ -149,12 +149,14 @@ def disturb(world: World, settings: Settings, student: subprocess.Popen[str]) ->
             due = time.monotonic()
         time.sleep(max(0.0, due - time.monotonic()))
         due += settings.fault_every
-        if student.poll() is not None:
-            raise SystemExit(f"the edge ended with {student.returncode} after {came}")
+        if world.student.poll() is not None:
+            print((world.folder / "messages").read_text(), file=sys.stderr)
+            raise SystemExit(f"the edge ended with {world.student.returncode} after {came}")
         if len(came) < len(first_round):
             name = first_round[len(came)]
         else:
-            name = "kill teacher" if len(came) % KILL_EVERY == 0 else world.random.choice(others)
+            is_kill = len(came) % KILL_EVERY == 0
+            name = KILLS[len(came) // KILL_EVERY % len(KILLS)] if is_kill else world.random.choice(others)
         came.append((round(time.monotonic() - began, 1), name))
         print(f"{came[-1][0]:7.1f} s  {name}", file=sys.stderr, flush=True)
         FAULTS[name](world)
@@ -168,17 +170,14 @@ def soak(settings: Settings, folder: Path) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         serving = serve(folder)
         proxy = stack.enter_context(Proxy(serving.port, weather=PACE))
-        command = student_command(proxy.address, folder / "run", *flags, "--max-wait", "120")
-        messages = stack.enter_context((folder / "messages").open("w"))
-        student = stack.enter_context(subprocess.Popen(command, stderr=messages, stdout=subprocess.DEVNULL, text=True))
-        stack.callback(student.kill)
-        world = World(folder, serving, proxy, student, settings.seed)
+        command = student_command(proxy.address, folder / "run", *flags, "--max-wait", "120", "--checkpoint-every", "5")
+        world = World(folder, serving, proxy, command, settings.seed)
         stack.callback(world.close)
         proxy.wait_until(lambda counts: counts.bytes_given > 10 * BATCH_BYTES)
         with Sampler(world) as sampler:
-            came, levels = disturb(world, settings, student)
+            came, levels = disturb(world, settings)
         proxy.set_weather(CALM)
-        status = student.wait()
+        status = world.student.wait()
         counts = asdict(proxy.counts)
         if status:
             print((folder / "messages").read_text(), file=sys.stderr)
@@ -203,10 +202,16 @@ def soak(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def has_same_result(folder: Path, address: str, flags: tuple[str, ...], cycles: int) -> bool:
-    """Whether every batch was used once, and the weights are those of a run without faults."""
-    for task in ("comm", "forward", "backward"):
-        if [record["index"] for record in events(folder / "run") if record.get("task") == task] != list(range(cycles)):
+    """Whether every batch was used once, and the weights are those of a run without faults.
+
+    What had been received and not trained on when the edge was killed is received twice.
+    """
+    log = events(folder / "run")
+    for task in ("forward", "backward"):
+        if [record["index"] for record in log if record.get("task") == task] != list(range(cycles)):
             return False
+    if {record["index"] for record in log if record.get("task") == "comm"} != set(range(cycles)):
+        return False
     command = student_command(address, folder / "twin", *flags)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return weights(folder / "run") == weights(folder / "twin")

@@ -21,6 +21,7 @@ with atheris.instrument_imports(include=["edgekd", "edge_student", "cloud_teache
     from google.protobuf.message import DecodeError
 
     from cloud_teacher.admission import RefusedError, admit, parse
+    from cloud_teacher.limits import Limits
     from cloud_teacher.store import StoreKey
     from edge_student import messages
     from edge_student.description import RequestRefusedError, check_description
@@ -116,7 +117,7 @@ def describe(config: Configure, body: bytes) -> None:
 def admit_request(config: Configure, body: bytes) -> None:
     """A request at the cloud."""
     try:
-        window = admit(parse(body), KEY, [encoding for encoding in INPUTS if encoding])
+        window = admit(parse(body), KEY, Limits(), [encoding for encoding in INPUTS if encoding])
     except RefusedError as refused:
         assert len(refused.details) < 500
         assert refused.details.isprintable()
