@@ -123,7 +123,8 @@ def test_hostile_requests_are_refused_by_status_and_the_memory_stays_where_it_wa
         before = server.memory()
         for _ in range(40):
             refuse_all()
-        assert server.memory() - before < 4 * MiB, "840 refusals, most of which asked for gigabytes"
+        # A few megabyte-long digests more or less in malloc's hands, where most requests asked for gigabytes.
+        assert server.memory() - before < 16 * MiB, "840 refusals"
     assert good_call(server) == 32
 
 
