@@ -39,6 +39,7 @@ from scheduler.threads import allowed_cores
 CORES = tuple(sorted(allowed_cores()))
 _MOST_TEACHER_CORES = 4
 _STEPS = 50  # cycles of the run that learns how long a step takes
+_LEAST_CYCLES = 30
 _BUSIER = 1.2  # times the slower of both sides alone that a cycle takes, about
 _PATIENCE = 1.5  # times what a job was expected to take, after which it is cut short
 _RESERVE_S = 8.0  # of the budget, for ending what is cut short
@@ -54,7 +55,7 @@ class Settings:
     """Measure every policy where there are more than two cores to split."""
 
     cores: str = "4,8,12"
-    """How many cores the edge has, with commas between; of the last there is one turn before the others have all of theirs."""
+    """How many cores the edge has, with commas between; the last is compared when the others have all their turns."""
     regimes: str = "heavy,medium,light"
     """How heavy comm is for the edge's cores, the one of most interest first, with commas between."""
     turns: int = 3
@@ -143,13 +144,11 @@ def policies_of(num_cores: int) -> tuple[str, ...]:
 def plan(settings: Settings) -> list[Job]:
     """Everything that there is to do, what is of most interest first."""
     counts, (first, *others) = settings.counts, settings.regimes.split(",")
-    few, most = counts[:-1], counts[-1:]
-    again = range(settings.turns - 1)
-    jobs = [Job(cores=count, regime=first) for count in counts]
-    if settings.calibrate_s:
-        jobs += [Job(cores=count, regime=first, is_calibration=True) for count in counts]
-    jobs += [Job(cores=count, regime=first) for _ in again for count in few]
-    jobs += [Job(cores=count, regime=first) for _ in again for count in most]
+    some, last = (counts[:-1], counts[-1:]) if len(counts) > 1 else (counts, ())
+    calibrations = [Job(cores=count, regime=first, is_calibration=True) for count in counts if settings.calibrate_s]
+    jobs = [Job(cores=count, regime=first) for count in some] + calibrations
+    jobs += [Job(cores=count, regime=first) for _ in range(settings.turns - 1) for count in some]
+    jobs += [Job(cores=count, regime=first) for _ in range(settings.turns) for count in last]
     return jobs + [Job(cores=count, regime=regime) for regime in others for _ in range(settings.turns) for count in counts]
 
 
@@ -249,7 +248,7 @@ class Splits:
             "start_s": self._start_s,
         }
         cycle_s = _BUSIER * max(cell.alone["step_s"], cell.alone["receiving_s"])
-        cell.cycles = max(round(self._settings.seconds / cycle_s), _STEPS)
+        cell.cycles = max(round(self._settings.seconds / cycle_s), _LEAST_CYCLES)
         return said
 
     def _calibrate(self, job: Job, limit_s: float) -> str:

@@ -50,15 +50,22 @@ def splits(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return splits
 
 
-def test_each_number_of_cores_has_its_turn_and_its_calibration_before_any_has_a_second_turn(
-    splits: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_of_most_interest_is_measured_first(splits: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splits, "CORES", tuple(range(16)))
     jobs = [job.name for job in splits.plan(splits.Settings(cores="4,8,12", regimes="heavy,light", turns=2))]
-    first = ["4-heavy", "8-heavy", "12-heavy"]
-    assert jobs[:6] == [*first, *(f"{name}-calibration" for name in first)]
-    assert jobs[6:9] == first
-    assert jobs[9:] == ["4-light", "8-light", "12-light"] * 2
+    assert jobs == [
+        *("4-heavy", "8-heavy"),
+        *("4-heavy-calibration", "8-heavy-calibration", "12-heavy-calibration"),
+        *("4-heavy", "8-heavy"),
+        *("12-heavy", "12-heavy"),
+        *(("4-light", "8-light", "12-light") * 2),
+    ]
+
+
+def test_one_number_of_cores_is_not_the_last_one(splits: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "CORES", (0, 1))
+    settings = splits.Settings(cores="2", regimes="heavy", turns=2, calibrate_s=0.0)
+    assert [job.name for job in splits.plan(settings)] == ["2-heavy", "2-heavy"]
 
 
 def test_more_cores_than_there_are_are_refused(splits: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
