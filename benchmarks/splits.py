@@ -124,7 +124,7 @@ class Job:
 
 @dataclass(kw_only=True, slots=True)
 class Cell:
-    """What is known of one regime on so many cores. `alone` is one run, all received first and then trained on: seconds a cycle."""
+    """What is known of one regime on so many cores. `alone` is one run, in which all was received first: seconds a cycle."""
 
     cores: tuple[int, ...]
     regime: Regime
@@ -222,20 +222,22 @@ class Splits:
         command = [*self._command("compare", job), "--cycles", str(cell.cycles), "--policies", ",".join(names), "--repeats", "1"]
         (out / "report.json").unlink(missing_ok=True)
         said = run_until([*command, "--out", str(out)], deadline - began, (0, 1))
-        if (out / "report.json").exists():
-            for run in json.loads((out / "report.json").read_text())["runs"]:
-                kept = {name: run[name] for name in _KEPT} | {"repeat": turn}
-                share = run["disturbance"] or {}
-                kept |= {name: share.get(name) for name in ("others_fraction", "steal_fraction")}
-                cell.runs.append({**kept, "modes": shares_of_modes(out / run["folder"] / "events.jsonl", run["wall_clock_s"])})
-            cell.turn_s.append(time.monotonic() - began)
+        if not (out / "report.json").exists():
+            return f"no report; {said}"
+        for run in json.loads((out / "report.json").read_text())["runs"]:
+            kept = {name: run[name] for name in _KEPT} | {"repeat": turn}
+            share = run["disturbance"] or {}
+            kept |= {name: share.get(name) for name in ("others_fraction", "steal_fraction")}
+            cell.runs.append({**kept, "modes": shares_of_modes(out / run["folder"] / "events.jsonl", run["wall_clock_s"])})
+        cell.turn_s.append(time.monotonic() - began)
         return said
 
     def _learn(self, job: Job, cell: Cell, limit_s: float) -> str:
         """What each side takes alone, and so how many cycles a run gets."""
-        out, began = self._folder / "alone", time.monotonic()
+        out = self._folder / "alone"
         command = [*self._command("train", job), "--cycles", str(_STEPS), "--policy", "comm-priority", "--out", str(out)]
         command += ["--prefetch", str(_STEPS), "--ring-mib", "4096"]
+        began = time.monotonic()
         said = run_until(command, limit_s, (0,))
         if said != "done":
             return f"a run alone: {said}"
