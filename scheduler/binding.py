@@ -93,8 +93,9 @@ class CompBinding:
     when it is made, while nothing else runs, and again only when threads have come or gone: it takes a parallel operation, which
     on cores that are still busy can take 20 ms.
 
-    A thread that a smaller team leaves out spins on for milliseconds, waiting for work, on a core where others have some. Where
-    the kernel allows it (`may_stop_yielding`) it yields to everybody meanwhile.
+    What a team of two or more leaves out, libgomp ends with its next parallel operation, and for a team that grows it makes new
+    threads. One thread alone runs no parallel operation: then all others are kept, and spin on for milliseconds, waiting for work,
+    on cores where others have some. Where the kernel allows it (`may_stop_yielding`) they yield to everybody meanwhile.
     """
 
     def __init__(self, team: ThreadTeam, *, max_threads: int, look_every_s: float = LOOK_EVERY_S) -> None:
@@ -138,7 +139,7 @@ class CompBinding:
         self._pin([self._master], wanted)
         if num_threads > self._team.size():
             self._team.resize(num_threads)
-        self._let_yield(self._pool[num_threads - 1 :])
+        self._let_yield(self._pool if num_threads == 1 else ())
         # Where all share one mask it no longer matters who is in the team, and looking is not free.
         members = self._members if self._num_churned >= _CHURN_LIMIT else self._members_of(num_threads)
         if wanted == self._cores and set(members) != set(self._members):
@@ -198,11 +199,14 @@ class CompBinding:
         return not everybody - self._foreign <= self._known
 
     def _members_of(self, num_threads: int) -> list[int]:
-        """The team's threads besides the master: the first of the pool, as libgomp takes them, if all are still the same."""
+        """The team's threads besides the master: the first of the pool, as libgomp takes them, if all are still the same.
+
+        The pool is what libgomp keeps. A thread that ends may be seen for long, where it finds no core to end on.
+        """
         pool = sorted(threads_of(self._pid).intersection(self._pool))
         if self._has_new_threads() or len(pool) < num_threads - 1:
             pool = self._find_members(num_threads)
-        self._pool = pool
+        self._pool = pool if num_threads == 1 else pool[: num_threads - 1]
         return pool[: num_threads - 1]
 
     def _find_members(self, num_threads: int) -> list[int]:

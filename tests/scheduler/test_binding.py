@@ -106,6 +106,65 @@ assert {os.sched_getscheduler(tid) for tid in threads_of(os.getpid())} == {os.SC
     )
 
 
+WIDE = """
+import os, torch
+from edge_student.trainer import TorchTeam
+import scheduler.binding
+from scheduler.binding import CompBinding
+from scheduler.threads import cpu_ns, threads_of
+masks = {}
+def set_mask(tid, cores):  # more cores than this machine may have: only remembered
+    masks[tid] = cores
+scheduler.binding.set_mask = set_mask
+lingering = set()
+scheduler.binding.threads_of = lambda pid: threads_of(pid) | lingering
+torch.set_num_threads(4)
+binding = CompBinding(TorchTeam(), max_threads=4)
+def work():
+    x = torch.zeros(1 << 20)
+    for _ in range(100): x.add_(1)
+    clocks = {tid: cpu_ns(tid) for tid in threads_of(os.getpid())}
+    for _ in range(50): x.add_(1)
+    return {tid for tid, spent in clocks.items() if cpu_ns(tid) > spent}
+"""
+
+
+@pytest.mark.parametrize("smaller", [2, 3])
+def test_a_team_that_grows_again_has_new_threads_and_none_of_those_that_were_left_out(smaller: int) -> None:
+    """libgomp ends what a smaller team of two or more leaves out, and on busy cores such a thread may take long to be gone."""
+    run_in_process(
+        WIDE
+        + f"""
+binding.apply(range(4))
+first = set(work())
+assert first == set(binding.team), (first, binding.team)
+binding.apply(range({smaller}))
+assert set(work()) == set(binding.team)
+lingering |= first - set(binding.team)
+binding.apply(range(4))
+last = set(work())
+assert last == set(binding.team), (last, binding.team)
+assert last != first, "this libgomp keeps its threads: then the test proves nothing"
+assert sorted(tuple(masks[tid]) for tid in last) == [(0,), (1,), (2,), (3,)], masks
+"""
+    )
+
+
+def test_a_team_that_was_one_thread_for_a_while_is_the_same_afterwards() -> None:
+    run_in_process(
+        WIDE
+        + """
+binding.apply(range(4))
+first = set(work())
+binding.apply([3])
+work()
+binding.apply(range(4))
+assert first == set(binding.team) == set(work())
+assert sorted(tuple(masks[tid]) for tid in first) == [(0,), (1,), (2,), (3,)]
+"""
+    )
+
+
 @TWO_CORES
 def test_restoring_puts_back_masks_and_thread_count() -> None:
     run_in_process(
