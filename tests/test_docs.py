@@ -37,6 +37,7 @@ SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 JSON_BLOCK = re.compile(r"^```json\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TOML_BLOCK = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\S*/)?(cloud-teacher|edge-student|core-scheduler) (.+)$", re.MULTILINE)
+PROOF = re.compile(r"pytest\.mark\.promise\(number=(\d+)\)")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -127,6 +128,23 @@ def test_every_link_leads_to_a_file() -> None:
 def test_readme_names_every_policy() -> None:
     # A policy with a parameter is shown as `static:<c>`, so what follows the name may be a colon.
     assert [name for name in POLICIES if not re.search(rf"^\| `{re.escape(name)}[`:]", README, re.MULTILINE)] == []
+
+
+def proofs() -> dict[int, set[str]]:
+    """The test files that have a proof of each promise, by its number."""
+    found: dict[int, set[str]] = {}
+    for path in sorted(ROOT.glob("tests/**/*.py")):
+        for number in PROOF.findall(path.read_text(encoding="utf-8")):
+            found.setdefault(int(number), set()).add(path.relative_to(ROOT).as_posix())
+    return found
+
+
+def test_every_promise_names_the_tests_that_prove_it() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = {int(number): rest for number, rest in re.findall(r"^\| (\d+) \|(.*)$", text, re.MULTILINE)}
+    named = {number: {link.removeprefix("../") for link in LINK.findall(rest)} for number, rest in rows.items()}
+    assert sorted(named) == list(range(1, 27))
+    assert named == proofs()
 
 
 def test_changelog_has_a_place_for_the_version_in_the_making() -> None:

@@ -50,7 +50,7 @@ def admit_or_refuse(message: bytes, encodings: tuple[InputEncoding, ...] = ()) -
     return window
 
 
-@pytest.mark.promise(12)
+@pytest.mark.promise(number=12)
 @given(
     message=st.builds(
         teacher_pb2.StreamLogitsRequest,
@@ -79,7 +79,7 @@ VALID = teacher_pb2.StreamLogitsRequest(
 )
 
 
-@pytest.mark.promise(12)
+@pytest.mark.promise(number=12)
 @given(
     start=uint64.map(lambda start: min(start, MAX_START)),
     count=st.integers(1, 3),
@@ -112,14 +112,14 @@ def test_every_window_that_is_granted_can_be_read(
         store.close()
 
 
-@pytest.mark.promise(12)
+@pytest.mark.promise(number=12)
 @given(message=st.binary(max_size=60))
 @settings(max_examples=200)
 def test_any_bytes_are_a_request_or_refused(message: bytes) -> None:
     admit_or_refuse(message)
 
 
-@pytest.mark.promise(12)
+@pytest.mark.promise(number=12)
 @given(data=st.data())
 @settings(max_examples=200)
 def test_a_damaged_request_is_one_or_refused(data: st.DataObject) -> None:

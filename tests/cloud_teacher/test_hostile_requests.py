@@ -101,7 +101,7 @@ HOSTILE: list[tuple[dict[str, object], set[grpc.StatusCode]]] = [
 ]
 
 
-@pytest.mark.promise(12)
+@pytest.mark.promise(number=12)
 def test_hostile_requests_are_refused_by_status_and_the_memory_stays_where_it_was(server: Server) -> None:
     with grpc.insecure_channel(server.address, options=channel_options()) as channel:
         call, good = channel.unary_stream(STREAM), good_request(channel)
@@ -128,7 +128,7 @@ def test_hostile_requests_are_refused_by_status_and_the_memory_stays_where_it_wa
     assert good_call(server) == 32
 
 
-@pytest.mark.promise(12)
+@pytest.mark.promise(number=12)
 @pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])
 def test_any_seed_is_a_seed(seed: int, server: Server) -> None:
     with grpc.insecure_channel(server.address, options=channel_options()) as channel:
@@ -157,7 +157,7 @@ FIRST_WORDS = {
 }
 
 
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 @pytest.mark.parametrize("kind", FIRST_WORDS)
 def test_a_stranger_on_the_socket_is_hung_up_on_or_ignored(kind: str, server: Server) -> None:
     peak = server.peak()
@@ -169,7 +169,7 @@ def test_a_stranger_on_the_socket_is_hung_up_on_or_ignored(kind: str, server: Se
     assert server.peak() - peak < 16 * MiB
 
 
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 @pytest.mark.parametrize(
     ("message", "compression", "code"),
     [
@@ -195,7 +195,7 @@ def test_a_message_too_large_or_of_no_sense_is_refused_before_it_is_unpacked(
     assert good_call(server) == 32
 
 
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 @pytest.mark.parametrize(
     "metadata",
     [
@@ -217,7 +217,7 @@ def test_metadata_of_20_kb_is_refused_and_the_next_call_works(metadata: list[tup
     assert good_call(server) == 32
 
 
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 @pytest.mark.parametrize("path", ["/edgekd.v1.Teacher/Nonsense", "/", "/x" * 1000, "/edgekd.v1.Teacher/StreamLogits/x"])
 def test_a_method_that_does_not_exist_is_unimplemented(path: str, server: Server) -> None:
     with grpc.insecure_channel(server.address, options=channel_options()) as channel:
@@ -227,7 +227,7 @@ def test_a_method_that_does_not_exist_is_unimplemented(path: str, server: Server
     assert good_call(server) == 32
 
 
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 def test_a_call_without_a_message_and_many_connections_that_say_nothing_leave_room_for_others(server: Server) -> None:
     descriptors = len(os.listdir(f"/proc/{server.pid}/fd"))
     silent = [server.connect() for _ in range(50)]

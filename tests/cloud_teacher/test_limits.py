@@ -42,7 +42,7 @@ def refusal(harness: Any, metadata: Any) -> grpc.RpcError:
     return refused.value
 
 
-@pytest.mark.promise(13)
+@pytest.mark.promise(number=13)
 def test_an_edge_over_its_limit_is_told_so_at_once_and_the_others_are_served(make_harness: Callable[..., Any]) -> None:
     harness = make_harness(max_streams=3, max_streams_per_edge=1)
     answer = harness.stub.Describe(teacher_pb2.DescribeRequest(), timeout=10)
@@ -78,7 +78,7 @@ sys.stdin.readline()
 """
 
 
-@pytest.mark.promise(13)
+@pytest.mark.promise(number=13)
 @pytest.mark.parametrize("how", ["killed", "reset"])
 def test_the_place_of_an_edge_that_vanishes_is_free_again(how: str, make_harness: Callable[..., Any], key: Any) -> None:
     harness = make_harness(max_streams_per_edge=1, key=replace(key, num_classes=20_000))
@@ -196,7 +196,7 @@ def test_a_machine_is_an_address_without_its_port(peer: str, machine: str) -> No
     assert machine_of(peer) == machine
 
 
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 def test_20_kb_of_metadata_are_refused_and_the_next_call_works(harness: Any) -> None:
     token = ("authorization", "Bearer " + "t" * 4096)
     assert len(list(harness.stub.StreamLogits(harness.request(), timeout=30, metadata=(token, *named("x" * 64))))) == 3
@@ -282,7 +282,7 @@ class Edge:
             assert np.array_equal(row, self._teacher.row(sample))
 
 
-@pytest.mark.promise(13)
+@pytest.mark.promise(number=13)
 def test_an_edge_that_finds_no_place_waits_and_gets_the_next_one(make_harness: Callable[..., Any], key: Any) -> None:
     harness = make_harness(max_streams=1, key=replace(key, num_classes=20_000))
     taken = harness.stub.StreamLogits(harness.request(count=MAX_WINDOW, batch_size=40), timeout=60)

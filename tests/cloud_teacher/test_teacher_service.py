@@ -248,7 +248,7 @@ def test_last_batch_that_can_be_asked_for_comes(harness: Any) -> None:
     assert chunk.batch_index == MAX_START
 
 
-@pytest.mark.promise(13)
+@pytest.mark.promise(number=13)
 def test_one_stream_too_many_is_told_so_and_the_others_are_unharmed(make_harness: Callable[..., Any]) -> None:
     harness = make_harness(max_streams=2)
     harness.teacher.gate.clear()
@@ -265,7 +265,7 @@ def test_one_stream_too_many_is_told_so_and_the_others_are_unharmed(make_harness
     assert len(harness.stream()) == 3
 
 
-@pytest.mark.promise(13)
+@pytest.mark.promise(number=13)
 def test_slot_of_an_edge_that_vanishes_while_reading_is_freed(make_harness: Callable[..., Any], key: Any) -> None:
     harness = make_harness(max_streams=1, key=replace(key, num_classes=20_000))
     vanishing = harness.stub.StreamLogits(harness.request(count=MAX_WINDOW, batch_size=40), timeout=30)
@@ -275,7 +275,7 @@ def test_slot_of_an_edge_that_vanishes_while_reading_is_freed(make_harness: Call
     assert len(harness.stream()) == 3
 
 
-@pytest.mark.promise(13)
+@pytest.mark.promise(number=13)
 def test_slot_of_an_edge_that_vanishes_while_waiting_is_freed(make_harness: Callable[..., Any]) -> None:
     harness = make_harness(max_streams=1)
     harness.teacher.gate.clear()
@@ -355,7 +355,7 @@ def test_rate_limit_is_asked_for_every_chunk(make_harness: Callable[..., Any]) -
     assert reserved == [len(chunk.payload) for chunk in chunks]
 
 
-@pytest.mark.promise(24)
+@pytest.mark.promise(number=24)
 def test_server_that_stops_lets_a_short_stream_end_and_sends_a_long_one_away(make_harness: Callable[..., Any]) -> None:
     class Scripted(Pacer):
         """Half a second for a batch of 4; for batches of 8, nothing at first and then an age."""
@@ -382,7 +382,7 @@ def test_server_that_stops_lets_a_short_stream_end_and_sends_a_long_one_away(mak
     assert "shutting down" in ended.value.details()
 
 
-@pytest.mark.promise(24)
+@pytest.mark.promise(number=24)
 def test_stopping_server_does_not_wait_for_a_batch_that_is_being_computed(harness: Any) -> None:
     harness.teacher.gate.clear()
     waiting = harness.stub.StreamLogits(harness.request(), timeout=30)

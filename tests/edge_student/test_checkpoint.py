@@ -87,7 +87,7 @@ def test_tensors_of_every_kind_come_back_bit_for_bit(tmp_path: Path) -> None:
         assert found.tensors[name].numpy().tobytes() == tensor.contiguous().numpy().tobytes()
 
 
-@pytest.mark.promise(15)
+@pytest.mark.promise(number=15)
 def test_a_writer_killed_at_any_step_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     seen = set()
     for fatal_step in range(1, 50):
@@ -112,7 +112,7 @@ def test_a_writer_killed_at_any_step_leaves_the_old_or_the_new(tmp_path: Path) -
     assert fatal_step > 8, "it was killed at too few places to tell"
 
 
-@pytest.mark.promise(15)
+@pytest.mark.promise(number=15)
 @pytest.mark.parametrize("where", ["magic", "digest", "length", "json", "tensors", "last byte"])
 def test_an_altered_file_is_left_for_the_one_before_it(where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in (1, 2):
@@ -126,7 +126,7 @@ def test_an_altered_file_is_left_for_the_one_before_it(where: str, tmp_path: Pat
     assert "going on from the checkpoint before it" in caplog.text
 
 
-@pytest.mark.promise(15)
+@pytest.mark.promise(number=15)
 def test_a_truncated_file_of_any_length_is_left_for_the_one_before_it(tmp_path: Path) -> None:
     for number in (1, 2):
         checkpoint.save(tmp_path, made(number))
@@ -145,7 +145,7 @@ def test_where_none_can_be_used_it_says_so_and_what_to_do(tmp_path: Path) -> Non
         checkpoint.load(tmp_path)
 
 
-@pytest.mark.promise(15)
+@pytest.mark.promise(number=15)
 def test_a_full_disk_leaves_what_was_there_and_no_litter(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk: the kernel refuses the write in its middle, with EFBIG."""
     checkpoint.save(tmp_path, made(1))
@@ -213,7 +213,7 @@ def hostile_files(trap: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.promise(16)
+@pytest.mark.promise(number=16)
 @pytest.mark.parametrize("kind", hostile_files(Path("unused")))
 def test_a_hostile_file_is_refused_and_nothing_in_it_runs(kind: str, tmp_path: Path) -> None:
     trap = tmp_path / "trap"

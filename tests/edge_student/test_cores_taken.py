@@ -52,7 +52,7 @@ def cpuset() -> Iterator[Cpuset]:
 
 @pytest.mark.slow
 @pytest.mark.root
-@pytest.mark.promise(23)
+@pytest.mark.promise(number=23)
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores, to take one away")
 def test_a_run_goes_on_with_the_cores_that_are_left(cpuset: Cpuset, address: str, tmp_path: Path) -> None:
     train(address, tmp_path / "whole", *FLAGS)

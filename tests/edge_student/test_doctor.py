@@ -283,7 +283,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.promise(22)
+@pytest.mark.promise(number=22)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_core_that_may_not_be_used_ends_a_command_before_anything_starts(command: str, tmp_path: Path) -> None:
     first, *others = sorted(allowed_cores())
@@ -310,7 +310,7 @@ def test_a_core_that_may_not_be_used_ends_a_command_before_anything_starts(comma
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.promise(22)
+@pytest.mark.promise(number=22)
 def test_a_core_that_is_offline_is_named_with_those_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel leaves offline cores out of what it answers (sched_getaffinity(2)); to take one away here would disturb others."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 3})

@@ -199,7 +199,7 @@ def test_a_container_with_half_the_cores(tmp_path: Path) -> None:
     assert "0.5 cores' worth" in look_at(machine, {2, 3})["cores.quota"].summary
 
 
-@pytest.mark.promise(22)
+@pytest.mark.promise(number=22)
 def test_a_core_that_is_asked_for_and_missing_is_named_with_its_reason(tmp_path: Path) -> None:
     found = look_at(build("xavier-nx", tmp_path), {0}, "0-2,7")["cores.allowed"]
     assert found.status is Status.PROBLEM

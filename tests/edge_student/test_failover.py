@@ -60,7 +60,7 @@ def never() -> Iterator[threading.Event]:
     event.set()
 
 
-@pytest.mark.promise(4)
+@pytest.mark.promise(number=4)
 def test_a_teacher_that_hangs_is_given_up_and_asked_again(never: threading.Event) -> None:
     def hang(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
         never.wait()
@@ -76,7 +76,7 @@ def test_a_teacher_that_hangs_is_given_up_and_asked_again(never: threading.Event
     assert [request.start for request in scripted.requests] == [0, 3, 7]  # chunk 10 was the second of batch 3's three
 
 
-@pytest.mark.promise(4)
+@pytest.mark.promise(number=4)
 def test_a_teacher_that_never_says_anything_ends_the_run_with_the_cause(never: threading.Event) -> None:
     def hang(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
         never.wait()
@@ -125,7 +125,7 @@ def breaks(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
     raise BreakStream(grpc.StatusCode.UNAVAILABLE)
 
 
-@pytest.mark.promise(25)
+@pytest.mark.promise(number=25)
 def test_where_one_teacher_breaks_off_the_next_goes_on_at_that_batch() -> None:
     first, second = ScriptedTeacher({4: breaks}), ScriptedTeacher()
     with RunningTeacher(first) as one, RunningTeacher(second) as two:
@@ -145,7 +145,7 @@ def test_a_teacher_that_is_not_there_is_passed_over() -> None:
     assert f"nobody listens at {nobody}" in session.troubles[0]
 
 
-@pytest.mark.promise(17)
+@pytest.mark.promise(number=17)
 def test_a_teacher_with_other_logits_is_asked_no_more_and_nothing_is_mixed() -> None:
     def foreign(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
         raise BreakStream(grpc.StatusCode.FAILED_PRECONDITION)
@@ -181,7 +181,7 @@ def test_streams_begin_at_different_teachers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.promise(25)
+@pytest.mark.promise(number=25)
 def test_a_run_outlives_one_of_its_teachers_with_the_same_result(tmp_path: Path) -> None:
     flags = ("--policy", "os-default", "--cycles", "1500", "--torch-threads", "1", "--prefetch", "2", "--window", "3")
     with teacher(tmp_path / "store") as one, teacher(tmp_path / "store2") as two:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 from pathlib import Path
 
 import grpc
@@ -68,8 +69,8 @@ def sound(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.promise(9)
-@pytest.mark.promise(10)
+@pytest.mark.promise(number=9)
+@pytest.mark.promise(number=10)
 @pytest.mark.parametrize("streams", ["1", "2"])
 def test_duplicates_gaps_and_lies_change_no_result_and_nothing_is_trained_on_twice(
     streams: str, sound: Path, address: str, tmp_path: Path
@@ -89,7 +90,7 @@ def test_duplicates_gaps_and_lies_change_no_result_and_nothing_is_trained_on_twi
     assert result["cycles"] == CYCLES
 
 
-@pytest.mark.promise(17)
+@pytest.mark.promise(number=17)
 @pytest.mark.parametrize(
     ("other", "names"),
     [(("digits:public", "--seed", "9"), "teacher_digest"), (("digits:private",), "dataset_digest")],
@@ -119,3 +120,24 @@ def test_a_teacher_that_is_replaced_by_another_in_the_middle_ends_the_run(
     assert received == list(range(len(received)))
     assert 6 <= len(trained) <= len(received) < 40, "nothing of the second teacher's was received, and nothing trained on"
     assert not json.loads((tmp_path / "run" / "result.json").read_text())["valid"]
+
+
+@pytest.mark.promise(number=4)
+def test_a_teacher_that_hangs_while_it_answers_pings_changes_no_result(sound: Path, address: str, tmp_path: Path) -> None:
+    is_over = threading.Event()
+
+    def hang(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
+        is_over.wait(120)
+        return []
+
+    relay = Relay(address, {(3, 1): hang, (12, 0): hang})
+    with relay as behind:
+        result = train(behind, tmp_path, *FEW, "--max-silence", "1", "--streams", "1")
+        is_over.set()
+    assert relay.happened == {(3, 1), (12, 0)}
+    assert weights(tmp_path) == weights(sound)
+    for task in ("comm", "forward", "backward"):
+        assert [record["index"] for record in events(tmp_path) if record.get("task") == task] == list(range(CYCLES))
+    troubles = [record["cause"] for record in events(tmp_path) if record["event"] == "comm-trouble"]
+    assert len(troubles) == result["num_reconnects"] == 2
+    assert all("it answers, and has sent nothing for 1 s" in cause for cause in troubles)

@@ -63,7 +63,7 @@ POISON = [
 ]
 
 
-@pytest.mark.promise(10)
+@pytest.mark.promise(number=10)
 @pytest.mark.parametrize(("encoding", "top_k", "at", "content"), POISON, ids=str)
 def test_poison_in_any_encoding_is_refused_and_the_batch_asked_for_again(
     encoding: str, top_k: int, at: int, content: bytes
@@ -77,14 +77,14 @@ def test_poison_in_any_encoding_is_refused_and_the_batch_asked_for_again(
     assert "chunk refused: payload " in troubles[0]
 
 
-@pytest.mark.promise(10)
+@pytest.mark.promise(number=10)
 def test_a_teacher_that_has_nothing_but_poison_ends_the_run() -> None:
     teacher = ScriptedTeacher(dict.fromkeys(range(100), with_bytes_at(0, float32(np.nan))))
     with pytest.raises(BadTeacherError, match=r"^batch 0 was refused 5 times, the last time because: payload holds a NaN"):
         receive_all(teacher, encoding="topk", top_k=2)
 
 
-@pytest.mark.promise(9)
+@pytest.mark.promise(number=9)
 def test_chunks_in_another_order_are_asked_for_again() -> None:
     kept: list[teacher_pb2.LogitsChunk] = []
     later: dict[int, Fault] = {4: lambda chunk: kept.append(chunk) or [], 5: lambda chunk: [chunk, kept.pop()]}  # type: ignore[func-returns-value, dict-item]
@@ -94,7 +94,7 @@ def test_chunks_in_another_order_are_asked_for_again() -> None:
     assert "was due" in troubles[0]
 
 
-@pytest.mark.promise(9)
+@pytest.mark.promise(number=9)
 def test_whole_batches_that_come_again_are_dropped_and_counted() -> None:
     seen: list[teacher_pb2.LogitsChunk] = []
 
@@ -212,7 +212,7 @@ SAYINGS = {
 }
 
 
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 @pytest.mark.parametrize("say", [say for say in SAYINGS if say is not bomb], ids=lambda say: say.__name__)
 def test_what_a_stranger_says_once_is_refused_and_the_next_answer_taken(
     say: Callable[[grpc.ServicerContext], Iterator[bytes]], caplog: pytest.LogCaptureFixture
@@ -228,7 +228,7 @@ def test_what_a_stranger_says_once_is_refused_and_the_next_answer_taken(
     assert "Traceback" not in caplog.text
 
 
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 @pytest.mark.parametrize("say", [garbage, bomb, large_metadata, traceback], ids=lambda say: say.__name__)
 def test_a_stranger_that_says_nothing_else_ends_the_run_and_is_named(
     say: Callable[[grpc.ServicerContext], Iterator[bytes]], caplog: pytest.LogCaptureFixture
@@ -243,7 +243,7 @@ def test_a_stranger_that_says_nothing_else_ends_the_run_and_is_named(
     assert "Traceback" not in caplog.text
 
 
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 def test_an_answer_to_describe_that_is_none_ends_the_run_at_once(caplog: pytest.LogCaptureFixture) -> None:
     with serving(Stranger(lambda number, context: iter(()), answer=b"\xff" * 100)) as address:
         with pytest.raises(BadTeacherError, match=r"^teacher 127\.0\.0\.1:\d+: its answer to Describe is no DescribeResponse$"):
@@ -267,7 +267,7 @@ except Exception as error:
 
 
 @pytest.mark.slow
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 @pytest.mark.parametrize("say", [bomb, too_large, large_metadata], ids=lambda say: say.__name__)
 def test_a_bomb_is_never_inflated(say: Callable[[grpc.ServicerContext], Iterator[bytes]]) -> None:
     """In a process of its own, whose memory is nobody else's."""
@@ -279,7 +279,7 @@ def test_a_bomb_is_never_inflated(say: Callable[[grpc.ServicerContext], Iterator
     assert int(grown) < 24 * MiB, "128 MiB of zeros"
 
 
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 def test_a_teacher_that_breaks_every_stream_after_the_same_chunk_is_given_up() -> None:
     """The first chunk of a batch, again and again, is no progress."""
     faults: dict[int, Fault] = {number: broken(grpc.StatusCode.UNAVAILABLE) for number in range(1, 2000, 2)}
@@ -327,7 +327,7 @@ def answering(answer: bytes) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.promise(11)
+@pytest.mark.promise(number=11)
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_what_is_no_grpc_server_is_named_and_given_up(kind: str) -> None:
     with answering(ANSWERS[kind]) as address:

@@ -14,7 +14,7 @@ from processes import teacher, train
 
 from edgekd.datasets import ImageDataset, load_dataset, to_input
 
-pytestmark = [pytest.mark.slow, pytest.mark.promise(20)]
+pytestmark = [pytest.mark.slow, pytest.mark.promise(number=20)]
 SIZE, CLASSES, IMAGES = 8, 3, 60
 LABEL = "canary-of-a-class"
 

@@ -116,8 +116,8 @@ def test_a_stream_that_breaks_in_the_middle_of_a_batch_is_resumed_at_that_batch(
     assert "UNAVAILABLE" in troubles[0]
 
 
-@pytest.mark.promise(9)
-@pytest.mark.promise(10)
+@pytest.mark.promise(number=9)
+@pytest.mark.promise(number=10)
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -143,14 +143,14 @@ def test_a_chunk_that_breaks_a_rule_is_refused_by_name_and_asked_for_again(fault
     assert reason in troubles[0]
 
 
-@pytest.mark.promise(9)
+@pytest.mark.promise(number=9)
 def test_a_duplicated_chunk_is_dropped_and_counted() -> None:
     out, receiver, troubles = receive_all(ScriptedTeacher({3: lambda chunk: [chunk, chunk]}))
     assert np.array_equal(out, expected())
     assert (receiver.num_duplicate_chunks, troubles) == (1, [])
 
 
-@pytest.mark.promise(10)
+@pytest.mark.promise(number=10)
 def test_a_teacher_that_keeps_sending_garbage_ends_the_run_by_name() -> None:
     with pytest.raises(BadTeacherError, match=r"batch 0 was refused 5 times.*CRC-32"):
         receive_all(ScriptedTeacher(dict.fromkeys(range(100), changed(crc32=1))))
@@ -330,7 +330,7 @@ def test_what_no_teacher_may_say_of_itself_is_refused(description: dict[str, obj
         receive_all(ScriptedTeacher(**description))
 
 
-@pytest.mark.promise(9)
+@pytest.mark.promise(number=9)
 def test_a_teacher_that_repeats_itself_for_ever_ends_the_run_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver_module, "_MAX_DUPLICATES", 20)
 

@@ -65,7 +65,7 @@ class StopsIn(Boundaries):
         return super().task(task)
 
 
-@pytest.mark.promise(14)
+@pytest.mark.promise(number=14)
 @pytest.mark.parametrize("number", [0, 1, 4, 5, 9])
 def test_a_snapshot_taken_anywhere_is_that_of_the_last_whole_cycle(number: int) -> None:
     """Broken off before the n-th task: an even n is before a Forward, an odd one after it, before its Backward."""
@@ -98,7 +98,7 @@ def test_a_snapshot_does_not_change_when_training_goes_on() -> None:
     assert state(trainer) != before
 
 
-@pytest.mark.promise(16)
+@pytest.mark.promise(number=16)
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -203,7 +203,7 @@ def trained_once(out: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.promise(14)
+@pytest.mark.promise(number=14)
 @pytest.mark.parametrize("policy", ["os-default", "adaptive"])
 def test_an_edge_that_is_killed_goes_on_with_the_same_result(policy: str, address: str, whole: Path, tmp_path: Path) -> None:
     command = student_command(address, tmp_path, "--policy", policy, *EXACT, *OFTEN)
@@ -230,7 +230,7 @@ def test_an_edge_that_is_killed_goes_on_with_the_same_result(policy: str, addres
 
 
 @pytest.mark.slow
-@pytest.mark.promise(24)
+@pytest.mark.promise(number=24)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_an_edge_that_is_told_to_end_goes_on_where_it_stopped(
     number: signal.Signals, status: int, address: str, whole: Path, tmp_path: Path
@@ -286,7 +286,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(address: str, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.promise(17)
+@pytest.mark.promise(number=17)
 def test_a_checkpoint_of_another_teacher_is_refused(address: str, tmp_path: Path) -> None:
     command = student_command(address, tmp_path / "out", *EXACT, "--cycles", "20")
     assert run(command).returncode == 0
@@ -297,7 +297,7 @@ def test_a_checkpoint_of_another_teacher_is_refused(address: str, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.promise(15)
+@pytest.mark.promise(number=15)
 def test_a_damaged_checkpoint_is_left_for_the_one_before_it_with_the_same_result(address: str, whole: Path, tmp_path: Path) -> None:
     command = student_command(address, tmp_path, "--policy", "os-default", *EXACT, *OFTEN)
     status, said = begin_and_end(command, f"240 of {CYCLES}", signal.SIGKILL)

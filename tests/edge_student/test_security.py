@@ -80,7 +80,7 @@ def assert_refused(finished: subprocess.CompletedProcess[str], says: str) -> Non
     assert finished.stderr.count("trying again") <= 1, "no storm of retries"
 
 
-@pytest.mark.promise(18)
+@pytest.mark.promise(number=18)
 @pytest.mark.parametrize(
     ("at", "edge", "says"),
     [
@@ -112,7 +112,7 @@ def test_18_who_is_not_let_in_hears_why_within_seconds(
     assert_refused(finished, says)
 
 
-@pytest.mark.promise(18)
+@pytest.mark.promise(number=18)
 def test_18_an_expired_certificate_is_named(tmp_path: Path) -> None:
     expired = make_certs(tmp_path / "expired", "localhost,127.0.0.1", "pi-1", days=0)
     valid = tmp_path / "valid"
@@ -129,8 +129,8 @@ def test_18_an_expired_certificate_is_named(tmp_path: Path) -> None:
     assert_refused(finished, "pi-1.pem, which may have expired")
 
 
-@pytest.mark.promise(18)
-@pytest.mark.promise(21)
+@pytest.mark.promise(number=18)
+@pytest.mark.promise(number=21)
 def test_18_and_21_a_wrong_token_is_named_and_never_shown(tmp_path: Path) -> None:
     for name, content in (("right", TOKEN), ("wrong", "guess-guess-guess-guess")):
         (tmp_path / name).write_text(content)
@@ -148,7 +148,7 @@ def test_18_and_21_a_wrong_token_is_named_and_never_shown(tmp_path: Path) -> Non
         assert health.status == health_pb2.HealthCheckResponse.SERVING, "a probe has no token"
 
 
-@pytest.mark.promise(21)
+@pytest.mark.promise(number=21)
 def test_21_no_secret_is_in_any_log_metric_or_file_and_a_certificate_says_who_an_edge_is(certs: Path, tmp_path: Path) -> None:
     """Everything on: debug, JSON, metrics, mutual TLS and a token; and a second edge with another token, which is a secret too."""
     wrong = "guess-guess-guess-guess"
@@ -191,7 +191,7 @@ def test_21_no_secret_is_in_any_log_metric_or_file_and_a_certificate_says_who_an
     assert result["edge_id"] == "liar"
 
 
-@pytest.mark.promise(19)
+@pytest.mark.promise(number=19)
 def test_19_a_renewed_certificate_is_used_from_the_next_handshake_on(tmp_path: Path) -> None:
     certs = make_certs(tmp_path / "certs", "localhost,127.0.0.1", "pi-1")
     plain_tls = ("--tls-cert", str(certs / "teacher.pem"), "--tls-key", str(certs / "teacher.key"))

@@ -66,7 +66,7 @@ def stopped(serving: TeacherProcess) -> int:
     return serving.process.wait(20)
 
 
-@pytest.mark.promise(24)
+@pytest.mark.promise(number=24)
 def test_streams_of_a_teacher_that_stops_end_cleanly_and_its_edges_go_on_with_the_next_one(tmp_path: Path) -> None:
     log = tmp_path / "log"
     flags = ("--log-level", "debug", "--log-format", "json", "--metrics-listen", "127.0.0.1:0")

@@ -97,7 +97,7 @@ def test_another_seed_gives_other_weights(address: str, undisturbed: Path, tmp_p
     ids=["static:1", "dynamic", "three streams of inputs"],
 )
 @TWO_CORES
-@pytest.mark.promise(1)
+@pytest.mark.promise(number=1)
 def test_a_teacher_that_is_killed_and_started_again_costs_time_but_no_result(
     policy: str, flags: tuple[str, ...], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_teacher_that_is_killed_and_started_again_costs_time_but_no_result(
     assert any(record["event"] == "comm-trouble" for record in log)
 
 
-@pytest.mark.promise(24)
+@pytest.mark.promise(number=24)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_what_was_trained_is_saved_when_a_run_is_broken_off(number: signal.Signals, status: int, tmp_path: Path) -> None:
     with teacher(tmp_path / "store", "--rate-limit", "80kbit") as serving:

@@ -194,7 +194,7 @@ def test_only_float32_is_encoded() -> None:
         encode(np.zeros((2, 2)), FLOAT32)  # type: ignore[arg-type]
 
 
-@pytest.mark.promise(10)
+@pytest.mark.promise(number=10)
 @given(logits=logits_of_all_shapes, form=st.sampled_from(FORMATS), change=st.integers(-40, 40).filter(bool))
 def test_a_payload_of_another_length_is_refused(logits: npt.NDArray[np.float32], form: Format, change: int) -> None:
     payload = encode(logits, form)
@@ -203,7 +203,7 @@ def test_a_payload_of_another_length_is_refused(logits: npt.NDArray[np.float32],
         decode(changed, form, *logits.shape)
 
 
-@pytest.mark.promise(10)
+@pytest.mark.promise(number=10)
 @given(logits=logits_of_all_shapes, form=st.sampled_from(FORMATS), data=st.data())
 def test_a_flipped_bit_is_refused(logits: npt.NDArray[np.float32], form: Format, data: st.DataObject) -> None:
     payload = bytearray(encode(logits, form))

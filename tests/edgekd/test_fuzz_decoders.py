@@ -38,7 +38,7 @@ def decode_or_refuse(payload: bytes, form: Format, rows: int, num_classes: int, 
     return True
 
 
-@pytest.mark.promise(10)
+@pytest.mark.promise(number=10)
 @given(data=st.data(), form=st.sampled_from(FORMATS), rows=st.integers(1, 4), num_classes=st.integers(3, 6), half=st.booleans())
 @settings(max_examples=300)
 def test_any_bytes_of_the_right_length_are_finite_or_refused(
@@ -50,7 +50,7 @@ def test_any_bytes_of_the_right_length_are_finite_or_refused(
     decode_or_refuse(payload, form, rows, num_classes, np.full((rows, num_classes), 7.0, dtype))
 
 
-@pytest.mark.promise(10)
+@pytest.mark.promise(number=10)
 @given(data=st.data(), form=st.sampled_from(FORMATS), rows=st.integers(1, 3))
 @settings(max_examples=200)
 def test_a_value_that_is_none_is_refused_wherever_it_hides(data: st.DataObject, form: Format, rows: int) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from edgekd.models import load_weights, weights_digest
 
-pytestmark = pytest.mark.promise(16)
+pytestmark = pytest.mark.promise(number=16)
 in_one_folder = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 RAN = "the-payload-ran"
 """What a malicious file would make where it runs."""

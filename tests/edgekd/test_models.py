@@ -212,7 +212,7 @@ class Malicious:
         return (subprocess.getoutput, ("echo the pickle ran >&2",))
 
 
-@pytest.mark.promise(16)
+@pytest.mark.promise(number=16)
 def test_a_pickle_is_never_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "w.pt"
     torch.save({"weight": Malicious()}, path)

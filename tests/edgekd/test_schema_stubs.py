@@ -25,7 +25,7 @@ def test_the_committed_stub_is_the_generated_one(generated: Path, name: str) -> 
     assert (PROTO / "edgekd" / "v1" / name).read_bytes() == (generated / name).read_bytes()
 
 
-@pytest.mark.promise(20)
+@pytest.mark.promise(number=20)
 def test_a_request_holds_nothing_but_scalars() -> None:
     """The edge's promise: no field of a request could carry a sample."""
     digests = {"teacher_digest", "dataset_digest"}

@@ -14,7 +14,7 @@ from sameness import FLAGS, check_same, troubles
 from edge_student.messages import Configure
 from edge_student.receiver import Receiver
 
-pytestmark = [pytest.mark.slow, pytest.mark.promise(2)]
+pytestmark = [pytest.mark.slow, pytest.mark.promise(number=2)]
 
 FIRST_PAUSE_S, JITTER_S = 0.2, 0.3
 

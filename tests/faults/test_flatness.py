@@ -8,7 +8,7 @@ import pytest
 from flatness import trend
 from resources import read_holding
 
-pytestmark = pytest.mark.promise(26)
+pytestmark = pytest.mark.promise(number=26)
 
 ALLOWED = 1024.0
 SECONDS = np.arange(130.0)

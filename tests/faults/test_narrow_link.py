@@ -19,7 +19,7 @@ FLAGS = ("--private", f"{DATASET}:private", "--public-batch", "128", "--policy",
 GROWTH_KIB = 1 << 10  # four batches
 
 
-@pytest.mark.promise(6)
+@pytest.mark.promise(number=6)
 def test_a_link_that_narrows_and_recovers_makes_no_error_and_no_memory(tmp_path: Path) -> None:
     with TwoNamespaces() as pair, pair.teacher(tmp_path / "store", dataset=f"{DATASET}:public") as serving:
         pair.set_rate(20)

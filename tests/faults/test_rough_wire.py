@@ -9,7 +9,7 @@ from proxy import Proxy
 from proxy_script import Break, Weather
 from sameness import FLAGS, check_same, troubles
 
-pytestmark = [pytest.mark.slow, pytest.mark.promise(7)]
+pytestmark = [pytest.mark.slow, pytest.mark.promise(number=7)]
 
 # In the greeting, in Describe, at the stream's first bytes, and then in the middle of chunks and of their headers.
 PLACES = (0, 5, 60, 300, 1500, 2222, 3000)

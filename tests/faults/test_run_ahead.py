@@ -12,7 +12,7 @@ from proxy import Proxy
 from resources import read_holding
 from sameness import started_at
 
-pytestmark = [pytest.mark.slow, pytest.mark.promise(8)]
+pytestmark = [pytest.mark.slow, pytest.mark.promise(number=8)]
 
 DATASET = "synthetic:classes=1000,size=8,samples=512"
 BATCH, CYCLES, PREFETCH, WINDOW = 64, 100, 4, 8

@@ -100,10 +100,10 @@ def suffer(
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("frozen", marks=pytest.mark.promise(3)),
-        pytest.param("swallowed", marks=pytest.mark.promise(5)),
-        pytest.param("unplugged", marks=[pytest.mark.promise(5), pytest.mark.root, needs_namespaces]),
-        pytest.param("black hole", marks=[pytest.mark.promise(5), pytest.mark.root, needs_namespaces]),
+        pytest.param("frozen", marks=pytest.mark.promise(number=3)),
+        pytest.param("swallowed", marks=pytest.mark.promise(number=5)),
+        pytest.param("unplugged", marks=[pytest.mark.promise(number=5), pytest.mark.root, needs_namespaces]),
+        pytest.param("black hole", marks=[pytest.mark.promise(number=5), pytest.mark.root, needs_namespaces]),
     ],
 )
 def test_a_silence_is_noticed_in_time_and_changes_no_result(

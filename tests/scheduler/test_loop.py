@@ -263,6 +263,7 @@ def test_what_makes_the_comm_worker_fail_is_raised_where_training_waits() -> Non
     assert bench.comp_binding.is_restored
 
 
+@pytest.mark.promise(number=23)
 @pytest.mark.parametrize("side", ["comm_binding", "comp_binding"])
 def test_a_refused_mask_is_recorded_and_the_run_goes_on_unpinned(side: str) -> None:
     bench = Bench("static:1", cycles=2)
@@ -595,7 +596,7 @@ def count(bench: Bench) -> None:
     bench.loop._count_cores()
 
 
-@pytest.mark.promise(23)
+@pytest.mark.promise(number=23)
 def test_where_cores_are_taken_away_both_sides_are_bound_to_what_is_left() -> None:
     world = World()
     bench = bench_of(world, "static:2", cycles=4)
@@ -617,7 +618,7 @@ def test_where_cores_are_taken_away_both_sides_are_bound_to_what_is_left() -> No
     assert bench.loop.binding_refusals == []
 
 
-@pytest.mark.promise(23)
+@pytest.mark.promise(number=23)
 def test_with_one_core_left_training_has_it_and_the_run_comes_to_its_end() -> None:
     world = World()
     bench = bench_of(world, "static:1", cycles=3)
@@ -631,7 +632,7 @@ def test_with_one_core_left_training_has_it_and_the_run_comes_to_its_end() -> No
     assert {tuple(record["requested"]["comp"]) for record in bench.decisions()[2:]} <= {(5,), ()}
 
 
-@pytest.mark.promise(23)
+@pytest.mark.promise(number=23)
 @pytest.mark.parametrize("side", ["comm_binding", "comp_binding"])
 def test_a_mask_that_is_not_given_because_cores_have_gone_is_no_refusal(side: str) -> None:
     world = World()
@@ -650,7 +651,7 @@ def test_a_mask_that_is_not_given_because_cores_have_gone_is_no_refusal(side: st
     assert all(3 not in cores for _, cores in bench.order[-2:])
 
 
-@pytest.mark.promise(23)
+@pytest.mark.promise(number=23)
 @pytest.mark.parametrize("side", ["comm_binding", "comp_binding"])
 def test_a_mask_that_is_not_given_although_all_cores_are_there_is_a_refusal(side: str) -> None:
     bench = bench_of(World(), "static:2", cycles=3)
