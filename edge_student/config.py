@@ -7,82 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekd.address import format_address, is_loopback, parse_addresses
-from edgekd.codec import Encoding, Format
+from edge_student.receiving import PublicInputs, Receiving
+from edgekd.codec import Encoding
 from edgekd.command import LogFormat, LogLevel
 from edgekd.cores import parse_cores
 from edgekd.devices import Device
-from edgekd.identity import name_of_host, read_id
-from edgekd.inputs import InputEncoding
-from edgekd.tls import Secrets
-from edgekd.wire import MAX_BATCH_SIZE, MAX_ID_LENGTH, MAX_STRIDE, MAX_TOP_K, MAX_WINDOW
+from edgekd.identity import name_of_host
+from edgekd.wire import MAX_BATCH_SIZE, MAX_STRIDE, MAX_WINDOW
 
 _MAX_SEED = 2**64 - 1
-DEFAULT_TOP_K = 10
 
 LogitsFrom = Literal["online", "hybrid", "offline"]
-PublicInputs = Literal["local", "stream", "stored"]
-_INPUT_ENCODINGS: dict[PublicInputs, InputEncoding] = {"stream": InputEncoding.PIXELS, "stored": InputEncoding.STORED}
-
-
-class Receiving(Secrets):
-    """What a command that receives logits can say of its settings. For a dataclass to inherit from; no fields."""
-
-    __slots__ = ()
-    encoding: Encoding
-    top_k: int | None
-    public_inputs: PublicInputs
-    insecure: bool
-    max_wait: float
-    max_silence: float
-    edge_id: str
-
-    @property
-    def form(self) -> Format:
-        """How logits travel."""
-        if self.encoding is Encoding.TOPK:
-            return Format(self.encoding, DEFAULT_TOP_K if self.top_k is None else self.top_k)
-        return Format(self.encoding)
-
-    @property
-    def input_encoding(self) -> InputEncoding | None:
-        """How public inputs travel with the logits; None if they are here."""
-        return _INPUT_ENCODINGS.get(self.public_inputs)
-
-    @property
-    def secret_files(self) -> dict[str, Any]:
-        """Where the secrets of the wire are, as messages.Configure has it; empty for what was not given."""
-        files = {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "tls_ca": self.tls_ca, "token_file": self.token_file}
-        return {name: "" if path is None else str(path.expanduser()) for name, path in files.items()}
-
-    def check_top_k(self) -> None:
-        """ValueError for a k without topk, or one that no teacher accepts."""
-        if self.top_k is not None and self.encoding is not Encoding.TOPK:
-            raise ValueError(f"--top-k is {self.top_k}, but --encoding is {self.encoding}: it goes with --encoding topk")
-        if self.top_k is not None and not 1 <= self.top_k <= MAX_TOP_K:
-            raise ValueError(f"--top-k is {self.top_k}, must be in 1 .. {MAX_TOP_K}")
-
-    def check_edge_id(self) -> None:
-        """ValueError for a name that no teacher would read."""
-        if read_id(self.edge_id) is None:
-            raise ValueError(
-                f"--edge-id is {self.edge_id!r}, must be 1 to {MAX_ID_LENGTH} characters of A-Z, a-z, 0-9, '.', '_' and '-'"
-            )
-
-    def check_teacher(self, addresses: str) -> None:
-        """ValueError unless these are addresses, and the wire to each as safe as was asked for."""
-        for host, port in parse_addresses(addresses, flag="--teacher", lowest_port=1):
-            if not (self.tls or self.insecure or is_loopback(host)):
-                raise ValueError(
-                    f"--teacher is {format_address(host, port)}, on another machine, and the wire would be plaintext: give "
-                    "--tls-ca, or --insecure if everybody on this network may read and change what is sent"
-                )
-
-    def check_patience(self) -> None:
-        """ValueError for a time that is none."""
-        for flag, seconds in (("--max-wait", self.max_wait), ("--max-silence", self.max_silence)):
-            if not 0 < seconds < float("inf"):
-                raise ValueError(f"{flag} is {seconds}, must be above 0 and finite")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
