@@ -1,4 +1,4 @@
-"""A small HTTP server beside the gRPC one: /metrics for Prometheus, /healthz for whoever asks whether this teacher serves.
+"""A small HTTP server beside the gRPC one: /metrics for Prometheus, /healthz and /livez for who asks whether this teacher serves.
 
 On threads of its own, so that the event loop which writes logits never waits for a scrape. It answers a few at a time and hangs up
 on more, and on whoever says nothing for seconds. It knows nothing of gRPC, and no TLS: decision 023 says who may reach it.
@@ -18,6 +18,8 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from cloud_teacher.pulse import Pulse
+
 _MOST_AT_A_TIME = 8
 _SILENCE_S = 5.0
 
@@ -27,13 +29,13 @@ App = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 
 
 @contextmanager
-def metrics_served(host: str, port: int, registry: CollectorRegistry, is_serving: Callable[[], bool]) -> Iterator[int]:
+def metrics_served(host: str, port: int, registry: CollectorRegistry, pulse: Pulse) -> Iterator[int]:
     """Answer on `host`:`port` while the block runs; yields the port, which port 0 leaves open. Raises OSError if it cannot be had.
 
-    `is_serving` is what /healthz says; it is asked on another thread.
+    `pulse` is asked on another thread.
     """
     server = _Server(host, port)
-    server.set_app(make_app(registry, is_serving))
+    server.set_app(make_app(registry, pulse))
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     try:
@@ -44,17 +46,25 @@ def metrics_served(host: str, port: int, registry: CollectorRegistry, is_serving
         thread.join()
 
 
-def make_app(registry: CollectorRegistry, is_serving: Callable[[], bool]) -> App:
-    """The two pages as a WSGI application; anything else is 404."""
+def make_app(registry: CollectorRegistry, pulse: Pulse) -> App:
+    """The pages as a WSGI application; anything else is 404.
+
+    /healthz is 200 while edges are served. /livez is 200 unless the event loop hangs, also while it starts and stops: what says 503
+    there should be restarted.
+    """
     metrics: App = make_wsgi_app(registry)
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO")
         if path == "/metrics":
             return metrics(environ, start_response)
-        if path != "/healthz":
-            return _say(HTTPStatus.NOT_FOUND, "there are /metrics and /healthz", start_response)
-        if is_serving():
+        if path not in ("/healthz", "/livez"):
+            return _say(HTTPStatus.NOT_FOUND, "there are /metrics, /healthz and /livez", start_response)
+        if pulse.is_hung:
+            return _say(HTTPStatus.SERVICE_UNAVAILABLE, "hung", start_response)
+        if path == "/livez":
+            return _say(HTTPStatus.OK, "alive", start_response)
+        if pulse.is_serving:
             return _say(HTTPStatus.OK, "serving", start_response)
         return _say(HTTPStatus.SERVICE_UNAVAILABLE, "starting or stopping", start_response)
 
@@ -90,6 +100,14 @@ class _Server(ThreadingMixIn, WSGIServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether there is a place left; without one the connection is closed."""
         return self._places.acquire(blocking=False)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread; where none can be had, the place is given back."""
+        try:
+            super().process_request(request, client_address)
+        except Exception:
+            self._places.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer one request, and give its place back."""

@@ -6,8 +6,7 @@ Imported after the server was pinned, because torch and gRPC start threads that 
 import asyncio
 import logging
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -20,6 +19,7 @@ from cloud_teacher.metrics import Metrics
 from cloud_teacher.metrics_server import metrics_served
 from cloud_teacher.pacing import Pacer, parse_rate
 from cloud_teacher.progress import show_progress
+from cloud_teacher.pulse import Pulse
 from cloud_teacher.security import server_credentials
 from cloud_teacher.server import TeacherServer, check_port
 from cloud_teacher.service import TeacherService
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 def serve(config: ServeConfig) -> int:
     """Serve until SIGTERM or Ctrl-C, then return 0. Raises ValueError for the user's mistakes and OSError for the machine's."""
     before = signal.signal(signal.SIGTERM, _interrupt)
-    metrics, serving = Metrics(), threading.Event()
+    metrics, pulse = Metrics(), Pulse()
     try:
         check_port(*parse_listen(config.listen))
-        with _watched(config, metrics, serving.is_set):
+        with _watched(config, metrics, pulse):
             threads = _set_torch_threads(config.torch_threads)
             teacher = load_teacher(config)
             store = open_store(config.store, teacher.key, metrics.timed(teacher.logits))
@@ -50,7 +50,7 @@ def serve(config: ServeConfig) -> int:
                 _tell_store(store)
                 if config.precompute:
                     computing.submit(fill, store).result()
-                asyncio.run(_listen(config, store, computing, PublicInputs(teacher.dataset), metrics, serving))
+                asyncio.run(_listen(config, store, computing, PublicInputs(teacher.dataset), metrics, pulse))
             finally:
                 store.interrupt()
                 computing.shutdown(cancel_futures=True)
@@ -118,7 +118,7 @@ def fill(store: LogitStore) -> None:
 
 
 @contextmanager
-def _watched(config: ServeConfig, metrics: Metrics, is_serving: Callable[[], bool]) -> Iterator[None]:
+def _watched(config: ServeConfig, metrics: Metrics, pulse: Pulse) -> Iterator[None]:
     """Answer to Prometheus and to health checks during the block, if that was asked for."""
     if config.metrics_listen is None:
         yield
@@ -127,7 +127,7 @@ def _watched(config: ServeConfig, metrics: Metrics, is_serving: Callable[[], boo
     check_port(host, port)
     if not is_loopback(host):
         logger.warning("%s is reachable from other machines: everybody on its network can read the metrics", host)
-    with metrics_served(host, port, metrics.registry, is_serving) as port:
+    with metrics_served(host, port, metrics.registry, pulse) as port:
         logger.info("metrics at http://%s/metrics", format_address(host, port))
         yield
 
@@ -138,9 +138,9 @@ async def _listen(
     computing: ThreadPoolExecutor,
     inputs: PublicInputs,
     metrics: Metrics,
-    serving: threading.Event,
+    pulse: Pulse,
 ) -> None:
-    """Serve until a signal comes. `serving` is set meanwhile."""
+    """Serve until a signal comes."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -161,15 +161,17 @@ async def _listen(
         logger.warning("%s is reachable from other machines and the wire is plaintext: everybody can read and change it", host)
     if config.rate_limit is not None:
         logger.info("payload limited to %s, all streams together", config.rate_limit)
-    serving.set()
+    beating = asyncio.create_task(pulse.beat())
+    pulse.set_serving(True)
     print(f"listening on {format_address(host, port)}", flush=True)
     filling = asyncio.create_task(service.fill_store()) if config.background else None
     await stop.wait()
-    serving.clear()
+    pulse.set_serving(False)
     logger.info("stopping; streams may run on for a moment")
     await server.stop()
     if filling is not None:
         await filling
+    beating.cancel()
 
 
 def _set_torch_threads(wanted: int | None) -> int:

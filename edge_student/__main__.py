@@ -27,13 +27,13 @@ def train(config: TrainConfig) -> int:
     config.check_secrets()
     surroundings = kind_of(config.policy).surroundings
     cores = settle(os.environ, config.cores, surroundings.spin_count)
-    # Imported here: it loads torch, which must find the environment and the cores settled.
-    from edge_student.runtime import Run
-
-    training = Run(config, cores, interruption)
-    about_from_now_on(run=training.run_id, policy=config.policy)
-    logger.info("run %s of edge %s under policy %s", training.run_id, config.edge_id, config.policy)
     try:
+        # Imported here: it loads torch, which must find the environment and the cores settled.
+        from edge_student.runtime import Run
+
+        training = Run(config, cores, interruption)
+        about_from_now_on(run=training.run_id, policy=config.policy)
+        logger.info("run %s of edge %s under policy %s", training.run_id, config.edge_id, config.policy)
         result = training.execute()
     except Terminated:
         logger.warning("terminated; --resume goes on from what lies in %s", config.out)
@@ -104,8 +104,9 @@ _COMMANDS: dict[str, Command] = {
 
 def main() -> NoReturn:
     """Entry point of `edge-student`."""
-    # SIGTERM ends a run as Ctrl-C does: what was trained until then is saved.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGTERM ends a command as Ctrl-C does; `train` has its own way, and until it has begun there is nothing to save.
+    if sys.argv[1:2] != ["train"]:
+        signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, and a lost terminal sends it
         signal.signal(signal.SIGHUP, _interrupt)
     run(lambda: dispatch(sys.argv[1:], _COMMANDS, prog="edge-student", description=_DESCRIPTION))

@@ -8,10 +8,12 @@ It knows files. What is in them, and whether that fits a run, is for others.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
+import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Plain JSON values, and tensors by name on the CPU."""
+    """Plain JSON values, and tensors by name; no two of them may share their memory."""
 
     facts: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
@@ -51,17 +53,14 @@ def save(folder: Path, checkpoint: Checkpoint) -> int:
 
     Raises OSError naming the file if it cannot be; then both are what they were, and nothing else is left.
     """
-    body = _pack(checkpoint)
     fresh, newest, before, link = (folder / name for name in (_FRESH, NEWEST, BEFORE, _LINK))
     try:
-        with fresh.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
+        num_bytes = _write(fresh, checkpoint)
         link.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # the first has none before it
-            os.link(newest, link)
+        if newest.exists():  # the first has none before it
+            _duplicate(newest, link)
             link.replace(before)
+            link.unlink(missing_ok=True)  # a writer that was killed may have left both names of one file, and then that did nothing
         fresh.replace(newest)
         _flush_names(folder)
     except OSError as error:
@@ -69,7 +68,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> int:
             with contextlib.suppress(OSError):
                 name.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror or str(error), str(newest)) from error
-    return len(body)
+    return num_bytes
 
 
 def load(folder: Path) -> Checkpoint | None:
@@ -103,12 +102,31 @@ def remove(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _pack(checkpoint: Checkpoint) -> bytes:
+def _write(path: Path, checkpoint: Checkpoint) -> int:
+    """The whole file, on the disk when this returns; its bytes. The tensors are not copied once more than it takes."""
     facts = json.dumps(checkpoint.facts, allow_nan=False).encode()
-    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
-    payload = struct.pack("<Q", len(facts)) + facts + safetensors.torch.save(tensors)
-    return _MAGIC + hashlib.sha256(payload).digest() + payload
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    parts = (struct.pack("<Q", len(facts)), facts, safetensors.torch.save(tensors))
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    with path.open("wb") as file:
+        file.write(_MAGIC + digest.digest())
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+def _duplicate(path: Path, other: Path) -> None:
+    """A second name for a file; where the file system knows no such thing (FAT, some network mounts), a copy."""
+    try:
+        os.link(path, other)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        shutil.copyfile(path, other)
 
 
 def _read(path: Path) -> Checkpoint:

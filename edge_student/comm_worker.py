@@ -13,7 +13,6 @@ import sys
 import time
 
 from edge_student import messages
-from edge_student.connection import LinkLostError
 from edge_student.description import RequestRefusedError
 from edge_student.logit_cache import CacheError
 from edge_student.logit_source import LogitSource, make_source
@@ -28,6 +27,7 @@ from edge_student.messages import (
     UseRing,
 )
 from edge_student.parent import die_with_parent
+from edge_student.patience import LinkLostError
 from edge_student.receiver import BadTeacherError, Receiver
 from edge_student.ring import Ring
 from edge_student.streams import are_running, receive_all

@@ -4,19 +4,21 @@ Where several teachers are named, all of the same logits, it is connected to one
 It knows gRPC, TLS and the schema; it does not know what is received, nor how often to try again.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import grpc
 import grpc.experimental
 
 from edge_student.description import RequestRefusedError
 from edge_student.messages import Configure
+from edge_student.patience import LinkLostError
 from edge_student.probe import find_cause
 from edgekd.address import format_address, parse_addresses
 from edgekd.plain import plain
-from edgekd.tls import TlsFiles, read_token
+from edgekd.tls import Pem, TlsFiles, read_token
 from edgekd.v1 import teacher_pb2
 from edgekd.wire import EDGE_ID_KEY, RUN_ID_KEY, SERVICE_NAME, channel_options
 
@@ -31,11 +33,11 @@ _FINAL_CODES = {
 _STREAM_LOGITS = f"/{SERVICE_NAME}/StreamLogits"
 _DESCRIBE = f"/{SERVICE_NAME}/Describe"
 _MAX_DETAILS = 500
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 _DESCRIBE_TIMEOUT_S = 10.0
-
-
-class LinkLostError(ConnectionError):
-    """The teacher cannot be reached, or its stream broke off; another attempt may succeed."""
 
 
 class ChunkStream(Protocol):
@@ -63,7 +65,10 @@ class Connection:
         self._addresses = addresses[turn:] + addresses[:turn]
         cert, key, ca = (Path(file) if file else None for file in (config.tls_cert, config.tls_key, config.tls_ca))
         self._tls = TlsFiles(cert=cert, key=key, ca=ca)
+        self._is_ruled_out = False
         self._channel: grpc.Channel | None = None
+        self._last_pem: Pem | None = None
+        self._last_token: str | None = None
 
     @property
     def address(self) -> str:
@@ -94,15 +99,15 @@ class Connection:
     def go_on(self) -> None:
         """Turn to the next teacher, where there are several."""
         self.close()
-        self._addresses.append(self._addresses.pop(0))
+        address = self._addresses.pop(0)
+        if not self._is_ruled_out:
+            self._addresses.append(address)
+        self._is_ruled_out = False
 
     def rule_out(self) -> bool:
-        """Never ask this teacher again, but the next; False, and nothing is done, if it is the last."""
-        if len(self._addresses) == 1:
-            return False
-        self.close()
-        self._addresses.pop(0)
-        return True
+        """Have `go_on` leave this teacher for good; False, and nothing is done, if it is the last."""
+        self._is_ruled_out = len(self._addresses) > 1
+        return self._is_ruled_out
 
     def translate(self, error: grpc.RpcError, *, look_closer: bool) -> Exception:
         """A failed call as LinkLostError or, where another attempt cannot help, RequestRefusedError.
@@ -113,7 +118,10 @@ class Connection:
         if error.code() in _FINAL_CODES:
             return RequestRefusedError(cause)
         if error.code() is grpc.StatusCode.UNAVAILABLE and look_closer:
-            found = find_cause(*self._addresses[0], self._tls)
+            try:
+                found = find_cause(*self._addresses[0], self._tls)
+            except OSError:  # of our own files, which are being replaced
+                found = None
             if found is not None:
                 kind = RequestRefusedError if found.is_final else LinkLostError
                 return kind(f"teacher {self.address}: UNAVAILABLE: {found.text}")
@@ -126,8 +134,7 @@ class Connection:
             # And streams without threads of their own: this thread, which waits for the chunk anyway, does their work.
             options.append((grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1))
             if self._tls:
-                # Read now, so that a renewed certificate is used by the next connection.
-                pem = self._tls.read()
+                pem = self._read_pem()
                 credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
                 self._channel = grpc.secure_channel(self.address, credentials, options=options)
             else:
@@ -139,5 +146,29 @@ class Connection:
         named = ((EDGE_ID_KEY, self._config.edge_id), (RUN_ID_KEY, self._config.run_id))
         metadata = tuple((key, value) for key, value in named if value)
         if self._config.token_file:
-            metadata += (("authorization", f"Bearer {read_token(Path(self._config.token_file))}"),)
+            metadata += (("authorization", f"Bearer {self._read_token(Path(self._config.token_file))}"),)
         return metadata
+
+    def _read_pem(self) -> Pem:
+        """As they are now, so that the next connection uses a renewed one; while files are being replaced, as they were."""
+        try:
+            self._tls.check()
+            self._last_pem = self._tls.read()
+        except (ValueError, OSError) as error:
+            self._last_pem = _last_or_lost(self._last_pem, error)
+        return self._last_pem
+
+    def _read_token(self, path: Path) -> str:
+        try:
+            self._last_token = read_token(path)
+        except ValueError as error:
+            self._last_token = _last_or_lost(self._last_token, error)
+        return self._last_token
+
+
+def _last_or_lost(last: T | None, error: Exception) -> T:
+    """What was good before. Without that LinkLostError: the next attempt may find whole files."""
+    if last is None:
+        raise LinkLostError(str(error)) from error
+    logger.warning("%s; going on with what was there before", error)
+    return last

@@ -98,9 +98,11 @@ class EventLog:
                 file.truncate()
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
+        except BaseException as error:
             journal.put_back(taken)
-            raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
+            raise
         self.num_bytes += len(lines)
         for record in taken:
             self.totals.add(record)

@@ -7,10 +7,10 @@ Receives over the same wire and in the same way as a run, in this process. Whate
 import logging
 
 from edge_student.config import FetchConfig
-from edge_student.connection import LinkLostError
 from edge_student.description import RequestRefusedError
 from edge_student.logit_source import Hybrid
 from edge_student.messages import Configure
+from edge_student.patience import LinkLostError
 from edge_student.progress import Progress
 from edge_student.receiver import BadTeacherError, Receiver
 from edge_student.ring import RingShape, Slot

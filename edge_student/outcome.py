@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from edge_student import checkpoint
 from edge_student.config import TrainConfig, jsonable
 from edge_student.event_log import EventLog
 from edge_student.journal import Journal, moment, write_json, write_text
+from edge_student.marks import Marks
 from edge_student.messages import Described, Finished
 from edge_student.preflight import spinning_variables
 from edge_student.provenance import describe_host, describe_software
@@ -41,7 +43,7 @@ class Outcome:
     log: EventLog
     past: Past
     described: Described
-    finished: Finished | None
+    marks: Marks
     prefetch: int
     max_threads: int
     started: float
@@ -49,7 +51,6 @@ class Outcome:
     disturbance: dict[str, Any] | None
     accuracy: float | None
     interruption: BaseException | None
-    notes: tuple[str, ...]
 
 
 FILES = ("result.json", "student.safetensors", "events.jsonl", "trace.json")
@@ -68,7 +69,7 @@ def remove_old(out: Path) -> None:
 
 
 def finished_before(config: TrainConfig, past: Past) -> dict[str, Any] | None:
-    """The result of a run that has nothing left to do, if it is there whole."""
+    """The result of a run that has nothing left to do, if it is there whole and its own."""
     path = config.out / "result.json"
     if past.num_cycles < config.cycles or not path.exists():
         return None
@@ -76,8 +77,25 @@ def finished_before(config: TrainConfig, past: Past) -> dict[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    is_whole = isinstance(result, dict) and result.get("cycles") == config.cycles and result.get("accuracy") is not None
-    return result if is_whole else None
+    if not isinstance(result, dict) or result.get("accuracy") is None:
+        return None
+    return result if (result.get("cycles"), result.get("run_id")) == (config.cycles, past.run_id) else None
+
+
+def marks_of(loop: SchedulerLoop, log: EventLog, past: Past, finished: Finished | None, notes: Iterable[str]) -> Marks:
+    """What must be known of a run's figures by now, `notes` among it, and of what it has behind it."""
+    told = [*notes, *loop.binding_refusals, *(f"cores were taken away or given back: {change}" for change in loop.cores.changes)]
+    if log.has_lost_its_beginning:
+        told.append("events.jsonl had lost what was logged before the checkpoint")
+    if loop.comm_troubles:
+        told.append(f"the link failed {len(loop.comm_troubles)} times, the first time: {loop.comm_troubles[0]}")
+    marks = Marks(
+        notes=tuple(told),
+        is_ranked=not loop.binding_refusals and not loop.cores.changes,
+        num_reconnects=finished.num_reconnects if finished else len(loop.comm_troubles),
+        num_refused_chunks=finished.num_refused_chunks if finished else None,
+    )
+    return marks.after(past.marks)
 
 
 def save(outcome: Outcome) -> dict[str, Any]:
@@ -96,7 +114,7 @@ def save(outcome: Outcome) -> dict[str, Any]:
 
 def describe(outcome: Outcome) -> dict[str, Any]:
     """The content of result.json. Seconds are wall-clock but for comm_cpu_s; accuracy is a fraction."""
-    finished, config, past = outcome.finished, outcome.config, outcome.past
+    config, past, marks = outcome.config, outcome.past, outcome.marks
     loss = outcome.trainer.last_loss
     return {
         "run_id": outcome.run_id,
@@ -111,15 +129,15 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "alpha": config.alpha,
         "loss": loss if math.isfinite(loss) else None,
         **outcome.log.totals.to_json(),
-        "num_reconnects": finished.num_reconnects if finished else len(outcome.loop.comm_troubles),
-        "num_refused_chunks": finished.num_refused_chunks if finished else None,
+        "num_reconnects": marks.num_reconnects,
+        "num_refused_chunks": marks.num_refused_chunks,
         "num_threads_churned": outcome.loop.num_threads_churned,
         "prefetch": outcome.prefetch,
         "torch_threads": outcome.max_threads,
         "comm_niceness": kind_of(config.policy).surroundings.comm_niceness,
         "comm_is_idle": kind_of(config.policy).surroundings.comm_is_idle,
         "openmp_wait": spinning_variables(os.environ),
-        "valid": outcome.interruption is None and _had_its_cores(outcome.loop) and math.isfinite(loss),
+        "valid": outcome.interruption is None and marks.is_ranked and math.isfinite(loss),
         "notes": list(_notes(outcome)),
         "teacher": asdict(outcome.described),
         "config": jsonable(asdict(config)),
@@ -128,23 +146,14 @@ def describe(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _had_its_cores(loop: SchedulerLoop) -> bool:
-    """Whether what it measured is of the cores that it was to have, as its policy divided them."""
-    return not loop.binding_refusals and not loop.cores.changes
-
-
 def _notes(outcome: Outcome) -> list[str]:
-    """What a reader of the numbers must know: everything that was given up or went wrong."""
-    loop, trainer = outcome.loop, outcome.trainer
-    notes = [*outcome.notes, *loop.binding_refusals]
-    notes += [f"cores were taken away or given back: {change}" for change in loop.cores.changes]
+    """What a reader of the numbers must know."""
+    trainer, notes = outcome.trainer, list(outcome.marks.notes)
     if outcome.past.resumed_at:
         cycles = ", ".join(map(str, outcome.past.resumed_at))
-        notes.append(f"went on from a checkpoint at cycle {cycles}; wall-clock and totals are of what was kept")
-    if outcome.log.has_lost_its_beginning:
-        notes.append("events.jsonl had lost what was logged before the checkpoint")
-    if loop.comm_troubles:
-        notes.append(f"the link failed {len(loop.comm_troubles)} times, the first time: {loop.comm_troubles[0]}")
+        notes.append(
+            f"went on from a checkpoint at cycle {cycles}; wall-clock and totals are of what was kept, disturbance of the last part"
+        )
     if trainer.num_cycles and not math.isfinite(trainer.last_loss):
         notes.append(f"the loss is {trainer.last_loss}: training diverged; try a smaller --lr")
     if outcome.interruption is not None:

@@ -5,19 +5,18 @@ stream after its first message, so the retrying is ours: a lost stream is asked 
 """
 
 import contextlib
-import time
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 import grpc
 import numpy as np
 import numpy.typing as npt
-import tenacity
 from google.protobuf.message import DecodeError
 
-from edge_student.connection import ChunkStream, Connection, LinkLostError
+from edge_student.connection import ChunkStream, Connection
 from edge_student.description import RequestRefusedError, check_description
 from edge_student.messages import Configure, Described
+from edge_student.patience import LinkLostError, Patience
 from edge_student.ring import Slot
 from edge_student.watchdog import Watchdog
 from edgekd.chunks import Chunk, parse_chunk
@@ -38,7 +37,7 @@ class BadTeacherError(RuntimeError):
 
 
 class Receiver:
-    """Receives batch after batch from one teacher.
+    """Receives batch after batch, from one teacher at a time.
 
     `on_trouble(cause, attempt)` hears of every failed attempt before the next one. Not thread-safe.
     """
@@ -48,6 +47,7 @@ class Receiver:
         self._config = config
         self._connection = Connection(config, turn)
         self._watchdog = Watchdog(config.max_silence_s)
+        self._patience = Patience(config.max_wait_s, self._before_next_attempt)
         self._form = Format(Encoding(config.encoding), config.top_k)
         self._inputs = InputEncoding(config.inputs) if config.inputs else None
         self._on_trouble = on_trouble
@@ -56,7 +56,6 @@ class Receiver:
         self._stream: ChunkStream | None = None
         self._described: Described | None = None
         self._refused_in_a_row = 0
-        self._failing_since: float | None = None
         self._furthest_row = 0
         self.on_rows: Callable[[npt.NDArray[np.int64], memoryview, Pixels], None] = lambda sample_ids, payload, inputs: None
         """Hears of every chunk that was accepted: its sample ids, int64 [rows], their rows as they were encoded, their inputs."""
@@ -69,7 +68,7 @@ class Receiver:
 
         Raises LinkLostError when the time is up, RequestRefusedError if the two ends cannot understand each other.
         """
-        answer = self._patiently(self._describe_once)
+        answer = self._patience.insist(lambda: self._or_another(self._describe_once))
         self._window = min(self._config.window, answer.max_window)
         self._most_streams = min(max(1, answer.max_stride), answer.max_streams or MAX_STRIDE)
         self._described = Described(
@@ -108,7 +107,7 @@ class Receiver:
         assert self._described is not None, "describe() comes first"
         slot.sample_ids[:] = batch_ids(self._config.seed, self._described.num_samples, self._config.batch_size, index)
         self._refused_in_a_row = self._furthest_row = 0
-        return self._patiently(lambda: self._receive_once(index, stop, slot, between_chunks))
+        return self._patience.insist(lambda: self._or_another(lambda: self._receive_once(index, stop, slot, between_chunks)))
 
     def release(self) -> None:
         """End the stream, so that the teacher can serve another. The next `receive` asks for a new one."""
@@ -153,7 +152,8 @@ class Receiver:
             except ChunkError as error:
                 self._refuse(index, error)
             if row > self._furthest_row:  # else it is only as far as it was before it failed
-                self._furthest_row, self._failing_since = row, None
+                self._furthest_row = row
+                self._patience.note_success()
             num_bytes += len(chunk.payload) + len(chunk.inputs)
         return num_bytes
 
@@ -250,7 +250,7 @@ class Receiver:
         if error.code() is grpc.StatusCode.CANCELLED and self._watchdog.has_bitten:
             where, limit_s = self._connection.address, self._watchdog.limit_s
             return LinkLostError(f"teacher {where}: it answers, and has sent nothing for {limit_s:g} s")
-        has_failed_before = self._described is None or self._failing_since is not None
+        has_failed_before = self._described is None or self._patience.has_failed
         return self._connection.translate(error, look_closer=has_failed_before)
 
     def _or_another(self, action: Callable[[], T]) -> T:
@@ -258,48 +258,16 @@ class Receiver:
         try:
             return action()
         except (RequestRefusedError, BadTeacherError) as error:
-            self._stream = None
             if not self._connection.rule_out():
                 raise
+            self._refused_in_a_row = 0  # of the next one
             raise LinkLostError(f"{error}; this teacher is asked no more") from error
 
-    def _patiently(self, action: Callable[[], T]) -> T:
-        self._failing_since = None
-        try:
-            return self._or_another(action)  # nearly always: to set up the retrying takes as long as to receive a small batch
-        except LinkLostError as error:
-            failures = [error]
-
-        def attempt() -> T:
-            if failures:
-                raise failures.pop()
-            return self._or_another(action)
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(LinkLostError),
-            # Jitter on top of the longest pause too, or a fleet that lost its teacher would come back in step.
-            wait=tenacity.wait_exponential(multiplier=0.2, max=5.0) + tenacity.wait_random(0.0, 0.5),
-            stop=self._has_failed_for_too_long,
-            before_sleep=self._before_next_attempt,
-            reraise=True,
-        )
-        try:
-            return retrying(attempt)
-        except LinkLostError as error:
-            raise LinkLostError(f"gave up after {self._config.max_wait_s:g} s without success: {error}") from error
-
-    def _has_failed_for_too_long(self, attempt: tenacity.RetryCallState) -> bool:
-        """Whether nothing has succeeded for `max_wait_s`, counted from the first failure: a long batch or a hold is no failure."""
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
-        return time.monotonic() - self._failing_since >= self._config.max_wait_s
-
-    def _before_next_attempt(self, attempt: tenacity.RetryCallState) -> None:
+    def _before_next_attempt(self, cause: str, attempt: int) -> None:
         self.close()
         self._connection.go_on()
         self.num_reconnects += 1
-        error = attempt.outcome.exception() if attempt.outcome else None
-        self._on_trouble(str(error), attempt.attempt_number)
+        self._on_trouble(cause, attempt)
 
 
 def from_wire_or_refuse(number: int) -> Encoding:

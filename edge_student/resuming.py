@@ -1,13 +1,12 @@
-"""A run's checkpoints: when one is written and what is in it, and how a run goes on from one.
+"""How a run goes on from a checkpoint in another process, and when it must not.
 
 What must be equal for a run to go on is the recipe: what the weights depend on. Policy, cores and the number of cycles may change.
 """
 
 import logging
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import torch
 from edge_student import checkpoint
 from edge_student.checkpoint import Checkpoint, CheckpointError
 from edge_student.config import TrainConfig
-from edge_student.event_log import EventLog, Totals
-from edge_student.journal import Journal
+from edge_student.event_log import Totals
+from edge_student.marks import Marks
 from edge_student.messages import Described
 from edge_student.trainer import Trainer
 from edgekd.identity import read_id
@@ -26,12 +25,10 @@ from scheduler.controller import Controller
 
 logger = logging.getLogger(__name__)
 
-FULL_JOURNAL = 20_000
-"""Records in memory that are worth a checkpoint before its time: some tens of MB."""
-
 # Flags that the weights depend on, beside the data sets' digests.
 _RECIPE = ("model", "alpha", "temperature", "lr", "momentum", "batch_size", "public_batch", "seed", "encoding", "top_k")
-_FACTS = ("num_cycles", "recipe", "teacher", "totals", "wall_clock_s", "events_bytes", "loss", "resumed_at", "run_id", "learnt")
+_KEPT = ("totals", "marks", "wall_clock_s", "events_bytes", "loss", "resumed_at", "learnt")
+_FACTS = ("run_id", "recipe", "teacher", "num_cycles", *_KEPT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +41,7 @@ class Past:
     num_cycles: int = 0
     wall_clock_s: float = 0.0
     totals: Totals = field(default_factory=Totals)
+    marks: Marks = field(default_factory=Marks)
     events_bytes: int = 0
     loss: float = math.nan
     resumed_at: tuple[int, ...] = ()
@@ -54,10 +52,14 @@ class Past:
     snapshot: Mapping[str, torch.Tensor] | None = None
 
 
+def flags_of(config: TrainConfig) -> dict[str, Any]:
+    """What the weights depend on as far as it is known without any data, as plain values by flag."""
+    return {**{name: getattr(config, name) for name in _RECIPE}, "encoding": config.encoding.value}
+
+
 def recipe_of(config: TrainConfig, private_digest: str, num_private: int) -> dict[str, Any]:
-    """What the weights depend on, as plain values by flag."""
-    recipe = {name: getattr(config, name) for name in _RECIPE}
-    return {**recipe, "encoding": config.encoding.value, "private": private_digest, "private_samples": num_private}
+    """All that the weights depend on beside teacher and public data, as plain values by flag."""
+    return {**flags_of(config), "private": private_digest, "private_samples": num_private}
 
 
 def load_past(config: TrainConfig) -> Past:
@@ -106,7 +108,7 @@ def go_on(past: Past, trainer: Trainer, controller: Controller, config: TrainCon
     if past.snapshot is not None:
         where = config.out / checkpoint.NEWEST
         try:
-            trainer.restore(past.snapshot)
+            trainer.restore(past.snapshot, past.num_cycles)
             controller.recall(past.learnt, "what was learnt")
         except ValueError as error:
             raise CheckpointError(f"{where}: {error}; leave --resume out to start anew") from None
@@ -114,79 +116,6 @@ def go_on(past: Past, trainer: Trainer, controller: Controller, config: TrainCon
         logger.info("going on after %d of %d cycles", past.num_cycles, config.cycles)
     if config.checkpoint_every:
         trainer.keep_boundaries()
-
-
-class Checkpoints:
-    """Writes the checkpoints of one run into `config.out`: `begin`, `on_cycle` after every cycle, and `end`, however it ends.
-
-    A checkpoint that cannot be written (a full disk) is no reason to stop training: it is logged, and `notes` tells. Without
-    --checkpoint-every there are none.
-    """
-
-    def __init__(
-        self,
-        *,
-        config: TrainConfig,
-        run_id: str,
-        recipe: Mapping[str, Any],
-        described: Described,
-        trainer: Trainer,
-        controller: Controller,
-        journal: Journal,
-        log: EventLog,
-        past: Past,
-    ) -> None:
-        self._config, self._run_id, self._recipe, self._described = config, run_id, dict(recipe), described
-        self._trainer, self._controller, self._journal, self._log = trainer, controller, journal, log
-        self._past, self._started, self._next = past, 0.0, math.inf
-        self.notes: list[str] = []
-
-    def begin(self, started: float) -> None:
-        """The clock of this part of the run began so, on the monotonic clock."""
-        self._log.start = started - self._past.wall_clock_s
-        self._started = started
-        if self._config.checkpoint_every:
-            self._next = started + self._config.checkpoint_every
-
-    def end(self, ended: float) -> None:
-        """The clock has stopped: write the last one."""
-        if self._config.checkpoint_every:
-            self._write(ended)
-
-    def on_cycle(self) -> None:
-        """Write one if it is time. In the compute thread, between two cycles."""
-        now = time.monotonic()
-        if self._config.checkpoint_every and (now >= self._next or len(self._journal.records) >= FULL_JOURNAL):
-            self._write(now)
-            ended = time.monotonic()
-            self._next = ended + self._config.checkpoint_every
-            self._journal.record({"event": "checkpoint", "index": self._trainer.num_cycles, "started": now, "ended": ended})
-
-    def _write(self, now: float) -> None:
-        """One of the last cycle's end, and all that has been logged until now."""
-        num_cycles = self._trainer.num_cycles
-        try:
-            self._log.append(self._journal)
-            checkpoint.save(self._config.out, self._checkpoint(now))
-        except OSError as error:
-            self.notes.append(f"no checkpoint at cycle {num_cycles}: {error.filename}: {error.strerror}")
-            logger.warning("%s", self.notes[-1])
-
-    def _checkpoint(self, now: float) -> Checkpoint:
-        loss = self._trainer.last_loss
-        facts = {
-            "num_cycles": self._trainer.num_cycles,
-            "recipe": self._recipe,
-            "teacher": asdict(self._described),
-            "totals": self._log.totals.to_json(),
-            "wall_clock_s": self._past.wall_clock_s + now - self._started,
-            "events_bytes": self._log.num_bytes,
-            "loss": loss if math.isfinite(loss) else None,
-            "resumed_at": list(self._past.resumed_at),
-            "run_id": self._run_id,
-            "learnt": self._controller.to_json(),
-        }
-        return Checkpoint(facts=facts, tensors=self._trainer.snapshot())
 
 
 def _to_past(found: Checkpoint, where: str) -> Past:
@@ -207,6 +136,7 @@ def _to_past(found: Checkpoint, where: str) -> Past:
         num_cycles=num_cycles,
         wall_clock_s=wall_clock_s,
         totals=Totals.from_json(facts["totals"], f"{where}, totals"),
+        marks=Marks.from_json(facts["marks"], f"{where}, marks"),
         events_bytes=whole(facts, "events_bytes", where, least=0, most=None),
         loss=math.nan if facts["loss"] is None else number(facts, "loss", where),
         resumed_at=(*resumed_at, num_cycles),

@@ -7,25 +7,28 @@ back, and what was trained and logged until then is saved.
 import gc
 import logging
 import time
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
 
+from edge_student.checkpointing import Checkpoints
 from edge_student.comm_port import CommWorkerProcess
 from edge_student.config import TrainConfig
 from edge_student.event_log import EventLog
 from edge_student.fingerprint import load_profile
 from edge_student.interruption import Interruption
 from edge_student.journal import Journal, make_folder
+from edge_student.marks import Marks
 from edge_student.messages import Configure, Described
-from edge_student.outcome import Outcome, finished_before, remove_old, save
+from edge_student.outcome import Outcome, finished_before, marks_of, remove_old, save
 from edge_student.preparation import check_teacher, configure, load_training_data, make_trainer, ring_shape
 from edge_student.progress import Progress
 from edge_student.resuming import (
-    Checkpoints,
     Past,
     check_recipe,
     check_teacher_is_the_same,
+    flags_of,
     go_on,
     load_past,
     recipe_of,
@@ -75,6 +78,7 @@ class Run:
         config = self._config
         make_folder(config.out)
         past = self._past
+        check_recipe(past, flags_of(config), config.out)
         if (result := finished_before(config, past)) is not None:
             logger.info("all %d cycles were trained before: nothing is left to do", config.cycles)
             return result
@@ -114,17 +118,21 @@ class Run:
         """Signals come through only while it trains, and while it counts what the student gets right."""
         config, trainer = self._config, parts.trainer
         loop = self._make_loop(parts)
+        (config.out / "result.json").unlink(missing_ok=True)  # of the part before: it vouches for the other files
         log = EventLog(config.out / "events.jsonl", num_bytes=past.events_bytes, totals=past.totals)
+
+        def marks(*more: str) -> Marks:
+            return marks_of(loop, log, past, parts.worker.finished, (*self._notes, *more))
+
         checkpoints = Checkpoints(
             config=config,
-            run_id=self.run_id,
-            recipe=recipe,
-            described=described,
+            identity={"run_id": self.run_id, "recipe": recipe, "teacher": asdict(described)},
             trainer=trainer,
             controller=parts.controller,
             journal=self._journal,
             log=log,
             past=past,
+            marks=marks,
         )
         interruption = self._train(parts, loop, checkpoints)
         parts.worker.close()
@@ -145,7 +153,7 @@ class Run:
             log=log,
             past=past,
             described=described,
-            finished=parts.worker.finished,
+            marks=marks(*checkpoints.notes),
             prefetch=parts.ring.shape.num_slots,
             max_threads=self._max_threads,
             started=self._started,
@@ -153,9 +161,13 @@ class Run:
             disturbance=self._disturbance,
             accuracy=accuracy,
             interruption=interruption,
-            notes=(*self._notes, *checkpoints.notes),
         )
-        result = save(outcome)
+        try:
+            result = save(outcome)
+        except OSError:
+            if interruption is not None:  # else nobody would hear of it
+                logger.error("broken off: %s: %s", type(interruption).__name__, interruption)
+            raise
         if interruption is not None:
             logger.warning("%d of %d cycles were trained; saved in %s", trainer.num_cycles, config.cycles, config.out)
             raise interruption
@@ -211,7 +223,8 @@ class Run:
 
         def on_cycle(num_cycles: int) -> None:
             progress.advance(num_cycles)
-            checkpoints.on_cycle()
+            with self._interruption.deferred():
+                checkpoints.on_cycle()
 
         self._started = time.monotonic()
         checkpoints.begin(self._started)

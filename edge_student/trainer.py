@@ -155,8 +155,8 @@ class Trainer:
         random = {f"random.{name}": state.clone() for name, state in self._boundary.random.items()}
         return student | {name: buffers[name] for name in student.keys() & buffers.keys()} | momentum | random
 
-    def restore(self, snapshot: Mapping[str, torch.Tensor]) -> None:
-        """Be again what `snapshot` told. ValueError for what is not of this student; then its weights are what they were."""
+    def restore(self, snapshot: Mapping[str, torch.Tensor], num_cycles: int) -> None:
+        """Be again what `snapshot` told after so many cycles. ValueError for what is not of this student, and its weights stay."""
         parts: dict[str, dict[str, torch.Tensor]] = {"student": {}, "momentum": {}, "random": {}}
         for name, tensor in snapshot.items():
             part, _, rest = name.partition(".")
@@ -170,6 +170,7 @@ class Trainer:
         restore_random(parts["random"], self._recipe.device)
         self.student.load_state_dict(parts["student"])
         self._optimizer.momentum = {int(n): tensor for n, tensor in parts["momentum"].items()}
+        self.num_cycles = num_cycles
 
     def accuracy(self, test: ImageDataset) -> float:
         """Fraction of `test` that the student gets right."""

@@ -27,13 +27,15 @@ class Watchdog:
         """Whether the last wait ended by being cancelled here."""
         self._call: Cancellable | None = None
         self._since: float | None = None
+        self._lock = threading.Lock()
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin(self, call: Cancellable) -> None:
         """A wait for `call` begins. Cheap: it comes with every chunk."""
-        self._call, self.has_bitten = call, False
-        self._since = time.monotonic()
+        with self._lock:
+            self._call, self.has_bitten = call, False
+            self._since = time.monotonic()
         if self._thread is None:
             self._is_over = threading.Event()
             # A daemon: a process that ends must not wait for the next look.
@@ -51,8 +53,11 @@ class Watchdog:
 
     def _look(self, is_over: threading.Event) -> None:
         while not is_over.wait(self.limit_s / _LOOKS_PER_LIMIT):
-            since, call = self._since, self._call
-            if since is not None and call is not None and time.monotonic() - since > self.limit_s:
+            with self._lock:
+                call, since = self._call, self._since
+                is_over_the_limit = since is not None and time.monotonic() - since > self.limit_s
+                if is_over_the_limit:
+                    self._since, self.has_bitten = None, True
+            if is_over_the_limit and call is not None:
                 # The chunk may come at this very moment: then a stream that works is asked for once more, and nothing is lost.
-                self._since, self.has_bitten = None, True
                 call.cancel()

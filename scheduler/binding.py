@@ -106,6 +106,7 @@ class CompBinding:
         self._master = os.getpid()  # the main thread's native id is the process id
         self._foreign: set[int] = set()
         self._cores: tuple[int, ...] = ()
+        self._is_forgotten = False
         self._is_touched = False  # from the first change on, also one that the kernel refused halfway
         self._original_masks = {tid: frozenset(mask) for tid, mask in read_masks(threads_of(self._pid)).items()}
         self._original_size = team.size()
@@ -126,14 +127,14 @@ class CompBinding:
         """Run compute on exactly these cores, highest first, with at most one thread per core; return the masks read back."""
         wanted = tuple(sorted(cores, reverse=True))
         assert wanted, "compute with no cores is held at its boundary, not bound"
-        if wanted == self._cores:
+        if wanted == self._cores and not self._is_forgotten:
             if time.monotonic() < self._next_look:
                 return {}
             self._next_look = time.monotonic() + self._look_every_s
             if not self._has_new_threads():
                 return {}
         num_threads = min(len(wanted), self._max_threads)
-        self._is_touched = True
+        self._is_touched, self._is_forgotten = True, False
         if num_threads < self._team.size():
             self._team.resize(num_threads)  # fewer threads before fewer cores: spinning threads must never share one
         self._pin([self._master], wanted)
@@ -150,8 +151,8 @@ class CompBinding:
         return read_masks(self._known - self._foreign)
 
     def forget(self) -> None:
-        """Masks may no longer be what was asked for: the next `apply` sets them anew. From any thread."""
-        self._cores = ()
+        """Masks may no longer be what was asked for: the next `apply` sets them anew, whatever one that is at work does now."""
+        self._is_forgotten = True
 
     @property
     def team(self) -> list[int]:

@@ -22,7 +22,7 @@ class CoreCount:
         self._clock = clock
         self._next = 0.0
         self.suspicion: CoresGoneError | None = None
-        """A mask that was not given since the last `count`: have cores gone?"""
+        """A mask within the cores of `now` that was not given since the last `count`: have cores gone?"""
         self.changes: list[str] = []
         """In words, every change so far."""
 
@@ -30,6 +30,11 @@ class CoreCount:
     def is_due(self) -> bool:
         """Whether it is time for a `count`."""
         return self.suspicion is not None or self._clock() >= self._next
+
+    def suspect(self, error: CoresGoneError, wanted: Iterable[int]) -> None:
+        """The mask `wanted` was not given. No wonder if it is from before the last change."""
+        if frozenset(wanted) <= frozenset(self.now):
+            self.suspicion = error
 
     def count(self) -> tuple[int, ...] | None:
         """Ask the kernel: the cores of now if they have changed, else None. In a thread that may have any mask."""

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommPort
@@ -21,6 +20,7 @@ from scheduler.comm_side import CommSide
 from scheduler.controller import Controller
 from scheduler.core_count import CoreCount
 from scheduler.placement import Placement, place
+from scheduler.records import Record, of_batch, of_bound, of_decision
 from scheduler.state import CoresChanged, Decision, Event, Reason, Started, Task, TaskDone
 from scheduler.threads import BindingRefusedError, CoresGoneError, ThreadMasks, name_this_thread, usable_of
 
@@ -28,8 +28,6 @@ _POLL_S = 0.5
 _LAST_WORDS_S = 2.0
 _CHOSEN = frozenset({Reason.POLICY, Reason.LEARNING, Reason.UNMANAGED})
 """What is forced, the other reasons, is too short to change more than cores."""
-Record = dict[str, Any]
-"""One line of the log; times in it are seconds of the loop's clock."""
 
 
 class SchedulerLoop:
@@ -173,7 +171,7 @@ class SchedulerLoop:
             masks = self._comp_binding.apply(placement.comp) if is_pinned else self._comp_binding.restore()
             self._comp_is_pinned = is_pinned
         except BindingRefusedError as error:
-            self._take_refusal(error)
+            self._take_refusal(error, placement)
             return
         if masks:
             with self._changed:
@@ -181,12 +179,13 @@ class SchedulerLoop:
         if placement.comp != self._comp_cores or not is_pinned:
             self._comp_is_on(placement.comp, asked, where)
 
-    def _take_refusal(self, error: BindingRefusedError) -> None:
+    def _take_refusal(self, error: BindingRefusedError, placement: Placement) -> None:
         """Compute could not be bound. If that is because cores have gone, it is bound anew at its next layer; else never again."""
         if isinstance(error, CoresGoneError):
-            self.cores.suspicion = error
-            counting = threading.Thread(target=self._count_cores, name="edgekd-count")  # this one's mask is not to be touched
-            counting.start()
+            with self._changed:
+                self.cores.suspect(error, placement.comp)
+            counting = threading.Thread(target=self._run_guarded, args=(self._count_cores,), name="edgekd-count")
+            counting.start()  # because this thread's own mask is not to be touched
             counting.join()
         else:
             self._refused(error)
@@ -196,17 +195,7 @@ class SchedulerLoop:
     def _comp_is_on(self, cores: tuple[int, ...], asked: Decision, where: str) -> None:
         """Log that compute has these cores from now on, none if it waits, because of what the decision `asked` wanted."""
         self._comp_cores = cores
-        self._record(
-            {
-                "event": "comp-bound",
-                "time": self._clock(),
-                "decision": asked.sequence,
-                "decided": asked.time,
-                "cores": sorted(cores),
-                "where": where,
-                "effective": self._comp_masks,
-            }
-        )
+        self._record(of_bound(self._clock(), asked, cores, where, self._comp_masks))
 
     def _move_comp(self) -> None:
         """In the middle of a task: leave and take cores until compute has what the last decision gave it."""
@@ -287,7 +276,7 @@ class SchedulerLoop:
         try:
             self._comm.place(placement, self._comp_in_use, may_pin=not self.binding_refusals)
         except CoresGoneError as error:
-            self.cores.suspicion = error  # the scheduler thread, which lives as long as comm does, looks into it
+            self.cores.suspect(error, placement.comm)  # the scheduler thread, which lives as long as comm does, looks into it
         except BindingRefusedError as error:
             self._refused(error)
 
@@ -303,42 +292,31 @@ class SchedulerLoop:
         """Log the decision that was in force until now, with the masks that the kernel really gave. The lock is held."""
         if self._decision is None or self._placement is None:
             return
-        decision, placement = self._decision, self._placement
+        self._record(of_decision(self._decision, self._placement, self._comm.masks, self._comp_masks, self._comm.is_held))
         self._decision = None
-        self._record(
-            {
-                "event": "decision",
-                "sequence": decision.sequence,
-                "time": decision.time,
-                "policy": decision.policy,
-                "reason": decision.reason.value,
-                "state": [decision.state.num_comm, decision.state.num_forward, decision.state.num_backward],
-                "allocation": {
-                    "comm": decision.allocation.comm,
-                    "comp": decision.allocation.comp,
-                    "pinned": decision.allocation.pinned,
-                },
-                "requested": {"comm": sorted(placement.comm), "comp": sorted(placement.comp)},
-                "effective": {"comm": self._comm.masks, "comp": self._comp_masks},
-                "comm_is_held": self._comm.is_held,
-            }
-        )
 
     def _run(self) -> None:
         self._comp_binding.leave_alone(name_this_thread("edgekd-sched"))
         self._thread_is_known.set()
+        self._run_guarded(self._listen)
+
+    def _run_guarded(self, work: Callable[[], None]) -> None:
+        """A thread of ours that dies must not leave training asleep: the compute worker raises what it died of."""
         try:
-            while not self._is_stopping and not self._comm.has_ended and self._failure is None:
-                event = self._comm_port.next_event(_POLL_S)
-                if self.cores.is_due:
-                    self._count_cores()
-                if event is not None:
-                    with self._changed:
-                        self._hear(event)
-        except Exception as error:  # a dead scheduler must not leave training asleep: the compute worker raises it
+            work()
+        except Exception as error:
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
+
+    def _listen(self) -> None:
+        while not self._is_stopping and not self._comm.has_ended and self._failure is None:
+            event = self._comm_port.next_event(_POLL_S)
+            if self.cores.is_due:
+                self._count_cores()
+            if event is not None:
+                with self._changed:
+                    self._hear(event)
 
     def _count_cores(self) -> None:
         """Have the controller plan anew if cores have gone or come back. If none has, a mask that was not given was refused.
@@ -348,7 +326,7 @@ class SchedulerLoop:
         cores = self.cores.count()
         with self._changed:
             suspicion, self.cores.suspicion = self.cores.suspicion, None
-            if cores is not None:
+            if cores is not None and cores != self.cores.now:  # another thread may have counted meanwhile
                 self._change_cores(cores)
             elif suspicion is not None and not self.binding_refusals:
                 self._refused(suspicion)
@@ -365,18 +343,7 @@ class SchedulerLoop:
     def _hear(self, event: CommEvent) -> None:
         """Take in one event of the comm worker. The lock is held."""
         if isinstance(event, BatchArrived):
-            self._record(
-                {
-                    "event": "task",
-                    "task": Task.COMM.value,
-                    "index": event.index,
-                    "started": event.started,
-                    "ended": event.ended,
-                    "cpu_s": event.cpu_s,
-                    "busy_s": event.busy_s,
-                    "num_bytes": event.num_bytes,
-                }
-            )
+            self._record(of_batch(event))
             self._look_for_new_comm_threads()
             self._decide(TaskDone(task=Task.COMM, time=self._clock(), busy_s=event.busy_s))
         elif isinstance(event, CommEnded):
@@ -394,6 +361,6 @@ class SchedulerLoop:
         try:
             self._comm.look_again()
         except CoresGoneError as error:
-            self.cores.suspicion = error
+            self.cores.suspect(error, ())
         except BindingRefusedError as error:
             self._refused(error)

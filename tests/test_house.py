@@ -35,6 +35,7 @@ LIGHT_PROGRAM = tuple(
         "description",
         "connection",
         "watchdog",
+        "patience",
         "receiver",
         "streams",
         "logit_source",

@@ -1,4 +1,4 @@
-"""Names that edges and their runs go by: short, and of letters, digits, dots, underscores and hyphens only.
+"""Names that edges and their runs go by: short, of letters, digits, dots, underscores and hyphens only, and no hyphen first.
 
 So they can stand in metadata, in a log and in a terminal as they are. What a stranger sends is a name or it is nothing.
 """
@@ -13,7 +13,7 @@ _NAMELESS = "edge"
 
 def read_id(value: object) -> str | None:
     """`value` if it is such a name, else None."""
-    if isinstance(value, str) and 1 <= len(value) <= MAX_ID_LENGTH and set(value) <= set(ID_CHARACTERS):
+    if isinstance(value, str) and 1 <= len(value) <= MAX_ID_LENGTH and set(value) <= set(ID_CHARACTERS) and value[0] != "-":
         return value
     return None
 

@@ -1,9 +1,12 @@
 """What a teacher tells of itself: the numbers, the two pages that have them, and who may read those."""
 
+import asyncio
 import contextlib
 import http.client
+import importlib.metadata
 import socket
 from collections.abc import Callable, Iterator
+from socketserver import ThreadingMixIn
 from typing import Any
 
 import grpc
@@ -15,6 +18,7 @@ from test_teacher_service import wait_until
 from cloud_teacher.config import ServeConfig
 from cloud_teacher.metrics import Metrics
 from cloud_teacher.metrics_server import metrics_served
+from cloud_teacher.pulse import Pulse
 from edgekd.v1 import teacher_pb2
 from edgekd.wire import EDGE_ID_KEY
 
@@ -35,7 +39,7 @@ def test_a_stream_is_counted_and_so_is_what_it_cost(harness: Any) -> None:
     assert (value(harness, "computing_seconds_total") or 0) > 0
     assert value(harness, "store_rows") == 50
     assert (value(harness, "group_write_seconds_count") or 0) >= 1
-    info = {"version": "0.1.0", "teacher": "ab" * 8, "dataset": "tiny:public"}
+    info = {"version": importlib.metadata.version("edgekd"), "teacher": "ab" * 8, "dataset": "tiny:public"}
     assert value(harness, "teacher_info", **info) == 1
 
 
@@ -102,8 +106,19 @@ class Pages:
 
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self.is_serving = False
+        self.now = 100.0
+        self.pulse = Pulse(lambda: self.now)
         self.port = 0
+
+    def beat_once(self) -> None:
+        """As the event loop does each second, and then hang."""
+
+        async def beat() -> None:
+            beating = asyncio.ensure_future(self.pulse.beat())
+            await asyncio.sleep(0)
+            beating.cancel()
+
+        asyncio.run(beat())
 
     def get(self, path: str, method: str = "GET") -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
@@ -117,7 +132,7 @@ class Pages:
 @pytest.fixture
 def pages() -> Iterator[Pages]:
     made = Pages()
-    with metrics_served("127.0.0.1", 0, made.metrics.registry, lambda: made.is_serving) as made.port:
+    with metrics_served("127.0.0.1", 0, made.metrics.registry, made.pulse) as made.port:
         yield made
 
 
@@ -135,10 +150,34 @@ def test_metrics_are_what_prometheus_reads_and_have_the_process(pages: Pages) ->
 def test_health_is_503_until_it_serves_and_when_it_stops(pages: Pages) -> None:
     said = []
     for is_serving in (False, True, False):
-        pages.is_serving = is_serving
+        pages.pulse.set_serving(is_serving)
         said.append(pages.get("/healthz"))
     assert [status for status, _ in said] == [503, 200, 503]
     assert "starting or stopping" in said[0][1]
+
+
+def test_a_server_whose_loop_hangs_is_neither_healthy_nor_alive(pages: Pages) -> None:
+    assert (pages.get("/livez")[0], pages.get("/healthz")[0]) == (200, 503), "while it starts"
+    pages.pulse.set_serving(True)
+    pages.beat_once()
+    assert (pages.get("/livez")[0], pages.get("/healthz")[0]) == (200, 200)
+    pages.now += 60
+    assert (pages.get("/livez"), pages.get("/healthz")[0]) == ((503, "hung\n"), 503)
+    pages.beat_once()
+    pages.pulse.set_serving(False)
+    assert (pages.get("/livez")[0], pages.get("/healthz")[0]) == (200, 503), "while it stops"
+
+
+def test_where_no_thread_can_be_had_the_place_is_given_back(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, request: object, client_address: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ThreadingMixIn, "process_request", refuse)
+        for _ in range(20):
+            with pytest.raises((http.client.HTTPException, OSError)):
+                pages.get("/livez")
+    assert pages.get("/livez")[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/metricsx", "/healthz/", "/favicon.ico", "/%00", "/../etc/passwd"])
@@ -160,7 +199,7 @@ def test_garbage_and_too_many_at_a_time_do_no_harm(pages: Pages, capfd: pytest.C
     assert one_more.recv(1) == b"", "it is hung up on at once"
     for each in (*silent, one_more):
         each.close()
-    pages.is_serving = True
+    pages.pulse.set_serving(True)
 
     def answers() -> bool:
         try:
@@ -174,9 +213,9 @@ def test_garbage_and_too_many_at_a_time_do_no_harm(pages: Pages, capfd: pytest.C
 
 def test_the_port_is_free_again_afterwards() -> None:
     made = Pages()
-    with metrics_served("127.0.0.1", 0, made.metrics.registry, lambda: True) as port:
+    with metrics_served("127.0.0.1", 0, made.metrics.registry, made.pulse) as port:
         pass
-    with metrics_served("127.0.0.1", port, made.metrics.registry, lambda: True) as again:
+    with metrics_served("127.0.0.1", port, made.metrics.registry, made.pulse) as again:
         assert again == port
 
 

@@ -45,7 +45,7 @@ def cpuset() -> Iterator[Cpuset]:
     try:
         made = Cpuset(CPUSETS / f"edgekd-test-{os.getpid()}")
     except OSError as error:
-        pytest.skip(f"needs the right to make a cpuset below {CPUSETS}: {error.strerror}")
+        pytest.skip(f"needs cgroup v1 and the right to make a cpuset below {CPUSETS}: {error.strerror}")
     yield made
     made.close()
 

@@ -11,9 +11,9 @@ import pytest
 from processes import events, read_until, student_command, teacher, train, weights
 from scripted_teacher import NUM_CLASSES, NUM_SAMPLES, BreakStream, RunningTeacher, ScriptedTeacher, logits_of
 
-from edge_student.connection import LinkLostError
 from edge_student.description import RequestRefusedError
 from edge_student.messages import Configure
+from edge_student.patience import LinkLostError
 from edge_student.receiver import Receiver
 from edge_student.ring import Slot
 from edge_student.watchdog import Watchdog

@@ -16,9 +16,9 @@ from scripted_teacher import (
 )
 
 from edge_student import receiver as receiver_module
-from edge_student.connection import LinkLostError
 from edge_student.description import RequestRefusedError
 from edge_student.messages import Configure
+from edge_student.patience import LinkLostError
 from edge_student.receiver import BadTeacherError, Receiver
 from edge_student.ring import RingShape, Slot
 from edgekd.codec import Encoding, Format, checksum, decode_into, encode

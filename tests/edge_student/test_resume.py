@@ -1,9 +1,13 @@
 """A run that goes on from its checkpoint: the same weights as if nothing had happened, and each batch trained on once (14, 24)."""
 
 import json
+import resource
 import signal
 import subprocess
+import time
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +15,14 @@ import torch
 from processes import events, read_until, run, student_command, teacher, train, weights
 from test_trainer_and_journal import PRIVATE, PUBLIC, RECIPE, Boundaries, Logits, student
 
-from edge_student import checkpoint
+from edge_student import checkpoint, checkpointing
 from edge_student.checkpoint import BEFORE, NEWEST
+from edge_student.checkpointing import Checkpoints
+from edge_student.event_log import EventLog
 from edge_student.interruption import Interruption, Terminated
+from edge_student.journal import Journal
+from edge_student.marks import Marks
+from edge_student.resuming import Past
 from edge_student.trainer import Trainer
 
 CYCLES = 400
@@ -82,7 +91,8 @@ def test_a_snapshot_taken_anywhere_is_that_of_the_last_whole_cycle(number: int) 
     torch.manual_seed(999)
     other = noisy_trainer()
     other.train(2, Boundaries(), Logits(), lambda done: None)  # it has a past of its own, of which nothing may stay
-    other.restore(snapshot)
+    other.restore(snapshot, number // 2)
+    assert other.num_cycles == number // 2
     other.keep_boundaries()
     other.train(5, Boundaries(), Logits(), lambda done: None, start=number // 2)
     assert state(other) == state(whole)
@@ -116,7 +126,7 @@ def test_a_snapshot_of_another_student_is_refused_and_changes_nothing(change: di
     trainer = noisy_trainer()
     snapshot = trainer.snapshot() | change
     with pytest.raises(ValueError, match=complaint):
-        trainer.restore(snapshot)
+        trainer.restore(snapshot, 3)
     assert {name: value for name, value in state(trainer).items() if not name.startswith("random")} == {
         name: value for name, value in state(noisy_trainer()).items() if not name.startswith("random")
     }
@@ -128,7 +138,7 @@ def test_a_snapshot_without_a_weight_or_a_random_state_is_refused() -> None:
         snapshot = trainer.snapshot()
         del snapshot[name]
         with pytest.raises(ValueError, match="missing"):
-            trainer.restore(snapshot)
+            trainer.restore(snapshot, 3)
 
 
 def test_a_signal_in_a_step_is_raised_after_it_was_counted() -> None:
@@ -272,16 +282,18 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(address: str, tmp_pat
     command = student_command(address, tmp_path, *EXACT, "--cycles", "20")
     assert run(command).returncode == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    refused = run([*command, "--cycles", "30", "--resume", "--private-samples", "65"])
+    assert refused.returncode == 2
+    assert "--private-samples is 65, and was 64" in refused.stderr
     for flags, complaint in (
         (["--lr", "0.01"], "--lr is 0.01, and was 0.05"),
-        (["--private-samples", "65"], "--private-samples is 65, and was 64"),
-        (["--model", "cnn:width=3"], "--model is 'cnn:width=3'"),
         (["--encoding", "int8"], "--encoding is 'int8'"),
     ):
-        refused = run([*command, "--cycles", "30", "--resume", *flags])
-        assert refused.returncode == 2, refused.stderr
-        assert complaint in refused.stderr
-        assert "Traceback" not in refused.stderr
+        for more in (["--cycles", "30"], []):  # also where nothing would be left to do
+            refused = run([*command, *more, "--resume", *flags])
+            assert refused.returncode == 2, refused.stderr
+            assert complaint in refused.stderr
+            assert "Traceback" not in refused.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -309,3 +321,99 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before_it_with_the_same_result
     assert "going on from the checkpoint before it" in finished.stderr
     assert weights(tmp_path) == weights(whole)
     assert trained_once(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.promise(number=24)
+def test_a_run_that_is_ended_before_its_first_cycle_leaves_the_checkpoint_that_it_went_on_from(
+    address: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes when all is loaded and nothing is trained yet."""
+    from edge_student.config import TrainConfig
+    from edge_student.runtime import Run
+    from edgekd.command import parse
+    from scheduler.threads import allowed_cores
+
+    command = student_command(address, tmp_path, "--policy", "os-default", *EXACT)
+    assert run([*command, "--cycles", "100"]).returncode == 0
+    interruption = Interruption()
+    config = parse(TrainConfig, [*command[4:], "--resume"], prog="", description="")
+    running = Run(config, tuple(sorted(allowed_cores())), interruption)
+    look = running._witness.before
+
+    def look_and_hear() -> None:
+        look()
+        interruption.hear(signal.SIGTERM, None)
+
+    monkeypatch.setattr(running._witness, "before", look_and_hear)
+    with pytest.raises(Terminated):
+        running.execute()
+    kept = checkpoint.load(tmp_path)
+    assert kept is not None
+    assert kept.facts["num_cycles"] == 100
+    finished = run([*command, "--resume"])
+    assert finished.returncode == 0, finished.stderr
+    assert weights(tmp_path) == weights(whole)
+    assert trained_once(tmp_path)
+
+
+def test_marks_of_a_run_outlive_its_process() -> None:
+    before = Marks(notes=("cores were taken",), is_ranked=False, num_reconnects=2, num_refused_chunks=None)
+    now = Marks(notes=("the link failed", "cores were taken"), num_reconnects=1)
+    both = now.after(Marks.from_json(json.loads(json.dumps(asdict(before))), "here"))
+    assert both == Marks(notes=("cores were taken", "the link failed"), is_ranked=False, num_reconnects=3, num_refused_chunks=None)
+    for wrong in (None, {}, {"notes": [1]}, asdict(before) | {"is_ranked": 1}, asdict(before) | {"num_reconnects": -1}):
+        with pytest.raises(ValueError, match="here"):
+            Marks.from_json(wrong, "here")
+
+
+def test_a_log_that_cannot_be_written_keeps_its_records_in_order(tmp_path: Path) -> None:
+    journal, log = Journal(), EventLog(tmp_path / "events.jsonl")
+    for started in (1.0, 2.0):
+        journal.record({"event": "checkpoint", "index": 1, "started": started, "ended": started + 0.5})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            log.append(journal)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    journal.record({"event": "checkpoint", "index": 2, "started": 3.0, "ended": 3.5})
+    log.append(journal)
+    assert [record["started"] for record in events(tmp_path)] == [1.0, 2.0, 3.0]
+    assert (log.totals.num_checkpoints, log.totals.checkpoint_s, journal.records) == (3, 1.5, [])
+    assert log.num_bytes == (tmp_path / "events.jsonl").stat().st_size
+
+
+class FullDisk:
+    """What `Checkpoints` needs of a run, on a disk that takes nothing."""
+
+    def __init__(self, out: Path, every: float) -> None:
+        self.journal, self.log = Journal(), EventLog(out / "events.jsonl")
+        self.config = SimpleNamespace(out=out, checkpoint_every=every)
+        trainer = SimpleNamespace(num_cycles=7, last_loss=0.5, snapshot=dict)
+        self.checkpoints = Checkpoints(
+            config=self.config,  # type: ignore[arg-type]
+            identity={},
+            trainer=trainer,  # type: ignore[arg-type]
+            controller=SimpleNamespace(to_json=dict),  # type: ignore[arg-type]
+            journal=self.journal,
+            log=self.log,
+            past=Past(),
+            marks=Marks,
+        )
+
+
+def test_a_full_disk_is_tried_once_in_a_while_and_told_once(tmp_path: Path) -> None:
+    disk = FullDisk(tmp_path, every=3600.0)
+    (tmp_path / "checkpoint.new").mkdir()  # what nobody can open as a file
+    disk.checkpoints.begin(time.monotonic())
+    for _ in range(checkpointing.FULL_JOURNAL + 50):
+        disk.journal.record({"event": "decision", "time": 0.0})
+    for _ in range(20):
+        disk.checkpoints.on_cycle()
+        for _ in range(checkpointing.FULL_JOURNAL):
+            disk.journal.record({"event": "decision", "time": 0.0})
+    (note,) = disk.checkpoints.notes
+    assert note.startswith("1 checkpoints could not be written, the first: at cycle 7, ")
+    assert disk.log.totals.num_checkpoints == 0

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from edge_student import messages, streams
-from edge_student.connection import LinkLostError
 from edge_student.messages import BatchReceived, PeerGone, UseRing
+from edge_student.patience import LinkLostError
 from edge_student.receiver import Receiver
 from edge_student.ring import Ring, RingShape, Slot
 from edge_student.streams import Gate, receive_all

@@ -307,9 +307,13 @@ class Proxy:
                 self._count(bytes_given=len(part), pieces_given=1)
                 self._since_break += len(part)
                 if self._breaks and self._since_break >= self._breaks[0].after:
-                    self._since_break, how = 0, self._breaks.popleft().how
-                    await asyncio.sleep(_MOMENT_S)
-                    self._end(connection, how)
+                    self._since_break, broken = 0, self._breaks.popleft()
+                    try:
+                        await asyncio.sleep(_MOMENT_S)
+                    except asyncio.CancelledError:  # it was over already: the break is for the next one
+                        self._breaks.appendleft(broken)
+                        raise
+                    self._end(connection, broken.how)
                     raise BrokenOffError
             await sink.drain()
             if self._weather.slice_bytes:

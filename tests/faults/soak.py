@@ -37,6 +37,8 @@ from scheduler.threads import allowed_cores
 FLAGS = ("--private", f"{DATASET}:private", "--public-batch", str(PUBLIC_BATCH), "--prefetch", "32", "--torch-threads", "1")
 KILL_EVERY = 120  # faults
 CALM_S = 6.0
+FINISH_S = 600.0
+"""In good weather, for what faults have kept from being done."""
 LEAST_SAMPLES = 30
 ALLOWED_KIB = 1024.0
 """Growth over the judged time that is still called flat; what one fault may leak is that by the number of faults."""
@@ -177,7 +179,7 @@ def soak(settings: Settings, folder: Path) -> dict[str, Any]:
         with Sampler(world) as sampler:
             came, levels = disturb(world, settings)
         proxy.set_weather(CALM)
-        status = world.student.wait()
+        status = world.student.wait(FINISH_S)
         counts = asdict(proxy.counts)
         if status:
             print((folder / "messages").read_text(), file=sys.stderr)
@@ -213,7 +215,7 @@ def has_same_result(folder: Path, address: str, flags: tuple[str, ...], cycles: 
     if {record["index"] for record in log if record.get("task") == "comm"} != set(range(cycles)):
         return False
     command = student_command(address, folder / "twin", *flags)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=FINISH_S)
     return weights(folder / "run") == weights(folder / "twin")
 
 

@@ -16,7 +16,7 @@ from edge_student.receiver import Receiver
 
 pytestmark = [pytest.mark.slow, pytest.mark.promise(number=2)]
 
-FIRST_PAUSE_S, JITTER_S = 0.2, 0.3
+FIRST_PAUSE_S, JITTER_S = 0.2, 0.5
 
 
 @pytest.fixture

@@ -1,14 +1,20 @@
 """Connections that the edge gives up leave nothing behind; or each refused chunk would cost the teacher one of its streams."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
 
+import grpc
 import psutil
 import pytest
-from processes import TeacherProcess
+from processes import TeacherProcess, teacher
 
 from edge_student.messages import Configure
 from edge_student.receiver import Receiver
 from edge_student.ring import RingShape, Slot
+from edgekd.v1 import teacher_pb2_grpc
 
 pytestmark = pytest.mark.slow
 
@@ -33,3 +39,71 @@ def test_a_stream_that_is_given_up_in_its_middle_is_gone(end: Callable[[Receiver
         receiver.receive(index, 1000, slot, lambda: None)
         end(receiver)
     assert connections_to(fast_teacher.port) == 0
+
+
+def test_a_teacher_that_is_ruled_out_in_mid_stream_keeps_no_connection(fast_teacher: TeacherProcess) -> None:
+    """Its first answer is sound, and then it refuses for good; the next of three goes on, and none is passed over."""
+    asked: list[str] = []
+    told = {"batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 2, "max_wait_s": 10.0}
+    with (
+        contextlib.closing(Refusing(fast_teacher.address)) as one,
+        contextlib.closing(Refusing(fast_teacher.address)) as two,
+    ):
+        addresses = f"{one.address},{two.address},{fast_teacher.address}"
+        receiver = Receiver(
+            Configure(teacher=addresses, **told, log_level="error", niceness=0, is_idle=False),
+            lambda cause, attempt: asked.append(cause),
+        )
+        receiver.describe()
+        slot = Slot.empty(RingShape(num_slots=1, batch_size=4, num_classes=10))
+        for index in range(6):
+            receiver.receive(index, 1000, slot, lambda: None)
+        assert [connections_to(each.port) for each in (one, two)] == [0, 0]
+        assert [cause.partition(": ")[0] for cause in asked] == [f"teacher {one.address}", f"teacher {two.address}"]
+        assert all("FAILED_PRECONDITION" in cause and "asked no more" in cause for cause in asked)
+        receiver.close()
+    assert connections_to(fast_teacher.port) == 0
+
+
+class Refusing(teacher_pb2_grpc.TeacherServicer):
+    """Passes on one message of the teacher behind it, and then refuses."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._teacher = teacher_pb2_grpc.TeacherStub(self._channel)
+        self._server = grpc.server(futures.ThreadPoolExecutor(2))
+        teacher_pb2_grpc.add_TeacherServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.address = f"127.0.0.1:{self.port}"
+        self._server.start()
+
+    def Describe(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return self._teacher.Describe(request, timeout=20)
+
+    def StreamLogits(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        yield next(self._teacher.StreamLogits(request, timeout=20))
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "scripted")
+
+    def close(self) -> None:
+        self._server.stop(grace=None).wait()
+        self._channel.close()
+
+
+def test_a_token_that_is_being_replaced_is_no_reason_to_end(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("a" * 32)
+    with teacher(tmp_path / "store", "--token-file", str(token)) as serving:
+        told = {"teacher": serving.address, "batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 1}
+        receiver = Receiver(
+            Configure(**told, max_wait_s=10.0, log_level="error", niceness=0, is_idle=False, token_file=str(token)),
+            lambda cause, attempt: None,
+        )
+        receiver.describe()
+        slot = Slot.empty(RingShape(num_slots=1, batch_size=4, num_classes=10))
+        for index, content in enumerate(["a" * 32, "", "short", "a" * 32]):
+            token.write_text(content)
+            receiver.receive(index, 4, slot, lambda: None)
+        token.unlink()
+        receiver.receive(4, 5, slot, lambda: None)
+        receiver.close()
+    assert receiver.num_reconnects == 0

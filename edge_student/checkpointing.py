@@ -1,0 +1,105 @@
+"""When a run writes a checkpoint, and what goes into it: all that resuming.py wants to know of it in another process."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from edge_student import checkpoint
+from edge_student.checkpoint import Checkpoint
+from edge_student.config import TrainConfig
+from edge_student.event_log import EventLog
+from edge_student.journal import Journal
+from edge_student.marks import Marks
+from edge_student.resuming import Past
+from edge_student.trainer import Trainer
+from scheduler.controller import Controller
+
+logger = logging.getLogger(__name__)
+
+FULL_JOURNAL = 20_000
+"""Records in memory that are worth a checkpoint before its time: some tens of MB."""
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run into `config.out`: `begin`, `on_cycle` after every cycle, and `end`, however it ends.
+
+    `identity` is what stays the same in all of them: run_id, recipe and teacher. `marks` tells what a reader of the result must
+    know by now. One that cannot be written (a full disk) is no reason to stop training: it is logged, and `notes` tells. Without
+    --checkpoint-every there are none.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TrainConfig,
+        identity: Mapping[str, Any],
+        trainer: Trainer,
+        controller: Controller,
+        journal: Journal,
+        log: EventLog,
+        past: Past,
+        marks: Callable[[], Marks],
+    ) -> None:
+        self._config, self._identity, self._marks = config, dict(identity), marks
+        self._trainer, self._controller, self._journal, self._log = trainer, controller, journal, log
+        self._past, self._started, self._next = past, 0.0, math.inf
+        self._failures: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Whether some could not be written."""
+        if not self._failures:
+            return ()
+        return (f"{len(self._failures)} checkpoints could not be written, the first: {self._failures[0]}",)
+
+    def begin(self, started: float) -> None:
+        """The clock of this part of the run began so, on the monotonic clock."""
+        self._log.start = started - self._past.wall_clock_s
+        self._started = started
+        if self._config.checkpoint_every:
+            self._next = started + self._config.checkpoint_every
+
+    def end(self, ended: float) -> None:
+        """The clock has stopped: write the last one."""
+        if self._config.checkpoint_every:
+            self._write(ended)
+
+    def on_cycle(self) -> None:
+        """Write one if it is time. In the compute thread, between two cycles, and not to be broken off."""
+        now = time.monotonic()
+        is_due = now >= self._next or (len(self._journal.records) >= FULL_JOURNAL and not self._failures)
+        if self._config.checkpoint_every and is_due:
+            was_written = self._write(now)
+            ended = time.monotonic()
+            self._next = ended + self._config.checkpoint_every
+            if was_written:
+                self._journal.record({"event": "checkpoint", "index": self._trainer.num_cycles, "started": now, "ended": ended})
+
+    def _write(self, now: float) -> bool:
+        """One of the last cycle's end, and all that has been logged until now; whether it could be."""
+        try:
+            self._log.append(self._journal)
+            checkpoint.save(self._config.out, self._checkpoint(now))
+        except OSError as error:
+            self._failures.append(f"at cycle {self._trainer.num_cycles}, {error.filename}: {error.strerror}")
+            logger.warning("no checkpoint %s", self._failures[-1])
+            return False
+        return True
+
+    def _checkpoint(self, now: float) -> Checkpoint:
+        loss = self._trainer.last_loss
+        facts = {
+            **self._identity,
+            "num_cycles": self._trainer.num_cycles,
+            "totals": self._log.totals.to_json(),
+            "marks": asdict(self._marks()),
+            "wall_clock_s": self._past.wall_clock_s + now - self._started,
+            "events_bytes": self._log.num_bytes,
+            "loss": loss if math.isfinite(loss) else None,
+            "resumed_at": list(self._past.resumed_at),
+            "learnt": self._controller.to_json(),
+        }
+        return Checkpoint(facts=facts, tensors=self._trainer.snapshot())
