@@ -35,7 +35,7 @@ from edge_student.journal import Journal, write_json  # noqa: E402
 from edge_student.provenance import describe_measurement  # noqa: E402
 from edge_student.ring import Ring, RingShape  # noqa: E402
 from edge_student.summary import bootstrap_ci95  # noqa: E402
-from edge_student.trainer import LogitsSource, Recipe, Schedule, TorchTeam, Trainer  # noqa: E402
+from edge_student.trainer import BatchSource, Recipe, Schedule, TorchTeam, Trainer  # noqa: E402
 from edgekd.datasets import load_dataset  # noqa: E402
 from edgekd.models import build_model  # noqa: E402
 from scheduler.binding import CommBinding, CompBinding  # noqa: E402
@@ -99,7 +99,7 @@ def make_trainer(size: int) -> Trainer:
     return trainer
 
 
-def median_step_s(trainer: Trainer, cycles: int, schedule: Schedule, source: LogitsSource) -> float:
+def median_step_s(trainer: Trainer, cycles: int, schedule: Schedule, source: BatchSource) -> float:
     """Median seconds from the end of one cycle to the end of the next."""
     ends: list[float] = []
     trainer.train(cycles, schedule, source, lambda done: ends.append(time.perf_counter()))

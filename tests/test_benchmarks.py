@@ -1,6 +1,8 @@
 """What the benchmarks compute from their measurements."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -106,3 +108,12 @@ def test_a_policy_without_a_run_that_counts_has_no_figures(splits: ModuleType) -
     assert rows["os-default"]["regret"] == 2.0
     assert rows["os-default"]["modes"] == {"kernel": 1.0}
     assert rows["dynamic"]["regret"] is None
+
+
+def test_every_benchmark_finds_what_it_imports() -> None:
+    """They are run by hand, and rarely: what they use may have moved meanwhile."""
+    names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
+    script = f"import importlib\nfor name in {names!r}: importlib.import_module(name)"
+    finished = subprocess.run([sys.executable, "-c", script], cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "overhead" in names
