@@ -133,6 +133,9 @@ class Connection:
             options: list[tuple[str, int]] = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
             # And streams without threads of their own: this thread, which waits for the chunk anyway, does their work.
             options.append((grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1))
+            # All retrying is ours. gRPC would make a connection of its own for a stream that failed before its first message; if
+            # that comes to stand while the channel is closed, nobody is left who would close it.
+            options.append(("grpc.enable_retries", 0))
             if self._tls:
                 pem = self._read_pem()
                 credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)

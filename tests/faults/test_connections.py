@@ -9,7 +9,10 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-from processes import TeacherProcess, teacher
+from mischief import BATCH_BYTES, DATASET, PACE, PUBLIC_BATCH, World, kill_teacher, serve
+from processes import TeacherProcess, student_command, teacher
+from proxy import Proxy
+from proxy_script import Counts
 
 from edge_student.messages import Configure
 from edge_student.receiver import Receiver
@@ -107,3 +110,24 @@ def test_a_token_that_is_being_replaced_is_no_reason_to_end(tmp_path: Path) -> N
         receiver.receive(4, 5, slot, lambda: None)
         receiver.close()
     assert receiver.num_reconnects == 0
+
+
+def test_a_worker_whose_teacher_goes_and_comes_back_has_one_connection(tmp_path: Path) -> None:
+    """In a comm worker, whose gRPC works only while somebody waits for a chunk: what it leaves then is left for good."""
+    serving = serve(tmp_path)
+    with Proxy(serving.port, weather=PACE) as proxy:
+        flags = ("--private", f"{DATASET}:private", "--public-batch", str(PUBLIC_BATCH), "--cycles", "100000", "--streams", "1")
+        world = World(tmp_path, serving, proxy, student_command(proxy.address, tmp_path / "run", *flags), seed=0)
+        try:
+            for _ in range(3):
+                proxy.wait_until(has_given_more(proxy.counts.bytes_given))
+                kill_teacher(world)
+                proxy.wait_until(has_given_more(proxy.counts.bytes_given))
+                worker = psutil.Process(world.pids["comm worker"])
+                assert len(worker.net_connections("tcp")) == 1
+        finally:
+            world.close()
+
+
+def has_given_more(before: int) -> Callable[[Counts], bool]:
+    return lambda counts: counts.bytes_given > before + 10 * BATCH_BYTES
