@@ -95,7 +95,10 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     if config.weights is None:
         logger.warning("no --weights: these are the initial weights of %s, which have learnt nothing", config.model)
     else:
-        load_weights(model, config.weights)
+        try:
+            load_weights(model, config.weights)
+        except FileNotFoundError:
+            raise ValueError(f"--weights {config.weights}: there is no such file; `cloud-teacher train` makes one") from None
     teacher = make_teacher(model, spec=config.model, dataset=dataset, device=device)
     key = teacher.key
     logger.info("teacher %s on %s, digest %s", config.model, device, key.teacher_digest[:16])

@@ -23,8 +23,19 @@ command -v openssl >/dev/null || { echo "certs.sh needs openssl: apt-get install
 
 dir=$1 names=$2
 shift 2
+case $DAYS in
+    '' | - | *[!0-9-]*) echo "certs.sh: DAYS is '$DAYS', must be a number of days" >&2; exit 2 ;;
+esac
+for edge in "$@"; do
+    case $edge in
+        ca | teacher | *[!A-Za-z0-9._-]* | [.-]* | '')
+            echo "certs.sh: '$edge' cannot be an edge's name: letters, digits, '.', '_' and '-', and neither ca nor teacher" >&2
+            exit 2 ;;
+    esac
+done
 umask 077
 mkdir -p "$dir"
+trap 'rm -f "$dir/.extensions" "$dir/.request" "$dir/.fresh" "$dir/.said"' EXIT
 
 new_key() {
     [ -e "$1" ] || openssl ecparam -name prime256v1 -genkey -noout -out "$1"
@@ -32,14 +43,19 @@ new_key() {
 
 # sign NAME SUBJECT EXTENSIONS: NAME.pem for NAME.key
 sign() {
-    [ -e "$dir/$1.pem" ] && return
+    if [ -e "$dir/$1.pem" ]; then
+        echo "$dir/$1.pem is kept; delete it to make another"
+        return
+    fi
+    [ -e "$dir/ca.key" ] || { echo "certs.sh: $dir/ca.key is not there, and only it can sign $1.pem; bring it back" >&2; exit 1; }
     new_key "$dir/$1.key"
-    openssl req -new -key "$dir/$1.key" -subj "/O=EdgeKD/CN=$2" |
-        { printf '%b' "$3" >"$dir/.extensions"
-          openssl x509 -req -CA "$dir/ca.pem" -CAkey "$dir/ca.key" -set_serial "0x$(openssl rand -hex 16)" -days "$DAYS" \
-              -extfile "$dir/.extensions" -out "$dir/$1.pem" 2>/dev/null; }
-    rm -f "$dir/.extensions"
-    chmod 644 "$dir/$1.pem"
+    printf '%b' "$3" >"$dir/.extensions"
+    openssl req -new -key "$dir/$1.key" -subj "/O=EdgeKD/CN=$2" -out "$dir/.request"
+    # Its first lines only say that it worked.
+    openssl x509 -req -in "$dir/.request" -CA "$dir/ca.pem" -CAkey "$dir/ca.key" -set_serial "0x$(openssl rand -hex 16)" \
+        -days "$DAYS" -extfile "$dir/.extensions" -out "$dir/.fresh" 2>"$dir/.said" || { cat "$dir/.said" >&2; exit 1; }
+    chmod 644 "$dir/.fresh"
+    mv "$dir/.fresh" "$dir/$1.pem"
     echo "$dir/$1.pem, valid for $DAYS days"
 }
 

@@ -36,7 +36,7 @@ def train(config: TrainConfig) -> int:
         logger.info("run %s of edge %s under policy %s", training.run_id, config.edge_id, config.policy)
         result = training.execute()
     except Terminated:
-        logger.warning("terminated; --resume goes on from what lies in %s", config.out)
+        logger.warning("terminated; with --resume the same command goes on where it stopped, if it had begun")
         return 0
     print(
         f"{result['policy']}: {result['cycles']} cycles in {result['wall_clock_s']:.2f} s, "

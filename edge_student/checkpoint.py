@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ FILES = (NEWEST, BEFORE, _FRESH, _LINK)
 _MAGIC = b"EDGEKDC1"
 _HEAD = struct.Struct("<8s32sQ")
 _MOST_JSON = 64 << 20
+MOST_BYTES = 4 << 30
+"""No student of a board is larger, its momentum included."""
 
 
 class CheckpointError(ValueError):
@@ -130,13 +133,18 @@ def _duplicate(path: Path, other: Path) -> None:
 
 
 def _read(path: Path) -> Checkpoint:
-    """ValueError says what is wrong with it, in a few words."""
-    data = path.read_bytes()
-    if len(data) < _HEAD.size:
-        raise ValueError(f"it has {len(data)} bytes, which is less than a checkpoint's head")
-    magic, digest, num_bytes = _HEAD.unpack_from(data)
-    if magic != _MAGIC:
-        raise ValueError("it is no checkpoint of this version")
+    """ValueError says what is wrong with it, in a few words. Nothing is read before it looks like a checkpoint."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no file")
+    if not _HEAD.size <= found.st_size <= MOST_BYTES:
+        raise ValueError(f"it has {found.st_size} bytes, must have {_HEAD.size} to {MOST_BYTES}")
+    with path.open("rb") as file:
+        magic, digest, num_bytes = _HEAD.unpack(file.read(_HEAD.size))
+        if magic != _MAGIC:
+            raise ValueError("it is no checkpoint of this version")
+        file.seek(0)
+        data = file.read()
     if hashlib.sha256(memoryview(data)[40:]).digest() != digest:
         raise ValueError("its checksum is wrong: it is damaged")
     if num_bytes > min(_MOST_JSON, len(data) - _HEAD.size):

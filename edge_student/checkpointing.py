@@ -53,7 +53,7 @@ class Checkpoints:
         """Whether some could not be written."""
         if not self._failures:
             return ()
-        return (f"{len(self._failures)} checkpoints could not be written, the first: {self._failures[0]}",)
+        return (f"{len(self._failures)} times a checkpoint or its log could not be written, first {self._failures[0]}",)
 
     def begin(self, started: float) -> None:
         """The clock of this part of the run began so, on the monotonic clock."""
@@ -79,13 +79,25 @@ class Checkpoints:
                 self._journal.record({"event": "checkpoint", "index": self._trainer.num_cycles, "started": now, "ended": ended})
 
     def _write(self, now: float) -> bool:
-        """One of the last cycle's end, and all that has been logged until now; whether it could be."""
+        """One of the last cycle's end, and all that has been logged until now; whether both could be.
+
+        A log that finds no room keeps no checkpoint from being written: what it could not take stays in memory.
+        """
+        failed = [action for action in (self._append, lambda: self._save(now)) if not self._try(action)]
+        return not failed
+
+    def _append(self) -> None:
+        self._log.append(self._journal)
+
+    def _save(self, now: float) -> None:
+        checkpoint.save(self._config.out, self._checkpoint(now))
+
+    def _try(self, action: Callable[[], None]) -> bool:
         try:
-            self._log.append(self._journal)
-            checkpoint.save(self._config.out, self._checkpoint(now))
+            action()
         except OSError as error:
             self._failures.append(f"at cycle {self._trainer.num_cycles}, {error.filename}: {error.strerror}")
-            logger.warning("no checkpoint %s", self._failures[-1])
+            logger.warning("not written %s; make room there", self._failures[-1])
             return False
         return True
 

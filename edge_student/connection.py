@@ -30,6 +30,7 @@ _FINAL_CODES = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
 }
+_ENTRY_CODES = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 _STREAM_LOGITS = f"/{SERVICE_NAME}/StreamLogits"
 _DESCRIBE = f"/{SERVICE_NAME}/Describe"
 _MAX_DETAILS = 500
@@ -109,13 +110,14 @@ class Connection:
         self._is_ruled_out = len(self._addresses) > 1
         return self._is_ruled_out
 
-    def translate(self, error: grpc.RpcError, *, look_closer: bool) -> Exception:
+    def translate(self, error: grpc.RpcError, *, look_closer: bool, has_worked: bool) -> Exception:
         """A failed call as LinkLostError or, where another attempt cannot help, RequestRefusedError.
 
+        Who has been let in before is refused because something is being replaced, at one end after the other: that is waited for.
         With `look_closer` the connection is tried once more by hand where gRPC can only say that the teacher is unavailable.
         """
         cause = f"teacher {self.address}: {error.code().name}: {plain(error.details() or '', _MAX_DETAILS)}"
-        if error.code() in _FINAL_CODES:
+        if error.code() in _FINAL_CODES and not (has_worked and error.code() in _ENTRY_CODES):
             return RequestRefusedError(cause)
         if error.code() is grpc.StatusCode.UNAVAILABLE and look_closer:
             try:
@@ -123,7 +125,7 @@ class Connection:
             except OSError:  # of our own files, which are being replaced
                 found = None
             if found is not None:
-                kind = RequestRefusedError if found.is_final else LinkLostError
+                kind = RequestRefusedError if found.is_final and not has_worked else LinkLostError
                 return kind(f"teacher {self.address}: UNAVAILABLE: {found.text}")
         return LinkLostError(cause)
 

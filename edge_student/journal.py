@@ -4,13 +4,18 @@ Records are plain dicts with times of the monotonic clock. They are kept in memo
 would be work that nobody scheduled, until the next checkpoint, or the end of the run, in whatever way it ends.
 """
 
+import fcntl
 import json
+import logging
+import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgekd.files import replace_atomically
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 _TIMES = ("time", "started", "ended", "decided")
@@ -66,6 +71,22 @@ def make_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def claim_folder(folder: Path) -> int:
+    """Keep other runs from writing there while this process lives; the descriptor that does.
+
+    ValueError if another run has it. Where the file system knows no locks it is only said.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"--out {folder}: another run is at work there; wait for its end, or name another folder") from None
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): see that no other run writes there", folder, error.strerror)
+    return descriptor
 
 
 def write_text(path: Path, text: str) -> None:

@@ -59,8 +59,11 @@ MOST_TRACED = 8 << 20
 """Bytes of events.jsonl that trace.json shows: what a viewer still opens, and what can be written while a machine shuts down."""
 
 
-def remove_old(out: Path) -> None:
-    """Remove an earlier run's files, so that what lies there afterwards is of this run."""
+def make_way(out: Path, past: Past) -> None:
+    """Remove what would not be of this run: an earlier one's files or, where it goes on, the result of the part before."""
+    if past.resumed_at:
+        (out / "result.json").unlink(missing_ok=True)  # where it is, it vouches for the other files
+        return
     if (out / checkpoint.NEWEST).exists():
         logger.warning("%s held a checkpoint of an earlier run, which is replaced: --resume would have gone on from it", out)
     checkpoint.remove(out)

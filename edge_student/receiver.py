@@ -250,8 +250,8 @@ class Receiver:
         if error.code() is grpc.StatusCode.CANCELLED and self._watchdog.has_bitten:
             where, limit_s = self._connection.address, self._watchdog.limit_s
             return LinkLostError(f"teacher {where}: it answers, and has sent nothing for {limit_s:g} s")
-        has_failed_before = self._described is None or self._patience.has_failed
-        return self._connection.translate(error, look_closer=has_failed_before)
+        has_worked = self._described is not None
+        return self._connection.translate(error, look_closer=not has_worked or self._patience.has_failed, has_worked=has_worked)
 
     def _or_another(self, action: Callable[[], T]) -> T:
         """Do it; where this teacher will never do its part, but others are left, that is only a lost link."""

@@ -6,6 +6,7 @@ back, and what was trained and logged until then is saved.
 
 import gc
 import logging
+import os
 import time
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -18,10 +19,10 @@ from edge_student.config import TrainConfig
 from edge_student.event_log import EventLog
 from edge_student.fingerprint import load_profile
 from edge_student.interruption import Interruption
-from edge_student.journal import Journal, make_folder
+from edge_student.journal import Journal, claim_folder, make_folder
 from edge_student.marks import Marks
 from edge_student.messages import Configure, Described
-from edge_student.outcome import Outcome, finished_before, marks_of, remove_old, save
+from edge_student.outcome import Outcome, finished_before, make_way, marks_of, save
 from edge_student.preparation import check_teacher, configure, load_training_data, make_trainer, ring_shape
 from edge_student.progress import Progress
 from edge_student.resuming import (
@@ -55,6 +56,8 @@ class Run:
 
     def __init__(self, config: TrainConfig, cores: tuple[int, ...], interruption: Interruption | None = None) -> None:
         self._config = config
+        make_folder(config.out)
+        self._claim = claim_folder(config.out)
         self._past = load_past(config) if config.resume else Past()
         self.run_id = self._past.run_id or new_run_id()
         """Names this run at both ends, and keeps its name when it goes on in another process."""
@@ -75,15 +78,17 @@ class Run:
 
         Raises ValueError for a user's mistake and WorldError when the teacher stays away; what was done until then is saved.
         """
-        config = self._config
-        make_folder(config.out)
-        past = self._past
+        try:
+            return self._execute()
+        finally:
+            os.close(self._claim)
+
+    def _execute(self) -> dict[str, Any]:
+        config, past = self._config, self._past
         check_recipe(past, flags_of(config), config.out)
         if (result := finished_before(config, past)) is not None:
             logger.info("all %d cycles were trained before: nothing is left to do", config.cycles)
             return result
-        if not past.resumed_at:
-            remove_old(config.out)
         if config.torch_threads is not None:
             torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
         self._max_threads = torch.get_num_threads()
@@ -118,7 +123,8 @@ class Run:
         """Signals come through only while it trains, and while it counts what the student gets right."""
         config, trainer = self._config, parts.trainer
         loop = self._make_loop(parts)
-        (config.out / "result.json").unlink(missing_ok=True)  # of the part before: it vouches for the other files
+        # Not before all is ready: whatever would have kept this run from beginning leaves the earlier one as it is.
+        make_way(config.out, past)
         log = EventLog(config.out / "events.jsonl", num_bytes=past.events_bytes, totals=past.totals)
 
         def marks(*more: str) -> Marks:
@@ -138,11 +144,7 @@ class Run:
         parts.worker.close()
         accuracy = None
         if interruption is None:
-            try:
-                with self._interruption.allowed():
-                    accuracy = trainer.accuracy(test)
-            except BaseException as error:  # what was trained is saved, whatever stops the counting of its hits
-                interruption = error
+            accuracy, interruption = self._count_hits(trainer, test)
         outcome = Outcome(
             config=config,
             run_id=self.run_id,
@@ -169,9 +171,18 @@ class Run:
                 logger.error("broken off: %s: %s", type(interruption).__name__, interruption)
             raise
         if interruption is not None:
-            logger.warning("%d of %d cycles were trained; saved in %s", trainer.num_cycles, config.cycles, config.out)
+            remedy = "; --resume goes on" if config.checkpoint_every else ""
+            logger.warning("%d of %d cycles were trained; saved in %s%s", trainer.num_cycles, config.cycles, config.out, remedy)
             raise interruption
         return result
+
+    def _count_hits(self, trainer: Trainer, test: ImageDataset) -> tuple[float | None, BaseException | None]:
+        """The accuracy, or what broke the counting off: what was trained is saved all the same."""
+        try:
+            with self._interruption.allowed():
+                return trainer.accuracy(test), None
+        except BaseException as error:
+            return None, error
 
     def _configure(self, dataset_digest: str) -> Configure:
         config, surroundings = self._config, kind_of(self._config.policy).surroundings

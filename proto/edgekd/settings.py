@@ -119,9 +119,11 @@ def _config_path(argv: Sequence[str]) -> Path:
 
 
 def _read_toml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a TOML file by field name. Raises ValueError for a key that is no flag, OSError if unreadable."""
+    """The settings of a TOML file by field name. Raises ValueError for a key that is no flag, or a file that cannot be read."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     except RecursionError:

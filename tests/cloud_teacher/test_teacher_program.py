@@ -146,8 +146,8 @@ def test_missing_weights_file_is_one_line_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     missing = tmp_path / "missing.safetensors"
-    assert run_main(monkeypatch, serve_flags(tmp_path, "--weights", str(missing))) == 1
-    assert capfd.readouterr().err.splitlines()[-1] == f"error: {missing}: No such file or directory"
+    assert run_main(monkeypatch, serve_flags(tmp_path, "--weights", str(missing))) == 2
+    assert f"error: --weights {missing}: there is no such file" in capfd.readouterr().err.splitlines()[-1]
 
 
 def precompute_flags(store: Path) -> list[str]:

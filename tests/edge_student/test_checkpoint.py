@@ -160,6 +160,32 @@ def test_a_full_disk_leaves_what_was_there_and_no_litter(tmp_path: Path) -> None
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.promise(number=15)
+def test_what_is_no_file_or_far_too_large_is_left_unread_for_the_one_before_it(tmp_path: Path) -> None:
+    for number in (1, 2):
+        checkpoint.save(tmp_path, made(number))
+    newest = tmp_path / NEWEST
+
+    def refused(flaw: str) -> None:
+        assert number_of(checkpoint.load(tmp_path)) == 1
+        newest.unlink() if not newest.is_dir() else newest.rmdir()
+        assert flaw
+
+    newest.unlink()
+    os.mkfifo(newest)  # to read it would wait for ever
+    refused("a pipe")
+    newest.mkdir()
+    refused("a folder")
+    newest.symlink_to("/dev/zero")  # to read it would take all memory
+    refused("a device")
+    with newest.open("wb") as sparse:
+        sparse.truncate(checkpoint.MOST_BYTES + 1)
+    refused("30 GB of nothing")
+    with newest.open("wb") as sparse:
+        sparse.truncate(checkpoint.MOST_BYTES)  # which is read only after its first word
+    refused("a size that can be")
+
+
 class Payload:
     """Unpickled, it makes a file."""
 

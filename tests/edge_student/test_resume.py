@@ -1,6 +1,7 @@
 """A run that goes on from its checkpoint: the same weights as if nothing had happened, and each batch trained on once (14, 24)."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from edge_student.checkpoint import BEFORE, NEWEST
 from edge_student.checkpointing import Checkpoints
 from edge_student.event_log import EventLog
 from edge_student.interruption import Interruption, Terminated
-from edge_student.journal import Journal
+from edge_student.journal import Journal, claim_folder
 from edge_student.marks import Marks
 from edge_student.resuming import Past
 from edge_student.trainer import Trainer
@@ -415,5 +416,44 @@ def test_a_full_disk_is_tried_once_in_a_while_and_told_once(tmp_path: Path) -> N
         for _ in range(checkpointing.FULL_JOURNAL):
             disk.journal.record({"event": "decision", "time": 0.0})
     (note,) = disk.checkpoints.notes
-    assert note.startswith("1 checkpoints could not be written, the first: at cycle 7, ")
+    assert note.startswith("1 times a checkpoint or its log could not be written, first at cycle 7, ")
     assert disk.log.totals.num_checkpoints == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_begin_leaves_the_earlier_one_as_it_is(address: str, tmp_path: Path) -> None:
+    assert run(student_command(address, tmp_path, *EXACT, "--cycles", "20")).returncode == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for flags, status in (
+        (("--private", "imagefolder:/nowhere"), 2),
+        (("--teacher", "127.0.0.1:1", "--max-wait", "0.3"), 1),
+        (("--public", "digits:private"), 2),
+    ):
+        failed = run(student_command(address, tmp_path, *EXACT, *flags))
+        assert failed.returncode == status, failed.stderr
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    again = run(student_command(address, tmp_path, *EXACT, "--cycles", "10"))
+    assert again.returncode == 0
+    assert "held a checkpoint of an earlier run, which is replaced" in again.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["cycles"] == 10
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    claim = claim_folder(tmp_path)
+    with pytest.raises(ValueError, match="another run is at work there"):
+        claim_folder(tmp_path)
+    os.close(claim)
+    os.close(claim_folder(tmp_path))
+
+
+def test_a_log_that_finds_no_room_keeps_no_checkpoint_from_being_written(tmp_path: Path) -> None:
+    disk = FullDisk(tmp_path, every=0.001)
+    (tmp_path / "events.jsonl").unlink()  # the log's file is gone, and cannot be opened again
+    disk.checkpoints.begin(time.monotonic() - 1)
+    disk.journal.record({"event": "decision", "time": 0.0})
+    disk.checkpoints.on_cycle()
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    assert (found.facts["num_cycles"], found.facts["events_bytes"]) == (7, 0)
+    assert len(disk.journal.records) == 1, "what could not be written is still there"
+    assert len(disk.checkpoints.notes) == 1

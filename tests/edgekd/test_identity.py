@@ -8,12 +8,12 @@ from edgekd.identity import fit_id, name_of_host, new_run_id, read_id
 from edgekd.wire import EDGE_ID_KEY, RUN_ID_KEY
 
 
-@pytest.mark.parametrize("name", ["a", "pi-1", "Rack_3.left", "-", "x" * 64])
+@pytest.mark.parametrize("name", ["a", "pi-1", "Rack_3.left", "a-", "x" * 64])
 def test_a_name_is_read_as_it_is(name: str) -> None:
     assert read_id(name) == name
 
 
-@pytest.mark.parametrize("value", ["", "x" * 65, "a b", "a\n", "\x1b[31m", "\u00e4", "a/b", "a:1", b"pi-1", None, 3])
+@pytest.mark.parametrize("value", ["", "-", "-a", "x" * 65, "a b", "a\n", "\x1b[31m", "\u00e4", "a/b", "a:1", b"pi-1", None, 3])
 def test_anything_else_is_no_name(value: object) -> None:
     assert read_id(value) is None
 

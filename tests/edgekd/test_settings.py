@@ -186,8 +186,8 @@ def test_a_file_that_is_not_text_is_named(toml: Path) -> None:
     assert refusal_of(*REQUIRED, "--config", str(toml)).startswith(f"{toml} is not valid TOML: ")
 
 
-def test_a_missing_file_is_the_operating_systems_to_report() -> None:
-    with pytest.raises(FileNotFoundError):
+def test_a_file_that_is_not_there_is_named_with_its_flag() -> None:
+    with pytest.raises(ValueError, match=r"--config nowhere.toml: No such file"):
         read(*REQUIRED, "--config", "nowhere.toml")
 
 

@@ -14,6 +14,7 @@ from processes import TeacherProcess, student_command, teacher
 from proxy import Proxy
 from proxy_script import Counts
 
+from edge_student.description import RequestRefusedError
 from edge_student.messages import Configure
 from edge_student.receiver import Receiver
 from edge_student.ring import RingShape, Slot
@@ -131,3 +132,30 @@ def test_a_worker_whose_teacher_goes_and_comes_back_has_one_connection(tmp_path:
 
 def has_given_more(before: int) -> Callable[[Counts], bool]:
     return lambda counts: counts.bytes_given > before + 10 * BATCH_BYTES
+
+
+def test_a_token_that_is_replaced_at_the_teacher_first_is_waited_for(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for path in (ours, theirs):
+        path.write_text("a" * 32)
+
+    def hear(cause: str, attempt: int) -> None:
+        causes.append(cause)
+        ours.write_text("b" * 40)  # the edge's turn, as soon as it was refused
+
+    causes: list[str] = []
+    with teacher(tmp_path / "store", "--token-file", str(theirs)) as serving:
+        told = {"teacher": serving.address, "batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 1}
+        config = Configure(**told, max_wait_s=20.0, log_level="error", niceness=0, is_idle=False, token_file=str(ours))
+        receiver = Receiver(config, hear)
+        receiver.describe()
+        slot = Slot.empty(RingShape(num_slots=1, batch_size=4, num_classes=10))
+        receiver.receive(0, 4, slot, lambda: None)
+        theirs.write_text("b" * 40)
+        receiver.receive(1, 4, slot, lambda: None)
+        receiver.close()
+        ours.write_text("c" * 32)
+        with pytest.raises(RequestRefusedError, match="the token is not this server's"):
+            Receiver(config, lambda cause, attempt: None).describe()  # who begins so has a wrong one
+    assert len(causes) == 1
+    assert "UNAUTHENTICATED" in causes[0]
