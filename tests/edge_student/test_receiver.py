@@ -201,7 +201,7 @@ def test_an_absent_teacher_is_given_up_after_max_wait_with_its_address() -> None
 def test_a_long_hold_before_a_break_is_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time in which nothing failed does not count towards --max-wait."""
     clock = {"now": 0.0}
-    monkeypatch.setattr("edge_student.receiver.time.monotonic", lambda: clock["now"])
+    monkeypatch.setattr("edge_student.patience.time.monotonic", lambda: clock["now"])
     teacher = ScriptedTeacher({4: broken(grpc.StatusCode.UNAVAILABLE)})
     with RunningTeacher(teacher) as running:
         receiver = Receiver(configure(running.address, max_wait_s=10.0), lambda cause, attempt: None)
