@@ -15,7 +15,7 @@ from edge_student.finding import Finding, Status, note, ok, problem, unknown
 from edge_student.messages import Configure, Described
 from edge_student.probe import find_cause
 from edge_student.receiver import Receiver
-from edge_student.ring import RingShape, Slot
+from edge_student.ring import Slot
 from edgekd.address import format_address, parse_addresses
 
 logger = logging.getLogger(__name__)
@@ -145,12 +145,7 @@ def find_round_trip(described: Described, first_s: float, seconds: list[float]) 
 
 def _receive(receiver: Receiver, described: Described, config: DoctorConfig) -> Received:
     """One window, or as much of it as comes in a few seconds; nothing is kept."""
-    shape = RingShape.one_slot(
-        config.form,
-        batch_size=config.public_batch,
-        num_classes=described.num_classes,
-        input_shape=described.input_shape if config.input_encoding else (),
-    )
+    shape = config.slot_shape(batch_size=config.public_batch, num_classes=described.num_classes, input_shape=described.input_shape)
     slot = Slot.empty(shape)
     started, num_bytes, seconds, index = time.perf_counter(), 0, 0.0, 0
     while index < _WINDOW and (index == 0 or seconds < _LONG_ENOUGH_S):

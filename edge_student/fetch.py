@@ -13,7 +13,7 @@ from edge_student.messages import Configure
 from edge_student.patience import LinkLostError
 from edge_student.progress import Progress
 from edge_student.receiver import BadTeacherError, Receiver
-from edge_student.ring import RingShape, Slot
+from edge_student.ring import Slot
 from edgekd.command import WorldError
 from edgekd.identity import new_run_id
 from edgekd.logs import about, about_from_now_on
@@ -45,12 +45,7 @@ def fetch(config: FetchConfig) -> int:
 def _receive_all(source: Hybrid, config: FetchConfig) -> int:
     described = source.describe()
     num_samples = described.num_samples
-    shape = RingShape.one_slot(
-        config.form,
-        batch_size=config.batch_size,
-        num_classes=described.num_classes,
-        input_shape=described.input_shape if config.input_encoding else (),
-    )
+    shape = config.slot_shape(batch_size=config.batch_size, num_classes=described.num_classes, input_shape=described.input_shape)
     slot = Slot.empty(shape)
     stop = -(-num_samples // config.batch_size)  # the first epoch visits every sample
     logger.info("%d of %d rows are there; filling %s", source.cache.num_rows, num_samples, source.cache.folder)

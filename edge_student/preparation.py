@@ -131,11 +131,6 @@ def make_trainer(
 def ring_shape(config: StudentConfig, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
     """Room for as many batches as the user allows, a run needs and the memory holds, of inputs of this shape where they travel."""
     wanted = min(config.prefetch or config.cycles, config.cycles)
-    slot = RingShape.one_slot(
-        config.form,
-        batch_size=config.public_batch,
-        num_classes=num_classes,
-        input_shape=input_shape if config.input_encoding else (),
-    )
+    slot = config.slot_shape(batch_size=config.public_batch, num_classes=num_classes, input_shape=input_shape)
     fitting = max(1, (config.ring_mib << 20) // slot.slot_bytes)
     return replace(slot, num_slots=min(wanted, fitting))

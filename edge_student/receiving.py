@@ -5,6 +5,7 @@ Rules and no fields: each command lists its own, in its own order, because that 
 
 from typing import Any, Literal
 
+from edge_student.ring import RingShape
 from edgekd.address import format_address, is_loopback, parse_addresses
 from edgekd.codec import Encoding, Format
 from edgekd.identity import read_id
@@ -41,6 +42,11 @@ class Receiving(Secrets):
     def input_encoding(self) -> InputEncoding | None:
         """How public inputs travel with the logits; None if they are here."""
         return _INPUT_ENCODINGS.get(self.public_inputs)
+
+    def slot_shape(self, *, batch_size: int, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
+        """Of one batch as it is received: with its inputs, of this shape, where they travel."""
+        inputs = input_shape if self.input_encoding else ()
+        return RingShape.one_slot(self.form, batch_size=batch_size, num_classes=num_classes, input_shape=inputs)
 
     @property
     def secret_files(self) -> dict[str, Any]:
