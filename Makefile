@@ -13,6 +13,8 @@ STAMP := .venv/.installed
 DEMO_OUT ?= demo-out
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
+# Two tests at a time, on any machine: most of them start programs and wait for them. A third worker would find no core on a box with two.
+TEST_WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 SOAK_MINUTES ?= 3
 SOAK_FLAGS ?=
@@ -38,7 +40,7 @@ demo: $(STAMP) ## compare the policies on this machine (embedded teacher, digits
 	$(BIN)/edge-student compare --private digits:private --out $(DEMO_OUT) $(DEMO_FLAGS)
 
 test: lint ## lint, then every test
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## style, types and the walls between the rooms
 	$(BIN)/ruff check .
