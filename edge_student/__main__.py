@@ -6,8 +6,9 @@ import signal
 import sys
 from typing import NoReturn
 
-from edge_student.config import CalibrateConfig, CompareConfig, FetchConfig, TrainConfig
+from edge_student.config import CalibrateConfig, CompareConfig, TrainConfig
 from edge_student.doctor_config import DoctorConfig
+from edge_student.fetch_config import FetchConfig
 from edge_student.interruption import Interruption, Terminated
 from edge_student.preflight import settle
 from edgekd.command import Command, dispatch, run, start_logging

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edge_student.config import CalibrateConfig, CompareConfig, FetchConfig, TrainConfig
+from edge_student.config import CalibrateConfig, CompareConfig, TrainConfig
+from edge_student.fetch_config import FetchConfig
 from edge_student.receiving import PublicInputs, Receiving
 from edgekd.codec import Encoding
 from edgekd.command import LogLevel

@@ -6,8 +6,8 @@ Receives over the same wire and in the same way as a run, in this process. Whate
 
 import logging
 
-from edge_student.config import FetchConfig
 from edge_student.description import RequestRefusedError
+from edge_student.fetch_config import FetchConfig
 from edge_student.logit_source import Hybrid
 from edge_student.messages import Configure
 from edge_student.patience import LinkLostError

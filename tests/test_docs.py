@@ -13,6 +13,7 @@ import pytest
 import cloud_teacher.config
 import edge_student.config
 import edge_student.doctor_config
+import edge_student.fetch_config
 from edgekd.command import parse
 from scheduler.flags import COMMANDS
 from scheduler.flags import parse as parse_core_scheduler
@@ -30,7 +31,7 @@ CONFIGS: dict[tuple[str, str], type[Any]] = {
     ("edge-student", "train"): edge_student.config.TrainConfig,
     ("edge-student", "compare"): edge_student.config.CompareConfig,
     ("edge-student", "calibrate"): edge_student.config.CalibrateConfig,
-    ("edge-student", "fetch"): edge_student.config.FetchConfig,
+    ("edge-student", "fetch"): edge_student.fetch_config.FetchConfig,
     ("edge-student", "doctor"): edge_student.doctor_config.DoctorConfig,
 }
 SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)

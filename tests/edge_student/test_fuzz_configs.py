@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from cloud_teacher import config as cloud
 from edge_student import config as edge
+from edge_student.fetch_config import FetchConfig
 
 CLASSES = [
     edge.TrainConfig,
     edge.CompareConfig,
     edge.CalibrateConfig,
-    edge.FetchConfig,
+    FetchConfig,
     cloud.TrainConfig,
     cloud.ServeConfig,
     cloud.PrecomputeConfig,

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from scripted_teacher import BreakStream, RunningTeacher, ScriptedTeacher
 
-from edge_student.config import FetchConfig
 from edge_student.fetch import fetch
+from edge_student.fetch_config import FetchConfig
 from edgekd.identity import name_of_host, read_id
 from edgekd.logs import JsonFormatter
 from edgekd.v1 import teacher_pb2
