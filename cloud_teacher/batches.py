@@ -16,6 +16,7 @@ from edgekd.codec import checksum, chunk_rows, encode, to_wire
 from edgekd.inputs import input_to_wire
 from edgekd.order import batch_ids
 from edgekd.v1 import teacher_pb2
+from edgekd.wire import MAX_INPUTS_BYTES
 
 # Enough chunks to pay for a change of threads, few enough to stay in the processor's cache until they are sent.
 _GROUP_BYTES = 256 << 10
@@ -47,13 +48,19 @@ class Group:
 class WindowReader:
     """A position in a window. Used by one thread at a time."""
 
-    def __init__(self, window: Window, store: LogitStore, inputs: PublicInputs | None = None) -> None:
-        """`inputs` are needed for a window that was granted with them."""
+    def __init__(
+        self, window: Window, store: LogitStore, inputs: PublicInputs | None = None, *, most_bytes: int = MAX_INPUTS_BYTES
+    ) -> None:
+        """`inputs` are needed for a window that was granted with them. A chunk has `most_bytes` of payload, and as many of inputs,
+        where the protocol allows so many and one row is not larger.
+        """
         assert window.inputs is None or inputs is not None
         self._window = window
         self._store = store
         self._inputs = inputs
-        self._chunk_rows = chunk_rows(store.key.num_classes, window.form)
+        self._most_input_bytes = min(most_bytes, MAX_INPUTS_BYTES)
+        row_bytes = window.form.layout(store.key.num_classes).row_bytes
+        self._chunk_rows = max(1, min(chunk_rows(store.key.num_classes, window.form), most_bytes // row_bytes))
         self._batch = window.start
         self._stop = window.start + window.count * window.stride
         self._row = 0
@@ -74,7 +81,7 @@ class WindowReader:
                 self._ids = batch_ids(window.seed, self._store.key.num_samples, window.batch_size, self._batch)
             ids = self._ids[self._row : self._row + self._chunk_rows]
             if self._inputs is not None and self._window.inputs is not None:
-                ids = ids[: self._inputs.num_fitting(ids, self._window.inputs)]
+                ids = ids[: self._inputs.num_fitting(ids, self._window.inputs, self._most_input_bytes)]
             if len(self._store.missing(ids)):
                 return Group(messages=messages, missing=self._ids[:0] if messages else self._missing_ahead(len(ids)))
             message = self._message(ids)

@@ -47,11 +47,11 @@ class PublicInputs:
         if self._files and self._file_bytes.max() <= MAX_INPUTS_BYTES and all(map(is_stored_format, self._files)):
             self.encodings.append(InputEncoding.STORED)
 
-    def num_fitting(self, ids: Ids, encoding: InputEncoding) -> int:
-        """How many of these samples, from the first on, go into one chunk; at least one."""
+    def num_fitting(self, ids: Ids, encoding: InputEncoding, most_bytes: int = MAX_INPUTS_BYTES) -> int:
+        """How many of these samples, from the first on, go into one chunk of `most_bytes`; at least one."""
         if encoding is InputEncoding.PIXELS:
-            return min(len(ids), MAX_INPUTS_BYTES // self._input_bytes)
-        return max(1, int(np.searchsorted(np.cumsum(self._file_bytes[ids]), MAX_INPUTS_BYTES, side="right")))
+            return max(1, min(len(ids), most_bytes // self._input_bytes))
+        return max(1, int(np.searchsorted(np.cumsum(self._file_bytes[ids]), most_bytes, side="right")))
 
     def encode(self, ids: Ids, encoding: InputEncoding) -> EncodedInputs:
         """The inputs of these samples. Raises InputChangedError if a file is gone, or has another size than at first."""

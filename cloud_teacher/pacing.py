@@ -29,18 +29,23 @@ def parse_rate(text: str) -> float:
 class Pacer:
     """A token bucket for payload bytes, shared by all streams.
 
-    The first chunk goes at once, each later one when those before it have had their time on the link. Not thread-safe.
+    The first chunk goes at once, each later one when those before it have had their time on the link. Who waits has taken nothing
+    yet, so that one who gives up costs the others nothing; two that wait at a time must therefore be kept apart. Not thread-safe.
+    `now` is the time in seconds of any clock that never goes back.
     """
 
     def __init__(self, bits_per_second: float) -> None:
         self._bytes_per_second = bits_per_second / 8
         self._free_at = float("-inf")
 
-    def reserve(self, num_bytes: int, now: float) -> float:
-        """Seconds to wait, from `now`, before sending `num_bytes`; their share of the link is taken from here on.
+    def wait(self, now: float) -> float:
+        """Seconds to wait, from `now`, until the link is free."""
+        return max(0.0, self._free_at - now)
 
-        `now` is the time in seconds of any clock that never goes back.
-        """
-        begin = max(self._free_at, now - CATCH_UP_S)
-        self._free_at = begin + num_bytes / self._bytes_per_second
-        return max(0.0, begin - now)
+    def take(self, num_bytes: int, now: float) -> None:
+        """A chunk is sent `now`: the link is not free before it has had its time."""
+        self._free_at = max(self._free_at, now - CATCH_UP_S) + num_bytes / self._bytes_per_second
+
+    def bytes_in(self, seconds: float) -> int:
+        """How much the link takes in that time, at least one byte."""
+        return max(1, int(self._bytes_per_second * seconds))

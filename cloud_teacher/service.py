@@ -31,10 +31,15 @@ from edgekd.codec import Encoding, to_wire
 from edgekd.inputs import InputEncoding, input_to_wire
 from edgekd.logs import about
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import MAX_CHUNK_BYTES, PROTOCOL_VERSION, SERVICE_NAME
+from edgekd.wire import MAX_CHUNK_BYTES, MAX_INPUTS_BYTES, PROTOCOL_VERSION, SERVICE_NAME
 
 _OUR_FAULT = "the teacher failed; its log says why"
 _GOING_AWAY = "the teacher is shutting down; ask again from the first batch that is incomplete"
+
+_ROUND_S = 10.0
+"""Where the rate is limited, chunks are so small that every stream gets one in this time: an edge that got none for its --max-silence,
+30 s if not set, would take that for a teacher that hangs.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +67,8 @@ class TeacherService:
         self._dataset_name = dataset_name
         self._places = Places(limits)
         self._pacer = pacer
+        self._turn = asyncio.Lock()  # first come, first served
+        self._most_chunk_bytes = MAX_INPUTS_BYTES if pacer is None else pacer.bytes_in(_ROUND_S / limits.max_streams)
         self._computing = computing
         self._inputs = inputs
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
@@ -167,7 +174,7 @@ class TeacherService:
         extent = {"index": window.start, "count": window.count}
         logger.debug("%s: a stream of %d batches from %d on begins", caller, window.count, window.start, extra=extent)
         self.metrics.stream_began()
-        reader = WindowReader(window, self._store, self._inputs)
+        reader = WindowReader(window, self._store, self._inputs, most_bytes=self._most_chunk_bytes)
         try:
             while not reader.is_done:
                 group = await _on(self._reading, reader.read)
@@ -184,7 +191,7 @@ class TeacherService:
         try:
             for message in group.messages:
                 if self._pacer is not None:
-                    await self._pause(self._pacer.reserve(message.payload_bytes, asyncio.get_running_loop().time()))
+                    await self._wait_for_link(self._pacer, message.payload_bytes)
                 if self._going_away.is_set():
                     raise RefusedError(grpc.StatusCode.UNAVAILABLE, _GOING_AWAY)
                 begun = time.perf_counter()
@@ -211,6 +218,13 @@ class TeacherService:
             leaving.cancel()
             # What already runs goes on, and is kept; what still waits in line for an edge that is gone is dropped.
             filling.cancel()
+
+    async def _wait_for_link(self, pacer: Pacer, num_bytes: int) -> None:
+        """Until it is this stream's turn to send so many bytes. One that gives up leaves the line, and has taken nothing."""
+        clock = asyncio.get_running_loop().time
+        async with self._turn:
+            await self._pause(pacer.wait(clock()))
+            pacer.take(num_bytes, clock())
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but wake when the server goes away."""

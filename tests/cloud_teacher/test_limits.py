@@ -23,6 +23,7 @@ from test_teacher_service import wait_until
 
 from cloud_teacher.callers import caller_of, machine_of
 from cloud_teacher.limits import Limits
+from cloud_teacher.pacing import Pacer
 from edge_student.messages import Configure
 from edge_student.receiver import Receiver
 from edge_student.ring import RingShape, Slot
@@ -333,3 +334,37 @@ def test_a_stream_that_outlasts_the_grace_is_resumed_and_nothing_comes_twice(mak
         wait_until(lambda: harness.server.service.num_streams == 0)  # cut, in the middle of 1024 batches of 3 MB
     assert all("UNAVAILABLE" in trouble for trouble in edge.troubles)
     edge.receiver.close()
+
+
+@pytest.mark.promise(number=13)
+def test_edges_that_give_up_waiting_for_a_slow_link_leave_it_to_the_others(make_harness: Callable[..., Any]) -> None:
+    class Gate(Pacer):
+        """A link that is busy for an age until it is open."""
+
+        is_open = False
+        num_taken = 0
+
+        def wait(self, now: float) -> float:
+            return 0.0 if self.is_open else 1000.0
+
+        def take(self, num_bytes: int, now: float) -> None:
+            self.num_taken += 1
+
+    pacer = Gate(1e9)
+    harness = make_harness(pacer=pacer, max_streams=10)
+    impatient = [harness.stub.StreamLogits(harness.request(), timeout=30) for _ in range(10)]
+    wait_until(lambda: harness.server.service.num_streams == 10)
+    for call in impatient:
+        call.cancel()
+    wait_until(lambda: harness.server.service.num_streams == 0)
+    assert pacer.num_taken == 0, "nothing was sent"
+    pacer.is_open = True
+    chunks = list(harness.stub.StreamLogits(harness.request(), timeout=30))
+    assert pacer.num_taken == len(chunks) == 3
+
+
+def test_chunks_are_so_small_that_many_streams_on_a_slow_link_each_get_one_in_time(make_harness: Callable[..., Any]) -> None:
+    harness = make_harness(pacer=Pacer(8 * 60), max_streams=10)  # 60 bytes in a second of ten
+    chunks = harness.stream(count=1, batch_size=4)
+    assert [len(chunk.payload) for chunk in chunks] == [2 * 7 * 4, 2 * 7 * 4]
+    assert [chunk.row_start for chunk in chunks] == [0, 2]

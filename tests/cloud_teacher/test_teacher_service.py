@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import grpc
 import numpy as np
@@ -343,35 +343,37 @@ def test_garbage_and_oversized_messages_are_refused_and_the_next_call_works(harn
 
 
 def test_rate_limit_is_asked_for_every_chunk(make_harness: Callable[..., Any]) -> None:
-    reserved: list[int] = []
+    taken: list[int] = []
 
     class Counting(Pacer):
-        def reserve(self, num_bytes: int, now: float) -> float:
-            reserved.append(num_bytes)
-            return super().reserve(num_bytes, now)
+        def take(self, num_bytes: int, now: float) -> None:
+            taken.append(num_bytes)
+            super().take(num_bytes, now)
 
     harness = make_harness(pacer=Counting(1e9))
     chunks = harness.stream(count=4)
-    assert reserved == [len(chunk.payload) for chunk in chunks]
+    assert taken == [len(chunk.payload) for chunk in chunks]
 
 
 @pytest.mark.promise(number=24)
 def test_server_that_stops_lets_a_short_stream_end_and_sends_a_long_one_away(make_harness: Callable[..., Any]) -> None:
     class Scripted(Pacer):
-        """Half a second for a batch of 4; for batches of 8, nothing at first and then an age."""
+        """A little for every chunk until the batch of 4 has had its turn, and then an age."""
 
-        waits: ClassVar[list[float]] = [0.0]
+        an_age_has_begun = False
 
-        def reserve(self, num_bytes: int, now: float) -> float:
-            if num_bytes == 4 * 7 * 4:
-                return 0.5
-            return self.waits.pop() if self.waits else 1000.0
+        def wait(self, now: float) -> float:
+            return 1000.0 if self.an_age_has_begun else 0.2
 
-    harness = make_harness(pacer=Scripted(1.0))
-    short = harness.stub.StreamLogits(harness.request(count=1, batch_size=4), timeout=30)
+        def take(self, num_bytes: int, now: float) -> None:
+            self.an_age_has_begun |= num_bytes == 4 * 7 * 4
+
+    pacer = Scripted(1e9)
+    harness = make_harness(pacer=pacer)
     long = harness.stub.StreamLogits(harness.request(count=MAX_WINDOW), timeout=30)
-    wait_until(lambda: harness.server.service.num_streams == 2)
     next(long)
+    short = harness.stub.StreamLogits(harness.request(count=1, batch_size=4), timeout=30)
+    wait_until(lambda: pacer.an_age_has_begun or harness.server.service.num_streams == 2)
     begun = time.monotonic()
     harness.stop_server()
     assert time.monotonic() - begun < 10
