@@ -37,8 +37,8 @@ _OUR_FAULT = "the teacher failed; its log says why"
 _GOING_AWAY = "the teacher is shutting down; ask again from the first batch that is incomplete"
 
 _ROUND_S = 10.0
-"""Where the rate is limited, chunks are so small that every stream gets one in this time: an edge that got none for its --max-silence,
-30 s if not set, would take that for a teacher that hangs.
+"""Where the rate is limited, chunks are so small that every stream gets one in this time. An edge that got none for its
+--max-silence, 30 s if not set, would take that for a teacher that hangs.
 """
 
 logger = logging.getLogger(__name__)

@@ -37,10 +37,10 @@ class CoreCount:
             self.suspicion = error
 
     def count(self) -> tuple[int, ...] | None:
-        """Ask the kernel: the cores of now if they have changed, else None. In a thread that may have any mask."""
+        """Ask the kernel: the cores of now, perhaps none, if they have changed, else None. In a thread that may have any mask."""
         self._next = self._clock() + EVERY_S
         usable = self._usable(self._all)
-        return tuple(sorted(usable)) if usable and usable != frozenset(self.now) else None
+        return tuple(sorted(usable)) if usable != frozenset(self.now) else None
 
     def change(self, cores: tuple[int, ...], num_cycles: int) -> None:
         """These are the cores of now, `num_cycles` into the run."""

@@ -70,7 +70,7 @@ class SchedulerLoop:
         self._comp_in_use: frozenset[int] = frozenset()  # the cores of the task that runs now
         self._comp_must_move = False  # in the middle of a task: read without the lock
         self._held_s = 0.0  # of the task that runs now
-        self._is_stopping = False
+        self._stopping = threading.Event()
         self._failure: Exception | None = None
         self.binding_refusals: list[str] = []
         self.comm_troubles: list[str] = []
@@ -115,10 +115,9 @@ class SchedulerLoop:
         """Stop the scheduler thread and put masks and thread counts back. Safe to call after a failure, and twice."""
         with self._changed:
             self._emit_decision()
-            everything_came = self._controller.state.comm_is_done
-        if everything_came and self._thread.is_alive():
-            self._thread.join(_LAST_WORDS_S)  # the worker's last words are on their way, and the thread ends with them
-        self._is_stopping = True
+            if self._controller.state.comm_is_done and self._thread.is_alive():  # the worker's last words are on their way
+                self._changed.wait_for(lambda: self._comm.has_ended or self._failure is not None, _LAST_WORDS_S)
+        self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
         self._comp_binding.restore()
@@ -310,13 +309,15 @@ class SchedulerLoop:
                 self._changed.notify_all()
 
     def _listen(self) -> None:
-        while not self._is_stopping and not self._comm.has_ended and self._failure is None:
-            event = self._comm_port.next_event(_POLL_S)
+        while not self._stopping.is_set() and self._failure is None:
+            event = None if self._comm.has_ended else self._comm_port.next_event(_POLL_S)
             if self.cores.is_due:
                 self._count_cores()
             if event is not None:
                 with self._changed:
                     self._hear(event)
+            if self._comm.has_ended:  # training goes on, perhaps for hours, and may lose cores as before
+                self._stopping.wait(_POLL_S)
 
     def _count_cores(self) -> None:
         """Have the controller plan anew if cores have gone or come back. If none has, a mask that was not given was refused.
@@ -326,10 +327,17 @@ class SchedulerLoop:
         cores = self.cores.count()
         with self._changed:
             suspicion, self.cores.suspicion = self.cores.suspicion, None
-            if cores is not None and cores != self.cores.now:  # another thread may have counted meanwhile
+            if cores is not None and not cores:
+                self._take_leave()
+            elif cores is not None and cores != self.cores.now:  # another thread may have counted meanwhile
                 self._change_cores(cores)
             elif suspicion is not None and not self.binding_refusals:
                 self._refused(suspicion)
+
+    def _take_leave(self) -> None:
+        """No core of the run is left to it, so wherever the kernel has put it, there is nothing to plan. The lock is held."""
+        if not self.binding_refusals:
+            self._refused(CoresGoneError(f"none of the cores {sorted(self.cores.now)} is left to this process"))
 
     def _change_cores(self, cores: tuple[int, ...]) -> None:
         """From now on there are these cores. The lock is held."""
@@ -348,6 +356,7 @@ class SchedulerLoop:
             self._decide(TaskDone(task=Task.COMM, time=self._clock(), busy_s=event.busy_s))
         elif isinstance(event, CommEnded):
             self._comm.end()
+            self._changed.notify_all()
         elif isinstance(event, CommFailed):
             self._failure = event.error
             self._changed.notify_all()

@@ -39,8 +39,9 @@ def usable_of(cores: frozenset[int]) -> frozenset[int]:
         if os.sched_getaffinity(0) == cores:
             return cores
         os.sched_setaffinity(0, cores)
-    except OSError:  # EINVAL: every one of them is gone
-        return frozenset()
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # every one of them is gone
+            return frozenset()
     return frozenset(os.sched_getaffinity(0)) & cores
 
 

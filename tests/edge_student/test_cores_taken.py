@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import events, read_until, student_command, train, weights
+from processes import events, read_rest, read_until, student_command, train, weights
 
 from scheduler.threads import allowed_cores
 
@@ -50,29 +50,52 @@ def cpuset() -> Iterator[Cpuset]:
     made.close()
 
 
+@contextlib.contextmanager
+def student_in(cpuset: Cpuset, address: str, out: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """A run on CORES that lives in the cpuset, however it ends."""
+    command = student_command(address, out, *flags, "--cores", f"{CORES[0]},{CORES[1]}")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
+        try:
+            cpuset.take_in(student.pid)
+            yield student
+        finally:
+            student.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.promise(number=23)
+@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores, to take one away")
+def test_a_core_that_goes_when_all_has_been_received_is_missed_as_well(cpuset: Cpuset, address: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with student_in(cpuset, address, out, *FLAGS, "--prefetch", str(CYCLES)) as student:
+        read_until(student, f"600 of {CYCLES}")
+        cpuset.allow(CORES[1:])
+        said = read_rest(student)
+    assert student.returncode == 0, said
+    log = events(out)
+    (change,) = [record for record in log if record["event"] == "cores-changed"]
+    assert (change["before"], change["cores"]) == (list(CORES), list(CORES[1:]))
+    received = [record["ended"] for record in log if record.get("task") == "comm"]
+    assert len(received) == CYCLES
+    assert max(received) < change["time"], "it was still receiving"
+    result = json.loads((out / "result.json").read_text())
+    assert not result["valid"]
+    assert sum(note.startswith("cores were taken away or given back") for note in result["notes"]) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.root
 @pytest.mark.promise(number=23)
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores, to take one away")
 def test_a_run_goes_on_with_the_cores_that_are_left(cpuset: Cpuset, address: str, tmp_path: Path) -> None:
     train(address, tmp_path / "whole", *FLAGS)
-    command = student_command(address, tmp_path / "out", *FLAGS, "--cores", f"{CORES[0]},{CORES[1]}")
-    student = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        cpuset.take_in(student.pid)
+    with student_in(cpuset, address, tmp_path / "out", *FLAGS) as student:
         read_until(student, f"240 of {CYCLES}")
         cpuset.allow(CORES[1:])
         read_until(student, f"840 of {CYCLES}")
         cpuset.allow(CORES)
-        said = student.communicate(timeout=120)[1]
-    finally:
-        student.kill()
-        student.wait()
+        said = read_rest(student)
     assert student.returncode == 0, said
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     log = events(tmp_path / "out")

@@ -33,7 +33,7 @@ class FakeComm:
 
     def next_event(self, timeout_s: float) -> CommEvent | None:
         try:
-            return self.events.get(timeout=timeout_s)
+            return self.events.get(timeout=min(timeout_s, 0.02))  # a loop that is told to finish waits that long
         except queue.Empty:
             return None
 
@@ -115,6 +115,7 @@ class Bench:
             comm_binding=self.comm_binding,  # type: ignore[arg-type]
             comp_binding=self.comp_binding,  # type: ignore[arg-type]
             record=self.records.append,
+            usable=lambda cores: cores,
         )
 
     def train(self, cycles: int) -> None:
@@ -663,3 +664,40 @@ def test_a_mask_that_is_not_given_although_all_cores_are_there_is_a_refusal(side
     bench.loop.finish()
     assert bench.loop.binding_refusals == ["[Errno 22] something else"]
     assert bench.of("cores-changed") == []
+
+
+@pytest.mark.promise(number=23)
+def test_cores_that_go_after_everything_was_received_are_missed_as_well() -> None:
+    world = World()
+    bench = bench_of(world, "static:2", cycles=3)
+    bench.loop.start()
+    bench.comm.deliver(0, 1, 2)
+    with bench.loop._changed:
+        assert bench.loop._changed.wait_for(lambda: bench.loop.comm_has_ended, 10)
+        assert bench.loop.cores.now == CORES
+    world.cores = frozenset({5, 7})
+    with bench.loop._changed:
+        assert bench.loop._changed.wait_for(lambda: bench.loop.cores.now == (5, 7), 10), "nobody looks any more"
+    bench.train(3)
+    bench.loop.finish()
+    assert bench.order[-1] == ("comp", (5, 7))
+    assert bench.loop.cores.changes == ["from cores [2, 3, 5, 7] to [5, 7] after 0 cycles"]
+
+
+@pytest.mark.promise(number=23)
+def test_where_no_core_is_left_the_run_goes_on_unpinned_and_says_so() -> None:
+    world = World()
+    bench = bench_of(world, "static:2", cycles=3)
+    bench.loop.start()
+    world.cores = frozenset()
+    count(bench)
+    count(bench)
+    assert bench.order[-1] == ("comm", CORES), "every mask that comm could have"
+    world.cores = frozenset({2, 3})
+    count(bench)
+    bench.comm.deliver(0, 1, 2)
+    bench.train(3)
+    bench.loop.finish()
+    assert bench.loop.binding_refusals == ["none of the cores [2, 3, 5, 7] is left to this process"]
+    assert bench.order[-1] == ("comm", CORES)
+    assert bench.comp_binding.is_restored
