@@ -2,7 +2,8 @@
 
 A file is a magic word, the SHA-256 of all that follows, the length of the JSON, the JSON, and the tensors as safetensors. Nothing
 in it is ever executed. A new one is written beside the others and flushed; then the newest becomes the one before it, and the new
-one the newest, each in one step of the file system: whenever the machine stops, there is the old newest or the new one.
+one the newest, each in one step of the file system: whenever the machine stops, there is the old newest or the new one. A newest
+that turns out to be damaged is put aside, so that it never takes the place of the good one before it.
 
 It knows files. What is in them, and whether that fits a run, is for others.
 """
@@ -27,9 +28,9 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-NEWEST, BEFORE = "checkpoint.edgekd", "checkpoint.before.edgekd"
+NEWEST, BEFORE, DAMAGED = "checkpoint.edgekd", "checkpoint.before.edgekd", "checkpoint.damaged.edgekd"
 _FRESH, _LINK = "checkpoint.new", "checkpoint.link"
-FILES = (NEWEST, BEFORE, _FRESH, _LINK)
+FILES = (NEWEST, BEFORE, DAMAGED, _FRESH, _LINK)
 """Every name that is ever used in a folder."""
 
 _MAGIC = b"EDGEKDC1"
@@ -75,9 +76,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> int:
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, None if there is none; a damaged one is left for the one before it, with a warning.
+    """The newest checkpoint that is whole, None if there is none; a damaged one is put aside for the one before it, with a warning.
 
-    Raises CheckpointError if there are some and none can be used. Whatever a writer that was killed has left is removed.
+    Raises CheckpointError if there are some and none can be used, OSError if the folder cannot be written. Whatever a writer that
+    was killed has left is removed.
     """
     for name in (_FRESH, _LINK):
         (folder / name).unlink(missing_ok=True)
@@ -92,7 +94,8 @@ def load(folder: Path) -> Checkpoint | None:
             flaws.append(f"{path}: {error}")
             continue
         if flaws:
-            logger.warning("%s; going on from the checkpoint before it", "; ".join(flaws))
+            logger.warning("%s; going on from the checkpoint before it, and keeping this one as %s", "; ".join(flaws), DAMAGED)
+            _put_aside(folder)
         return checkpoint
     if flaws:
         raise CheckpointError(f"no checkpoint can be used ({'; '.join(flaws)}): leave --resume out to start anew")
@@ -105,11 +108,26 @@ def remove(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def _put_aside(folder: Path) -> None:
+    """The newest, whatever it is, gets another name; one that was put aside earlier goes."""
+    newest, damaged = folder / NEWEST, folder / DAMAGED
+    if damaged.is_dir() and not damaged.is_symlink():
+        damaged.rmdir()
+    else:
+        damaged.unlink(missing_ok=True)
+    newest.rename(damaged)
+
+
 def _write(path: Path, checkpoint: Checkpoint) -> int:
     """The whole file, on the disk when this returns; its bytes. The tensors are not copied once more than it takes."""
     facts = json.dumps(checkpoint.facts, allow_nan=False).encode()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     parts = (struct.pack("<Q", len(facts)), facts, safetensors.torch.save(tensors))
+    num_bytes = _HEAD.size - 8 + sum(map(len, parts))
+    if num_bytes > MOST_BYTES or len(facts) > _MOST_JSON:
+        raise OSError(
+            errno.EFBIG, f"{num_bytes} bytes, {len(facts)} of them JSON, and none of more than {MOST_BYTES} is read again"
+        )
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -143,13 +161,15 @@ def _read(path: Path) -> Checkpoint:
         magic, digest, num_bytes = _HEAD.unpack(file.read(_HEAD.size))
         if magic != _MAGIC:
             raise ValueError("it is no checkpoint of this version")
-        file.seek(0)
-        data = file.read()
-    if hashlib.sha256(memoryview(data)[40:]).digest() != digest:
+        if num_bytes > min(_MOST_JSON, found.st_size - _HEAD.size):
+            raise ValueError(f"its JSON is said to have {num_bytes} bytes: it is damaged")
+        text = file.read(num_bytes)
+        body = file.read(found.st_size - _HEAD.size - num_bytes)
+    actual = hashlib.sha256(struct.pack("<Q", num_bytes))
+    for part in (text, body):
+        actual.update(part)
+    if actual.digest() != digest:
         raise ValueError("its checksum is wrong: it is damaged")
-    if num_bytes > min(_MOST_JSON, len(data) - _HEAD.size):
-        raise ValueError(f"its JSON is said to have {num_bytes} bytes")
-    text, body = data[_HEAD.size : _HEAD.size + num_bytes], data[_HEAD.size + num_bytes :]
     try:
         facts = json.loads(text)
         tensors = safetensors.torch.load(body)

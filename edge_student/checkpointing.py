@@ -1,5 +1,6 @@
 """When a run writes a checkpoint, and what goes into it: all that resuming.py wants to know of it in another process."""
 
+import errno
 import logging
 import math
 import time
@@ -97,7 +98,8 @@ class Checkpoints:
             action()
         except OSError as error:
             self._failures.append(f"at cycle {self._trainer.num_cycles}, {error.filename}: {error.strerror}")
-            logger.warning("not written %s; make room there", self._failures[-1])
+            remedy = "; make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            logger.warning("not written %s%s", self._failures[-1], remedy)
             return False
         return True
 

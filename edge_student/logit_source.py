@@ -218,6 +218,8 @@ class Offline:
 
     def check(self, start: int, stop: int) -> None:
         """Raises CacheError if one of these batches has a sample without a row."""
+        if start >= stop:
+            return
         num_samples, size = self._cache.key.num_samples, self._config.batch_size
         # An epoch and two batches visit every sample, wherever they begin.
         wanted = range(start, min(stop, start + num_samples // size + 2))

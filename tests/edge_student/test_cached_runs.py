@@ -190,3 +190,25 @@ def test_a_cache_that_nobody_wants_is_not_made(address: str, tmp_path: Path) -> 
     refused = fetch(address, tmp_path / "cache", "--public", "digits:private")
     assert (refused.returncode, "is another data set" in refused.stderr) == (2, True)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.promise(number=14)
+@pytest.mark.parametrize("logits", ["online", "hybrid", "offline"])
+def test_a_run_that_was_killed_after_its_last_cycle_is_saved_when_it_goes_on(
+    logits: str, address: str, online: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "edge_student", "train", "--out", str(tmp_path / "out"), *TINY, *FLAGS, "--logits", logits]
+    command += ["--cache", str(tmp_path / "cache")]
+    if logits == "offline":
+        assert fetch(address, tmp_path / "cache").returncode == 0
+    else:
+        command += ["--teacher", address]
+    assert run(command).returncode == 0
+    for name in ("result.json", "student.safetensors"):
+        (tmp_path / "out" / name).unlink()
+    finished = run([*command, "--resume"])
+    assert finished.returncode == 0, finished.stderr
+    assert weights(tmp_path / "out") == weights(online)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["cycles"], result["resumed_at"]) == (24, [24])
+    assert result["accuracy"] is not None
