@@ -24,11 +24,10 @@ def train(config: TrainConfig) -> int:
     """Train one student under one policy."""
     start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     interruption = Interruption()
-    interruption.install()
-    config.check_secrets()
-    surroundings = kind_of(config.policy).surroundings
-    cores = settle(os.environ, config.cores, surroundings.spin_count)
     try:
+        interruption.install()
+        config.check_secrets()
+        cores = settle(os.environ, config.cores, kind_of(config.policy).surroundings.spin_count)
         # Imported here: it loads torch, which must find the environment and the cores settled.
         from edge_student.runtime import Run
 

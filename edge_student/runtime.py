@@ -166,7 +166,7 @@ class Run:
         )
         try:
             result = save(outcome)
-        except OSError:
+        except Exception:
             if interruption is not None:  # else nobody would hear of it
                 logger.error("broken off: %s: %s", type(interruption).__name__, interruption)
             raise
@@ -247,12 +247,22 @@ class Run:
         except BaseException as error:
             interruption = error
         self._ended = time.monotonic()
-        self._disturbance = self._witness.after()
-        loop.finish()
-        progress.close()
-        checkpoints.end(self._ended)
+        steps = [self._look_back, loop.finish, lambda: checkpoints.end(self._ended), progress.close]
+        if interruption is not None:  # somebody waits for the end, and to look back may take seconds
+            steps = [*steps[1:], steps[0]]
+        for step in steps:
+            try:
+                step()
+            except Exception as error:  # the others are done all the same, and what came first is what is raised
+                if interruption is None:
+                    interruption = error
+                else:
+                    logger.error("and then: %s: %s", type(error).__name__, error)
         gc.unfreeze()
         return interruption
+
+    def _look_back(self) -> None:
+        self._disturbance = self._witness.after()
 
 
 class Parts(NamedTuple):

@@ -196,13 +196,13 @@ def whole(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def begin_and_end(command: list[str], at: str, number: signal.Signals) -> tuple[int, str]:
-    """Start a run, send it a signal when it has said `at`, and return its status and all that it said."""
+def begin_and_end(command: list[str], at: str, number: signal.Signals, within_s: float = 60) -> tuple[int, str]:
+    """Start a run, send it a signal when it has said `at`, and return its status and all that it said until it ended, in time."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         said = read_until(process, at)
         process.send_signal(number)
-        said += process.communicate(timeout=60)[1]
+        said += process.communicate(timeout=within_s)[1]
     finally:
         process.kill()
         process.wait()
@@ -247,12 +247,43 @@ def test_an_edge_that_is_told_to_end_goes_on_where_it_stopped(
     number: signal.Signals, status: int, address: str, whole: Path, tmp_path: Path
 ) -> None:
     command = student_command(address, tmp_path, "--policy", "static:1", *EXACT)
-    found, said = begin_and_end(command, f"160 of {CYCLES}", number)
+    found, said = begin_and_end(command, f"160 of {CYCLES}", number, within_s=5)
     assert found == status, said
     assert "Traceback" not in said
     kept = checkpoint.load(tmp_path)
     assert kept is not None
     assert kept.facts["num_cycles"] == json.loads((tmp_path / "result.json").read_text())["cycles"]
+    finished = run([*command, "--resume"])
+    assert finished.returncode == 0, finished.stderr
+    assert weights(tmp_path) == weights(whole)
+    assert trained_once(tmp_path)
+
+
+BLIND = """
+import sys
+from edge_student.__main__ import main
+from edge_student.witness import Witness
+
+def after(self):
+    raise RuntimeError("the machine is not to be looked at")
+
+Witness.after = after
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.promise(number=24)
+def test_what_fails_at_the_end_of_a_run_keeps_nothing_else_from_being_saved(address: str, whole: Path, tmp_path: Path) -> None:
+    command = student_command(address, tmp_path, "--policy", "os-default", *EXACT)
+    blind = [command[0], "-c", BLIND, *command[3:]]
+    found, said = begin_and_end(blind, f"160 of {CYCLES}", signal.SIGTERM)
+    assert found == 0, said
+    assert "and then: RuntimeError: the machine is not to be looked at" in said
+    finished = run([*blind, "--resume"])
+    assert finished.returncode == 1
+    assert "the machine is not to be looked at" in finished.stderr
+    assert weights(tmp_path) == weights(whole)
     finished = run([*command, "--resume"])
     assert finished.returncode == 0, finished.stderr
     assert weights(tmp_path) == weights(whole)
