@@ -31,6 +31,8 @@ class Limits:
     """Metadata of a call, as HTTP/2 counts it: 32 bytes for each field on top. With a token of 4096 characters it is 5 KiB."""
     max_calls_per_connection: int = 100
     """Calls open at a time on one connection; further ones wait at the edge. RFC 9113 asks for no fewer; an edge has one or two."""
+    connection_idle_s: float = 300.0
+    """Seconds that a connection may be there without a call; an edge that has something to ask again makes a new one."""
     handshake_timeout_s: float = 20.0
     """Seconds in which a connection must have got through TLS and HTTP/2's first words. gRPC waits for 120 of itself."""
 
@@ -54,6 +56,7 @@ class Limits:
             ("grpc.max_metadata_size", self.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", self.max_metadata_bytes),
             ("grpc.max_concurrent_streams", self.max_calls_per_connection),
+            ("grpc.max_connection_idle_ms", _ms(self.connection_idle_s)),
             ("grpc.server_handshake_timeout_ms", _ms(self.handshake_timeout_s)),
         ]
         if self.max_connection_age_s is not None:

@@ -1,7 +1,7 @@
 """A small HTTP server beside the gRPC one: /metrics for Prometheus, /healthz and /livez for who asks whether this teacher serves.
 
-On threads of its own, so that the event loop which writes logits never waits for a scrape. It answers a few at a time and hangs up
-on more, and on whoever says nothing for seconds. It knows nothing of gRPC, and no TLS: decision 023 says who may reach it.
+On threads of its own, so that the event loop which writes logits never waits for a scrape. It answers some at a time and hangs up on
+more, and on whoever takes seconds to say what he wants. It knows nothing of gRPC, and no TLS: decision 023 says who may reach it.
 """
 
 import logging
@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
@@ -20,8 +20,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from cloud_teacher.pulse import Pulse
 
-_MOST_AT_A_TIME = 8
-_SILENCE_S = 5.0
+_MOST_AT_A_TIME = 32
+_MOST_S = 5.0  # for a whole request: who sends a byte now and then would keep his place for hours
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,6 @@ def _say(status: HTTPStatus, text: str, start_response: StartResponse) -> list[b
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = _SILENCE_S
-
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a scrape every few seconds is no news, and what strangers ask for belongs in no log."""
 
@@ -110,13 +108,23 @@ class _Server(ThreadingMixIn, WSGIServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer one request, and give its place back."""
+        """Answer one request, and give its place back, in time."""
+        deadline = threading.Timer(_MOST_S, _hang_up, (request,))
+        deadline.daemon = True
         try:
+            deadline.start()
             super().process_request_thread(request, client_address)
         finally:
+            deadline.cancel()
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Whoever hung up in the middle, or said nothing, is no news."""
         if not isinstance(sys.exception(), OSError):
             logger.exception("a request for metrics failed")
+
+
+def _hang_up(connection: socket.socket) -> None:
+    """Whoever waits in another thread for what comes from there waits no longer."""
+    with suppress(OSError):  # it has ended meanwhile
+        connection.shutdown(socket.SHUT_RDWR)

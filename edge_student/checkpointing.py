@@ -48,6 +48,8 @@ class Checkpoints:
         self._trainer, self._controller, self._journal, self._log = trainer, controller, journal, log
         self._past, self._started, self._next = past, 0.0, math.inf
         self._failures: list[str] = []
+        self._student_bytes = sum(tensor.nbytes for tensor in trainer.student.state_dict().values())
+        self._bytes = 2 * self._student_bytes  # of one, as far as one can tell before the first
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -88,10 +90,12 @@ class Checkpoints:
         return not failed
 
     def _append(self) -> None:
-        self._log.append(self._journal)
+        """On a small disk the log, which grows, must not take the room of what matters: two checkpoints, a fresh one, the student."""
+        still_to_come = 1 + sum(not (self._config.out / name).exists() for name in (checkpoint.NEWEST, checkpoint.BEFORE))
+        self._log.append(self._journal, keep_free=still_to_come * self._bytes + self._student_bytes)
 
     def _save(self, now: float) -> None:
-        checkpoint.save(self._config.out, self._checkpoint(now))
+        self._bytes = checkpoint.save(self._config.out, self._checkpoint(now))
 
     def _try(self, action: Callable[[], None]) -> bool:
         try:

@@ -3,6 +3,8 @@
 A run that goes on after a kill cuts the file back to the length that its checkpoint remembers, and appends to that.
 """
 
+import contextlib
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass, fields
@@ -87,11 +89,17 @@ class EventLog:
         with path.open("ab") as file:
             file.truncate(self.num_bytes)
 
-    def append(self, journal: Journal) -> None:
-        """Move to the file all that the journal holds. Raises OSError naming the file; then everything is as it was."""
+    def append(self, journal: Journal, *, keep_free: int = 0) -> None:
+        """Move to the file all that the journal holds, if that leaves `keep_free` bytes of the disk.
+
+        Raises OSError naming the file; then everything is as it was.
+        """
         taken = journal.take()
         lines = "".join(json.dumps(record) + "\n" for record in since(self.start, taken)).encode()
         try:
+            disk = os.statvfs(self._path)
+            if keep_free and len(lines) > disk.f_bavail * disk.f_frsize - keep_free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with self._path.open("r+b") as file:
                 file.seek(self.num_bytes)
                 file.write(lines)
@@ -100,6 +108,8 @@ class EventLog:
                 os.fsync(file.fileno())
         except BaseException as error:
             journal.put_back(taken)
+            with contextlib.suppress(OSError):  # half of the lines, on a full disk
+                os.truncate(self._path, self.num_bytes)
             if isinstance(error, OSError):
                 raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
             raise

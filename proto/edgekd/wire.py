@@ -12,6 +12,8 @@ MAX_CHUNK_BYTES = 1 << 20
 MAX_INPUTS_BYTES = 2 << 20
 # A chunk's payload, inputs, sample ids (10 bytes each at most, MAX_BATCH_SIZE of them) and header fit, with 960 kB to spare.
 MAX_MESSAGE_BYTES = 4 << 20
+# What an edge sends: two digests, a few numbers, and room for what later versions may add. gRPC reads it before anybody is refused.
+MAX_REQUEST_BYTES = 4 << 10
 MAX_BATCH_SIZE = 4096
 MAX_WINDOW = 1024
 MAX_START = 2**31 - 1
@@ -35,7 +37,7 @@ _KEEPALIVE_TIMEOUT_MS = 10_000
 _MIN_PING_INTERVAL_MS = 10_000
 
 
-def _shared_options() -> list[tuple[str, int]]:
+def _shared_options(most_sent: int, most_received: int) -> list[tuple[str, int]]:
     return [
         # Ask a silent peer for a sign of life: a board that lost its link sends no FIN, and TCP notices after minutes.
         ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
@@ -54,21 +56,21 @@ def _shared_options() -> list[tuple[str, int]]:
         # We compress nothing. Some versions of gRPC, 1.80 for one, inflate a message before they look at its size, and 1 MB can
         # hold 1 GB. Bit 0 means "not compressed"; a call that says anything else is ended.
         ("grpc.compression_enabled_algorithms_bitset", 1),
-        # Nothing we send is larger than one chunk and its ids, so what is larger is a mistake or an attack.
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # What is larger than the largest chunk, or than any request, is a mistake or an attack.
+        ("grpc.max_send_message_length", most_sent),
+        ("grpc.max_receive_message_length", most_received),
     ]
 
 
 def channel_options() -> list[tuple[str, int]]:
     """Options of the student's channel, as `grpc.insecure_channel(target, options=...)` takes them."""
-    return _shared_options()
+    return _shared_options(MAX_REQUEST_BYTES, MAX_MESSAGE_BYTES)
 
 
 def server_options() -> list[tuple[str, int]]:
     """Options of the teacher's server, as `grpc.server(..., options=...)` takes them."""
     return [
-        *_shared_options(),
+        *_shared_options(MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES),
         # The default of 5 minutes takes the student's ping every 20 s for an attack: GOAWAY, too_many_pings.
         ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
         # With SO_REUSEPORT a second server binds the same port and silently takes half of the students. Refuse it.

@@ -13,7 +13,7 @@ import pytest
 from test_teacher_program import serve_flags, serving
 
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import channel_options
+from edgekd.wire import MAX_REQUEST_BYTES, channel_options
 
 pytestmark = pytest.mark.slow
 Code = grpc.StatusCode
@@ -96,7 +96,7 @@ HOSTILE: list[tuple[dict[str, object], set[grpc.StatusCode]]] = [
     ({"input_encoding": 2}, {Code.INVALID_ARGUMENT}),
     ({"teacher_digest": "0" * 64}, {Code.FAILED_PRECONDITION}),
     ({"dataset_digest": "0" * 64}, {Code.FAILED_PRECONDITION}),
-    ({"teacher_digest": "x" * MiB}, {Code.FAILED_PRECONDITION}),
+    ({"teacher_digest": "x" * 3000}, {Code.FAILED_PRECONDITION}),
     ({"teacher_digest": ""}, {Code.INVALID_ARGUMENT}),
 ]
 
@@ -123,8 +123,7 @@ def test_hostile_requests_are_refused_by_status_and_the_memory_stays_where_it_wa
         before = server.memory()
         for _ in range(40):
             refuse_all()
-        # A few megabyte-long digests more or less in malloc's hands, where most requests asked for gigabytes.
-        assert server.memory() - before < 16 * MiB, "840 refusals"
+        assert server.memory() - before < 4 * MiB, "840 refusals"
     assert good_call(server) == 32
 
 
@@ -174,12 +173,13 @@ def test_a_stranger_on_the_socket_is_hung_up_on_or_ignored(kind: str, server: Se
     ("message", "compression", "code"),
     [
         (bytes(8 * MiB), grpc.Compression.NoCompression, Code.RESOURCE_EXHAUSTED),
+        (bytes(MAX_REQUEST_BYTES + 1), grpc.Compression.NoCompression, Code.RESOURCE_EXHAUSTED),
         (bytes(256 * MiB), grpc.Compression.Gzip, Code.UNIMPLEMENTED),
         (bytes(256 * MiB), grpc.Compression.Deflate, Code.UNIMPLEMENTED),
         (b"small", grpc.Compression.Gzip, Code.UNIMPLEMENTED),
         (b"\xff" * 1000, grpc.Compression.NoCompression, Code.INVALID_ARGUMENT),
     ],
-    ids=["8 MiB", "a gzip bomb", "a deflate bomb", "compressed for no reason", "no message"],
+    ids=["8 MiB", "a byte too many", "a gzip bomb", "a deflate bomb", "compressed for no reason", "no message"],
 )
 def test_a_message_too_large_or_of_no_sense_is_refused_before_it_is_unpacked(
     message: bytes, compression: grpc.Compression, code: grpc.StatusCode, server: Server

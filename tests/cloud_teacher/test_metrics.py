@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import importlib.metadata
+import itertools
 import socket
 from collections.abc import Callable, Iterator
 from socketserver import ThreadingMixIn
@@ -15,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from test_teacher_service import wait_until
 
+from cloud_teacher import metrics_server
 from cloud_teacher.config import ServeConfig
 from cloud_teacher.metrics import Metrics
 from cloud_teacher.metrics_server import metrics_served
@@ -194,7 +196,7 @@ def test_garbage_and_too_many_at_a_time_do_no_harm(pages: Pages, capfd: pytest.C
         garbage.sendall(b"\x00\xff" * 1000 + b"\r\n\r\n")
         while garbage.recv(1 << 10):
             pass
-    silent = [socket.create_connection(("127.0.0.1", pages.port), timeout=20) for _ in range(8)]
+    silent = [socket.create_connection(("127.0.0.1", pages.port), timeout=20) for _ in range(32)]
     one_more = socket.create_connection(("127.0.0.1", pages.port), timeout=20)
     assert one_more.recv(1) == b"", "it is hung up on at once"
     for each in (*silent, one_more):
@@ -209,6 +211,21 @@ def test_garbage_and_too_many_at_a_time_do_no_harm(pages: Pages, capfd: pytest.C
 
     wait_until(answers)
     assert capfd.readouterr().err == ""
+
+
+def test_who_sends_a_byte_now_and_then_is_hung_up_on(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server, "_MOST_S", 0.2)
+    with socket.create_connection(("127.0.0.1", pages.port), timeout=0.01) as dripping:
+        for byte in itertools.cycle(b"GET /livez"):
+            dripping.sendall(bytes([byte]))
+            try:
+                if dripping.recv(1) == b"":
+                    break
+            except ConnectionResetError:
+                break
+            except TimeoutError:
+                pass
+    assert pages.get("/livez")[0] == 200
 
 
 def test_the_port_is_free_again_afterwards() -> None:

@@ -417,13 +417,29 @@ def test_a_log_that_cannot_be_written_keeps_its_records_in_order(tmp_path: Path)
     assert log.num_bytes == (tmp_path / "events.jsonl").stat().st_size
 
 
+def test_half_of_what_was_to_be_logged_is_not_left_on_a_full_disk(tmp_path: Path) -> None:
+    journal, log = Journal(), EventLog(tmp_path / "events.jsonl")
+    journal.record({"event": "decision", "time": 1.0})
+    log.append(journal)
+    whole = (tmp_path / "events.jsonl").read_bytes()
+    journal.record({"event": "decision", "time": 2.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            log.append(journal)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "events.jsonl").read_bytes() == whole
+
+
 class FullDisk:
     """What `Checkpoints` needs of a run, on a disk that takes nothing."""
 
     def __init__(self, out: Path, every: float) -> None:
         self.journal, self.log = Journal(), EventLog(out / "events.jsonl")
         self.config = SimpleNamespace(out=out, checkpoint_every=every)
-        trainer = SimpleNamespace(num_cycles=7, last_loss=0.5, snapshot=dict)
+        trainer = SimpleNamespace(num_cycles=7, last_loss=0.5, snapshot=dict, student=torch.nn.Linear(1, 1))
         self.checkpoints = Checkpoints(
             config=self.config,  # type: ignore[arg-type]
             identity={},
@@ -449,6 +465,30 @@ def test_a_full_disk_is_tried_once_in_a_while_and_told_once(tmp_path: Path) -> N
     (note,) = disk.checkpoints.notes
     assert note.startswith("1 times a checkpoint or its log could not be written, first at cycle 7, ")
     assert disk.log.totals.num_checkpoints == 0
+
+
+@pytest.mark.promise(number=15)
+def test_on_a_small_disk_the_log_leaves_room_for_two_checkpoints_a_fresh_one_and_the_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FullDisk(tmp_path, every=3600.0)
+    student = 8  # bytes of one weight and one bias
+    free = 2 * student * 3 + student
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
+    disk.journal.record({"event": "decision", "time": 0.0})
+    disk.checkpoints.begin(0.0)
+    disk.checkpoints.end(1.0)
+    assert (tmp_path / "events.jsonl").read_bytes() == b""
+    assert len(disk.journal.records) == 1
+    size = (tmp_path / NEWEST).stat().st_size
+    assert "events.jsonl: No space left" in disk.checkpoints.notes[0]
+    free = size + size + student  # one is there, another and a fresh one are not
+    disk.checkpoints.end(2.0)
+    assert (tmp_path / "events.jsonl").read_bytes() == b""
+    assert (tmp_path / BEFORE).exists()
+    free = size + student + 100
+    disk.checkpoints.end(3.0)
+    assert [record["event"] for record in events(tmp_path)] == ["decision"]
 
 
 @pytest.mark.slow

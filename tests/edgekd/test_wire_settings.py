@@ -21,6 +21,21 @@ def test_a_full_chunk_fits_in_a_message_with_room_to_spare() -> None:
     assert chunk.ByteSize() < wire.MAX_MESSAGE_BYTES / 2
 
 
+def test_a_request_fits_many_times_over() -> None:
+    digest, most = "f" * 64, 2**63
+    request = teacher_pb2.StreamLogitsRequest(
+        start=most,
+        count=2**31,
+        batch_size=2**31,
+        seed=most,
+        stride=2**31,
+        top_k=2**31,
+        teacher_digest=digest,
+        dataset_digest=digest,
+    )
+    assert request.ByteSize() < wire.MAX_REQUEST_BYTES / 10
+
+
 def test_one_float32_row_of_the_most_classes_is_exactly_one_chunk() -> None:
     assert wire.MAX_CLASSES * 4 == wire.MAX_CHUNK_BYTES
 
@@ -32,7 +47,11 @@ def test_the_last_batch_index_is_the_one_the_schema_allows() -> None:
 
 def test_the_server_agrees_to_what_the_students_do() -> None:
     student, server = dict(wire.channel_options()), dict(wire.server_options())
-    assert student.items() <= server.items()
+    sizes = {name for name in student if name.endswith("_message_length")}
+    assert student.keys() <= server.keys()
+    assert {name for name in student if student[name] != server[name]} == sizes
+    for one, other in ((student, server), (server, student)):
+        assert one["grpc.max_send_message_length"] == other["grpc.max_receive_message_length"]
     # A server answers pings that come faster than this with GOAWAY.
     assert server["grpc.http2.min_ping_interval_without_data_ms"] < student["grpc.keepalive_time_ms"]
 
