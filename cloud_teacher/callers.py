@@ -4,6 +4,7 @@ An edge is who its certificate says it is, where edges show one. Else it is who 
 connection comes from; neither proves anything, so without certificates a limit per edge keeps order among friends only.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from cloud_teacher.limits import Limits
 from edgekd.identity import fit_id, read_id
 from edgekd.wire import EDGE_ID_KEY, RUN_ID_KEY
 
-_COMMON_NAME = "x509_common_name"
+_COMMON_NAME, _CERTIFICATE = "x509_common_name", "x509_pem_cert"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,9 +43,13 @@ def caller_of(context: grpc.aio.ServicerContext) -> Caller:
     """Who makes this call. Does not raise, whatever was sent."""
     peer: str = context.peer()
     metadata = context.invocation_metadata() or ()
-    names = [name.decode("utf-8", "replace") for name in (context.auth_context() or {}).get(_COMMON_NAME, ())]
+    shown = context.auth_context() or {}
+    names = [name.decode("utf-8", "replace") for name in shown.get(_COMMON_NAME, ())]
     if names and names[0]:
         edge, key = fit_id(names[0]), f"certificate {names[0]}"
+    elif certificates := shown.get(_CERTIFICATE):  # one without a name is known by its own hash
+        edge = f"certificate-{hashlib.sha256(certificates[0]).hexdigest()[:16]}"
+        key = edge
     elif (claimed := _read(metadata, EDGE_ID_KEY)) is not None:
         edge, key = claimed, f"id {claimed}"
     else:

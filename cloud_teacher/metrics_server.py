@@ -1,7 +1,7 @@
 """A small HTTP server beside the gRPC one: /metrics for Prometheus, /healthz and /livez for who asks whether this teacher serves.
 
-On threads of its own, so that the event loop which writes logits never waits for a scrape. It answers some at a time and hangs up on
-more, and on whoever takes seconds to say what he wants. It knows nothing of gRPC, and no TLS: decision 023 says who may reach it.
+On threads of its own, so that the event loop which writes logits never waits for a scrape. It answers some at a time and hangs up
+on more, and on whoever takes seconds to say what he wants. It knows no gRPC, and no TLS: decision 023 says who may reach it.
 """
 
 import logging

@@ -153,6 +153,8 @@ class TeacherService:
             for begin in range(0, len(everything), ROWS_PER_FORWARD):
                 if len(missing := self._store.missing(everything[begin : begin + ROWS_PER_FORWARD])):
                     await self._compute(missing)
+                else:
+                    await asyncio.sleep(0)  # to look at a large store that is full takes seconds
         except RefusedError:  # going away
             return
         except Exception as error:  # of the model or the disk; what edges ask for is still tried

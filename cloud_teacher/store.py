@@ -26,7 +26,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from edgekd.files import expanded, find_flaw, write_meta
+from edgekd.files import expanded, find_flaw, named_by, write_meta
 
 # Rows computed between two marks: what a kill can cost, and how soon an interrupt is noticed.
 _ROWS_PER_MARK = 256
@@ -153,12 +153,13 @@ class LogitStore:
 def open_store(directory: Path, key: StoreKey, compute: Callable[[Ids], Rows]) -> LogitStore:
     """The store of this teacher and data set under `directory`, made or mended as needed.
 
-    Where another process holds it, a private one in the temporary folder, with a warning. Raises OSError if the folder cannot be
-    written.
+    Where another process holds it, a private one in the temporary folder, with a warning. Raises ValueError if nothing may be
+    written there, OSError if the disk is at fault.
     """
     folder = expanded(directory) / key.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("ab")
+    with named_by("--store"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("ab")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

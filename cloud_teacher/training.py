@@ -21,7 +21,7 @@ from cloud_teacher.config import TrainConfig
 from cloud_teacher.progress import Progress, show_progress
 from edgekd.datasets import ImageDataset, load_dataset, to_input
 from edgekd.devices import choose_device
-from edgekd.files import replace_atomically
+from edgekd.files import named_by, replace_atomically
 from edgekd.models import build_model, save_weights, weights_digest
 from edgekd.sources import SPLITS
 
@@ -40,7 +40,8 @@ def train(config: TrainConfig) -> int:
     device = choose_device(config.device)
     dataset, test = _load(config.dataset)
     model = build_model(config.model, num_classes=dataset.num_classes, input_shape=dataset.images.shape[1:], seed=config.seed)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    with named_by("--out"):
+        config.out.parent.mkdir(parents=True, exist_ok=True)
     logger.info("learning %d samples of %s with %s on %s", len(dataset.labels), dataset.name, config.model, device)
     training = _Training(model.to(device), dataset, test, config, device)
     with _stop_on_signal() as is_stopped:

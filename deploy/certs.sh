@@ -23,9 +23,19 @@ command -v openssl >/dev/null || { echo "certs.sh needs openssl: apt-get install
 
 dir=$1 names=$2
 shift 2
-case $DAYS in
-    '' | - | *[!0-9-]*) echo "certs.sh: DAYS is '$DAYS', must be a number of days" >&2; exit 2 ;;
+set -f  # a name may be *.example.org, and is no pattern of files here
+case ${DAYS#-} in  # below 0 they have expired already, to see what both ends say then
+    '' | *[!0-9]* | 0*) echo "certs.sh: DAYS is '$DAYS', must be a number of days" >&2; exit 2 ;;
 esac
+names=$(echo "$names" | tr , ' ')
+for name in $names; do
+    case $name in
+        *[!A-Za-z0-9.:*_-]* | -*)
+            echo "certs.sh: '$name' is neither a name nor an address of a teacher" >&2
+            exit 2 ;;
+    esac
+done
+[ -n "${names%% *}" ] || { echo "certs.sh: the first of the teacher's names is empty" >&2; exit 2; }
 for edge in "$@"; do
     case $edge in
         ca | teacher | *[!A-Za-z0-9._-]* | [.-]* | '')
@@ -38,7 +48,9 @@ mkdir -p "$dir"
 trap 'rm -f "$dir/.extensions" "$dir/.request" "$dir/.fresh" "$dir/.said"' EXIT
 
 new_key() {
-    [ -e "$1" ] || openssl ecparam -name prime256v1 -genkey -noout -out "$1"
+    [ -e "$1" ] && return
+    openssl ecparam -name prime256v1 -genkey -noout -out "$dir/.fresh"
+    mv "$dir/.fresh" "$1"  # whole or not there, whatever breaks this off
 }
 
 # sign NAME SUBJECT EXTENSIONS: NAME.pem for NAME.key
@@ -61,21 +73,22 @@ sign() {
 
 if [ ! -e "$dir/ca.pem" ]; then
     new_key "$dir/ca.key"
-    openssl req -x509 -new -key "$dir/ca.key" -subj "/O=EdgeKD/CN=EdgeKD CA" -days "$DAYS_CA" -out "$dir/ca.pem" \
+    openssl req -x509 -new -key "$dir/ca.key" -subj "/O=EdgeKD/CN=EdgeKD CA" -days "$DAYS_CA" -out "$dir/.fresh" \
         -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign
-    chmod 644 "$dir/ca.pem"
+    chmod 644 "$dir/.fresh"
+    mv "$dir/.fresh" "$dir/ca.pem"
     echo "$dir/ca.pem, valid for $DAYS_CA days; keep $dir/ca.key where nobody finds it"
 fi
 
 alternatives=
-for name in $(echo "$names" | tr , ' '); do
+for name in $names; do
     case $name in
         *[!0-9.]* | '') case $name in *:*) kind=IP ;; *) kind=DNS ;; esac ;;
         *) kind=IP ;;
     esac
     alternatives=$alternatives${alternatives:+,}$kind:$name
 done
-sign teacher "${names%%,*}" "subjectAltName=$alternatives\nextendedKeyUsage=serverAuth\nbasicConstraints=critical,CA:FALSE\n"
+sign teacher "${names%% *}" "subjectAltName=$alternatives\nextendedKeyUsage=serverAuth\nbasicConstraints=critical,CA:FALSE\n"
 for edge in "$@"; do
     sign "$edge" "$edge" "subjectAltName=DNS:$edge\nextendedKeyUsage=clientAuth\nbasicConstraints=critical,CA:FALSE\n"
 done

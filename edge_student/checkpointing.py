@@ -90,7 +90,7 @@ class Checkpoints:
         return not failed
 
     def _append(self) -> None:
-        """On a small disk the log, which grows, must not take the room of what matters: two checkpoints, a fresh one, the student."""
+        """On a small disk the log, which grows, leaves the room of what matters: two checkpoints, a fresh one, the student."""
         still_to_come = 1 + sum(not (self._config.out / name).exists() for name in (checkpoint.NEWEST, checkpoint.BEFORE))
         self._log.append(self._journal, keep_free=still_to_come * self._bytes + self._student_bytes)
 

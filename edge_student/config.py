@@ -16,6 +16,9 @@ from edgekd.identity import name_of_host
 from edgekd.wire import MAX_BATCH_SIZE, MAX_STRIDE, MAX_WINDOW
 
 _MAX_SEED = 2**64 - 1
+_MAX_PRIVATE_BATCH = 1 << 16
+"""Private samples in one step: more than any board holds in memory."""
+_MAX_RING_MIB = 1 << 20
 
 LogitsFrom = Literal["online", "hybrid", "offline"]
 
@@ -111,10 +114,14 @@ class StudentConfig(Receiving):
             if not 0 < number < float("inf"):
                 raise ValueError(f"{flag} is {number}, must be above 0 and finite")
         self.check_patience()
+        if self.batch_size > _MAX_PRIVATE_BATCH:
+            raise ValueError(f"--batch-size is {self.batch_size}, must be at most {_MAX_PRIVATE_BATCH}")
         if self.public_batch > MAX_BATCH_SIZE:
             raise ValueError(f"--public-batch is {self.public_batch}, the protocol allows at most {MAX_BATCH_SIZE}")
         if self.window > MAX_WINDOW:
             raise ValueError(f"--window is {self.window}, the protocol allows at most {MAX_WINDOW}")
+        if self.ring_mib > _MAX_RING_MIB:
+            raise ValueError(f"--ring-mib is {self.ring_mib}, must be at most {_MAX_RING_MIB}")
         if not 0 <= self.seed < _MAX_SEED:
             raise ValueError(f"--seed is {self.seed}, must be in 0 .. 2^64-2")
         if self.streams is not None and self.streams > MAX_STRIDE:

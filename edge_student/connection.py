@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import grpc
 import grpc.experimental
 
-from edge_student.description import RequestRefusedError
+from edge_student.description import NotLetInError, RequestRefusedError
 from edge_student.messages import Configure
 from edge_student.patience import LinkLostError
 from edge_student.probe import find_cause
@@ -31,6 +31,8 @@ _FINAL_CODES = {
     grpc.StatusCode.PERMISSION_DENIED,
 }
 _ENTRY_CODES = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+# What one hears too while something is being replaced: a token, or a server behind a proxy, whose 404 gRPC calls unimplemented.
+_PASSING_CODES = {*_ENTRY_CODES, grpc.StatusCode.UNIMPLEMENTED}
 _STREAM_LOGITS = f"/{SERVICE_NAME}/StreamLogits"
 _DESCRIBE = f"/{SERVICE_NAME}/Describe"
 _MAX_DETAILS = 500
@@ -66,7 +68,8 @@ class Connection:
         self._addresses = addresses[turn:] + addresses[:turn]
         cert, key, ca = (Path(file) if file else None for file in (config.tls_cert, config.tls_key, config.tls_ca))
         self._tls = TlsFiles(cert=cert, key=key, ca=ca)
-        self._is_ruled_out = False
+        self._leaves_to: list[tuple[str, int]] | None = None  # where the teacher of now goes when the next one's turn comes
+        self._kept_out: list[tuple[str, int]] = []
         self._channel: grpc.Channel | None = None
         self._last_pem: Pem | None = None
         self._last_token: str | None = None
@@ -101,31 +104,38 @@ class Connection:
         """Turn to the next teacher, where there are several."""
         self.close()
         address = self._addresses.pop(0)
-        if not self._is_ruled_out:
-            self._addresses.append(address)
-        self._is_ruled_out = False
+        (self._addresses if self._leaves_to is None else self._leaves_to).append(address)
+        self._leaves_to = None
 
-    def rule_out(self) -> bool:
-        """Have `go_on` leave this teacher for good; False, and nothing is done, if it is the last."""
-        self._is_ruled_out = len(self._addresses) > 1
-        return self._is_ruled_out
+    def rule_out(self, *, for_good: bool) -> bool:
+        """Have `go_on` leave this teacher, for good or until `reconsider`; False, and nothing is done, if it is the last."""
+        if len(self._addresses) < 2:
+            return False
+        self._leaves_to = [] if for_good else self._kept_out
+        return True
+
+    def reconsider(self) -> None:
+        """Ask the teachers that were not left for good again, after those that are asked now."""
+        self._addresses += self._kept_out
+        self._kept_out.clear()
 
     def translate(self, error: grpc.RpcError, *, look_closer: bool, has_worked: bool) -> Exception:
         """A failed call as LinkLostError or, where another attempt cannot help, RequestRefusedError.
 
         Who has been let in before is refused because something is being replaced, at one end after the other: that is waited for.
+        Who has not may be let in later: NotLetInError.
         With `look_closer` the connection is tried once more by hand where gRPC can only say that the teacher is unavailable.
         """
         cause = f"teacher {self.address}: {error.code().name}: {plain(error.details() or '', _MAX_DETAILS)}"
-        if error.code() in _FINAL_CODES and not (has_worked and error.code() in _ENTRY_CODES):
-            return RequestRefusedError(cause)
+        if error.code() in _FINAL_CODES and not (has_worked and error.code() in _PASSING_CODES):
+            return NotLetInError(cause) if error.code() in _ENTRY_CODES else RequestRefusedError(cause)
         if error.code() is grpc.StatusCode.UNAVAILABLE and look_closer:
             try:
                 found = find_cause(*self._addresses[0], self._tls)
             except OSError:  # of our own files, which are being replaced
                 found = None
             if found is not None:
-                kind = RequestRefusedError if found.is_final and not has_worked else LinkLostError
+                kind = NotLetInError if found.is_final and not has_worked else LinkLostError
                 return kind(f"teacher {self.address}: UNAVAILABLE: {found.text}")
         return LinkLostError(cause)
 

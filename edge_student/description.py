@@ -20,6 +20,10 @@ class RequestRefusedError(ValueError):
     """The two ends understood each other, and what this edge wants will never be granted."""
 
 
+class NotLetInError(RequestRefusedError):
+    """This edge may not come in as it is, by its certificate, its token or its lack of them: which can be mended at either end."""
+
+
 def check_description(answer: teacher_pb2.DescribeResponse, config: Configure, address: str) -> None:
     """Raises RequestRefusedError, naming the teacher at `address` and what is wrong, if it cannot serve an edge configured so."""
     who = f"the teacher at {address}"

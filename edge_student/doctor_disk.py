@@ -3,6 +3,7 @@
 It writes one small file into the folder, or the nearest one above it that exists, and removes it.
 """
 
+import errno
 import os
 import shutil
 import statistics
@@ -90,7 +91,9 @@ def find_disk(check: str, disk: Disk, *, flag: str, worst: Status) -> Finding:
         return unknown(check, f"{name} cannot be looked at: {disk.trouble}", f"name another folder with {flag}", **details)
     if disk.refusal:
         text = f"nothing can be written for {name}: {disk.tried} says {disk.refusal}"
-        remedy = f"`sudo chown $USER {disk.tried}`, or name another folder with {flag}"
+        remedy = f"name another folder with {flag}"
+        if disk.refusal == os.strerror(errno.EACCES):
+            remedy = f"`sudo chown $USER {disk.tried}`, or {remedy}"
         return Finding(check=check, status=worst, summary=text, remedy=remedy, details=details)
     sync_s, longest_s = statistics.median(disk.sync_s), max(disk.sync_s)
     took = f"a synced write takes {sync_s * 1000:.1f} ms (at most {longest_s * 1000:.1f} of {len(disk.sync_s)})"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.files import replace_atomically
+from edgekd.files import named_by, replace_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +60,19 @@ def moment(record: Mapping[str, Any]) -> float:
 def make_folder(folder: Path) -> None:
     """Make the folder that --out wants, and try it: what cannot be written is said before the work, not after.
 
-    ValueError if something else has that name, OSError naming the folder if nothing can be written there.
+    ValueError if something else has that name, or nothing may be written there; OSError naming the folder if the disk is at fault.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"--out: {folder} cannot be a folder, because a file has that name or the name of one above it") from None
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from error
+    with named_by("--out"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            what = "a link that leads nowhere" if folder.is_symlink() else "a file"
+            raise ValueError(f"--out: {folder} cannot be a folder, because {what} has that name, or that of one above it") from None
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def claim_folder(folder: Path) -> int:

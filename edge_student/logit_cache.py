@@ -26,7 +26,7 @@ import numpy.typing as npt
 from zlib_ng import zlib_ng
 
 from edgekd.codec import Encoding, Format
-from edgekd.files import expanded, find_flaw, write_meta
+from edgekd.files import expanded, find_flaw, named_by, write_meta
 from edgekd.inputs import Pixels
 from edgekd.layouts import Decoded, LayoutError
 
@@ -171,11 +171,13 @@ class LogitCache:
 def open_cache(base: Path, key: CacheKey) -> LogitCache:
     """The cache of this key under `base`, for reading and writing, made or begun anew as needed.
 
-    Raises CacheError if another process has it, OSError if it cannot be written or the disk has not the space for all of it.
+    Raises CacheError if another process has it, ValueError if nothing may be written there, OSError if the disk is at fault or has
+    not the space for all of it.
     """
     folder = expanded(base) / key.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder, fcntl.LOCK_EX)
+    with named_by("--cache"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder, fcntl.LOCK_EX)
     try:
         # Without its meta.json a folder is new, or was never finished.
         flaw = _find_flaw(folder, key) if (folder / "meta.json").exists() else ""

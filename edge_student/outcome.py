@@ -159,6 +159,7 @@ def _notes(outcome: Outcome) -> list[str]:
         )
     if trainer.num_cycles and not math.isfinite(trainer.last_loss):
         notes.append(f"the loss is {trainer.last_loss}: training diverged; try a smaller --lr")
+        logger.warning(notes[-1])
     if outcome.interruption is not None:
         notes.append(f"broken off: {type(outcome.interruption).__name__}: {outcome.interruption}")
     return notes

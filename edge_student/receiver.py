@@ -14,7 +14,7 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from edge_student.connection import ChunkStream, Connection
-from edge_student.description import RequestRefusedError, check_description
+from edge_student.description import NotLetInError, RequestRefusedError, check_description
 from edge_student.messages import Configure, Described
 from edge_student.patience import LinkLostError, Patience
 from edge_student.ring import Slot
@@ -80,6 +80,7 @@ class Receiver:
             input_shape=tuple(answer.input_shape),
         )
         self.num_reconnects = 0  # waiting for a teacher to appear is none
+        self._connection.reconsider()  # whoever does not let us in today may do so when it is needed
         return self._described
 
     def divide(self, num_streams: int) -> list["Receiver"]:
@@ -258,7 +259,7 @@ class Receiver:
         try:
             return action()
         except (RequestRefusedError, BadTeacherError) as error:
-            if not self._connection.rule_out():
+            if not self._connection.rule_out(for_good=not isinstance(error, NotLetInError)):
                 raise
             self._refused_in_a_row = 0  # of the next one
             raise LinkLostError(f"{error}; this teacher is asked no more") from error

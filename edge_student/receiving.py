@@ -14,6 +14,8 @@ from edgekd.tls import Secrets
 from edgekd.wire import MAX_ID_LENGTH, MAX_TOP_K
 
 DEFAULT_TOP_K = 10
+_MOST_SECONDS = 1e7
+"""Four months. The kernel's waits end at some such number."""
 
 PublicInputs = Literal["local", "stream", "stored"]
 _INPUT_ENCODINGS: dict[PublicInputs, InputEncoding] = {"stream": InputEncoding.PIXELS, "stored": InputEncoding.STORED}
@@ -70,6 +72,11 @@ class Receiving(Secrets):
 
     def check_teacher(self, addresses: str) -> None:
         """ValueError unless these are addresses, and the wire to each as safe as was asked for."""
+        if self.tls and self.tls_ca is None:
+            raise ValueError(
+                "--tls-ca is missing: name the authority that signed the teacher's certificate; for one of the system's that is "
+                "/etc/ssl/certs/ca-certificates.crt on Debian"
+            )
         for host, port in parse_addresses(addresses, flag="--teacher", lowest_port=1):
             if not (self.tls or self.insecure or is_loopback(host)):
                 raise ValueError(
@@ -80,5 +87,5 @@ class Receiving(Secrets):
     def check_patience(self) -> None:
         """ValueError for a time that is none."""
         for flag, seconds in (("--max-wait", self.max_wait), ("--max-silence", self.max_silence)):
-            if not 0 < seconds < float("inf"):
-                raise ValueError(f"{flag} is {seconds}, must be above 0 and finite")
+            if not 0 < seconds <= _MOST_SECONDS:
+                raise ValueError(f"{flag} is {seconds}, must be above 0 and at most {_MOST_SECONDS:g} seconds")

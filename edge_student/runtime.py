@@ -40,6 +40,7 @@ from edge_student.witness import Witness
 from edgekd.datasets import ImageDataset, load_dataset
 from edgekd.devices import choose_device
 from edgekd.identity import new_run_id
+from edgekd.models import check_model
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.controller import Controller
 from scheduler.loop import SchedulerLoop
@@ -65,7 +66,8 @@ class Run:
         self._interruption = interruption or Interruption()
         self._device = str(choose_device(config.device))
         self._profile = load_profile(config, cores, device=self._device)
-        # Made before anything is started, so that a wrong name is answered at once.
+        # Looked at before anything is started, so that a wrong name is answered at once.
+        check_model(config.model)
         self._policy = make_policy(config.policy, num_cores=len(cores), seed=config.seed, profile=self._profile)
         self._journal = Journal()
         self._witness = Witness(cores, teacher=config.teacher)

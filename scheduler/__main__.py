@@ -127,7 +127,10 @@ def _figures(settings: argparse.Namespace) -> None:
         samples = read_json(_read(settings.samples), "samples")
         Samples.from_json(samples)
     out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError) as error:
+        raise ValueError(f"--out: {error.filename}: {error.strerror}; name a folder that can be made") from None
     # matplotlib takes a second to import, which no other command should pay for.
     from scheduler.figures import write_figures
 
@@ -161,9 +164,12 @@ def _side_lines(name: str, formula: str, side: SideFit) -> Iterable[str]:
 
 
 def _read(name: str) -> str:
-    """The text of a file, or of stdin for "-". ValueError if it is not UTF-8, OSError if it cannot be read."""
-    with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
-        data = file.read()
+    """The text of a file, or of stdin for "-". ValueError if it is not UTF-8, or no file to be read."""
+    try:
+        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+            data = file.read()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"{name}: {error.strerror}; name a file, or - for stdin") from None
     try:
         return data.decode("utf-8-sig")  # editors of some systems put a mark before the text
     except UnicodeDecodeError as error:

@@ -7,8 +7,10 @@ offered here too.
 import importlib.metadata
 import os
 import shutil
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -32,8 +34,9 @@ class WorldError(RuntimeError):
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and exit with its status; ends every foreseeable failure in one line on stderr.
 
-    ValueError (the user's mistake) exits with 2, WorldError and OSError with 1, Ctrl-C with 130. Anything else is our
-    bug and keeps its traceback.
+    ValueError (the user's mistake) exits with 2, WorldError, OSError and a lack of memory with 1, Ctrl-C with 130. Anything else is
+    our bug and keeps its traceback. From then on a signal ends the process as if nobody had ever asked for it: Python's own last
+    steps would raise KeyboardInterrupt in places of theirs.
     """
     try:
         status = main() or 0
@@ -50,8 +53,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         status = _report(f"error: {error.filename}: {error.strerror}" if known else f"error: {error}", 1)
     except WorldError as error:
         status = _report(f"error: {error}", 1)
+    except MemoryError as error:
+        status = _report(f"error: there is not enough memory for this{f' ({error})' if str(error) else ''}", 1)
     except KeyboardInterrupt:
         status = _report("interrupted", 130)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
     sys.exit(status)
 
 

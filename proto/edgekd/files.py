@@ -1,9 +1,14 @@
 """Files that are whole or not there."""
 
+import contextlib
+import errno
+import glob
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +21,36 @@ def expanded(path: Path) -> Path:
         raise ValueError(f"{path}: there is no such home folder; write the path out") from None
 
 
+_LITTER_S = 3600.0
+
+_MISTAKES = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def named_by(flag: str) -> Iterator[None]:
+    """Around what first touches a path that the user named: one that cannot be is his mistake, a ValueError with flag and path.
+
+    A full or a broken disk stays the world's, an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _MISTAKES or error.filename is None:
+            raise
+        raise ValueError(f"{flag}: {error.filename}: {error.strerror}") from None
+
+
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, then put it in its place: old or new, never half, also after a power cut.
 
-    Raises OSError that names `path`; nothing is left beside it.
+    Raises OSError that names `path`; nothing is left beside it, but by a process that was killed, and that by none after it.
     """
     try:
+        for litter in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+            if litter.stat().st_mtime < time.time() - _LITTER_S:  # else somebody may be writing the same file
+                shutil.rmtree(litter, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             fresh = Path(folder) / path.name
             write(fresh)

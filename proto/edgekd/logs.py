@@ -60,8 +60,7 @@ def start_logging(
 
     `level` is a LogLevel, `log_format` a LogFormat. `text` is how a line looks as text; `fields` stand in every line of JSON.
     """
-    if log_format == "json":  # gRPC's core writes lines of its own; what they tell of a connection is said by us
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes lines of its own; what they tell of a connection we say
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(fields) if log_format == "json" else logging.Formatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler])

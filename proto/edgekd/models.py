@@ -45,6 +45,11 @@ def build_model(spec: str, *, num_classes: int, input_shape: Sequence[int], seed
     return model.train()
 
 
+def check_model(spec: str) -> None:
+    """Raises ValueError, as `build_model` would, for a name that means no model; costs no more than finding that out."""
+    _builder(spec)
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write parameters and buffers as safetensors, whole or not at all.
 
@@ -111,8 +116,10 @@ def _builder(spec: str) -> Callable[[int, tuple[int, ...]], Any]:
             raise ValueError(f"model cnn: width={width} is too large, must be in 1 .. {_MAX_WIDTH}")
         return lambda num_classes, shape: _Cnn(num_classes, shape, width)
     if kind == "torchvision" and colon:
+        _check_torchvision(name)
         return lambda num_classes, shape: _torchvision(name, num_classes, shape)
     if kind == "timm" and colon:
+        _check_timm(name)
         return lambda num_classes, shape: _timm(name, num_classes, shape)
     if not kind or not name:
         raise ValueError(f"model '{spec}' is unknown, must be {_FORMS}{closest(kind, ['cnn', 'torchvision', 'timm'])}")
@@ -167,7 +174,7 @@ class _GreyToColour(nn.Module):
         return logits
 
 
-def _torchvision(name: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+def _check_torchvision(name: str) -> None:
     from torchvision import models
 
     names = models.list_models(module=models)
@@ -176,13 +183,18 @@ def _torchvision(name: str, num_classes: int, shape: tuple[int, ...]) -> nn.Modu
             f"model 'torchvision:{name}' is unknown{closest(name, names)}; torchvision.models has {len(names)}, among"
             " them resnet18 and mobilenet_v3_small"
         )
+
+
+def _torchvision(name: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+    from torchvision import models
+
     # These two would return a tuple while training, and warn about how they draw their weights.
     extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
     return _GreyToColour(model) if shape[0] == 1 else model
 
 
-def _timm(name: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+def _check_timm(name: str) -> None:
     try:
         import timm
     except ImportError:
@@ -190,6 +202,11 @@ def _timm(name: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
     names = timm.list_models()
     if name not in names:
         raise ValueError(f"model 'timm:{name}' is unknown{closest(name, names)}; timm.list_models() names all")
+
+
+def _timm(name: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+    import timm
+
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=shape[0])
     return model
 

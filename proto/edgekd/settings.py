@@ -121,6 +121,8 @@ def _config_path(argv: Sequence[str]) -> Path:
 def _read_toml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a TOML file by field name. Raises ValueError for a key that is no flag, or a file that cannot be read."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from None

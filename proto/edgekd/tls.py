@@ -111,4 +111,6 @@ def _why(error: ssl.SSLError) -> str:
     reason = getattr(error, "reason", None)  # only those of OpenSSL have one
     if reason == "KEY_VALUES_MISMATCH":
         return "the key is that of another certificate"
-    return str(error.args[-1]) if reason is None and error.errno == 0 else f"not a certificate and a key in PEM ({reason})"
+    if reason is None and error.errno == 0:
+        return str(error.args[-1])
+    return f"not a certificate and a key in PEM{f' ({reason})' if reason else ''}"

@@ -11,7 +11,7 @@ import pytest
 from processes import events, read_until, student_command, teacher, train, weights
 from scripted_teacher import NUM_CLASSES, NUM_SAMPLES, BreakStream, RunningTeacher, ScriptedTeacher, logits_of
 
-from edge_student.description import RequestRefusedError
+from edge_student.description import NotLetInError, RequestRefusedError
 from edge_student.messages import Configure
 from edge_student.patience import LinkLostError
 from edge_student.receiver import Receiver
@@ -157,6 +157,49 @@ def test_a_teacher_with_other_logits_is_asked_no_more_and_nothing_is_mixed() -> 
     assert len(other.requests) == 1
     assert "FAILED_PRECONDITION" in session.troubles[1]
     assert "asked no more" in session.troubles[1]
+
+
+class Guarded(ScriptedTeacher):
+    """Lets nobody in at first, as one whose token was replaced before the edge's."""
+
+    num_asked = 0
+
+    def Describe(self, request: teacher_pb2.DescribeRequest, context: grpc.ServicerContext) -> teacher_pb2.DescribeResponse:
+        self.num_asked += 1
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not this server's")
+        raise AssertionError
+
+
+@pytest.mark.promise(number=25)
+def test_a_teacher_that_did_not_let_the_edge_in_is_asked_again_when_it_is_needed() -> None:
+    first, second = Guarded(), ScriptedTeacher({4: breaks})
+    with RunningTeacher(first) as one, RunningTeacher(second) as two:
+        session = Session(f"{one.address},{two.address}")
+        assert np.array_equal(session.run(), expected())
+    assert first.num_asked == 1
+    assert [request.start for request in second.requests] == [0]
+    assert [request.start for request in first.requests] == [1, 5], "it lets everybody in by now"
+    assert "UNAUTHENTICATED" in session.troubles[0]
+
+
+@pytest.mark.promise(number=18)
+def test_where_no_teacher_lets_the_edge_in_that_ends_it_at_once() -> None:
+    with RunningTeacher(Guarded()) as one, RunningTeacher(Guarded()) as two:
+        session = Session(f"{one.address},{two.address}")
+        with pytest.raises(NotLetInError, match=f"{two.address}: UNAUTHENTICATED"):
+            session.run()
+    assert len(session.troubles) == 1
+
+
+@pytest.mark.promise(number=25)
+def test_a_teacher_that_is_redeployed_behind_a_proxy_is_waited_for() -> None:
+    def not_found(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
+        raise BreakStream(grpc.StatusCode.UNIMPLEMENTED)  # as gRPC calls a proxy's 404
+
+    with RunningTeacher(ScriptedTeacher({4: not_found, 5: not_found})) as running:
+        session = Session(running.address)
+        assert np.array_equal(session.run(), expected())
+    assert len(session.troubles) == 2
 
 
 def test_where_every_teacher_refuses_the_last_refusal_ends_it() -> None:

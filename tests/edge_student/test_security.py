@@ -6,7 +6,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,13 +113,12 @@ def test_18_who_is_not_let_in_hears_why_within_seconds(
 
 @pytest.mark.promise(number=18)
 def test_18_an_expired_certificate_is_named(tmp_path: Path) -> None:
-    expired = make_certs(tmp_path / "expired", "localhost,127.0.0.1", "pi-1", days=0)
+    expired = make_certs(tmp_path / "expired", "localhost,127.0.0.1", "pi-1", days=-1)
     valid = tmp_path / "valid"
     valid.mkdir()
     for name in ("ca.pem", "ca.key"):
         (valid / name).write_bytes((expired / name).read_bytes())
     make_certs(valid, "localhost,127.0.0.1", "pi-1")
-    time.sleep(1.1)  # valid for no day at all, but for this second
     with teacher(tmp_path / "store", *served_by(expired)) as serving:
         finished = run(student_command(serving.address, tmp_path / "run", *FEW, *edge_of(valid)))
     assert_refused(finished, "the teacher's certificate has expired")
@@ -174,7 +172,7 @@ def test_21_no_secret_is_in_any_log_metric_or_file_and_a_certificate_says_who_an
     files = [path for name in said for path in (tmp_path / f"run-{name}").glob("*") if path.is_file()]
     texts = {str(path): path.read_bytes().decode("latin-1") for path in (log, *files)}
     texts |= {"metrics": metrics, **{name: finished.stderr + finished.stdout for name, finished in said.items()}}
-    assert {"result.json", "trace.json", "events.jsonl"} <= {path.name for path in files}
+    assert {"result.json", "trace.json", "events.jsonl", "checkpoint.edgekd"} <= {path.name for path in files}
     keys = [line for key in ("teacher.key", "pi-1.key") for line in (certs / key).read_text().splitlines() if len(line) > 8]
     for secret in (TOKEN, wrong, "Bearer", *keys):
         assert [name for name, text in texts.items() if secret in text] == [], "of all places"
@@ -189,6 +187,23 @@ def test_21_no_secret_is_in_any_log_metric_or_file_and_a_certificate_says_who_an
         ("liar", result["run_id"], "os-default")
     }
     assert result["edge_id"] == "liar"
+
+
+def test_an_edge_whose_certificate_names_nobody_is_known_by_it_and_not_by_its_word(certs: Path, tmp_path: Path) -> None:
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=tmp_path)
+
+    openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "edge.key")
+    openssl("req", "-new", "-key", "edge.key", "-subj", "/O=EdgeKD", "-out", "edge.request")
+    authority = ("-CA", str(certs / "ca.pem"), "-CAkey", str(certs / "ca.key"), "-set_serial", "77")
+    openssl("x509", "-req", "-in", "edge.request", *authority, "-days", "2", "-out", "edge.pem")
+    files = ("--tls-cert", str(tmp_path / "edge.pem"), "--tls-key", str(tmp_path / "edge.key"), "--tls-ca", str(certs / "ca.pem"))
+    log = tmp_path / "log"
+    with teacher(tmp_path / "store", *served_by(certs), "--log-level", "debug", "--log-format", "json", log=log) as serving:
+        train(serving.address, tmp_path / "out", *FEW, *files, "--edge-id", "liar")
+    edges = {line["edge"] for line in map(json.loads, log.read_text().splitlines()) if "edge" in line}
+    assert len(edges) == 1
+    assert re.fullmatch("certificate-[0-9a-f]{16}", edges.pop())
 
 
 @pytest.mark.promise(number=19)
@@ -334,8 +349,47 @@ def test_a_name_that_nobody_has_is_no_reason_to_give_up() -> None:
     assert ("cannot be resolved" in cause.text, cause.is_final) == (True, False)
 
 
+@pytest.mark.promise(number=21)
 def test_a_comparison_reaches_its_teacher_as_a_run_does(mutual: str, certs: Path, tmp_path: Path) -> None:
     flags = ("--private", "digits:private", "--private-samples", "64", "--model", "cnn:width=4", "--cycles", "6", "--repeats", "1")
-    policies = ("--policies", "os-default", "--out", str(tmp_path / "out"), "--insecure")
-    finished = run(python("edge_student", "compare", "--teacher", mutual, *flags, *policies, *edge_of(certs)))
+    (tmp_path / "token").write_text(TOKEN)
+    token = ("--token-file", str(tmp_path / "token"))  # which this teacher does not ask for
+    policies = ("--policies", "os-default", "--out", str(tmp_path / "out"), "--insecure", "--log-level", "debug")
+    finished = run(python("edge_student", "compare", "--teacher", mutual, *flags, *policies, *edge_of(certs), *token))
     assert finished.returncode == 0, finished.stderr
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {"report.json", "report.html"} <= {path.name for path in files}
+    keys = [line for line in (certs / "pi-1.key").read_text().splitlines() if len(line) > 8]
+    texts = {str(path): path.read_bytes().decode("latin-1") for path in files} | {"said": finished.stderr + finished.stdout}
+    for secret in (TOKEN, "Bearer", *keys):
+        assert [name for name, text in texts.items() if secret in text] == [], "of all places"
+
+
+@pytest.mark.parametrize(
+    ("days", "names"),
+    [
+        ("0", "vm"),
+        ("1-2", "vm"),
+        ("", "vm"),
+        ("365", "vm;id"),
+        ("365", "vm/CN=other"),
+        ("365", "$(id)"),
+        ("365", ","),
+        ("365", "-vm"),
+    ],
+)
+def test_certificates_are_made_for_names_only(days: str, names: str, tmp_path: Path) -> None:
+    environment = {"DAYS": days, "PATH": "/usr/bin:/bin"} if days else {"DAYS": "-", "PATH": "/usr/bin:/bin"}
+    made = subprocess.run([CERTS, tmp_path / "certs", names], check=False, capture_output=True, text=True, env=environment)
+    assert made.returncode == 2
+    assert made.stderr.startswith("certs.sh: ")
+    assert made.stderr.count("\n") == 1
+    assert not (tmp_path / "certs").exists()
+
+
+def test_a_name_for_certificates_is_no_pattern_of_files(tmp_path: Path) -> None:
+    (tmp_path / "a-file").touch()
+    subprocess.run([CERTS, "certs", "*,vm"], check=True, capture_output=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"})
+    words = ("openssl", "x509", "-in", "certs/teacher.pem", "-noout", "-ext", "subjectAltName")
+    shown = subprocess.run(words, check=True, capture_output=True, cwd=tmp_path, text=True).stdout
+    assert "DNS:*, DNS:vm" in shown
