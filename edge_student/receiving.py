@@ -3,6 +3,7 @@
 Rules and no fields: each command lists its own, in its own order, because that is the order of its --help.
 """
 
+import logging
 from typing import Any, Literal
 
 from edge_student.ring import RingShape
@@ -12,6 +13,8 @@ from edgekd.identity import read_id
 from edgekd.inputs import InputEncoding
 from edgekd.tls import Secrets
 from edgekd.wire import MAX_ID_LENGTH, MAX_TOP_K
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_TOP_K = 10
 _MOST_SECONDS = 1e7
@@ -25,6 +28,7 @@ class Receiving(Secrets):
     """What a command that receives logits can say of its settings. For a dataclass to inherit from; no fields."""
 
     __slots__ = ()
+    teacher: str | None
     encoding: Encoding
     top_k: int | None
     public_inputs: PublicInputs
@@ -55,6 +59,13 @@ class Receiving(Secrets):
         """Where the secrets of the wire are, as messages.Configure has it; empty for what was not given."""
         files = {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "tls_ca": self.tls_ca, "token_file": self.token_file}
         return {name: "" if path is None else str(path.expanduser()) for name, path in files.items()}
+
+    def check_secrets(self) -> None:
+        """The same as at both ends, and a warning where a token would be no secret for long."""
+        super().check_secrets()
+        teachers = parse_addresses(self.teacher, flag="--teacher", lowest_port=1) if self.teacher else []
+        if self.token_file is not None and not self.tls and not all(is_loopback(host) for host, _ in teachers):
+            logger.warning("the token of --token-file goes to %s in plaintext: everybody on the way can read it", self.teacher)
 
     def check_top_k(self) -> None:
         """ValueError for a k without topk, or one that no teacher accepts."""

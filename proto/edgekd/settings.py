@@ -22,6 +22,7 @@ ConfigT = TypeVar("ConfigT")
 
 # No number of things is larger, and Python refuses to read one of thousands of digits in words that name nothing.
 _MAX_DIGITS = 18
+_MAX_FILE_BYTES = 1 << 16
 
 
 def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, description: str) -> ConfigT:
@@ -121,9 +122,11 @@ def _config_path(argv: Sequence[str]) -> Path:
 def _read_toml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a TOML file by field name. Raises ValueError for a key that is no flag, or a file that cannot be read."""
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+        if len(content) > _MAX_FILE_BYTES:
+            raise ValueError(f"it has more than {_MAX_FILE_BYTES} bytes")
+        document = tomllib.loads(content.decode())
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from None
     except ValueError as error:

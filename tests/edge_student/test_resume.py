@@ -389,6 +389,15 @@ def test_a_run_that_is_ended_before_its_first_cycle_leaves_the_checkpoint_that_i
     assert trained_once(tmp_path)
 
 
+@pytest.mark.slow
+def test_training_that_diverges_is_said(address: str, tmp_path: Path) -> None:
+    finished = run(student_command(address, tmp_path, *EXACT, "--cycles", "4", "--lr", "1e30"))
+    assert finished.returncode == 0, finished.stderr
+    assert "WARNING the loss is " in finished.stderr
+    assert "training diverged; try a smaller --lr" in finished.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["valid"] is False
+
+
 def test_marks_of_a_run_outlive_its_process() -> None:
     before = Marks(notes=("cores were taken",), is_ranked=False, num_reconnects=2, num_refused_chunks=None)
     now = Marks(notes=("the link failed", "cores were taken"), num_reconnects=1)

@@ -1,8 +1,10 @@
 """Commands, exit statuses, and errors of one line: seen from outside, as a shell sees them."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -20,6 +22,15 @@ class Config:
 
 def statuses(config: Config) -> int | None:
     return config.cycles if config.cycles else None
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """As they were before: a program that ends needs none of its own any more."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 COMMANDS: dict[str, Command] = {
@@ -45,6 +56,8 @@ def fails_with(error: BaseException) -> None:
         (OSError(28, "No space left on device", "out/log"), 1, "error: out/log: No space left on device"),
         (ConnectionError("link lost"), 1, "error: link lost"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("Unable to allocate 745. GiB"), 1, "error: there is not enough memory for this (Unable to allocate 745. GiB)"),
+        (MemoryError(), 1, "error: there is not enough memory for this"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -55,6 +68,21 @@ def test_a_foreseeable_failure_is_one_line_and_a_status(
         run(lambda: fails_with(error))
     shown = capsys.readouterr()
     assert (stop.value.code, shown.err, shown.out) == (status, line + "\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_while_the_program_ends_leaves_no_traceback(number: signal.Signals) -> None:
+    script = f"""
+import atexit, os, signal
+from edgekd.command import run
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+atexit.register(lambda: os.kill(os.getpid(), {number:d}))
+def main():
+    raise KeyboardInterrupt
+run(main)
+"""
+    program = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, check=False)
+    assert (program.returncode, program.stderr) == (-number, "interrupted\n")
 
 
 def test_our_own_bugs_keep_their_traceback() -> None:

@@ -1,5 +1,6 @@
 """One dataclass as flags, TOML file and help; every mistake in one line."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -189,6 +190,17 @@ def test_a_file_that_is_not_text_is_named(toml: Path) -> None:
 def test_a_file_that_is_not_there_is_named_with_its_flag() -> None:
     with pytest.raises(ValueError, match=r"--config nowhere.toml: No such file"):
         read(*REQUIRED, "--config", "nowhere.toml")
+
+
+def test_a_file_without_end_is_given_up_and_one_that_is_a_pipe_is_read(toml: Path) -> None:
+    assert refusal_of(*REQUIRED, "--config", "/dev/zero") == "/dev/zero is not valid TOML: it has more than 65536 bytes"
+    toml.write_text("a.b.c = 1\n" * 100_000)
+    assert "more than 65536 bytes" in refusal_of(*REQUIRED, "--config", str(toml))
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe:
+        pipe.write("alpha = 0.25\n")
+    assert read(*REQUIRED, "--config", f"/dev/fd/{reading}").alpha == 0.25
+    os.close(reading)
 
 
 @pytest.mark.parametrize("columns", ["20", "80", "300"])

@@ -251,18 +251,19 @@ def test_a_file_that_holds_something_else_is_a_mistake(
 
 
 @pytest.mark.parametrize("argv", [("simulate", "--scenario"), ("fit",), ("simulate", "--config")], ids=" ".join)
-def test_a_file_that_cannot_be_read_is_the_worlds_failure(
+def test_a_file_that_cannot_be_read_is_the_users_mistake(
     argv: tuple[str, ...], write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("folder").mkdir()
-    assert refusal(capsys, 1, *argv, "away.json") == "away.json: No such file or directory"
-    assert refusal(capsys, 1, *argv, "folder") == "folder: Is a directory"
+    assert refusal(capsys, 2, *argv, "away.json") == "away.json: No such file or directory; name a file, or - for stdin"
+    assert refusal(capsys, 2, *argv, "folder") == "folder: Is a directory; name a file, or - for stdin"
 
 
-def test_a_folder_that_cannot_be_made_is_the_worlds_failure(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_made_is_the_users_mistake(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write("taken", "")
-    assert refusal(capsys, 1, "figures", "--out", "taken") == "taken: File exists"
-    assert refusal(capsys, 1, "figures", "--out", "taken/below") == "taken/below: Not a directory"
+    assert refusal(capsys, 2, "figures", "--out", "taken") == "--out: taken: File exists; name a folder that can be made"
+    below = refusal(capsys, 2, "figures", "--out", "taken/below")
+    assert below == "--out: taken/below: Not a directory; name a folder that can be made"
 
 
 @pytest.mark.parametrize(
