@@ -154,6 +154,8 @@ def _read_config(path: str, flags: Mapping[str, argparse.Action]) -> None:
     """Make the settings of a TOML file the defaults. ValueError for a key that is no flag or a value of the wrong kind."""
     try:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"{path}: {error.strerror}; name a file with --config") from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for key, value in document.items():

@@ -44,6 +44,11 @@ LIGHT_PROGRAM = tuple(
         "messages",
     )
 )
+DOCTOR = (
+    *(f"edge_student.{path.stem}" for path in sorted((ROOT / "edge_student").glob("doctor*.py"))),
+    "edge_student.finding",
+    "edge_student.certificate",
+)
 LIGHT_SHARED = (
     "edgekd.order",
     "edgekd.codec",
@@ -161,6 +166,15 @@ def test_contract_of_the_pure_half_names_every_pure_module() -> None:
     assert [sorted(modules) for modules in guarded] == [PURE_HALF]
 
 
+def test_the_light_program_is_the_one_that_import_linter_guards() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (guarded,) = (
+        set(wall["source_modules"]) for wall in contracts if wall["name"].startswith("the comm worker is a light program")
+    )
+    assert guarded >= set(LIGHT_PROGRAM)
+    assert guarded - set(LIGHT_PROGRAM) <= {"edge_student.ring", "edge_student.messages"}
+
+
 def test_pure_half_of_scheduler_loads_neither_torch_nor_grpc() -> None:
     loaded = modules_after_importing(*PURE_HALF)
     assert loaded >= {"scheduler.controller", *PURE_HALF}
@@ -172,7 +186,9 @@ def test_deciding_live_needs_no_fitting_and_no_drawing() -> None:
     assert loaded & {"scipy", "matplotlib", "scheduler.fit", "scheduler.simulator", "scheduler.studies"} == set()
 
 
-@pytest.mark.parametrize("modules", [LIGHT_PROGRAM, LIGHT_SHARED], ids=["comm worker", "schema, codec, order, wire"])
+@pytest.mark.parametrize(
+    "modules", [LIGHT_PROGRAM, LIGHT_SHARED, DOCTOR], ids=["comm worker", "schema, codec, order, wire", "doctor"]
+)
 def test_light_modules_never_load_torch(modules: tuple[str, ...]) -> None:
     loaded = modules_after_importing(*modules)
     assert loaded >= set(modules)

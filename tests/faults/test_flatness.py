@@ -1,12 +1,17 @@
-"""A leak is found, and noise is none: what the soak's verdict is worth."""
+"""Many broken connections leave nothing behind, and what the verdict of the long soak is worth: a leak is found, noise is none."""
 
+import contextlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flatness import trend
-from resources import read_holding
+from mischief import BATCH_BYTES, DATASET, PACE, PUBLIC_BATCH, serve
+from processes import comm_worker_of, student_command
+from proxy import Proxy
+from resources import Holding, read_holding
 
 pytestmark = pytest.mark.promise(number=26)
 
@@ -81,3 +86,31 @@ def test_a_leak_of_a_real_process_is_found(kind: str) -> None:
     memory = trend(range(len(judged)), [holding.private_kib for holding in judged])
     assert memory.is_flat(ALLOWED) == (kind != "memory")
     assert (judged[-1].descriptors - judged[0].descriptors) == (len(judged) - 1 if kind == "descriptors" else 0)
+
+
+@pytest.mark.slow
+def test_what_both_ends_hold_is_the_same_after_many_broken_connections(tmp_path: Path) -> None:
+    flags = ("--private", f"{DATASET}:private", "--public-batch", str(PUBLIC_BATCH), "--prefetch", "8", "--torch-threads", "1")
+    with contextlib.closing(serve(tmp_path)) as serving, Proxy(serving.port, weather=PACE) as proxy:
+        command = student_command(proxy.address, tmp_path / "out", *flags, "--cycles", "100000")
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as student:
+            pids = {"teacher": serving.process.pid, "trainer": student.pid, "comm worker": comm_worker_of(student)}
+
+            def break_and_see_it_mended(times: int) -> dict[str, Holding]:
+                for _ in range(times):
+                    before = proxy.counts
+                    proxy.reset()
+                    proxy.wait_until(
+                        lambda now, before=before: (
+                            now.connections > before.connections and now.bytes_given > before.bytes_given + 3 * BATCH_BYTES
+                        )
+                    )
+                return {role: read_holding(pid) for role, pid in pids.items()}
+
+            before = break_and_see_it_mended(5)
+            after = break_and_see_it_mended(20)
+            student.terminate()
+    for role, held in after.items():
+        assert held.threads == before[role].threads, role
+        assert abs(held.descriptors - before[role].descriptors) <= 1, f"{role}: gRPC polls with one more or not"
+        assert held.private_kib - before[role].private_kib < ALLOWED, role

@@ -255,8 +255,9 @@ def test_a_file_that_cannot_be_read_is_the_users_mistake(
     argv: tuple[str, ...], write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("folder").mkdir()
-    assert refusal(capsys, 2, *argv, "away.json") == "away.json: No such file or directory; name a file, or - for stdin"
-    assert refusal(capsys, 2, *argv, "folder") == "folder: Is a directory; name a file, or - for stdin"
+    remedy = "name a file with --config" if "--config" in argv else "name a file, or - for stdin"
+    assert refusal(capsys, 2, *argv, "away.json") == f"away.json: No such file or directory; {remedy}"
+    assert refusal(capsys, 2, *argv, "folder") == f"folder: Is a directory; {remedy}"
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_mistake(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
