@@ -178,14 +178,10 @@ def _configure(config: DoctorConfig) -> Configure:
         teacher=config.teacher,
         batch_size=config.public_batch,
         seed=0,
-        encoding=config.form.encoding.value,
-        top_k=config.form.top_k,
         window=_WINDOW,
         max_wait_s=0.0,  # one attempt: why it failed is what is asked for
         max_silence_s=_HANGS_S,
-        log_level=config.log_level,
         niceness=0,
         is_idle=False,
-        inputs=config.input_encoding or "",
-        **config.secret_files,
+        **config.wire_settings,
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from edge_student.ring import RingShape
 from edgekd.address import format_address, is_loopback, parse_addresses
 from edgekd.codec import Encoding, Format
+from edgekd.command import LogLevel
 from edgekd.identity import read_id
 from edgekd.inputs import InputEncoding
 from edgekd.tls import Secrets
@@ -36,6 +37,7 @@ class Receiving(Secrets):
     max_wait: float
     max_silence: float
     edge_id: str
+    log_level: LogLevel
 
     @property
     def form(self) -> Format:
@@ -55,10 +57,18 @@ class Receiving(Secrets):
         return RingShape.one_slot(self.form, batch_size=batch_size, num_classes=num_classes, input_shape=inputs)
 
     @property
-    def secret_files(self) -> dict[str, Any]:
-        """Where the secrets of the wire are, as messages.Configure has it; empty for what was not given."""
+    def wire_settings(self) -> dict[str, Any]:
+        """What a comm worker of any of these commands is told, as messages.Configure has it: how logits and inputs travel, and
+        where the secrets of the wire are, empty for what was not given.
+        """
         files = {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "tls_ca": self.tls_ca, "token_file": self.token_file}
-        return {name: "" if path is None else str(path.expanduser()) for name, path in files.items()}
+        return {
+            "encoding": self.form.encoding.value,
+            "top_k": self.form.top_k,
+            "inputs": self.input_encoding or "",
+            "log_level": self.log_level,
+            **{name: "" if path is None else str(path.expanduser()) for name, path in files.items()},
+        }
 
     def check_secrets(self) -> None:
         """The same as at both ends, and a warning where a token would be no secret for long."""

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from scheduler.binding import CommBinding, CompBinding
 from scheduler.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommPort
 from scheduler.comm_side import CommSide
+from scheduler.comp_side import CompSide
 from scheduler.controller import Controller
 from scheduler.core_count import CoreCount
 from scheduler.placement import Placement, place
-from scheduler.records import Record, of_batch, of_bound, of_decision
+from scheduler.records import Record, of_batch, of_decision
 from scheduler.state import CoresChanged, Decision, Event, Reason, Started, Task, TaskDone
-from scheduler.threads import BindingRefusedError, CoresGoneError, ThreadMasks, name_this_thread, usable_of
+from scheduler.threads import BindingRefusedError, CoresGoneError, name_this_thread, usable_of
 
 _POLL_S = 0.5
 _LAST_WORDS_S = 2.0
@@ -54,7 +55,7 @@ class SchedulerLoop:
         self.cores = CoreCount(cores, usable, clock)
         self._comm_port = comm_port
         self._comm = CommSide(comm_port, comm_binding)
-        self._comp_binding = comp_binding
+        self._comp = CompSide(comp_binding, record, clock)
         self._record = record
         self._clock = clock
         self._changed = threading.Condition()
@@ -64,11 +65,6 @@ class SchedulerLoop:
         self._placement: Placement | None = None
         self._last_stance = ""
         self._asked: Decision | None = None  # the one that first gave compute the cores of `_placement`
-        self._comp_masks: ThreadMasks = {}  # as the kernel really gave them
-        self._comp_cores: tuple[int, ...] = ()  # what compute was last bound to; nothing once it waits
-        self._comp_is_pinned = False
-        self._comp_in_use: frozenset[int] = frozenset()  # the cores of the task that runs now
-        self._comp_must_move = False  # in the middle of a task: read without the lock
         self._held_s = 0.0  # of the task that runs now
         self._stopping = threading.Event()
         self._failure: Exception | None = None
@@ -97,7 +93,7 @@ class SchedulerLoop:
         self._record({"event": "task", "task": task.value, "index": index, "started": started, "ended": ended, **held})
         self._held_s = 0.0
         with self._changed:
-            self._comp_in_use = frozenset()
+            self._comp.in_use = frozenset()
             if task is Task.BACKWARD:
                 self._comm_port.free_slots(index + 1)
             self._decide(TaskDone(task=task, time=self._clock()))  # not `ended`: another event may have been decided since
@@ -108,7 +104,7 @@ class SchedulerLoop:
 
         Raises what made the comm worker fail, if compute waits.
         """
-        if self._comp_must_move:
+        if self._comp.must_move:
             self._move_comp()
 
     def finish(self) -> None:
@@ -120,7 +116,7 @@ class SchedulerLoop:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._comp_binding.restore()
+        self._comp.restore()
 
     @property
     def comm_has_ended(self) -> bool:
@@ -130,7 +126,7 @@ class SchedulerLoop:
     @property
     def num_threads_churned(self) -> int:
         """How often threads of compute's team were replaced behind our back."""
-        return self._comp_binding.num_churned
+        return self._comp.num_churned
 
     def _enter(self, task: Task) -> int:
         waiting_since = self._clock()
@@ -149,11 +145,10 @@ class SchedulerLoop:
                     why = why or "hold"
                 else:
                     break
-                if self._comp_cores and not placement.comp:
-                    self._comp_is_on((), asked, "task")
+                self._comp.give_up_cores(placement, asked)
                 self._controller.comp_has_moved(self._clock())
                 self._changed.wait()
-            self._comp_in_use = frozenset(placement.comp)
+            self._comp.in_use = frozenset(placement.comp)
             self._controller.comp_has_moved(self._clock())
         if why:
             waited = {"started": waiting_since, "ended": self._clock()}
@@ -162,21 +157,11 @@ class SchedulerLoop:
         return state.next_comp_index
 
     def _bind_comp(self, placement: Placement, asked: Decision, where: str) -> None:
-        """Bind compute, and log it if it is somewhere else now. The lock is not held, because finding the team can take 20 ms."""
-        is_pinned = placement.is_pinned and not self.binding_refusals
-        if not (is_pinned or self._comp_is_pinned):
-            return
+        """Bind compute to its part of `placement`. The lock is not held."""
         try:
-            masks = self._comp_binding.apply(placement.comp) if is_pinned else self._comp_binding.restore()
-            self._comp_is_pinned = is_pinned
+            self._comp.bind(placement, asked, where, may_pin=not self.binding_refusals)
         except BindingRefusedError as error:
             self._take_refusal(error, placement)
-            return
-        if masks:
-            with self._changed:
-                self._comp_masks = masks
-        if placement.comp != self._comp_cores or not is_pinned:
-            self._comp_is_on(placement.comp, asked, where)
 
     def _take_refusal(self, error: BindingRefusedError, placement: Placement) -> None:
         """Compute could not be bound. If that is because cores have gone, it is bound anew at its next layer; else never again."""
@@ -189,27 +174,22 @@ class SchedulerLoop:
         else:
             self._refused(error)
         if self.binding_refusals:
-            self._comp_binding.restore()  # what was moved before the kernel said no
-
-    def _comp_is_on(self, cores: tuple[int, ...], asked: Decision, where: str) -> None:
-        """Log that compute has these cores from now on, none if it waits, because of what the decision `asked` wanted."""
-        self._comp_cores = cores
-        self._record(of_bound(self._clock(), asked, cores, where, self._comp_masks))
+            self._comp.restore()  # what was moved before the kernel said no
 
     def _move_comp(self) -> None:
         """In the middle of a task: leave and take cores until compute has what the last decision gave it."""
         while True:
             with self._changed:
-                if not self._comp_must_move:
+                if not self._comp.must_move:
                     return
                 self._wait_for_cores()
                 assert self._placement is not None
                 assert self._asked is not None
                 placement, asked = self._placement, self._asked
-                self._comp_in_use |= frozenset(placement.comp)  # comm must get none of them while compute is on its way
+                self._comp.in_use |= frozenset(placement.comp)
             self._bind_comp(placement, asked, "layer")
             with self._changed:
-                self._comp_in_use = frozenset(placement.comp)
+                self._comp.in_use = frozenset(placement.comp)
                 self._follow_comp()
 
     def _wait_for_cores(self) -> None:
@@ -220,8 +200,8 @@ class SchedulerLoop:
         assert self._decision is not None
         assert self._asked is not None
         waiting_since = self._clock()
-        self._comp_is_on((), self._asked, "layer")
-        self._comp_in_use = frozenset()
+        self._comp.is_on((), self._asked, "layer")
+        self._comp.in_use = frozenset()
         while not self._placement.comp:
             self._follow_comp()  # each time: cores that were given and taken back before it woke up were never compute's
             if self._failure is not None:
@@ -235,16 +215,10 @@ class SchedulerLoop:
     def _follow_comp(self) -> None:
         """Compute has left cores or taken some: comm gets what is free now, and the controller books it. The lock is held."""
         assert self._placement is not None
-        self._comp_must_move = self._has_to_move(self._placement)
-        if not self._comp_must_move:
+        self._comp.aim_at(self._placement, may_pin=not self.binding_refusals)
+        if not self._comp.must_move:
             self._controller.comp_has_moved(self._clock())
         self._bind_comm(self._placement)
-
-    def _has_to_move(self, placement: Placement) -> bool:
-        """Whether compute, in the middle of a task, is to have other cores than it has. The lock is held."""
-        if not self._comp_in_use or not placement.is_pinned or self.binding_refusals:
-            return False
-        return self._comp_in_use != frozenset(placement.comp)
 
     def _decide(self, event: Event) -> None:
         """Have an event decided and carry out comm's half. The lock is held."""
@@ -255,7 +229,7 @@ class SchedulerLoop:
         former, self._placement = self._placement, place(decision.allocation, self.cores.now)
         if former is None or former.comp != self._placement.comp:
             self._asked = decision
-        self._comp_must_move = self._has_to_move(self._placement)
+        self._comp.aim_at(self._placement, may_pin=not self.binding_refusals)
         if decision.reason in _CHOSEN:
             self._comm.put_behind(self._placement.is_shared, lambda refusal: self._record({"time": self._clock(), **refusal}))
         self._bind_comm(self._placement)
@@ -273,7 +247,7 @@ class SchedulerLoop:
 
     def _bind_comm(self, placement: Placement) -> None:
         try:
-            self._comm.place(placement, self._comp_in_use, may_pin=not self.binding_refusals)
+            self._comm.place(placement, self._comp.in_use, may_pin=not self.binding_refusals)
         except CoresGoneError as error:
             self.cores.suspect(error, placement.comm)  # the scheduler thread, which lives as long as comm does, looks into it
         except BindingRefusedError as error:
@@ -283,7 +257,7 @@ class SchedulerLoop:
         """The run goes on unpinned: comm gets every core back here, compute at its next boundary, in its own thread."""
         with self._changed:
             self.binding_refusals.append(str(error))
-            self._comp_must_move = False
+            self._comp.must_move = False
             self._record({"event": "binding-refused", "time": self._clock(), "cause": str(error)})
             self._comm.unpin(frozenset(self.cores.now))
 
@@ -291,11 +265,11 @@ class SchedulerLoop:
         """Log the decision that was in force until now, with the masks that the kernel really gave. The lock is held."""
         if self._decision is None or self._placement is None:
             return
-        self._record(of_decision(self._decision, self._placement, self._comm.masks, self._comp_masks, self._comm.is_held))
+        self._record(of_decision(self._decision, self._placement, self._comm.masks, self._comp.masks, self._comm.is_held))
         self._decision = None
 
     def _run(self) -> None:
-        self._comp_binding.leave_alone(name_this_thread("edgekd-sched"))
+        self._comp.leave_alone(name_this_thread("edgekd-sched"))
         self._thread_is_known.set()
         self._run_guarded(self._listen)
 
@@ -345,7 +319,7 @@ class SchedulerLoop:
         self.cores.change(cores, self._controller.state.num_backward)
         # The kernel has moved threads as it liked.
         self._comm.forget()
-        self._comp_binding.forget()
+        self._comp.forget()
         self._decide(CoresChanged(num_cores=len(cores), time=self._clock()))
 
     def _hear(self, event: CommEvent) -> None:

@@ -21,6 +21,7 @@ EFFECTS = {
     "scheduler.threads",
     "scheduler.loop",
     "scheduler.comm_side",
+    "scheduler.comp_side",
     "scheduler.core_count",
     "scheduler.figures",
     "scheduler.flags",
