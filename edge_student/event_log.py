@@ -98,7 +98,8 @@ class EventLog:
         lines = "".join(json.dumps(record) + "\n" for record in since(self.start, taken)).encode()
         try:
             disk = os.statvfs(self._path)
-            if keep_free and len(lines) > disk.f_bavail * disk.f_frsize - keep_free:
+            # Some file systems, in user space or over a network, do not tell: they say that they have no blocks at all.
+            if keep_free and disk.f_blocks and len(lines) > disk.f_bavail * disk.f_frsize - keep_free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with self._path.open("r+b") as file:
                 file.seek(self.num_bytes)

@@ -171,11 +171,11 @@ class LogitCache:
 def open_cache(base: Path, key: CacheKey) -> LogitCache:
     """The cache of this key under `base`, for reading and writing, made or begun anew as needed.
 
-    Raises CacheError if another process has it, ValueError if nothing may be written there, OSError if the disk is at fault or has
-    not the space for all of it.
+    Raises CacheError if another process has it or nothing may be written there, OSError if the disk is at fault or has not the
+    space for all of it.
     """
     folder = expanded(base) / key.folder
-    with named_by("--cache"):
+    with named_by("--cache", CacheError):
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder, fcntl.LOCK_EX)
     try:

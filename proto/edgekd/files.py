@@ -29,8 +29,8 @@ _MISTAKES = {
 
 
 @contextlib.contextmanager
-def named_by(flag: str) -> Iterator[None]:
-    """Around what first touches a path that the user named: one that cannot be is his mistake, a ValueError with flag and path.
+def named_by(flag: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """Around what first touches a path that the user named: one that cannot be is his mistake, of `kind`, with flag and path.
 
     A full or a broken disk stays the world's, an OSError.
     """
@@ -39,7 +39,7 @@ def named_by(flag: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _MISTAKES or error.filename is None:
             raise
-        raise ValueError(f"{flag}: {error.filename}: {error.strerror}") from None
+        raise kind(f"{flag}: {error.filename}: {error.strerror}") from None
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:

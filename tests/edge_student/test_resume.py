@@ -483,7 +483,7 @@ def test_on_a_small_disk_the_log_leaves_room_for_two_checkpoints_a_fresh_one_and
     disk = FullDisk(tmp_path, every=3600.0)
     student = 8  # bytes of one weight and one bias
     free = 2 * student * 3 + student
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_blocks=1000, f_bavail=free, f_frsize=1))
     disk.journal.record({"event": "decision", "time": 0.0})
     disk.checkpoints.begin(0.0)
     disk.checkpoints.end(1.0)

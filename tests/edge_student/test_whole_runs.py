@@ -211,6 +211,7 @@ def check_samples(log: list, samples: list) -> None:
         (["--batch-size", "99999999999"], "--batch-size is 99999999999, must be at most 65536", 2),
         (["--ring-mib", "99999999999"], "--ring-mib is 99999999999, must be at most", 2),
         (["--out", "/proc/nowhere"], "--out: /proc/nowhere: No such file", 2),
+        (["--logits", "hybrid", "--cache", "/proc/nowhere"], "--cache: /proc/nowhere", 2),
         (["--teacher", "127.0.0.1:1", "--model", "torchvision:nonsense"], "torchvision:nonsense", 2),
         (["--teacher", "127.0.0.1:1", "--model", "cnn:width=99999999"], "width=99999999", 2),
         (["--teacher", "127.0.0.1:1", "--model", "no.such.module:model"], "no.such.module", 2),
