@@ -249,7 +249,7 @@ class SchedulerLoop:
         try:
             self._comm.place(placement, self._comp.in_use, may_pin=not self.binding_refusals)
         except CoresGoneError as error:
-            self.cores.suspect(error, placement.comm)  # the scheduler thread, which lives as long as comm does, looks into it
+            self.cores.suspect(error, placement.comm)  # the scheduler thread looks into it
         except BindingRefusedError as error:
             self._refused(error)
 

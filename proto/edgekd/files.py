@@ -49,8 +49,9 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         for litter in path.parent.glob(f".{glob.escape(path.name)}.????????"):
-            if litter.stat().st_mtime < time.time() - _LITTER_S:  # else somebody may be writing the same file
-                shutil.rmtree(litter, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # swept up by another process, or put in its place, meanwhile
+                if litter.stat().st_mtime < time.time() - _LITTER_S:  # else somebody may be writing the same file
+                    shutil.rmtree(litter, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             fresh = Path(folder) / path.name
             write(fresh)
