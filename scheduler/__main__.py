@@ -21,7 +21,7 @@ import numpy as np
 
 from scheduler.checked_json import read_json
 from scheduler.fit import Fit, SideFit, fit
-from scheduler.flags import COMMANDS, MOST_MOVES_OF_DYNAMIC, closest, parse
+from scheduler.flags import COMMANDS, MISTAKEN_PATH, MOST_MOVES_OF_DYNAMIC, closest, parse
 from scheduler.policies import make_policy
 from scheduler.samples import Samples
 from scheduler.scenario import Scenario
@@ -129,7 +129,7 @@ def _figures(settings: argparse.Namespace) -> None:
     out = Path(settings.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except (FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError) as error:
+    except MISTAKEN_PATH as error:
         raise ValueError(f"--out: {error.filename}: {error.strerror}; name a folder that can be made") from None
     # matplotlib takes a second to import, which no other command should pay for.
     from scheduler.figures import write_figures
@@ -168,7 +168,7 @@ def _read(name: str) -> str:
     try:
         with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
             data = file.read()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except MISTAKEN_PATH as error:
         raise ValueError(f"{name}: {error.strerror}; name a file, or - for stdin") from None
     try:
         return data.decode("utf-8-sig")  # editors of some systems put a mark before the text

@@ -18,6 +18,9 @@ MOST_MOVES_OF_DYNAMIC = 12_000_000
 
 MAX_RUNS, MAX_SEED = 1_000_000, 2**32 - 1
 
+MISTAKEN_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
+"""What the system says of a path that the user named wrongly; a disk that is full or broken is not his mistake."""
+
 EXAMPLE_SCENARIO = """\
 {"cores": 4, "cycles": 6, "forward": 1, "backward": [2, 2, 2, 3, 2, 2], "comm": 8, "prefetch": 2,
  "cost": {"a1": 0.5, "a2": 0.2, "b1": 1.0, "b2": 2.0, "b3": 3.0}}"""
@@ -154,7 +157,7 @@ def _read_config(path: str, flags: Mapping[str, argparse.Action]) -> None:
     """Make the settings of a TOML file the defaults. ValueError for a key that is no flag or a value of the wrong kind."""
     try:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except MISTAKEN_PATH as error:
         raise ValueError(f"{path}: {error.strerror}; name a file with --config") from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
