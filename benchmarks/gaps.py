@@ -17,14 +17,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from edge_student.provenance import describe_software
-from edgekd.command import parse
-from scheduler.plan import Frontier
-from scheduler.scenario import Scenario
-from scheduler.simulator import simulate, simulate_policy
-from scheduler.state import Allocation
-from scheduler.studies import GAP_CORES, GAP_RATIOS, scenario_data
-from scheduler.view import View
+from edge_student.host.provenance import describe_software
+from edgekd.cli.command import parse
+from scheduler.model.optimum import Frontier
+from scheduler.model.scenario import Scenario
+from scheduler.model.state import Allocation
+from scheduler.policies.view import View
+from scheduler.simulation.simulator import simulate, simulate_policy
+from scheduler.simulation.studies import GAP_CORES, GAP_RATIOS, scenario_data
 
 COSTS: dict[str, Callable[[int], dict[str, float]]] = {
     "as in the figures": lambda cores: {"a1": 6 / cores, "a2": 1 / cores, "b1": 0.12, "b2": 0.08, "b3": math.e},

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from links import Link
 
-from edge_student.journal import write_json
-from edge_student.provenance import describe_measurement
-from edge_student.summary import median_interval
-from edge_student.turns import schedule_of_runs
-from edgekd.command import parse
-from scheduler.threads import allowed_cores
+from edge_student.events.buffer import write_json
+from edge_student.host.provenance import describe_measurement
+from edge_student.measure.interleaving import schedule_of_runs
+from edge_student.measure.intervals import median_interval
+from edgekd.cli.command import parse
+from scheduler.live.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))
 DATASET = "synthetic:classes=100,size=32,samples=1024"

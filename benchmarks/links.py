@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edge_student.messages import Configure
+from edge_student.ipc.messages import Configure
 
 
 class Link:

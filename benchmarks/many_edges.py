@@ -18,13 +18,13 @@ from pathlib import Path
 import psutil
 from links import configure, loopback_teacher
 
-from edge_student.comm_port import worker_environment
-from edge_student.journal import write_json
-from edge_student.provenance import describe_measurement
-from edge_student.receiver import Receiver
-from edge_student.ring import RingShape, Slot
-from edgekd.command import parse
-from scheduler.threads import allowed_cores
+from edge_student.events.buffer import write_json
+from edge_student.host.provenance import describe_measurement
+from edge_student.ipc.ring import RingShape, Slot
+from edge_student.receive.receiver import Receiver
+from edge_student.run.worker_process import worker_environment
+from edgekd.cli.command import parse
+from scheduler.live.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))
 BATCH, CLASSES, SAMPLES = 128, 100, 20_000

@@ -23,26 +23,26 @@ import numpy as np
 import numpy.typing as npt
 from links import configure
 
-from edge_student.preflight import settle
-from edgekd.command import parse
+from edge_student.host.environment import settle
+from edgekd.cli.command import parse
 
 CORES = settle(os.environ, None)
 
-from edge_student.comm_port import CommWorkerProcess  # noqa: E402
-from edge_student.config import CompareConfig  # noqa: E402
-from edge_student.embedded import embedded_teacher  # noqa: E402
-from edge_student.journal import Journal, write_json  # noqa: E402
-from edge_student.provenance import describe_measurement  # noqa: E402
-from edge_student.ring import Ring, RingShape  # noqa: E402
-from edge_student.summary import bootstrap_ci95  # noqa: E402
-from edge_student.trainer import BatchSource, Recipe, Schedule, TorchTeam, Trainer  # noqa: E402
-from edgekd.datasets import load_dataset  # noqa: E402
-from edgekd.models import build_model  # noqa: E402
-from scheduler.binding import CommBinding, CompBinding  # noqa: E402
-from scheduler.controller import Controller  # noqa: E402
-from scheduler.loop import SchedulerLoop  # noqa: E402
-from scheduler.policies import make_policy  # noqa: E402
-from scheduler.state import Task  # noqa: E402
+from edge_student.events.buffer import Journal, write_json  # noqa: E402
+from edge_student.host.provenance import describe_measurement  # noqa: E402
+from edge_student.ipc.ring import Ring, RingShape  # noqa: E402
+from edge_student.measure.intervals import bootstrap_ci95  # noqa: E402
+from edge_student.measure.local_teacher import embedded_teacher  # noqa: E402
+from edge_student.run.worker_process import CommWorkerProcess  # noqa: E402
+from edge_student.settings.student import CompareConfig  # noqa: E402
+from edge_student.training.trainer import BatchSource, Recipe, Schedule, TorchTeam, Trainer  # noqa: E402
+from edgekd.data.datasets import load_dataset  # noqa: E402
+from edgekd.data.models import build_model  # noqa: E402
+from scheduler.control.controller import Controller  # noqa: E402
+from scheduler.live.binding import CommBinding, CompBinding  # noqa: E402
+from scheduler.live.loop import SchedulerLoop  # noqa: E402
+from scheduler.model.state import Task  # noqa: E402
+from scheduler.policies.registry import make_policy  # noqa: E402
 
 _COMM_LIMIT_S = 60.0
 PUBLIC_BATCH, PRIVATE_BATCH, NUM_CLASSES = 128, 32, 10

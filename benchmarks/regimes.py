@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from links import Link
 
-from edge_student.journal import write_json
-from edge_student.provenance import describe_measurement
-from edge_student.summary import BASELINE, median_interval
-from edgekd.command import parse
-from scheduler.threads import allowed_cores
+from edge_student.events.buffer import write_json
+from edge_student.host.provenance import describe_measurement
+from edge_student.measure.intervals import BASELINE, median_interval
+from edgekd.cli.command import parse
+from scheduler.live.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))
 _BEST_OF, _STEPS = 3, 100  # runs to learn a step's time from, and their cycles

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import simpy
 
-from edge_student.provenance import describe_host, describe_software
-from edgekd.command import parse
-from scheduler.controller import Controller
-from scheduler.cost import Workload
-from scheduler.dynamic import solve
-from scheduler.plan import course, lower_bound
-from scheduler.policies import make_policy
-from scheduler.scenario import Profile, Scenario
-from scheduler.simulator import random_makespans, simulate
-from scheduler.state import Reason, Started, TaskDone
+from edge_student.host.provenance import describe_host, describe_software
+from edgekd.cli.command import parse
+from scheduler.control.controller import Controller
+from scheduler.model.cost import Workload
+from scheduler.model.optimum import course, lower_bound
+from scheduler.model.scenario import Profile, Scenario
+from scheduler.model.state import Reason, Started, TaskDone
+from scheduler.policies.dynamic import solve
+from scheduler.policies.registry import make_policy
+from scheduler.simulation.simulator import random_makespans, simulate
 
 MILLION = 1_000_000
 STATELESS = ("static:2", "random", "comm-priority", "comp-priority")

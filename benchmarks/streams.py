@@ -26,21 +26,21 @@ import numpy as np
 import psutil
 from links import configure, serving
 
-from cloud_teacher.admission import Window, admit, parse
-from cloud_teacher.store import StoreKey
-from edge_student.comm_port import CommWorkerProcess
-from edge_student.journal import write_json
-from edge_student.provenance import describe_measurement
-from edge_student.ring import Ring, RingShape
-from edge_student.summary import median_interval
-from edgekd import command
-from edgekd.codec import Encoding, Format, checksum, chunk_rows, encode, to_wire
-from edgekd.order import batch_ids
+from cloud_teacher.logits.store import StoreKey
+from cloud_teacher.service.admission import Window, admit, parse
+from edge_student.events.buffer import write_json
+from edge_student.host.provenance import describe_measurement
+from edge_student.ipc.ring import Ring, RingShape
+from edge_student.measure.intervals import median_interval
+from edge_student.run.worker_process import CommWorkerProcess
+from edgekd.cli import command
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION, SERVICE_NAME, server_options
-from scheduler.binding import CommBinding
-from scheduler.comm_port import BatchArrived, CommFailed
-from scheduler.threads import allowed_cores
+from edgekd.wire.codec import Encoding, Format, checksum, chunk_rows, encode, to_wire
+from edgekd.wire.limits import MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION, SERVICE_NAME, server_options
+from edgekd.wire.order import batch_ids
+from scheduler.live.binding import CommBinding
+from scheduler.live.comm_port import BatchArrived, CommFailed
+from scheduler.live.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))
 BATCH = 128

@@ -23,27 +23,27 @@ from typing import Any
 
 from links import configure
 
-from edge_student.preflight import settle
-from edgekd.command import parse
+from edge_student.host.environment import settle
+from edgekd.cli.command import parse
 
 CORES = settle(os.environ, None)
 
 import torch  # noqa: E402
 
-from edge_student.comm_port import CommWorkerProcess  # noqa: E402
-from edge_student.config import CompareConfig, jsonable  # noqa: E402
-from edge_student.embedded import embedded_teacher  # noqa: E402
-from edge_student.journal import Journal, Record, write_json  # noqa: E402
-from edge_student.provenance import describe_measurement  # noqa: E402
-from edge_student.ring import Ring, RingShape  # noqa: E402
-from edge_student.trainer import Recipe, TorchTeam, Trainer  # noqa: E402
-from edgekd.datasets import load_dataset  # noqa: E402
-from edgekd.models import build_model, weights_digest  # noqa: E402
-from scheduler.binding import CommBinding, CompBinding  # noqa: E402
-from scheduler.controller import Controller  # noqa: E402
-from scheduler.loop import SchedulerLoop  # noqa: E402
-from scheduler.state import COMPUTE_FIRST, Allocation, Task  # noqa: E402
-from scheduler.view import View  # noqa: E402
+from edge_student.events.buffer import Journal, Record, write_json  # noqa: E402
+from edge_student.host.provenance import describe_measurement  # noqa: E402
+from edge_student.ipc.ring import Ring, RingShape  # noqa: E402
+from edge_student.measure.local_teacher import embedded_teacher  # noqa: E402
+from edge_student.run.worker_process import CommWorkerProcess  # noqa: E402
+from edge_student.settings.student import CompareConfig, jsonable  # noqa: E402
+from edge_student.training.trainer import Recipe, TorchTeam, Trainer  # noqa: E402
+from edgekd.data.datasets import load_dataset  # noqa: E402
+from edgekd.data.models import build_model, weights_digest  # noqa: E402
+from scheduler.control.controller import Controller  # noqa: E402
+from scheduler.live.binding import CommBinding, CompBinding  # noqa: E402
+from scheduler.live.loop import SchedulerLoop  # noqa: E402
+from scheduler.model.state import COMPUTE_FIRST, Allocation, Task  # noqa: E402
+from scheduler.policies.view import View  # noqa: E402
 
 NUM_CLASSES = 10
 _NUM_BATCHES = 1000  # more than comm can receive: it never ends, and never has a full buffer

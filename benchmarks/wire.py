@@ -34,19 +34,19 @@ import numpy as np
 import numpy.typing as npt
 from links import configure, loopback_teacher, serving
 
-from edge_student.comm_port import CommWorkerProcess, worker_environment
-from edge_student.journal import write_json
-from edge_student.provenance import describe_measurement
-from edge_student.receiver import Receiver
-from edge_student.ring import Ring, RingShape
-from edge_student.summary import median_interval
-from edgekd.codec import Encoding, Format, checksum, decode_into, encode
-from edgekd.command import parse
-from edgekd.order import batch_ids
+from edge_student.events.buffer import write_json
+from edge_student.host.provenance import describe_measurement
+from edge_student.ipc.ring import Ring, RingShape
+from edge_student.measure.intervals import median_interval
+from edge_student.receive.receiver import Receiver
+from edge_student.run.worker_process import CommWorkerProcess, worker_environment
+from edgekd.cli.command import parse
 from edgekd.v1 import teacher_pb2
-from edgekd.wire import SERVICE_NAME, channel_options
-from scheduler.comm_port import BatchArrived, CommEnded, CommFailed
-from scheduler.threads import allowed_cores
+from edgekd.wire.codec import Encoding, Format, checksum, decode_into, encode
+from edgekd.wire.limits import SERVICE_NAME, channel_options
+from edgekd.wire.order import batch_ids
+from scheduler.live.comm_port import BatchArrived, CommEnded, CommFailed
+from scheduler.live.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))
 NUM_SAMPLES = 2048

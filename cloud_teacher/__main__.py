@@ -7,9 +7,9 @@ import logging
 import os
 import sys
 
-from cloud_teacher.config import PrecomputeConfig, ServeConfig, TeacherConfig, TrainConfig
-from edgekd.command import Command, dispatch, run, start_logging
-from edgekd.cores import parse_cores
+from cloud_teacher.settings import PrecomputeConfig, ServeConfig, TeacherConfig, TrainConfig
+from edgekd.cli.command import Command, dispatch, run, start_logging
+from edgekd.cli.cores import parse_cores
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def main() -> None:
 
 def _train(config: TrainConfig) -> int:
     start_logging(config.log_level, config.log_format)
-    from cloud_teacher.training import train
+    from cloud_teacher.train import train
 
     return train(config)
 
@@ -29,14 +29,14 @@ def _train(config: TrainConfig) -> int:
 def _serve(config: ServeConfig) -> int:
     _settle(config)
     config.check_secrets()
-    from cloud_teacher.serving import serve
+    from cloud_teacher.serve import serve
 
     return serve(config)
 
 
 def _precompute(config: PrecomputeConfig) -> int:
     _settle(config)
-    from cloud_teacher.serving import precompute
+    from cloud_teacher.serve import precompute
 
     return precompute(config)
 

@@ -6,14 +6,14 @@ import signal
 import sys
 from typing import NoReturn
 
-from edge_student.config import CalibrateConfig, CompareConfig, TrainConfig
-from edge_student.doctor_config import DoctorConfig
-from edge_student.fetch_config import FetchConfig
-from edge_student.interruption import Interruption, Terminated
-from edge_student.preflight import settle
-from edgekd.command import Command, dispatch, run, start_logging
-from edgekd.logs import about_from_now_on
-from scheduler.policies import kind_of
+from edge_student.host.environment import settle
+from edge_student.run.signals import Interruption, Terminated
+from edge_student.settings.doctor import DoctorConfig
+from edge_student.settings.fetch import FetchConfig
+from edge_student.settings.student import CalibrateConfig, CompareConfig, TrainConfig
+from edgekd.cli.command import Command, dispatch, run, start_logging
+from edgekd.cli.logs import about_from_now_on
+from scheduler.policies.registry import kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def train(config: TrainConfig) -> int:
         config.check_secrets()
         cores = settle(os.environ, config.cores, kind_of(config.policy).surroundings.spin_count)
         # Imported here: it loads torch, which must find the environment and the cores settled.
-        from edge_student.runtime import Run
+        from edge_student.run.run import Run
 
         training = Run(config, cores, interruption)
         about_from_now_on(run=training.run_id, policy=config.policy)
@@ -50,7 +50,7 @@ def compare(config: CompareConfig) -> int:
     start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
     cores = settle(os.environ, config.cores)
-    from edge_student.compare import compare_policies
+    from edge_student.compare.compare import compare_policies
 
     return compare_policies(config, cores)
 
@@ -62,7 +62,7 @@ def calibrate(config: CalibrateConfig) -> int:
     # Those of the policy that uses all modes: both sides' rates depend on them.
     surroundings = kind_of("adaptive").surroundings
     cores = settle(os.environ, config.cores, surroundings.spin_count)
-    from edge_student.calibrate import calibrate as measure_and_save
+    from edge_student.calibrate.calibrate import calibrate as measure_and_save
 
     return measure_and_save(config, cores, surroundings)
 
@@ -80,7 +80,7 @@ def doctor(config: DoctorConfig) -> int:
     """Look at this device and at the way to its teacher."""
     start_logging(config.log_level)
     # What the other commands refuse (a variable, a core, a file) is a finding here, so nothing is settled and nothing checked.
-    from edge_student.doctor import look
+    from edge_student.doctor.doctor import look
 
     return look(config)
 

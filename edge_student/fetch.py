@@ -6,17 +6,17 @@ Receives over the same wire and in the same way as a run, in this process. Whate
 
 import logging
 
-from edge_student.description import RequestRefusedError
-from edge_student.fetch_config import FetchConfig
-from edge_student.logit_source import Hybrid
-from edge_student.messages import Configure
-from edge_student.patience import LinkLostError
-from edge_student.progress import Progress
-from edge_student.receiver import BadTeacherError, Receiver
-from edge_student.ring import Slot
-from edgekd.command import WorldError
-from edgekd.identity import new_run_id
-from edgekd.logs import about, about_from_now_on
+from edge_student.ipc.messages import Configure
+from edge_student.ipc.ring import Slot
+from edge_student.receive.description import RequestRefusedError
+from edge_student.receive.receiver import BadTeacherError, Receiver
+from edge_student.receive.retry import LinkLostError
+from edge_student.receive.source import Hybrid
+from edge_student.run.progress import Progress
+from edge_student.settings.fetch import FetchConfig
+from edgekd.cli.command import WorldError
+from edgekd.cli.logs import about, about_from_now_on
+from edgekd.wire.identity import new_run_id
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _check_dataset(config: FetchConfig, digest: str, name: str) -> None:
     """ValueError if the teacher serves another data set than the one that was named."""
     if config.public is None:
         return
-    from edgekd.datasets import load_dataset  # loads torchvision, which takes a second
+    from edgekd.data.datasets import load_dataset  # loads torchvision, which takes a second
 
     ours = load_dataset(config.public)
     if ours.digest != digest:

@@ -19,13 +19,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from scheduler.checked_json import read_json
-from scheduler.fit import Fit, SideFit, fit
 from scheduler.flags import COMMANDS, MISTAKEN_PATH, MOST_MOVES_OF_DYNAMIC, closest, parse
-from scheduler.policies import make_policy
-from scheduler.samples import Samples
-from scheduler.scenario import Scenario
-from scheduler.simulator import random_makespans, simulable_policies, simulate
+from scheduler.model.checked_json import read_json
+from scheduler.model.fit import Fit, SideFit, fit
+from scheduler.model.samples import Samples
+from scheduler.model.scenario import Scenario
+from scheduler.policies.registry import make_policy
+from scheduler.simulation.simulator import random_makespans, simulable_policies, simulate
 
 Result: TypeAlias = dict[str, float]
 """What is known of one policy: its makespan, and for `random` the mean of them with min, max, std and runs."""

@@ -23,8 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from scheduler import studies
-from scheduler.studies import Data
+from scheduler.simulation import studies
+from scheduler.simulation.studies import Data
 
 Draw: TypeAlias = Callable[[Data], Figure]
 

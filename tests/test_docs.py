@@ -10,29 +10,29 @@ from typing import Any
 
 import pytest
 
-import cloud_teacher.config
-import edge_student.config
-import edge_student.doctor_config
-import edge_student.fetch_config
-from edgekd.command import parse
+import cloud_teacher.settings
+import edge_student.settings.doctor
+import edge_student.settings.fetch
+import edge_student.settings.student
+from edgekd.cli.command import parse
 from scheduler.flags import COMMANDS
 from scheduler.flags import parse as parse_core_scheduler
-from scheduler.policies import POLICIES
-from scheduler.samples import Samples
-from scheduler.scenario import Scenario
+from scheduler.model.samples import Samples
+from scheduler.model.scenario import Scenario
+from scheduler.policies.registry import POLICIES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS: dict[tuple[str, str], type[Any]] = {
-    ("cloud-teacher", "train"): cloud_teacher.config.TrainConfig,
-    ("cloud-teacher", "serve"): cloud_teacher.config.ServeConfig,
-    ("cloud-teacher", "precompute"): cloud_teacher.config.PrecomputeConfig,
-    ("edge-student", "train"): edge_student.config.TrainConfig,
-    ("edge-student", "compare"): edge_student.config.CompareConfig,
-    ("edge-student", "calibrate"): edge_student.config.CalibrateConfig,
-    ("edge-student", "fetch"): edge_student.fetch_config.FetchConfig,
-    ("edge-student", "doctor"): edge_student.doctor_config.DoctorConfig,
+    ("cloud-teacher", "train"): cloud_teacher.settings.TrainConfig,
+    ("cloud-teacher", "serve"): cloud_teacher.settings.ServeConfig,
+    ("cloud-teacher", "precompute"): cloud_teacher.settings.PrecomputeConfig,
+    ("edge-student", "train"): edge_student.settings.student.TrainConfig,
+    ("edge-student", "compare"): edge_student.settings.student.CompareConfig,
+    ("edge-student", "calibrate"): edge_student.settings.student.CalibrateConfig,
+    ("edge-student", "fetch"): edge_student.settings.fetch.FetchConfig,
+    ("edge-student", "doctor"): edge_student.settings.doctor.DoctorConfig,
 }
 SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 JSON_BLOCK = re.compile(r"^```json\n(.*?)^```", re.MULTILINE | re.DOTALL)

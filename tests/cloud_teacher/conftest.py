@@ -11,15 +11,15 @@ import grpc
 import numpy as np
 import pytest
 
-from cloud_teacher.inputs import PublicInputs
-from cloud_teacher.limits import Limits
-from cloud_teacher.metrics import Metrics
-from cloud_teacher.pacing import Pacer
-from cloud_teacher.server import TeacherServer
-from cloud_teacher.service import TeacherService
-from cloud_teacher.store import LogitStore, StoreKey, open_store
+from cloud_teacher.logits.public_inputs import PublicInputs
+from cloud_teacher.logits.store import LogitStore, StoreKey, open_store
+from cloud_teacher.monitoring.metrics import Metrics
+from cloud_teacher.service.limits import Limits
+from cloud_teacher.service.rate_limit import Pacer
+from cloud_teacher.service.server import TeacherServer
+from cloud_teacher.service.service import TeacherService
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
-from edgekd.wire import channel_options
+from edgekd.wire.limits import channel_options
 
 KEY = StoreKey(teacher_digest="ab" * 32, dataset_digest="cd" * 32, num_samples=50, num_classes=7)
 

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cloud_teacher.config
-import edge_student.config
-from edgekd.command import parse
+import cloud_teacher.settings
+import edge_student.settings.student
+from edgekd.cli.command import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 CONFIGS: dict[tuple[str, str], type[Any]] = {
-    ("cloud-teacher", "train"): cloud_teacher.config.TrainConfig,
-    ("cloud-teacher", "serve"): cloud_teacher.config.ServeConfig,
-    ("edge-student", "train"): edge_student.config.TrainConfig,
+    ("cloud-teacher", "train"): cloud_teacher.settings.TrainConfig,
+    ("cloud-teacher", "serve"): cloud_teacher.settings.ServeConfig,
+    ("edge-student", "train"): edge_student.settings.student.TrainConfig,
 }
 
 

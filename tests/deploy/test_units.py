@@ -17,7 +17,7 @@ import pytest
 from confined import allowed_calls, settings
 from programs import DEPLOY, ROOT, accepted
 
-from edgekd.command import USER_ERROR
+from edgekd.cli.command import USER_ERROR
 
 UNITS = {name: DEPLOY / "systemd" / f"edgekd-{name}.service" for name in ("teacher", "student")}
 MOST_EXPOSURE = 2.0
@@ -171,7 +171,7 @@ def test_users_of_the_units_are_made(tmp_path: Path) -> None:
 
 PROBE = """
 import os, socket, threading
-from scheduler.threads import may_stop_yielding
+from scheduler.live.threads import may_stop_yielding
 
 def refused(call, *arguments):
     try:

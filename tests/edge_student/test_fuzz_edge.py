@@ -14,15 +14,15 @@ from hostile import ANY_JSON, CONTROL, allocating_at_most, nearly
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_student import messages
-from edge_student.config import TrainConfig
-from edge_student.description import RequestRefusedError, check_description
-from edge_student.fingerprint import check_profile, load_profile
-from edge_student.logit_cache import CacheError, CacheKey, open_cache, open_filled
-from edge_student.messages import BatchReceived, Configure, Described, Failed, LinkTrouble, UseRing
-from edge_student.ring import Ring, RingShape
-from edgekd.codec import encode
+from edge_student.host.fingerprint import check_profile, load_profile
+from edge_student.ipc import messages
+from edge_student.ipc.messages import BatchReceived, Configure, Described, Failed, LinkTrouble, UseRing
+from edge_student.ipc.ring import Ring, RingShape
+from edge_student.receive.cache import CacheError, CacheKey, open_cache, open_filled
+from edge_student.receive.description import RequestRefusedError, check_description
+from edge_student.settings.student import TrainConfig
 from edgekd.v1 import teacher_pb2
+from edgekd.wire.codec import encode
 
 in_one_folder = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 uint32 = st.sampled_from([0, 1, 2, 3, 64, 4096, 2**18, 2**27, 2**31, 2**32 - 1]) | st.integers(0, 2**32 - 1)
@@ -117,7 +117,7 @@ def test_any_description_is_one_that_can_be_believed_or_refused(answer: teacher_
 
 
 def messages_form(config: Configure) -> Any:
-    from edgekd.codec import Encoding, Format
+    from edgekd.wire.codec import Encoding, Format
 
     return Format(Encoding(config.encoding), config.top_k)
 

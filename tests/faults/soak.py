@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from flatness import Trend, trend
 from mischief import BATCH_BYTES, CYCLES_PER_S, DATASET, FAULTS, KILLS, PACE, PUBLIC_BATCH, World, serve
@@ -29,10 +29,10 @@ from proxy import Proxy
 from proxy_script import CALM
 from resources import Holding, read_holding
 
-from edge_student.journal import write_json
-from edge_student.provenance import describe_measurement
-from edgekd.command import parse, run
-from scheduler.threads import allowed_cores
+from edge_student.events.buffer import write_json
+from edge_student.host.provenance import describe_measurement
+from edgekd.cli.command import parse, run
+from scheduler.live.threads import allowed_cores
 
 FLAGS = ("--private", f"{DATASET}:private", "--public-batch", str(PUBLIC_BATCH), "--prefetch", "32", "--torch-threads", "1")
 KILL_EVERY = 120  # faults

@@ -11,8 +11,8 @@ import pytest
 from processes import read_rest, run, student_command, teacher
 from sameness import FLAGS, check_same, troubles
 
-from edge_student.messages import Configure
-from edge_student.receiver import Receiver
+from edge_student.ipc.messages import Configure
+from edge_student.receive.receiver import Receiver
 
 pytestmark = [pytest.mark.slow, pytest.mark.promise(number=2)]
 

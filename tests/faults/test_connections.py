@@ -14,10 +14,10 @@ from processes import TeacherProcess, student_command, teacher
 from proxy import Proxy
 from proxy_script import Counts
 
-from edge_student.description import RequestRefusedError
-from edge_student.messages import Configure
-from edge_student.receiver import Receiver
-from edge_student.ring import RingShape, Slot
+from edge_student.ipc.messages import Configure
+from edge_student.ipc.ring import RingShape, Slot
+from edge_student.receive.description import RequestRefusedError
+from edge_student.receive.receiver import Receiver
 from edgekd.v1 import teacher_pb2_grpc
 
 pytestmark = pytest.mark.slow

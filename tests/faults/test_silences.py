@@ -21,7 +21,7 @@ from processes import read_rest, read_until, student_command, teacher
 from proxy import Proxy
 from sameness import CYCLES, FLAGS, check_same, started_at, troubles
 
-from edgekd.wire import channel_options
+from edgekd.wire.limits import channel_options
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -20,19 +20,19 @@ with atheris.instrument_imports(include=["edgekd", "edge_student", "cloud_teache
     import numpy as np
     from google.protobuf.message import DecodeError
 
-    from cloud_teacher.admission import RefusedError, admit, parse
-    from cloud_teacher.limits import Limits
-    from cloud_teacher.store import StoreKey
-    from edge_student import messages
-    from edge_student.description import RequestRefusedError, check_description
-    from edge_student.messages import BatchReceived, Configure, Described, Message
-    from edge_student.receiver import Receiver
-    from edge_student.ring import RingShape, Slot
-    from edgekd.chunks import parse_chunk
-    from edgekd.codec import ChunkError, Encoding, Format, checksum, decode_into, encode, to_wire
-    from edgekd.inputs import InputEncoding, decode_inputs_into
-    from edgekd.order import batch_ids
+    from cloud_teacher.logits.store import StoreKey
+    from cloud_teacher.service.admission import RefusedError, admit, parse
+    from cloud_teacher.service.limits import Limits
+    from edge_student.ipc import messages
+    from edge_student.ipc.messages import BatchReceived, Configure, Described, Message
+    from edge_student.ipc.ring import RingShape, Slot
+    from edge_student.receive.description import RequestRefusedError, check_description
+    from edge_student.receive.receiver import Receiver
     from edgekd.v1 import teacher_pb2
+    from edgekd.wire.chunks import parse_chunk
+    from edgekd.wire.codec import ChunkError, Encoding, Format, checksum, decode_into, encode, to_wire
+    from edgekd.wire.inputs import InputEncoding, decode_inputs_into
+    from edgekd.wire.order import batch_ids
 
 DIGEST = "7" * 64
 BATCH, CLASSES, SAMPLES, SHAPE = 4, 5, 40, (3, 4, 4)

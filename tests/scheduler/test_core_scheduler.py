@@ -15,11 +15,11 @@ import pytest
 
 import scheduler.__main__ as program
 from scheduler import flags
-from scheduler.fit import fit
-from scheduler.plan import lower_bound
-from scheduler.samples import Samples
-from scheduler.scenario import Scenario
-from scheduler.simulator import random_makespans, simulable_policies, simulate
+from scheduler.model.fit import fit
+from scheduler.model.optimum import lower_bound
+from scheduler.model.samples import Samples
+from scheduler.model.scenario import Scenario
+from scheduler.simulation.simulator import random_makespans, simulable_policies, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 COST = {"a1": 0.5, "a2": 0.2, "b1": 1.0, "b2": 2.0, "b3": 3.0}

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from scheduler import figures, studies
+from scheduler import figures
+from scheduler.simulation import studies
 
 NAMES = ("fig2", "fig3", "fig4", "fig5a", "fig5b", "gap")
 SMALL: dict[str, Any] = {"runs": 5, "cycles": 4}
@@ -138,7 +139,7 @@ def test_the_users_matplotlib_is_neither_used_nor_changed(tmp_path: Path) -> Non
 
 def test_no_window_system_and_no_pyplot_is_loaded(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from scheduler import figures, studies\n"
+        "import sys; from pathlib import Path; from scheduler import figures; from scheduler.simulation import studies\n"
         "figures.write_figure(Path(sys.argv[1]), 'fig4', studies.cost_curves(cores=(3,)), figures.draw_cost_curves)\n"
         "print(*(name for name in sys.modules if name == 'matplotlib.pyplot' or name.startswith('tkinter')))"
     )

@@ -1,0 +1,1 @@
+"""The source of logits: model, store, public inputs."""

@@ -1,0 +1,71 @@
+"""The public inputs as they leave: pixels from memory, or the files of an image folder as they are."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekd.data.datasets import ImageDataset
+from edgekd.wire.codec import checksum
+from edgekd.wire.inputs import InputEncoding, is_stored_format
+from edgekd.wire.limits import MAX_INPUTS_BYTES
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedInputs:
+    """Inputs of some samples one after the other, how long each is if they differ, and the checksum of their pixels."""
+
+    data: bytes
+    lengths: list[int]
+    pixels_crc32: int
+
+
+class InputChangedError(RuntimeError):
+    """The file of a sample is not what it was when the server began. `sample` is its number; the message names the file."""
+
+    def __init__(self, sample: int, file: Path) -> None:
+        super().__init__(f"{file}, of sample {sample}, was changed or deleted while it was served; start the server again")
+        self.sample = sample
+
+
+class PublicInputs:
+    """The inputs of one data set. `encodings` are the ways in which all of them can travel."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self._images = dataset.images
+        self._files = dataset.files
+        self.shape: tuple[int, ...] = dataset.images.shape[1:]
+        self._input_bytes = int(np.prod(self.shape))
+        self._file_bytes = np.array([file.stat().st_size for file in self._files], np.int64)
+        self.encodings: list[InputEncoding] = []
+        if self._input_bytes <= MAX_INPUTS_BYTES:
+            self.encodings.append(InputEncoding.PIXELS)
+        if self._files and self._file_bytes.max() <= MAX_INPUTS_BYTES and all(map(is_stored_format, self._files)):
+            self.encodings.append(InputEncoding.STORED)
+
+    def num_fitting(self, ids: Ids, encoding: InputEncoding, most_bytes: int = MAX_INPUTS_BYTES) -> int:
+        """How many of these samples, from the first on, go into one chunk of `most_bytes`; at least one."""
+        if encoding is InputEncoding.PIXELS:
+            return max(1, min(len(ids), most_bytes // self._input_bytes))
+        return max(1, int(np.searchsorted(np.cumsum(self._file_bytes[ids]), most_bytes, side="right")))
+
+    def encode(self, ids: Ids, encoding: InputEncoding) -> EncodedInputs:
+        """The inputs of these samples. Raises InputChangedError if a file is gone, or has another size than at first."""
+        pixels = np.ascontiguousarray(self._images[ids])
+        crc32 = checksum(pixels.data.cast("B"))
+        if encoding is InputEncoding.PIXELS:
+            return EncodedInputs(data=pixels.tobytes(), lengths=[], pixels_crc32=crc32)
+        files = [self._read(sample) for sample in ids.tolist()]
+        return EncodedInputs(data=b"".join(files), lengths=[len(file) for file in files], pixels_crc32=crc32)
+
+    def _read(self, sample: int) -> bytes:
+        """A file, unless it has grown: what is sent must fit. That its pixels are still the same is for the edge to see."""
+        with suppress(OSError), self._files[sample].open("rb") as file:
+            content = file.read(int(self._file_bytes[sample]) + 1)
+            if len(content) == self._file_bytes[sample]:
+                return content
+        raise InputChangedError(sample, self._files[sample])

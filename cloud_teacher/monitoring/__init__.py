@@ -1,0 +1,1 @@
+"""Prometheus counters, the HTTP server for them, and liveness. Never torch."""

@@ -1,0 +1,1 @@
+"""The gRPC service: authentication, admission, streams, rate limit. Never torch."""

@@ -1,0 +1,139 @@
+"""From a granted window to the messages that leave: which rows come next, and their bytes.
+
+Reads the store and never computes. It works through a window a group at a time, because handing work to another thread and back
+costs as much as building a small chunk.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cloud_teacher.logits.public_inputs import EncodedInputs, PublicInputs
+from cloud_teacher.logits.store import LogitStore
+from cloud_teacher.service.admission import Window
+from edgekd.v1 import teacher_pb2
+from edgekd.wire.codec import checksum, chunk_rows, encode, to_wire
+from edgekd.wire.inputs import input_to_wire
+from edgekd.wire.limits import MAX_INPUTS_BYTES
+from edgekd.wire.order import batch_ids
+
+# Enough chunks to pay for a change of threads, few enough to stay in the processor's cache until they are sent.
+_GROUP_BYTES = 256 << 10
+_GROUP_CHUNKS = 64
+ROWS_PER_FORWARD = 64
+"""A teacher's forward takes so many samples, padded where fewer are wanted, so that fewer would take as long."""
+
+_PAYLOAD_TAG = bytes([teacher_pb2.LogitsChunk.PAYLOAD_FIELD_NUMBER << 3 | 2])
+_INPUTS_TAG = bytes([teacher_pb2.LogitsChunk.INPUTS_FIELD_NUMBER << 3 | 2])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """A LogitsChunk as it goes on the wire, its rows, and the size of payload and inputs alone, which a rate limit counts."""
+
+    data: bytes
+    rows: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """What came of one step: messages to send, or, if there are none, the ids whose rows must be computed first."""
+
+    messages: list[Message]
+    missing: npt.NDArray[np.int64]
+
+
+class WindowReader:
+    """A position in a window. Used by one thread at a time."""
+
+    def __init__(
+        self, window: Window, store: LogitStore, inputs: PublicInputs | None = None, *, most_bytes: int = MAX_INPUTS_BYTES
+    ) -> None:
+        """`inputs` are needed for a window that was granted with them. A chunk has `most_bytes` of payload, and as many of inputs,
+        where the protocol allows so many and one row is not larger.
+        """
+        assert window.inputs is None or inputs is not None
+        self._window = window
+        self._store = store
+        self._inputs = inputs
+        self._most_input_bytes = min(most_bytes, MAX_INPUTS_BYTES)
+        row_bytes = window.form.layout(store.key.num_classes).row_bytes
+        self._chunk_rows = max(1, min(chunk_rows(store.key.num_classes, window.form), most_bytes // row_bytes))
+        self._batch = window.start
+        self._stop = window.start + window.count * window.stride
+        self._row = 0
+        self._ids = np.empty(0, np.int64)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the whole window has been read."""
+        return self._batch == self._stop
+
+    def read(self) -> Group:
+        """The next few chunks, up to the first whose rows are missing; if that is the very first, its missing ids instead."""
+        messages: list[Message] = []
+        num_bytes = 0
+        while not self.is_done and num_bytes < _GROUP_BYTES and len(messages) < _GROUP_CHUNKS:
+            if self._row == 0:
+                window = self._window
+                self._ids = batch_ids(window.seed, self._store.key.num_samples, window.batch_size, self._batch)
+            ids = self._ids[self._row : self._row + self._chunk_rows]
+            if self._inputs is not None and self._window.inputs is not None:
+                ids = ids[: self._inputs.num_fitting(ids, self._window.inputs, self._most_input_bytes)]
+            if len(self._store.missing(ids)):
+                return Group(messages=messages, missing=self._ids[:0] if messages else self._missing_ahead(len(ids)))
+            message = self._message(ids)
+            messages.append(message)
+            num_bytes += message.payload_bytes
+            self._row += len(ids)
+            if self._row == self._window.batch_size:
+                self._batch, self._row = self._batch + self._window.stride, 0
+        return Group(messages=messages, missing=self._ids[:0])
+
+    def _missing_ahead(self, num_rows: int) -> npt.NDArray[np.int64]:
+        """What has to be computed first: the next so many rows, and as much of what follows as one forward of the teacher takes."""
+        missing = self._store.missing(self._ids[self._row : self._row + max(num_rows, ROWS_PER_FORWARD)])
+        window, later = self._window, self._batch + self._window.stride
+        while len(missing) < ROWS_PER_FORWARD and later < self._stop:
+            ids = batch_ids(window.seed, self._store.key.num_samples, window.batch_size, later)
+            more = np.setdiff1d(self._store.missing(ids), missing)
+            missing = np.concatenate([missing, more[: ROWS_PER_FORWARD - len(missing)]])
+            later += window.stride
+        return missing
+
+    def _message(self, ids: npt.NDArray[np.int64]) -> Message:
+        payload = encode(self._store.read(ids), self._window.form)
+        inputs = EncodedInputs(data=b"", lengths=[], pixels_crc32=0)
+        if self._inputs is not None and self._window.inputs is not None:
+            inputs = self._inputs.encode(ids, self._window.inputs)
+        header = teacher_pb2.LogitsChunk(
+            batch_index=self._batch,
+            row_start=self._row,
+            num_rows=len(ids),
+            num_classes=self._store.key.num_classes,
+            encoding=to_wire(self._window.form.encoding),
+            top_k=self._window.form.top_k,
+            sample_ids=ids.tolist(),
+            crc32=checksum(payload),
+            input_encoding=input_to_wire(self._window.inputs),
+            input_lengths=inputs.lengths,
+            pixels_crc32=inputs.pixels_crc32,
+        )
+        # Fields of a protobuf message may come in any order, so what is long is appended to the rest. Setting it in the object
+        # would copy it twice more, and the edge that shares our cores in a benchmark would pay for that.
+        parts = [header.SerializeToString(), _PAYLOAD_TAG, _varint(len(payload)), payload]
+        if inputs.data:
+            parts += [_INPUTS_TAG, _varint(len(inputs.data)), inputs.data]
+        return Message(data=b"".join(parts), rows=len(ids), payload_bytes=len(payload) + len(inputs.data))
+
+
+def _varint(number: int) -> bytes:
+    """A length as protobuf writes it: seven bits a byte, the lowest first, the top bit set on all but the last."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

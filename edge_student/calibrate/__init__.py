@@ -1,0 +1,1 @@
+"""The command `calibrate`: the rates of every mode, written as a device profile."""

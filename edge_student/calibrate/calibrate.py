@@ -1,0 +1,136 @@
+"""`calibrate`: measures what this device does in each mode, with both sides really running, and saves it as a device profile.
+
+The worker and the trainer are those of a run under `adaptive`, in its surroundings, because how long threads spin and how nice a
+process is changes what a mode does. The profile is written at the very end, or not at all.
+"""
+
+import gc
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from edge_student.calibrate.device_profile import make_profile
+from edge_student.calibrate.live_device import FOREVER, Bench
+from edge_student.calibrate.table import describe_findings, print_calibration, profile_figure
+from edge_student.calibrate.visits import Trial, Visit, measure, trials
+from edge_student.events.buffer import make_folder, write_json
+from edge_student.host.fingerprint import fingerprint, settings_of
+from edge_student.host.provenance import command_line, describe_software
+from edge_student.ipc.messages import Described
+from edge_student.ipc.ring import Ring
+from edge_student.measure.local_teacher import teacher
+from edge_student.run.progress import Progress
+from edge_student.run.setup import TrainingData, check_teacher, configure, load_training_data, make_trainer, ring_shape
+from edge_student.run.worker_process import CommWorkerProcess
+from edge_student.settings.student import CalibrateConfig
+from edgekd.data.devices import choose_device
+from edgekd.data.models import build_model
+from edgekd.wire.identity import new_run_id
+from scheduler.policies.registry import Surroundings
+
+logger = logging.getLogger(__name__)
+
+_FIRST_BATCHES = 0.1  # of the seconds, at most, for receiving what is trained on
+
+
+def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Surroundings) -> int:
+    """Measure, write the profile and its plot, print the table. Raises ValueError and WorldError before anything is written."""
+    modes = trials(len(cores))
+    device = str(choose_device(config.device))
+    make_folder(config.out.parent)
+    data = load_training_data(config)
+    _check_models(config, data)
+    if config.torch_threads is not None:
+        torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
+    max_threads = torch.get_num_threads()
+    with teacher(config, cores[0]) as address:
+        with CommWorkerProcess(configure(config, address, surroundings, cores, run_id=new_run_id())) as worker:
+            described = worker.await_description()
+            check_teacher(described, data, address)
+            trainer = make_trainer(config, data, described.num_classes, device)
+            with _ring(config, described, data) as ring, _no_collections():
+                worker.use_ring(ring, start=0, stop=FOREVER)
+                with Bench(worker=worker, ring=ring, trainer=trainer, cores=cores, max_threads=max_threads) as bench:
+                    bench.receive_first(_FIRST_BATCHES * config.seconds)
+                    began = time.monotonic()
+                    visits = _measure(bench, modes, config)
+                    seconds = time.monotonic() - began
+    if bench.num_troubles:
+        logger.warning("the link failed %d times while it was measured; the batches it struck were left out", bench.num_troubles)
+    profile = make_profile(visits, len(cores)) | {
+        "fingerprint": fingerprint(cores, os.environ),
+        "settings": _settings(config, data, device),
+        "software": describe_software(),
+        "command": command_line(sys.argv),
+        "seconds": seconds,
+    }
+    _save(config, profile)
+    return 0
+
+
+def _measure(bench: Bench, modes: tuple[Trial, ...], config: CalibrateConfig) -> list[Visit]:
+    progress = Progress(max(1, round(config.seconds)), label="seconds of measuring")
+    names = ", ".join(trial.name for trial in modes)
+    logger.info("measuring %d modes in turns for about %g s: %s", len(modes), config.seconds, names)
+
+    def show(name: str, spent_s: float) -> None:
+        progress.describe(name)
+        progress.advance(min(int(spent_s), round(config.seconds)))
+
+    try:
+        return measure(bench, modes, seconds=config.seconds, window=config.window, clock=time.monotonic, on_visit=show)
+    finally:
+        progress.close()
+
+
+def _settings(config: CalibrateConfig, data: TrainingData, device: str) -> dict[str, Any]:
+    """What the rates hold for, and under which circumstances they were measured."""
+    shape, num_classes = data.private.images.shape[1:], data.private.num_classes
+    held_for = settings_of(config, device=device, input_shape=shape, num_classes=num_classes)
+    return {**held_for, "teacher": config.teacher or "embedded", "rate_limit": config.rate_limit}
+
+
+def _save(config: CalibrateConfig, profile: dict[str, Any]) -> None:
+    """The plot first: where the profile is, everything is."""
+    # matplotlib takes a second to import, which the measuring should not have to wait for.
+    from scheduler.figures import draw_files, draw_fitted_costs
+
+    plots = draw_files(config.out.with_suffix(""), profile_figure(profile), draw_fitted_costs)
+    write_json(config.out, profile)
+    print_calibration(profile)
+    for line in describe_findings(profile):
+        print(line)
+    print(f"written to {config.out}, drawn in {' and '.join(str(path) for path in plots)}; give it to train with --profile")
+
+
+def _check_models(config: CalibrateConfig, data: TrainingData) -> None:
+    """A name that is wrong here is answered before a teacher is trained. Raises ValueError."""
+    names = (config.model,) if config.teacher is not None else (config.model, config.teacher_model)
+    for name in names:
+        build_model(name, num_classes=data.private.num_classes, input_shape=data.private.images.shape[1:], seed=config.seed)
+
+
+@contextmanager
+def _ring(config: CalibrateConfig, described: Described, data: TrainingData) -> Iterator[Ring]:
+    ring = Ring.create(ring_shape(config, described.num_classes, data.private.images.shape[1:]))
+    try:
+        yield ring
+    finally:
+        ring.close()
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """As in a run: what was loaded until here stays, so that no full collection falls into a task."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -1,0 +1,193 @@
+"""The device itself, as `measuring` wants it: a real comm worker that never stops receiving, the real trainer stepping flat out.
+
+Nobody waits for anybody here. The ring's slots are free for ever, so receiving never stops; training learns, again and again, from
+the few batches that were received before the measuring began. Both sides are bound and held as in a run.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_student.calibrate.visits import Visit
+from edge_student.ipc.ring import Ring, Slot
+from edge_student.run.worker_process import CommWorkerProcess
+from edge_student.training.trainer import TorchTeam, Trainer
+from edgekd.cli.command import WorldError
+from edgekd.wire.layouts import Decoded
+from scheduler.live.binding import CommBinding, CompBinding
+from scheduler.live.comm_port import BatchArrived, CommEnded, CommFailed, CommTrouble
+from scheduler.live.threads import may_stop_yielding, name_this_thread
+from scheduler.model.placement import place
+from scheduler.model.state import Allocation, Task
+
+logger = logging.getLogger(__name__)
+
+FOREVER = 1 << 60
+"""More batches than anybody receives."""
+
+_MOST_BATCHES = 8
+_POLL_S = 0.25
+
+
+class _VisitOver(Exception):
+    """Leaves the trainer between two cycles."""
+
+
+class Bench:
+    """Both sides on `cores`. A context manager, for the thread that trains: `receive_first()`, then `stay()` for every visit."""
+
+    def __init__(self, *, worker: CommWorkerProcess, ring: Ring, trainer: Trainer, cores: Sequence[int], max_threads: int) -> None:
+        self._worker, self._ring, self._trainer, self._cores = worker, ring, trainer, tuple(cores)
+        self._comm_binding = CommBinding(worker.pid)
+        self._comp_binding = CompBinding(TorchTeam(), max_threads=max_threads)
+        self._changed = threading.Condition()
+        self._listener = threading.Thread(target=self._listen, name="edgekd-listener", daemon=True)
+        self._listener_is_known = threading.Event()
+        self._is_stopping = False
+        self._failure: Exception | None = None
+        self._num_received = 0
+        self._is_held = self._is_behind = False
+        self._may_be_behind = may_stop_yielding()
+        if not self._may_be_behind:
+            logger.warning("the kernel would not let comm come back from SCHED_IDLE: compute-first is measured without it")
+        self._visit: Visit | None = None
+        self._received: list[Slot] = []
+        self.num_troubles = 0
+
+    def __enter__(self) -> "Bench":
+        self._listener.start()
+        self._listener_is_known.wait()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._is_stopping = True
+        self._listener.join()
+        self._comp_binding.restore()
+
+    def receive_first(self, patience_s: float) -> None:
+        """Receive the batches to train on: a few, or as many as come within `patience_s` seconds, but one at least."""
+        wanted = min(_MOST_BATCHES, self._ring.shape.num_slots)
+        self._worker.go()
+        deadline = time.monotonic() + patience_s
+        with self._changed:
+            while self._num_received < wanted and not (self._num_received and time.monotonic() > deadline):
+                self._raise_failure()
+                self._changed.wait(_POLL_S)
+            num_batches = min(self._num_received, wanted)
+        # Copied while no slot is free, so that nothing is written into them.
+        self._received = [self._ring.slot(index).copy() for index in range(num_batches)]
+        self._worker.free_slots(FOREVER)
+
+    def stay(self, visit: Visit) -> None:
+        """Put both sides into the visit's mode, and let them work until it is over. Raises what made the comm worker fail."""
+        self._switch(visit.trial.allocation)
+        with self._changed:
+            visit.begin(time.monotonic())
+            self._visit = visit
+        try:
+            if visit.trial.has_comp:
+                self._train()
+            else:
+                self._wait(visit)
+        finally:
+            with self._changed:
+                self._visit = None
+
+    def logits(self, batch_index: int) -> Decoded:
+        """For the trainer: the logits of a batch, [public batch, classes]."""
+        return self._received[batch_index].logits
+
+    def inputs(self, batch_index: int) -> npt.NDArray[np.uint8]:
+        """For the trainer: the public inputs of a batch, uint8 [public batch, channels, height, width], where they travel."""
+        return self._received[batch_index].inputs
+
+    def between_layers(self) -> None:
+        """For the trainer: a mode is kept for a whole visit, so there is nothing to look at."""
+
+    @contextmanager
+    def task(self, task: Task) -> Iterator[None]:
+        """For the trainer: surrounds one task."""
+        now = time.monotonic()
+        with self._changed:
+            self._raise_failure()
+            assert self._visit is not None
+            self._visit.boundary(task, now)
+            if task is Task.FORWARD and self._visit.is_over(now):
+                raise _VisitOver
+        self._comp_binding.apply(self._comp_cores)
+        yield
+
+    def _train(self) -> None:
+        try:
+            while True:
+                self._trainer.train(len(self._received), self, self, lambda num_cycles: None)
+        except _VisitOver:
+            pass
+
+    def _wait(self, visit: Visit) -> None:
+        with self._changed:
+            while not visit.is_over(time.monotonic()):
+                self._raise_failure()
+                self._changed.wait(_POLL_S)
+
+    def _switch(self, allocation: Allocation) -> None:
+        """Bind both sides, as `scheduler.live.loop` does at a boundary of training."""
+        placement = place(allocation, self._cores)
+        self._comp_cores = placement.comp
+        if not placement.comm:
+            self._worker.hold()
+            self._is_held = True
+        else:
+            with self._changed:
+                self._comm_binding.apply(placement.comm)
+                self._put_behind(placement.is_shared)
+        if placement.comp:
+            self._comp_binding.apply(placement.comp)
+        if placement.comm and self._is_held:
+            self._worker.release()
+            self._is_held = False
+
+    def _put_behind(self, is_behind: bool) -> None:
+        """Comm yields to training where both have the same cores, as under `adaptive`. Not where it could not come back."""
+        if is_behind != self._is_behind and self._may_be_behind:
+            self._comm_binding.put_behind(is_behind)
+            self._is_behind = is_behind
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _listen(self) -> None:
+        self._comp_binding.leave_alone(name_this_thread("edgekd-listener"))
+        self._listener_is_known.set()
+        try:
+            while not self._is_stopping and self._failure is None:
+                event = self._worker.next_event(_POLL_S)
+                if event is not None:
+                    with self._changed:
+                        self._hear(event)
+        except Exception as error:  # training must not go on with nobody receiving
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+    def _hear(self, event: BatchArrived | CommEnded | CommFailed | CommTrouble) -> None:
+        """Take in one event of the comm worker. The lock is held."""
+        if isinstance(event, BatchArrived):
+            self._num_received += 1
+            self._comm_binding.look_again()
+            if self._visit is not None:
+                self._visit.batch(event.ended, event.cpu_s)
+        elif isinstance(event, CommTrouble):
+            self.num_troubles += 1
+            if self._visit is not None:
+                self._visit.trouble()
+        else:
+            self._failure = event.error if isinstance(event, CommFailed) else WorldError("the comm worker ended before its time")
+        self._changed.notify_all()

@@ -1,0 +1,205 @@
+"""`compare`: the same training under several policies, each run a fresh process, interleaved, on the same seed and batches.
+
+Policies take turns (A B C, C B A, A B C, ...), so that a machine that slows down or warms up treats them alike, and a run that
+others disturbed runs again (`turns.py`). The clock of a run starts after its start-up; what is compared is `wall_clock_s` of each
+run's own result.json.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from edge_student.compare.prediction import predict
+from edge_student.events.buffer import make_folder, write_json
+from edge_student.host.fingerprint import load_profile
+from edge_student.host.provenance import command_line, describe_host, describe_software
+from edge_student.ipc.parent_death import end_with_parent
+from edge_student.measure.interleaving import is_complete, run_turns
+from edge_student.measure.intervals import BASELINE, summarize
+from edge_student.measure.local_teacher import teacher
+from edge_student.report.page import write_page
+from edge_student.report.table import print_disturbances, print_table
+from edge_student.run.progress import Progress
+from edge_student.settings.student import CompareConfig, StudentConfig, jsonable, parse_policies
+from edgekd.cli.command import WorldError
+from edgekd.data.datasets import load_dataset
+from edgekd.data.devices import choose_device
+from edgekd.data.models import build_model
+from scheduler.model.scenario import Profile
+from scheduler.policies.registry import POLICIES, make_policy
+
+logger = logging.getLogger(__name__)
+
+_TIMES = ("wall_clock_s", "stall_s", "hold_s", "forward_s", "backward_s", "comm_cpu_s")
+_RUN_FIELDS = (*_TIMES, "cycles", "prefetch", "accuracy", "valid", "notes", "disturbance")
+
+
+def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
+    """Run everything, write report.json, print the table; 0 if every run was valid, 1 if some were not (the report says which)."""
+    policies = choose_policies(config, len(cores))
+    profile = load_profile(config, cores, device=str(choose_device(config.device)))
+    check_data_and_model(config)
+    make_folder(config.out)
+    for name in ("report.json", "report.html"):
+        (config.out / name).unlink(missing_ok=True)
+    shutil.rmtree(config.out / "runs", ignore_errors=True)
+    host = describe_host(cores)
+    runs: list[dict[str, Any]] = []
+    try:
+        with teacher(config, cores[0]) as address:
+            _run_all(config, address, policies, runs)
+    finally:
+        if runs:  # an interrupted comparison keeps what it has measured
+            _report(config, host, policies, runs, predict_all(profile, policies, runs, config.cycles))
+    failed = [run for run in runs if not run["valid"] and not run["disturbed"]]
+    for run in failed:
+        logger.warning("%s, repeat %d, does not count: %s", run["policy"], run["repeat"], "; ".join(run["notes"]))
+    return 1 if failed else 0
+
+
+def check_data_and_model(config: CompareConfig) -> None:
+    """A name that is wrong here is answered before a teacher is trained. Raises ValueError."""
+    private = load_dataset(config.private)
+    if config.teacher is None or config.input_encoding is None:
+        load_dataset(config.public_dataset)
+    for model in (config.model, config.teacher_model):
+        build_model(model, num_classes=private.num_classes, input_shape=private.images.shape[1:], seed=config.seed)
+
+
+def predict_all(
+    profile: Profile | None, policies: Sequence[str], runs: Sequence[dict[str, Any]], cycles: int
+) -> dict[str, float | None]:
+    """Modelled seconds by policy, each with the prefetch that its runs really had. Empty without a profile."""
+    if profile is None:
+        return {}
+    predictions: dict[str, float | None] = {}
+    for policy in policies:
+        slots = next((run["prefetch"] for run in runs if run["policy"] == policy and run["prefetch"] is not None), None)
+        try:
+            prefetch = slots if slots is not None and slots < cycles else None  # a ring that holds all batches is no limit
+            predictions[policy] = None if slots is None else predict(profile, policy, cycles=cycles, prefetch=prefetch)
+        except ValueError as error:  # what was measured is reported all the same
+            logger.warning("%s is not modelled: %s", policy, error)
+            predictions[policy] = None
+    return predictions
+
+
+def _report(
+    config: CompareConfig,
+    host: dict[str, Any],
+    policies: Sequence[str],
+    runs: Sequence[dict[str, Any]],
+    predictions: Mapping[str, float | None],
+) -> None:
+    """Write report.json and report.html, and print the table."""
+    summary = summarize(runs, policies, predictions)
+    report = {
+        "host": host,
+        "software": describe_software(),
+        "config": jsonable(dataclasses.asdict(config)),
+        "command": command_line(sys.argv),
+        "is_complete": is_complete(policies, config.repeats, runs),
+        "runs": runs,
+        "summary": [dataclasses.asdict(row) for row in summary],
+    }
+    path = config.out / "report.json"
+    write_json(path, report)
+    print_table(summary, runs, report)
+    print_disturbances(runs)
+    page = write_page(config.out)
+    print(f"written to {path}, and as a page to {page}; events and timelines of each run lie beside it in runs/")
+
+
+def choose_policies(config: CompareConfig, num_cores: int) -> tuple[str, ...]:
+    """The policies that the user named, or all that `num_cores` allow; ValueError for one that cannot be."""
+    if config.policies is not None:
+        names = parse_policies(config.policies)
+        for name in names:
+            make_policy(name, num_cores=num_cores, seed=config.seed)
+        return names
+    names = tuple(recipe.names(max(num_cores, 2))[0] for recipe in POLICIES.values())
+    possible = tuple(name for name in names if num_cores > 1 or not splits_cores(name))
+    if num_cores == 2:
+        logger.info("with 2 cores there is one split, so random is static:1 and left out; --policies can name it")
+        return tuple(name for name in names if name != "random")
+    if possible != names:
+        logger.warning("with %d core there is nothing to split; left out: %s", num_cores, ", ".join(set(names) - set(possible)))
+    return possible
+
+
+def splits_cores(name: str) -> bool:
+    """Whether this policy needs two cores."""
+    try:
+        make_policy(name, num_cores=1, seed=0)
+    except ValueError:
+        return True
+    return False
+
+
+def _run_all(config: CompareConfig, address: str | None, policies: Sequence[str], runs: list[dict[str, Any]]) -> None:
+    """Run every policy in every turn, and say how far it is. Disturbed runs come on top, so they do not move the bar."""
+    progress = Progress(len(policies) * config.repeats, label="runs")
+    num_done = 0
+
+    def run_once(policy: str, repeat: int, attempt: int) -> dict[str, Any]:
+        nonlocal num_done
+        progress.describe(policy if attempt == 1 else f"{policy}, attempt {attempt}")
+        run = _run_once(config, address, policy, repeat, attempt)
+        if attempt == 1:
+            num_done += 1
+            progress.advance(num_done)
+        return run
+
+    try:
+        run_turns(policies, config.repeats, run_once, runs)
+    finally:
+        progress.close()
+
+
+def _run_once(config: CompareConfig, address: str | None, policy: str, repeat: int, attempt: int) -> dict[str, Any]:
+    """One fresh process; its result, or what it said when it failed."""
+    name = f"{policy.replace(':', '-')}-{repeat}" + ("" if attempt == 1 else f"-attempt-{attempt}")
+    out = config.out / "runs" / name
+    # As text, whatever ours is: what ended a run is the last line it says, and goes into the report.
+    command = [sys.executable, "-m", "edge_student", "train", *shared_flags(dataclasses.replace(config, log_format="text"))]
+    command += ["--policy", policy, "--out", str(out), "--checkpoint-every", "0"]
+    command += [] if address is None else ["--teacher", address]
+    # In hybrid mode each run fills a cache of its own, or the first would pay for the others.
+    with tempfile.TemporaryDirectory(prefix="edgekd-") if config.logits == "hybrid" else nullcontext() as own_cache:
+        command += [] if own_cache is None else ["--cache", own_cache]
+        process = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            preexec_fn=end_with_parent,
+        )
+    run: dict[str, Any] = {"policy": policy, "repeat": repeat, "folder": f"runs/{name}", **dict.fromkeys(_RUN_FIELDS)}
+    if process.returncode != 0:
+        said = process.stderr.strip().splitlines() or ["it said nothing"]
+        if repeat == 0 and policy == BASELINE and attempt == 1:  # the very first run: what ended it would end every other
+            cause = said[-1].removeprefix("error: ")
+            raise ValueError(cause) if process.returncode == 2 else WorldError(f"the first run failed: {cause}")
+        return {**run, "valid": False, "notes": [f"exit status {process.returncode}: {said[-1]}"]}
+    result = json.loads((out / "result.json").read_text())
+    logger.debug("%s: %s", policy, process.stdout.strip())
+    return {**run, **{name: result[name] for name in _RUN_FIELDS}}
+
+
+def shared_flags(config: StudentConfig) -> list[str]:
+    """The settings that `train` shares with `compare`, as its command line."""
+    flags = []
+    for field in dataclasses.fields(StudentConfig):
+        value = getattr(config, field.name)
+        if value is not None:
+            flag = f"--{field.name.replace('_', '-')}"
+            flags += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
+    return flags

@@ -1,0 +1,1 @@
+"""The command `doctor`: one module per subject; each reads, judges and suggests. Never torch."""

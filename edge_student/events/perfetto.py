@@ -1,0 +1,38 @@
+"""The run's log as a timeline for Perfetto: what each worker did, and who held each core."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from edge_student.events.buffer import Record
+from edge_student.events.spans import core_owners
+
+_TRACKS = {"comm": 1, "comp": 2, "scheduler": 3}
+
+
+def to_trace(records: Sequence[Record], cores: Sequence[int]) -> dict[str, Any]:
+    """Chrome's trace-event format (times in us): one track per worker and one per core, as Perfetto shows them.
+
+    `records` are those of events.jsonl, in order of time. Who held a core is what report.html says, too.
+    """
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "thread_name", "pid": 1, "tid": track, "args": {"name": name}} for name, track in _TRACKS.items()
+    ]
+    events += [{"ph": "M", "name": "thread_name", "pid": 2, "tid": core, "args": {"name": f"core {core}"}} for core in cores]
+    events += [{"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "workers"}}]
+    events += [{"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "who holds which core"}}]
+    for record in records:
+        if record["event"] in ("task", "wait"):
+            name = record.get("task") or f"wait for {record['why']}"
+            track = _TRACKS["comm" if record.get("task") == "comm" else "comp"]
+            events.append(_slice(f"{name} {record['index']}", record["started"], record["ended"], 1, track))
+        elif record["event"] == "decision":
+            name = f"{record['reason']}: comm {record['allocation']['comm']} | comp {record['allocation']['comp']}"
+            instant = {"ph": "i", "s": "t", "name": name, "ts": record["time"] * 1e6, "pid": 1, "tid": _TRACKS["scheduler"]}
+            events.append({**instant, "args": {key: record[key] for key in ("policy", "state", "requested")}})
+    for core, spans in core_owners(records).items():
+        events += [_slice(span.what, span.started, span.ended, 2, core) for span in spans]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _slice(name: str, started: float, ended: float, pid: int, tid: int) -> dict[str, Any]:
+    return {"ph": "X", "name": name, "ts": started * 1e6, "dur": max(ended - started, 0.0) * 1e6, "pid": pid, "tid": tid}

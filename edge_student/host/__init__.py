@@ -1,0 +1,1 @@
+"""The machine: counters, disturbance, fingerprint, provenance, environment. Never torch."""

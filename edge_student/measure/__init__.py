@@ -1,0 +1,1 @@
+"""Fair measurement: a local teacher, interleaved repeats, confidence intervals."""

@@ -1,0 +1,132 @@
+"""The comm worker: a light program that receives logits into the ring. `python -m edge_student.receive.worker FD PARENT`.
+
+It is started by the trainer's process with one end of a socket pair and that process' id, does what the messages say, and ends
+with it. It never imports torch, and it never decides anything: the scheduler pins its threads from outside and holds it with a
+flag in the ring.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+
+from edge_student.ipc import messages
+from edge_student.ipc.messages import (
+    Configure,
+    Failed,
+    Finished,
+    Go,
+    LinkTrouble,
+    PeerGone,
+    Ready,
+    UseRing,
+)
+from edge_student.ipc.parent_death import die_with_parent
+from edge_student.ipc.ring import Ring
+from edge_student.receive.cache import CacheError
+from edge_student.receive.description import RequestRefusedError
+from edge_student.receive.receiver import BadTeacherError, Receiver
+from edge_student.receive.retry import LinkLostError
+from edge_student.receive.source import LogitSource, make_source
+from edge_student.receive.streams import are_running, receive_all
+from edgekd.cli.logs import start_logging
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Entry point; exit status 0 when all batches were received, 1 when not (the reason went to the trainer)."""
+    if len(sys.argv) != 3 or not all(argument.isdigit() for argument in sys.argv[1:]):
+        print(
+            "edge_student.receive.worker is started by edge-student, with a socket's descriptor and a process id", file=sys.stderr
+        )
+        return 2
+    die_with_parent(signal.SIGKILL)
+    # Its id tells whether it died before we asked: in a container the trainer is process 1, and not every orphan's parent is.
+    if os.getppid() != int(sys.argv[2]):
+        return 1
+    # Ctrl-C in a terminal reaches both processes; the trainer decides when to stop, and this one ends with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = socket.socket(fileno=int(sys.argv[1]))
+    status = 1
+    try:
+        status = serve(control)
+    except PeerGone:
+        pass
+    except Exception:
+        logger.exception("the comm worker has failed")
+    if are_running():  # streams that wait for a dead link, while another has failed already
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def serve(control: socket.socket) -> int:
+    """Do what the trainer asks over `control`, until all batches are received or one end fails."""
+    config, _ = messages.receive(control)
+    assert isinstance(config, Configure), config
+    fields = {"edge": config.edge_id or None, "run": config.run_id or None}
+    start_logging(config.log_level, config.log_format, text="comm worker: %(message)s", fields=fields)
+    yield_to_training(config)
+    receiver = Receiver(config, lambda cause, attempt: messages.send(control, _trouble(cause, attempt)))
+    sources: list[LogitSource] = []
+    try:
+        source = make_source(config, receiver)
+        sources = [source]
+        messages.send(control, source.describe())
+        sources = source.divide(config.num_streams)
+        if len(sources) < config.num_streams:
+            logger.warning("the teacher divides its batches among %d streams at most, not %d", len(sources), config.num_streams)
+        job, fds = messages.receive(control)
+        assert isinstance(job, UseRing), job
+        ring = Ring.attach(fds[0])
+        source.check(job.start, job.stop)
+        messages.send(control, Ready())
+        go, _ = messages.receive(control)
+        assert isinstance(go, Go), go
+        num_bytes = receive_all(control, sources, ring, job)
+        receivers = [receiver for each in sources for receiver in each.receivers]
+        finished = Finished(
+            cpu_s=time.process_time(),
+            num_bytes=num_bytes,
+            num_reconnects=sum(receiver.num_reconnects for receiver in receivers),
+            num_refused_chunks=sum(receiver.num_refused_chunks for receiver in receivers),
+        )
+        messages.send(control, finished)
+    except (RequestRefusedError, CacheError) as error:
+        messages.send(control, Failed(cause=str(error), is_user_error=True))
+        return 1
+    except (LinkLostError, BadTeacherError) as error:
+        messages.send(control, Failed(cause=str(error), is_user_error=False))
+        return 1
+    except PeerGone:
+        raise
+    except OSError as error:  # of the cache's files
+        cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        messages.send(control, Failed(cause=cause, is_user_error=False))
+        return 1
+    finally:
+        if not are_running():  # else other streams still use all of it, and this process ends at once
+            for each in reversed(sources):  # the first has the cache
+                each.close()
+    return 0
+
+
+def yield_to_training(config: Configure) -> None:
+    """Take the priority that the policy wants for comm. Before gRPC's threads are born, which inherit it."""
+    os.nice(config.niceness)
+    if config.is_idle:
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        except PermissionError as error:  # a container's rules; niceness alone does most of it
+            logger.warning("the kernel refused SCHED_IDLE (%s); comm may interrupt training", error.strerror)
+
+
+def _trouble(cause: str, attempt: int) -> LinkTrouble:
+    return LinkTrouble(time=time.monotonic(), cause=cause, attempt=attempt)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

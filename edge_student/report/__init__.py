@@ -1,0 +1,1 @@
+"""The report of a comparison: verdicts, terminal table, HTML page."""

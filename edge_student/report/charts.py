@@ -1,0 +1,151 @@
+"""Two figures over all runs: how long each took, and where its time went. Geometry only; every number stands in report.json."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from edge_student.report.advice import disturbed_by
+from edge_student.report.shapes import LEFT, WIDTH, Figure, Scale, Shape, axis, circle, line, polyline, rect, row_label, text
+
+Run = dict[str, Any]
+
+PARTS = ("forward", "backward", "stall", "hold", "rest")
+_RIGHT = WIDTH - 96
+_ROW = 40.0
+_TOP = 16.0
+_SPREAD_FOR_LOG = 4.0  # beyond this, one slow run would press all others into a corner of a linear scale
+
+
+def is_doubtful(run: Run) -> bool:
+    """Whether a run is shown hollow: it does not count, or something disturbed it."""
+    return not run["valid"] or bool(disturbed_by(run))
+
+
+def wall_clock_figure(summary: Sequence[Run], runs: Sequence[Run]) -> Figure | None:
+    """Every run as a dot, and the median with its interval; None if no run came to its end."""
+    times = [run["wall_clock_s"] for run in runs if run["wall_clock_s"]]
+    if not times:
+        return None
+    scale, bottom = _wall_clock_scale(times), _TOP + _ROW * len(summary)
+    unit = "wall-clock in seconds" + (", logarithmic" if scale.is_log else "")
+    shapes = axis(scale, bottom, _TOP - 8, unit)
+    base = summary[0]["median_s"] if summary and summary[0]["verdict"] == "baseline" else None
+    if base is not None:
+        shapes.append(line(scale(base), _TOP - 8, scale(base), bottom, "baseline"))
+    for number, row in enumerate(summary):
+        y = _TOP + _ROW * (number + 0.5)
+        shapes += [row_label(y + 4, row["policy"]), *_wall_clock_row(scale, y, row, runs)]
+    described = [f"{row['policy']} {row['median_s']:.3f} s" for row in summary if row["median_s"] is not None]
+    return Figure(
+        name="wall-clock",
+        title="Wall-clock of every run, by policy",
+        description=f"Medians: {'; '.join(described) or 'none'}. The table has the intervals, the list of runs every single time.",
+        height=bottom + 42,
+        shapes=tuple(shapes),
+    )
+
+
+def _wall_clock_scale(times: Sequence[float]) -> Scale:
+    low, high = min(times), max(times)
+    if high > _SPREAD_FOR_LOG * low:
+        return Scale(low=low / 1.15, high=high * 1.15, start=LEFT, end=_RIGHT, is_log=True)
+    margin = max((high - low) * 0.06, high * 0.01)
+    return Scale(low=low - margin, high=high + margin, start=LEFT, end=_RIGHT)
+
+
+def _wall_clock_row(scale: Scale, y: float, row: Run, runs: Sequence[Run]) -> list[Shape]:
+    shapes = []
+    if row["ci95"] is not None:
+        low, high = (scale(value) for value in row["ci95"])
+        shapes += [rect(low, y - 9, high - low, 18, "interval")]
+    if row["median_s"] is not None:
+        x = scale(row["median_s"])
+        shapes += [line(x, y - 13, x, y + 13, "median"), text(WIDTH - 4, y + 4, f"{row['median_s']:.3f} s", "value", "end")]
+    own = [run for run in runs if run["policy"] == row["policy"] and run["wall_clock_s"]]
+    for number, run in enumerate(own):
+        lane = y + (number % 5 - 2) * 3.2  # so that equal times do not hide each other
+        tip = "; ".join([f"repeat {run['repeat']}: {run['wall_clock_s']:.3f} s", *([] if run["valid"] else ["does not count"])])
+        shapes.append(circle(scale(run["wall_clock_s"]), lane, 3.6, "hollow" if is_doubtful(run) else "dot", tip))
+    return shapes
+
+
+def parts_of(policies: Sequence[str], runs: Sequence[Run]) -> list[Run]:
+    """{"policy", "forward", "backward", "stall", "hold", "rest"} in seconds: medians over the runs that count, if there are any."""
+    rows = []
+    for policy in policies:
+        valid = [_with_rest(run) for run in runs if run["policy"] == policy and run["valid"]]
+        if valid:
+            rows.append({"policy": policy, **{part: median(run[f"{part}_s"] for run in valid) for part in PARTS}})
+    return rows
+
+
+def _with_rest(run: Run) -> Run:
+    return {**run, "rest_s": max(run["wall_clock_s"] - sum(run[f"{part}_s"] for part in PARTS[:-1]), 0.0)}
+
+
+def parts_figure(parts: Sequence[Run]) -> Figure | None:
+    """A bar for each policy, stacked of where its time went; None without a run that counts."""
+    if not parts:
+        return None
+    bottom = _TOP + _ROW * len(parts)
+    longest = max(sum(row[part] for part in PARTS) for row in parts)
+    scale = Scale(low=0.0, high=longest * 1.02 or 1.0, start=LEFT, end=_RIGHT)
+    shapes = axis(scale, bottom, _TOP - 8, "seconds, medians of each part")
+    for number, row in enumerate(parts):
+        y = _TOP + _ROW * (number + 0.5)
+        shapes.append(row_label(y + 4, row["policy"]))
+        before = 0.0
+        for part in PARTS:
+            x, width = scale(before), scale(row[part]) - LEFT
+            if width >= 0.3:
+                shapes.append(rect(x, y - 13, width, 26, part, f"{row['policy']}, {part}: {row[part]:.3f} s"))
+            if width > 58 and part in ("forward", "backward"):
+                shapes.append(text(x + width / 2, y + 4, f"{row[part]:.3f}", f"on-{part}", "middle"))
+            before += row[part]
+        shapes.append(text(WIDTH - 4, y + 4, f"{before:.3f} s", "value", "end"))
+    said = "; ".join(f"{row['policy']}: " + ", ".join(f"{part} {row[part]:.3f}" for part in PARTS) for row in parts)
+    return Figure(
+        name="parts",
+        title="Where the time of training went, by policy",
+        description=f"Seconds, medians over the runs that count. {said}.",
+        height=bottom + 42,
+        shapes=tuple(shapes),
+    )
+
+
+def rates_figure(side: Run, cores: int) -> Figure:
+    """One side's rates against comm's cores: {"name", "formula", "points", "samples", "curve"}, see page_profile."""
+    height, bottom, start, end = 268.0, 216.0, 62.0, 440.0
+    highest = max([point["rate"] for point in (*side["points"], *side["samples"])] + [ci[1] for ci in _intervals(side)])
+    up = Scale(low=0.0, high=highest * 1.08, start=bottom, end=14.0)
+    across = Scale(low=-0.35, high=cores + 0.35, start=start, end=end)
+    shapes = []
+    for tick in up.ticks(5):
+        shapes += [line(start, up(tick), end, up(tick), "grid"), text(start - 8, up(tick) + 4, f"{tick:.10g}", "tick", "end")]
+    for c in range(0, cores + 1, max(1, cores // 12)):
+        shapes.append(text(across(c), bottom + 16, str(c), "tick", "middle"))
+    shapes.append(text((start + end) / 2, bottom + 36, "cores given to comm, c", "tick", "middle"))
+    look = side["name"]
+    shapes += [circle(across(point["c"]), up(point["rate"]), 2.2, "sample") for point in side["samples"]]
+    if side["curve"]:
+        visible = [(across(point["c"]), up(point["rate"])) for point in side["curve"] if point["rate"] <= up.high]
+        shapes.append(polyline(visible, f"curve curve-{look}"))
+    for point in side["points"]:
+        x = across(point["c"])
+        if point["ci95"] is not None:
+            low, high = (up(value) for value in point["ci95"])
+            shapes += [line(x, low, x, high, "whisker"), *(line(x - 5, y, x + 5, y, "whisker") for y in (low, high))]
+        shapes.append(circle(x, up(point["rate"]), 5, f"rate-{look}", f"{point['name']}: {point['rate']:.4g} a second"))
+    said = ", ".join(f"c={point['c']}: {point['rate']:.4g}" for point in side["points"])
+    return Figure(
+        name=f"rates-{look}",
+        title=f"Rate of {'training (comp)' if look == 'comp' else 'receiving (comm)'} against the cores given to comm",
+        description=f"Work per second. {said or 'no points'}.",
+        height=height,
+        width=460.0,
+        shapes=tuple(shapes),
+    )
+
+
+def _intervals(side: Run) -> list[Sequence[float]]:
+    return [point["ci95"] for point in side["points"] if point["ci95"] is not None]

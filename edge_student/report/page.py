@@ -1,0 +1,130 @@
+"""report.html: one comparison as a page that needs nothing else. Every number on it comes from report.json, a log or the profile.
+
+The page has no script and may load nothing, and says so to the browser; all text is escaped.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jinja2
+
+from edge_student.events.buffer import write_text
+from edge_student.measure.intervals import shown_level
+from edge_student.report.advice import advise, disturbed_by, facts, meaning_of, written
+from edge_student.report.charts import PARTS, is_doubtful, parts_figure, parts_of, wall_clock_figure
+from edge_student.report.profile_charts import profile_section
+from edge_student.report.table import disturbance_lines
+from edge_student.report.timeline import representative_run, timeline_section
+
+_TEMPLATE = "page.html.j2"
+_RUN_FACTS = ("wall_clock_s", "accuracy", "stall_s", "hold_s", "forward_s", "backward_s", "comm_cpu_s")
+
+
+def write_page(out: Path) -> Path:
+    """Write report.html beside report.json in `out`, and return its path.
+
+    OSError if report.json cannot be read or the page not written, ValueError if it is not a report. A run's log or a profile
+    that is gone leaves its place on the page to a sentence that says so.
+    """
+    source = out / "report.json"
+    try:
+        report = json.loads(source.read_text(encoding="utf-8"))
+        page = render(report, out)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, jinja2.UndefinedError) as error:
+        raise ValueError(f"{source} is not the report of a comparison ({error!r}); run `edge-student compare` again") from error
+    path = out / "report.html"
+    write_text(path, page)
+    return path
+
+
+def render(report: dict[str, Any], out: Path) -> str:
+    """The page's HTML. Logs are looked for in `out`/runs."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("edge_student.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(seconds=_seconds, interval=_interval, percent=_percent, written=written)
+    return environment.get_template(_TEMPLATE).render(_context(report, out))
+
+
+def _context(report: dict[str, Any], out: Path) -> dict[str, Any]:
+    summary, runs, config = report["summary"], report["runs"], report["config"]
+    policies = [row["policy"] for row in summary]
+    parts = parts_of(policies, runs)
+    shown = [representative_run(row["policy"], row["median_s"], runs) for row in summary]
+    return {
+        "report": report,
+        "config": config,
+        "host": report["host"],
+        "advice": advise(summary),
+        "summary": [{**row, "accuracy": _median_accuracy(row["policy"], runs)} for row in summary],
+        "meanings": [(policy, meaning_of(policy)) for policy in policies],
+        "level": shown_level(row.get(name) for row in summary for name in ("ci_level", "ratio_ci_level")),
+        "num_expected": len(policies) * config["repeats"],
+        "num_made": len({(run["policy"], run["repeat"]) for run in runs}),
+        "cautions": _cautions(runs),
+        "wall_clock": wall_clock_figure(summary, runs),
+        "part_names": PARTS,
+        "parts": parts,
+        "parts_figure": parts_figure(parts),
+        "timelines": [timeline_section(policy, run, out, n) for n, (policy, run) in enumerate(zip(policies, shown, strict=True))],
+        "profile": profile_section(config.get("profile"), out),
+        "facts": facts,
+        "meaning_of": meaning_of,
+        "settings": {name: "not given" if value is None else value for name, value in config.items()},
+        "noted_runs": [(run, _notes(run)) for run in runs if _is_noted(run)],
+        "run_facts": _RUN_FACTS,
+        "disturbances": _disturbances(runs),
+        "command": shlex.join(report["command"]),
+    }
+
+
+def _median_accuracy(policy: str, runs: Sequence[dict[str, Any]]) -> float | None:
+    values = [run["accuracy"] for run in runs if run["policy"] == policy and run["valid"] and run["accuracy"] is not None]
+    return median(values) if values else None
+
+
+def _disturbances(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """{"names", "rows": [(policy, repeat, texts)]} of what was seen during the runs; no names if nothing was looked at."""
+    seen = [(run["policy"], run["repeat"], run["disturbance"]) for run in runs if isinstance(run.get("disturbance"), dict)]
+    names = list(dict.fromkeys(name for _, _, found in seen for name in found))
+    rows = [(policy, repeat, [written(found.get(name)) for name in names]) for policy, repeat, found in seen]
+    return {"names": names, "rows": rows}
+
+
+def _notes(run: dict[str, Any]) -> list[str]:
+    """What was noted of a run, and what disturbed it, if the notes do not say so already."""
+    notes: list[str] = run["notes"]
+    return [*notes, *(found for found in disturbed_by(run) if not any(found in note for note in notes))]
+
+
+def _cautions(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """How quiet the machine was, as the terminal says it; nothing for a report of another version, which saw other things."""
+    try:
+        return disturbance_lines(runs)
+    except (KeyError, TypeError):
+        return []
+
+
+def _is_noted(run: dict[str, Any]) -> bool:
+    return is_doubtful(run) or bool(run["notes"]) or run.get("attempt", 1) > 1
+
+
+def _seconds(value: float | None) -> str:
+    return "\N{EN DASH}" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "\N{EN DASH}" if interval is None else f"{interval[0]:.3f} \N{HORIZONTAL ELLIPSIS} {interval[1]:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "\N{EN DASH}" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,1 @@
+"""One `train` run: setup, worker process, supervision, checkpoints, result files."""

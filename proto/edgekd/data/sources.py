@@ -1,0 +1,210 @@
+"""Where the images of a data set come from, and which of them belong to which split.
+
+A source is a function of (argument, split) that returns what it loaded. split is public, private, test, or empty for the whole
+train part.
+"""
+
+import contextlib
+import gzip
+import sys
+import zlib
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekd.cli.command import WorldError
+from edgekd.cli.settings import parse_numbers
+from edgekd.files import expanded
+from edgekd.wire.inputs import square_pixels
+from edgekd.wire.limits import MAX_CLASSES
+from edgekd.wire.order import permutation
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+
+class Loaded(NamedTuple):
+    """Images uint8 [N, C, H, W], labels int64 [N], the number of classes, and the file of each image where it has one."""
+
+    images: Images
+    labels: Labels
+    num_classes: int
+    files: tuple[Path, ...] = ()
+
+
+Source = Callable[[str, str], Loaded]
+
+SPLITS = ("public", "private", "test")
+# What an edge board can hold beside a model; a larger set would be swapped out and time the disk.
+MAX_BYTES = 2 << 30
+MAX_SIZE = 1024
+CACHE = Path("~/.cache/edgekd/datasets")
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+_SPLIT_SEED = 0
+
+
+def _train_ids(num_train: int, split: str) -> Labels:
+    """Ids of the train part that a split holds: public the first third of a permutation, private the rest."""
+    order = permutation(_SPLIT_SEED, num_train, 0)
+    num_public = num_train // 3
+    return {"public": order[:num_public], "private": order[num_public:], "": order}[split]
+
+
+def _whole_ids(num_samples: int, split: str) -> Labels:
+    """The same for a set without a test part of its own: the last fifth of a permutation becomes it."""
+    order = permutation(_SPLIT_SEED, num_samples, 0)
+    num_train = num_samples - num_samples // 5
+    return order[num_train:] if split == "test" else order[:num_train][_train_ids(num_train, split)]
+
+
+def _digits(argument: str, split: str) -> Loaded:
+    """1,797 handwritten digits of 8x8 pixels that come with scikit-learn (UCI's test set; Alpaydin and Kaynak, 1998)."""
+    _refuse_argument("digits", argument)
+    # What scikit-learn's load_digits() reads. To import that takes a second and a half, at the start of every run.
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+        rows = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    rows = rows[_whole_ids(len(rows), split)]
+    # The pixels are counts in 0 .. 16, the last column is the label.
+    images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8)
+    return Loaded(images.reshape(-1, 1, 8, 8), rows[:, -1].copy(), 10)
+
+
+def _fashion_mnist(argument: str, split: str) -> Loaded:
+    """70,000 articles of clothing of 28x28 pixels (Xiao, Rasul and Vollgraf, 2017)."""
+    _refuse_argument("fashion-mnist", argument)
+    if DEBIAN_FASHION_MNIST.is_dir():
+        prefix = "t10k" if split == "test" else "train"
+        images = _read_idx(DEBIAN_FASHION_MNIST / f"{prefix}-images-idx3-ubyte.gz", num_dims=3)
+        labels = _read_idx(DEBIAN_FASHION_MNIST / f"{prefix}-labels-idx1-ubyte.gz", num_dims=1)
+    else:
+        part = _download("fashion-mnist", "FashionMNIST", split)
+        images, labels = part.data.numpy(), part.targets.numpy()
+    ids = slice(None) if split == "test" else _train_ids(len(labels), split)
+    return Loaded(images[ids][:, np.newaxis], labels[ids].astype(np.int64), 10)
+
+
+def _cifar(num_classes: int) -> Source:
+    """60,000 photographs of 32x32 pixels in 10 or 100 classes (Krizhevsky, 2009)."""
+
+    def read(argument: str, split: str) -> Loaded:
+        _refuse_argument(f"cifar{num_classes}", argument)
+        part = _download(f"cifar{num_classes}", f"CIFAR{num_classes}", split)
+        labels = np.asarray(part.targets, dtype=np.int64)
+        ids = slice(None) if split == "test" else _train_ids(len(labels), split)
+        return Loaded(part.data[ids].transpose(0, 3, 1, 2), labels[ids], num_classes)
+
+    return read
+
+
+def _image_folder(argument: str, split: str) -> Loaded:
+    """PATH[,size=64]: PATH/CLASS/IMAGE for any number of classes, in sorted order.
+
+    Each image is turned to RGB, its centre cropped to a square and scaled to size x size, bilinear. The pixels are Pillow's,
+    so both ends need one version of it, or the digests will tell.
+    """
+    from torchvision.datasets import ImageFolder
+
+    path, _, options = argument.partition(",")
+    size = parse_numbers("imagefolder:PATH", options, {"size": 64})["size"]
+    if not path or not expanded(Path(path)).is_dir():
+        raise ValueError(f"imagefolder:PATH needs a folder with a folder of images for each class, not '{path}'")
+    try:
+        folder = ImageFolder(str(expanded(Path(path))))
+    except FileNotFoundError:
+        raise ValueError(f"imagefolder:{path} needs at least one folder, named after a class, and images in each") from None
+    ids = _whole_ids(len(folder.samples), split)
+    _check_bytes(f"imagefolder:{argument}", len(ids), 3, size)
+    images = np.empty((len(ids), 3, size, size), dtype=np.uint8)
+    for row, sample in enumerate(ids):
+        file = Path(folder.samples[sample][0])
+        try:
+            images[row] = square_pixels(file, size)
+        except OSError as error:
+            raise WorldError(f"{file} cannot be read as an image: {error}; mend it, or take it out of the folder") from error
+    files = tuple(Path(folder.samples[sample][0]) for sample in ids)
+    return Loaded(images, np.asarray(folder.targets, dtype=np.int64)[ids], len(folder.classes), files)
+
+
+def _synthetic(argument: str, split: str) -> Loaded:
+    """classes=K,size=S,samples=M[,channels=3]: noise for load tests, M samples in each split, labels 0 .. K-1 in turn.
+
+    The noise is that of numpy's RandomState, which is frozen: the same on every version and machine.
+    """
+    required = {"classes": None, "size": None, "samples": None}
+    numbers = parse_numbers("synthetic", argument, {**required, "channels": 3})
+    classes, size, samples, channels = (numbers[key] for key in ("classes", "size", "samples", "channels"))
+    if classes > MAX_CLASSES:
+        raise ValueError(f"synthetic: classes={classes} is too large, must be in 1 .. {MAX_CLASSES}")
+    if channels not in (1, 3):
+        raise ValueError(f"synthetic: channels={channels} is not an image's, must be 1 or 3")
+    wanted = ("public", "private") if split == "" else (split,)
+    _check_bytes(f"synthetic:{argument}", samples * len(wanted), channels, size)
+    images = np.empty((len(wanted), samples, channels, size, size), dtype=np.uint8)
+    for part, name in zip(images, wanted, strict=True):
+        noise = np.random.RandomState(SPLITS.index(name))
+        for image in part:
+            image.flat = np.frombuffer(noise.bytes(image.size), dtype=np.uint8)
+    labels = np.tile(np.arange(samples, dtype=np.int64) % classes, len(wanted))
+    return Loaded(images.reshape(-1, channels, size, size), labels, classes)
+
+
+SOURCES: dict[str, Source] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10": _cifar(10),
+    "cifar100": _cifar(100),
+    "imagefolder": _image_folder,
+    "synthetic": _synthetic,
+}
+
+
+def _refuse_argument(name: str, argument: str) -> None:
+    if argument:
+        raise ValueError(f"data set '{name}' takes no options, but was given '{argument}'; write {name}[:SPLIT]")
+
+
+def _check_bytes(spec: str, samples: int, channels: int, size: int) -> None:
+    if size > MAX_SIZE:
+        raise ValueError(f"{spec}: size={size} is too large, must be in 1 .. {MAX_SIZE}")
+    num_bytes = samples * channels * size * size
+    if num_bytes > MAX_BYTES:
+        raise ValueError(f"{spec}: {samples} images are {num_bytes} bytes, must be at most {MAX_BYTES}")
+
+
+def _download(name: str, torchvision_name: str, split: str) -> Any:
+    """torchvision's data set, downloaded to CACHE unless it is there already."""
+    import torchvision
+
+    root = CACHE.expanduser()
+    try:
+        # torchvision talks on stdout, which belongs to the program's own answers.
+        with contextlib.redirect_stdout(sys.stderr):
+            return getattr(torchvision.datasets, torchvision_name)(root, train=split != "test", download=True)
+    except (OSError, RuntimeError) as error:
+        raise WorldError(
+            f"cannot download data set {name}: {error}; check the network, copy its files into {root} from a machine"
+            " that has them, or use digits, which needs no download"
+        ) from error
+
+
+def _read_idx(path: Path, *, num_dims: int) -> npt.NDArray[np.uint8]:
+    """An array of uint8 in the IDX format: magic number, big-endian dimensions, values (LeCun's MNIST page)."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise WorldError(f"{path} is damaged: {error}; reinstall the package dataset-fashion-mnist") from error
+    header = 4 + 4 * num_dims
+    if len(content) < header:
+        raise WorldError(f"{path} is damaged: it ends within its header; reinstall the package dataset-fashion-mnist")
+    shape = tuple(int(length) for length in np.frombuffer(content[4:header], dtype=">u4"))
+    if content[:4] != bytes([0, 0, 8, num_dims]) or len(content) - header != np.prod(shape, dtype=np.int64):
+        raise WorldError(f"{path} is damaged: not uint8 in {num_dims} dimensions; reinstall dataset-fashion-mnist")
+    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)

@@ -1,0 +1,148 @@
+"""Logits as bytes and back: what a chunk's payload holds, and how the receiver convinces itself that it does.
+
+The encodings themselves are in layouts.py; here is what is common to them. Infinities and NaN are refused at both ends, because one
+of them in a soft target silently turns the student into NaN.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+from zlib_ng import zlib_ng
+
+from edgekd.wire.layouts import Decoded, Float16, Float32, Layout, LayoutError, ScaledInt8, TopK
+from edgekd.wire.limits import MAX_CHUNK_BYTES, MAX_CLASSES, MAX_TOP_K
+
+if TYPE_CHECKING:
+    from edgekd.v1.teacher_pb2 import Encoding as WireEncoding
+
+
+class Encoding(StrEnum):
+    """How a value travels."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+    TOPK = "topk"
+
+
+class ChunkError(ValueError):
+    """A chunk that breaks a rule: says which rule, and what came. The receiver adds which batch it was."""
+
+
+# Numbers of enum Encoding in teacher.proto; spelled out so that the codec needs neither the stubs nor protobuf.
+_WIRE_NUMBERS = {Encoding.FLOAT32: 1, Encoding.FLOAT16: 2, Encoding.INT8: 3, Encoding.TOPK: 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """An encoding with its one parameter: `top_k` is the k of `topk`, and 0 with every other encoding.
+
+    Raises ValueError for a k that does not go with the encoding, or that no teacher accepts.
+    """
+
+    encoding: Encoding
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.encoding is Encoding.TOPK and not 1 <= self.top_k <= MAX_TOP_K:
+            raise ValueError(f"top_k is {self.top_k}, must be in 1 .. {MAX_TOP_K} with encoding topk")
+        if self.encoding is not Encoding.TOPK and self.top_k != 0:
+            raise ValueError(f"top_k is {self.top_k}, must be 0 with encoding {self.encoding}")
+
+    def __str__(self) -> str:
+        return f"{self.encoding}:{self.top_k}" if self.top_k else str(self.encoding)
+
+    def layout(self, num_classes: int) -> Layout:
+        """The layout of rows with so many classes.
+
+        Raises ValueError if num_classes is not in 1 .. MAX_CLASSES, or if the k largest of them would be all.
+        """
+        return _layout(self, num_classes)
+
+
+@lru_cache(maxsize=64)
+def _layout(form: Format, num_classes: int) -> Layout:
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise ValueError(f"num_classes is {num_classes}, must be in 1 .. {MAX_CLASSES}")
+    if form.top_k >= num_classes:
+        raise ValueError(f"top_k is {form.top_k}, must be below the number of classes, {num_classes}")
+    match form.encoding:
+        case Encoding.FLOAT32:
+            return Float32(num_classes)
+        case Encoding.FLOAT16:
+            return Float16(num_classes)
+        case Encoding.INT8:
+            return ScaledInt8(num_classes)
+        case Encoding.TOPK:
+            return TopK(num_classes, form.top_k)
+
+
+def encode(logits: npt.NDArray[np.float32], form: Format) -> bytes:
+    """The payload of float32 [rows, classes].
+
+    Raises ValueError if the array is not that, or holds a NaN or an infinity.
+    """
+    if logits.ndim != 2 or logits.dtype != np.float32:
+        raise ValueError(f"logits are {logits.dtype} {list(logits.shape)}, must be float32 [rows, classes]")
+    if not np.isfinite(logits).all():
+        raise ValueError("logits hold a NaN or an infinity, which cannot be distilled")
+    return form.layout(logits.shape[1]).encode(logits)
+
+
+def checksum(payload: bytes | memoryview) -> int:
+    """CRC-32 (IEEE 802.3) of a payload, 0 .. 2^32-1."""
+    return zlib_ng.crc32(payload)
+
+
+def chunk_rows(num_classes: int, form: Format) -> int:
+    """Whole rows of num_classes values that fit in MAX_CHUNK_BYTES, at least 1. Raises ValueError as `Format.layout`."""
+    return MAX_CHUNK_BYTES // form.layout(num_classes).row_bytes
+
+
+def decode_into(payload: bytes | memoryview, *, form: Format, rows: int, num_classes: int, crc32: int, out: Decoded) -> None:
+    """Verify a payload and only then fill `out`, [rows, num_classes] of float32 or of the layout's own type.
+
+    Raises ChunkError if the payload is too long or too short for its shape, was damaged on the way, holds what its encoding
+    does not allow, or does not fit `out`; `out` is then untouched.
+    """
+    if rows < 1:
+        raise ChunkError(f"chunk of {rows} rows, must have at least 1")
+    try:
+        layout = form.layout(num_classes)
+    except ValueError as error:
+        raise ChunkError(f"chunk of {rows} rows x {num_classes} {form}: {error}") from None
+    if out.shape != (rows, num_classes) or out.dtype not in (np.float32, layout.dtype):
+        raise ChunkError(
+            f"chunk of {rows} rows x {num_classes} classes does not fit {out.dtype} {list(out.shape)}; "
+            f"it needs float32 [{rows}, {num_classes}]"
+        )
+    expected = rows * layout.row_bytes
+    if expected > MAX_CHUNK_BYTES:
+        raise ChunkError(f"chunk of {rows} rows x {num_classes} {form} is {expected} bytes, over {MAX_CHUNK_BYTES}")
+    if len(payload) != expected:
+        raise ChunkError(f"payload has {len(payload)} bytes, {rows} rows x {num_classes} {form} are {expected} bytes")
+    actual = checksum(payload)
+    if actual != crc32:
+        raise ChunkError(f"payload has CRC-32 {actual:08x}, the chunk says {crc32:08x}")
+    try:
+        layout.decode(payload, out)
+    except LayoutError as error:
+        raise ChunkError(f"payload {error} among its {rows} rows x {num_classes} {form}") from None
+
+
+def to_wire(encoding: Encoding) -> "WireEncoding":
+    """The number of an encoding in teacher.proto."""
+    return cast("WireEncoding", _WIRE_NUMBERS[encoding])
+
+
+def from_wire(number: int) -> Encoding:
+    """The encoding of a number in teacher.proto. Raises ValueError for a number that this version does not know."""
+    for encoding, known in _WIRE_NUMBERS.items():
+        if number == known:
+            return encoding
+    allowed = ", ".join(f"{known} ({encoding})" for encoding, known in _WIRE_NUMBERS.items())
+    raise ValueError(f"encoding {number} is unknown, must be one of {allowed}")

@@ -1,0 +1,1 @@
+"""Threads, masks and clocks: the only folder of the scheduler that calls the kernel."""

@@ -1,0 +1,1 @@
+"""State, cost functions, scenario, exact optimum, fit. Pure: no clock, no thread, no I/O."""

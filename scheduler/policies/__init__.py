@@ -1,0 +1,1 @@
+"""The policies, their registry, and the view that a policy gets. Pure."""

@@ -1,0 +1,234 @@
+"""What is left of a run, and how long that takes at best: T* from any moment on.
+
+A moment is a point: comp work done, comm work done. Without a prefetch limit the rest's optimum follows the tangent from there
+to the upper hull of the points (W_m, Y_m) still ahead, then that hull (docs/model.md, "The optimum"). So all that is needed is, for
+every such point, which one follows it on the hull of those behind it: found once per run, in O(N), from the end backwards. With
+a limit it follows a taut string of its own until that meets the run's. Where every cycle costs the same, all points lie on one line
+and nothing needs to be found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from scheduler.model.cost import Workload
+from scheduler.model.optimum import Frontier, course, funnel
+from scheduler.policies.view import View, Works
+
+MOST_GATES = 32
+"""A limit above this hardly ever binds, and a question would take milliseconds: it is foreseen for one completion only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast the rest can go: the frontier of the modes, and comp's rate when it has every core."""
+
+    frontier: Frontier
+    comp_alone: float
+
+    def seconds(self, comp: float, comm: float) -> float:
+        """`Frontier.cost` of two numbers, which are asked for often."""
+        return max([per_comp * comp + per_comm * comm for per_comp, per_comm in self.frontier.prices])
+
+
+class Remaining(Protocol):
+    """What is left after a moment of a run of N cycles."""
+
+    @property
+    def total(self) -> tuple[float, float]:
+        """Comp work and comm work of the whole run."""
+
+    def position(self, view: View) -> tuple[float, float]:
+        """Comp work done and comm work done at this moment."""
+
+    def cycle_end(self, cycle: int) -> float:
+        """Comp work done when Backward of this cycle (from 0) ends."""
+
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
+        """The least seconds that the rest takes with these modes, `num_comm` Comm and `num_comp` comp tasks being done."""
+
+
+def remaining_of(works: Works, cycles: int, prefetch: int | None) -> Remaining:
+    """What is left of a run with these works."""
+    if isinstance(works, Workload):
+        return EqualCycles(works, cycles)
+    if prefetch is None or prefetch >= cycles or prefetch > MOST_GATES:
+        return AnyCycles(works, cycles)
+    return LimitedCycles(works, cycles, prefetch)
+
+
+class EqualCycles:
+    """Every cycle costs the same, so (W_1, Y_1) to (W_N, Y_N) is one straight line. O(1) per question.
+
+    A prefetch limit of 2 or more leaves that line as it is, and is not asked for here.
+    """
+
+    def __init__(self, work: Workload, cycles: int) -> None:
+        self._work, self._cycles = work, cycles
+        self._cycle = work.forward + work.backward
+        self._last_wait = cycles * self._cycle - work.backward  # W_N
+        self._comm = cycles * work.comm  # Y_N
+        self.total = cycles * self._cycle, self._comm
+
+    def position(self, view: View) -> tuple[float, float]:
+        """Comp work done and comm work done at this moment."""
+        running_ends = self._cycle if view.num_forward > view.num_backward else self._work.forward
+        comp = view.num_backward * self._cycle + running_ends - view.comp_left
+        return comp, (view.num_comm + 1) * self._work.comm - view.comm_left
+
+    def cycle_end(self, cycle: int) -> float:
+        """Comp work done when Backward of this cycle (from 0) ends."""
+        return (cycle + 1) * self._cycle
+
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
+        """The least seconds for the rest: the steeper of the ways to the next point and to the last one."""
+        last = self._work.backward / pace.comp_alone
+        if num_comm == self._cycles:
+            return (self._last_wait - comp_done) / pace.comp_alone + last
+        dx, dy = self._last_wait - comp_done, self._comm - comm_done
+        next_dx = num_comm * self._cycle + self._work.forward - comp_done
+        next_dy = (num_comm + 1) * self._work.comm - comm_done
+        if next_dy * dx > dy * next_dx:
+            return pace.seconds(next_dx, next_dy) + pace.seconds(dx - next_dx, dy - next_dy) + last
+        return pace.seconds(dx, dy) + last
+
+
+class _GivenTasks:
+    """Where a run whose every task has its own work is: sums of the works of Comm [N] and of Forward and Backward in turn [2N]."""
+
+    def __init__(self, comm: list[float], comp: list[float]) -> None:
+        comp_done, comm_done = np.concatenate([[0.0], np.cumsum(comp)]), np.concatenate([[0.0], np.cumsum(comm)])
+        self._x, self._y = comp_done[1::2], comm_done[1:]  # (W_m, Y_m), m from 0
+        self._comp_done: list[float] = comp_done.tolist()
+        self._comm_done: list[float] = comm_done.tolist()
+        self.total = self._comp_done[-1], self._comm_done[-1]
+        self._points = list(zip(self._x.tolist(), self._y.tolist(), strict=True))
+        self._pace: Pace | None = None
+        self._times: list[float] = []
+
+    def position(self, view: View) -> tuple[float, float]:
+        """Comp work done and comm work done at this moment."""
+        comp = self._comp_done[view.num_forward + view.num_backward + 1] - view.comp_left
+        return comp, self._comm_done[view.num_comm + 1] - view.comm_left
+
+    def cycle_end(self, cycle: int) -> float:
+        """Comp work done when Backward of this cycle (from 0) ends."""
+        return self._comp_done[2 * cycle + 2]
+
+
+class AnyCycles(_GivenTasks):
+    """Every task has its own work. O(N) once, and again when the modes change; then a short walk along the hull per question."""
+
+    def __init__(self, works: Works, cycles: int) -> None:
+        super().__init__(*works.tasks(0, cycles))
+        self._next = _followers(self._points)
+
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
+        """The least seconds for the rest: to the point that the tangent touches, and on from there."""
+        if num_comm == len(self._points):
+            return (self._comp_done[-1] - comp_done) / pace.comp_alone
+        if pace is not self._pace:
+            self._follow(pace)
+        touched = num_comm
+        x, y = self._points[touched]
+        dx, dy = x - comp_done, y - comm_done
+        while (further := self._next[touched]) > touched:
+            x, y = self._points[further]
+            if (y - comm_done) * dx < dy * (x - comp_done):
+                break
+            touched, dx, dy = further, x - comp_done, y - comm_done
+        return pace.seconds(dx, dy) + self._times[touched]
+
+    def _follow(self, pace: Pace) -> None:
+        """Seconds from every point to the end, along the hull of the points behind it."""
+        followers = np.array(self._next)
+        steps = pace.frontier.cost(self._x[followers] - self._x, self._y[followers] - self._y).tolist()
+        times = [(self._comp_done[-1] - self._comp_done[-2]) / pace.comp_alone] * len(steps)
+        for point in range(len(steps) - 2, -1, -1):
+            times[point] = steps[point] + times[self._next[point]]
+        self._pace, self._times = pace, times
+
+
+AHEAD = 4
+"""Cycles beyond the prefetch limit within which a taut string is taken to have met the run's, which it nearly always has."""
+
+
+class LimitedCycles(_GivenTasks):
+    """Every task has its own work, and comm may run ahead by `prefetch` batches. O(prefetch) per question, mostly."""
+
+    def __init__(self, works: Works, cycles: int, prefetch: int) -> None:
+        comm, comp = works.tasks(0, cycles)
+        super().__init__(comm, comp)
+        self._prefetch = prefetch
+        path = course(forward=np.array(comp[0::2]), backward=np.array(comp[1::2]), comm=np.array(comm), prefetch=prefetch)
+        # The last vertex twice: a segment that even a run without any work has.
+        self._path_x, self._path_y = np.append(path.comp, path.comp[-1]), np.append(path.comm, path.comm[-1])
+        # How high the run's string is when a Backward ends. Where works are 0 it may rise there: then anything that the floor of
+        # that Backward and its ceiling allow is on it. Along the string both works together never stop growing, so they tell
+        # the segment.
+        self._ends = np.array(self._comp_done[2::2])[: cycles - 1]
+        ceilings = np.array(self._comm_done)[np.minimum(np.arange(cycles - 1) + prefetch, cycles)]
+        arrivals = np.clip(np.interp(self._ends, path.comp, path.comm), self._y[: cycles - 1], ceilings)
+        self._arrivals: list[float] = arrivals.tolist()
+        units = path.comp[-1] or 1.0, path.comm[-1] or 1.0
+        along = path.comp / units[0] + path.comm / units[1]
+        segment = np.searchsorted(along, self._ends / units[0] + arrivals / units[1])
+        self._segment = np.clip(segment, 1, len(along))
+
+    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
+        """The least seconds for the rest: along a taut string from here to the run's own, and on along that."""
+        last = len(self._points) - 1
+        if num_comm > last:
+            return (self._comp_done[-1] - comp_done) / pace.comp_alone
+        if pace is not self._pace:
+            self._follow(pace)
+        first = num_comp // 2
+        meeting = first + self._prefetch + AHEAD
+        while meeting < last and self._arrivals[meeting] < comm_done:
+            meeting += self._prefetch
+        gates = self._gates(num_comm, num_comp, min(meeting, last))
+        points, is_ceiling = zip(*gates, strict=True)
+        steps = np.diff(funnel(np.array(points) - complex(comp_done, comm_done), np.array(is_ceiling)))
+        return sum(pace.seconds(step.real, step.imag) for step in steps.tolist()) + self._times[min(meeting, last)]
+
+    def _gates(self, num_comm: int, num_comp: int, meeting: int) -> Iterator[tuple[complex, bool]]:
+        """What the path has to pass above and (True) below, up to where it meets the run's: comp work + 1j * comm work."""
+        last = len(self._points) - 1
+        for cycle in range(num_comp // 2, meeting + 1):
+            if cycle >= num_comm:
+                yield complex(*self._points[cycle]), False
+            if cycle < meeting:
+                limit = self._comm_done[min(cycle + self._prefetch, last + 1)]
+                yield complex(self._comp_done[2 * cycle + 2], limit), True
+        if meeting < last:
+            yield complex(self._comp_done[2 * meeting + 2], self._arrivals[meeting]), False
+
+    def _follow(self, pace: Pace) -> None:
+        """Seconds to the end from where the run's string arrives at the end of each cycle."""
+        last = (self._comp_done[-1] - self._comp_done[-2]) / pace.comp_alone
+        steps = pace.frontier.cost(np.diff(self._path_x), np.diff(self._path_y))
+        from_vertices = np.append(np.cumsum(steps[::-1])[::-1], 0.0) + last
+        x, y = self._path_x[self._segment], self._path_y[self._segment]
+        rest = pace.frontier.cost(np.maximum(x - self._ends, 0), np.maximum(y - np.array(self._arrivals), 0))
+        self._pace, self._times = pace, [*(rest + from_vertices[self._segment]).tolist(), last]
+
+
+def _followers(points: list[tuple[float, float]]) -> list[int]:
+    """For every point the next vertex of the upper concave hull of it and those behind it; the last is its own."""
+    last = len(points) - 1
+    followers = [last] * len(points)
+    for point in range(last - 1, -1, -1):
+        x, y = points[point]
+        nearest = point + 1
+        while (further := followers[nearest]) > nearest:
+            near_x, near_y = points[nearest]
+            far_x, far_y = points[further]
+            if (far_y - y) * (near_x - x) < (near_y - y) * (far_x - x):
+                break
+            nearest = further
+        followers[point] = nearest
+    return followers

@@ -1,0 +1,1 @@
+"""The same controller in modelled time, and the studies behind the figures. Pure."""

@@ -1,0 +1,177 @@
+"""Which runs are repeated, when, which of them count, and what the reader is told; each run a line of a script, no process."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from synthetic_comparison import QUIET
+
+from edge_student.measure.interleaving import is_complete, run_turns
+from edge_student.measure.intervals import summarize
+from edge_student.report.table import disturbance_lines, print_table
+
+
+def loud(fraction: float) -> dict[str, Any]:
+    return {**QUIET, "others_fraction": fraction, "busiest_others": [{"name": "make", "pid": 7, "cpu_s": 10 * fraction}]}
+
+
+def compared(script: Mapping[tuple[str, int, int], dict[str, Any]], repeats: int = 2, policies: str = "ab") -> list[dict[str, Any]]:
+    """Runs of some policies, the baseline first, whose (policy, repeat, attempt) is in the script going as that says."""
+    runs: list[dict[str, Any]] = []
+
+    def run_once(policy: str, repeat: int, attempt: int) -> dict[str, Any]:
+        run = {"policy": policy, "repeat": repeat, "wall_clock_s": float(len(runs) + 1), "valid": True, "notes": []}
+        return {**run, "disturbance": QUIET, **script.get((policy, repeat, attempt), {})}
+
+    run_turns([{"a": "os-default"}.get(name, name) for name in policies], repeats, run_once, runs)
+    return runs
+
+
+def order_of(runs: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
+    return [(run["policy"], run["repeat"], run["attempt"]) for run in runs]
+
+
+def test_a_quiet_comparison_repeats_nothing() -> None:
+    runs = compared({})
+    assert order_of(runs) == [("os-default", 0, 1), ("b", 0, 1), ("b", 1, 1), ("os-default", 1, 1)]
+    assert all(run["valid"] and not run["disturbed"] and run["notes"] == [] for run in runs)
+
+
+def test_a_disturbed_run_runs_again_at_the_end_of_its_turn(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        runs = compared({("b", 0, 1): {"disturbance": loud(0.5)}, ("b", 0, 2): {"disturbance": loud(0.5)}}, policies="abc")
+    assert order_of(runs)[:5] == [("os-default", 0, 1), ("b", 0, 1), ("c", 0, 1), ("b", 0, 2), ("b", 0, 3)]
+    assert order_of(runs)[5:] == [("c", 1, 1), ("b", 1, 1), ("os-default", 1, 1)]
+    assert [run["valid"] for run in runs if run["policy"] == "b" and run["repeat"] == 0] == [False, False, True]
+    assert runs[1]["notes"] == ["disturbed: others used 50.0% of the run's cores (make 5.00 s)"]
+    assert "b, repeat 0, attempt 1, was disturbed: others used 50.0%" in caplog.text
+    assert "attempt 2 of 3 for what was disturbed: b" in caplog.text
+
+
+def test_repetitions_keep_the_order_of_their_turn() -> None:
+    script = {(policy, 1, 1): {"disturbance": loud(0.5)} for policy in ("os-default", "c")}
+    assert order_of(compared(script, policies="abc"))[3:] == [
+        ("c", 1, 1),
+        ("b", 1, 1),
+        ("os-default", 1, 1),
+        ("c", 1, 2),
+        ("os-default", 1, 2),
+    ]
+
+
+def test_a_disturbed_baseline_is_replaced_in_every_pair_of_its_turn() -> None:
+    runs = compared({("os-default", 0, 1): {"disturbance": loud(0.5), "wall_clock_s": 50.0}}, repeats=1, policies="abc")
+    assert [run["wall_clock_s"] for run in runs] == [50.0, 2.0, 3.0, 4.0]
+    assert [row.ratio_vs_os_default for row in summarize(runs, ["os-default", "b", "c"])] == [1.0, 0.5, 0.75]
+
+
+def test_where_no_attempt_was_quiet_the_least_disturbed_counts_and_says_so() -> None:
+    script = {("b", 0, attempt): {"disturbance": loud(fraction)} for attempt, fraction in ((1, 0.6), (2, 0.2), (3, 0.4))}
+    runs = compared(script, repeats=1)
+    assert order_of(runs) == [("os-default", 0, 1), ("b", 0, 1), ("b", 0, 2), ("b", 0, 3)]
+    assert [run["valid"] for run in runs] == [True, False, True, False]
+    assert runs[2]["notes"][-1] == "counts although disturbed: the least disturbed of 3 attempts"
+    assert runs[2]["disturbed"]
+
+
+def test_after_a_turn_without_a_quiet_run_nothing_is_repeated_until_there_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    """On a machine that is never quiet it would take three times as long and change nothing."""
+    noise = {"disturbance": loud(0.5)}
+    script = {(policy, repeat, attempt): noise for policy in ("os-default", "b") for repeat in (0, 1) for attempt in (1, 2, 3)}
+    runs = compared({**script, ("b", 2, 1): noise}, repeats=3)
+    assert [run["repeat"] for run in runs] == [0] * 6 + [1] * 2 + [2] * 3
+    assert order_of(runs)[-3:] == [("os-default", 2, 1), ("b", 2, 1), ("b", 2, 2)]
+    assert sum(run["valid"] for run in runs) == 6
+    assert is_complete(["os-default", "b"], 3, runs)
+    assert caplog.text.count("not repeated until one is") == 1
+
+
+def test_the_slow_are_not_repeated_and_the_fast_are_not_kept_only_the_disturbed() -> None:
+    """What decides is what others did, never how long it took: anything else would choose the result."""
+    runs = compared({("b", 0, 1): {"disturbance": loud(0.5), "wall_clock_s": 0.001}, ("b", 1, 1): {"wall_clock_s": 9999.0}})
+    assert [(run["wall_clock_s"], run["valid"]) for run in runs if run["policy"] == "b"] == [
+        (0.001, False),
+        (3.0, True),
+        (9999.0, True),
+    ]
+
+
+def test_a_run_that_failed_by_itself_is_not_repeated() -> None:
+    failed = {"valid": False, "notes": ["exit status 1"], "disturbance": None}
+    refused = {"valid": False, "notes": ["the kernel refused a mask"], "disturbance": loud(0.9)}
+    runs = compared({("b", 0, 1): failed, ("b", 1, 1): refused})
+    assert order_of(runs) == [("os-default", 0, 1), ("b", 0, 1), ("b", 1, 1), ("os-default", 1, 1)]
+    assert [(run["valid"], run["disturbed"]) for run in runs[1:3]] == [(False, False)] * 2
+
+
+def test_a_policy_that_fails_does_not_make_a_loud_machine_promising() -> None:
+    """With nothing quiet, one policy that fails by itself: only the first turn is repeated."""
+    failed = {"valid": False, "notes": ["exit status 1"], "disturbance": None}
+    script: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for repeat in range(3):
+        for attempt in (1, 2, 3):
+            script |= {("os-default", repeat, attempt): {"disturbance": loud(0.5)}, ("b", repeat, attempt): failed}
+    runs = compared(script, repeats=3)
+    assert [run["repeat"] for run in runs] == [0, 0, 0, 0, 1, 1, 2, 2]
+
+
+def test_when_the_repetition_fails_the_disturbed_run_counts() -> None:
+    failed = {"valid": False, "notes": ["exit status 1"], "disturbance": None}
+    runs = compared({("b", 0, 1): {"disturbance": loud(0.5)}, ("b", 0, 2): failed}, repeats=1)
+    assert [(run["attempt"], run["valid"], run["disturbed"]) for run in runs[1:]] == [(1, True, True), (2, False, False)]
+
+
+def test_an_interrupted_turn_keeps_its_runs_and_is_not_complete() -> None:
+    runs: list[dict[str, Any]] = []
+
+    def run_once(policy: str, repeat: int, attempt: int) -> dict[str, Any]:
+        if attempt == 2:
+            raise KeyboardInterrupt
+        return {"policy": policy, "repeat": repeat, "valid": True, "notes": [], "disturbance": loud(0.5)}
+
+    with pytest.raises(KeyboardInterrupt):
+        run_turns(["os-default", "b"], 2, run_once, runs)
+    assert [(run["policy"], run["valid"]) for run in runs] == [("os-default", True), ("b", True)]
+    assert not is_complete(["os-default", "b"], 2, runs)
+    assert is_complete(["os-default", "b"], 1, runs)
+
+
+def test_the_report_says_who_disturbed_and_what_counts_all_the_same() -> None:
+    assert disturbance_lines(compared({})) == ["No run was disturbed by others."]
+    script = {("b", 0, attempt): {"disturbance": loud(0.5)} for attempt in (1, 2, 3)}
+    lines = disturbance_lines(
+        compared({**script, ("os-default", 1, 1): {"disturbance": {**QUIET, "throttled": ["under-voltage"]}}})
+    )
+    assert lines == [
+        "2 of 4 runs were disturbed; 3 repetitions were made to replace them. By: make (15.0 s), under-voltage.",
+        "NOT A QUIET MACHINE: 1 of the runs that count were disturbed too, each the least so of up to 3 attempts (b 1). "
+        "Read differences with care.",
+    ]
+
+
+def test_the_report_says_what_could_not_be_seen() -> None:
+    short = {"disturbance": {**QUIET, "others_resolution": 0.2}}
+    assert disturbance_lines(compared({("b", 0, 1): short}))[-1].startswith(
+        "The runs are short: others with less than 20% of the cores"
+    )
+    blind = {"disturbance": {**QUIET, "others_fraction": None, "others_resolution": None}}
+    assert disturbance_lines(compared({("b", 0, 1): blind}))[-1].startswith("This machine does not tell")
+
+
+REPORT = {
+    "host": {"cores_used": [0, 1], "cpu": "Ample"},
+    "config": {"cycles": 4, "model": "cnn", "private": "digits:private", "profile": None},
+}
+
+
+def test_modelled_seconds_have_a_column_of_their_own_and_only_with_a_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = dict.fromkeys(("forward_s", "backward_s", "stall_s", "hold_s", "accuracy"), 0.25)
+    runs = [{**run, **parts} for run in compared({})]
+    summary = summarize(runs, ["os-default", "b"], {"os-default": None, "b": 7.125})
+    assert [row.predicted_s for row in summary] == [None, 7.125]
+    print_table(summary, runs, REPORT)
+    assert "modelled" not in capsys.readouterr().out
+    print_table(summary, runs, {**REPORT, "config": {**REPORT["config"], "profile": "p.json"}})
+    shown = capsys.readouterr().out
+    assert "modelled" in shown
+    assert "7.125" in shown

@@ -1,0 +1,539 @@
+"""A run that goes on from its checkpoint: the same weights as if nothing had happened, and each batch trained on once (14, 24)."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from processes import events, read_until, run, student_command, teacher, train, weights
+from small_training import PRIVATE, PUBLIC, RECIPE, Boundaries, Logits, student
+
+from edge_student.events.buffer import Journal, claim_folder
+from edge_student.events.log_file import EventLog
+from edge_student.run import checkpoint_file, checkpoint_writer
+from edge_student.run.caveats import Marks
+from edge_student.run.checkpoint_file import BEFORE, NEWEST
+from edge_student.run.checkpoint_writer import Checkpoints
+from edge_student.run.resume import Past
+from edge_student.run.signals import Interruption, Terminated
+from edge_student.training.trainer import Trainer
+
+CYCLES = 400
+EXACT = ("--torch-threads", "1", "--cycles", str(CYCLES), "--prefetch", "4", "--window", "8")
+OFTEN = ("--checkpoint-every", "0.05")
+
+
+class Noisy(torch.nn.Module):
+    """A student whose Forward changes all that one can: normalisation's means, dropout's numbers, and a buffer by assignment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normal = torch.nn.BatchNorm2d(1)
+        self.drop = torch.nn.Dropout(0.3)
+        self.last = torch.nn.Linear(64, 10)
+        self.tied = self.last.weight
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return self.last(self.drop(self.normal(images)).flatten(1)) * (1 + self.calls / 100)
+
+
+def noisy_trainer() -> Trainer:
+    torch.manual_seed(11)
+    trainer = Trainer(student=Noisy(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    trainer.keep_boundaries()
+    return trainer
+
+
+def state(trainer: Trainer) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in trainer.snapshot().items()}
+
+
+class Stop(Exception):
+    """Breaks a run off."""
+
+
+class StopsIn(Boundaries):
+    """A schedule that breaks off when it is asked for the n-th task."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def task(self, task: Any) -> Any:
+        if len(self.tasks) == self._number:
+            raise Stop
+        return super().task(task)
+
+
+@pytest.mark.promise(number=14)
+@pytest.mark.parametrize("number", [0, 1, 4, 5, 9])
+def test_a_snapshot_taken_anywhere_is_that_of_the_last_whole_cycle(number: int) -> None:
+    """Broken off before the n-th task: an even n is before a Forward, an odd one after it, before its Backward."""
+    torch.set_num_threads(1)
+    whole = noisy_trainer()
+    whole.train(5, Boundaries(), Logits(), lambda done: None)
+
+    broken = noisy_trainer()
+    with pytest.raises(Stop):
+        broken.train(5, StopsIn(number), Logits(), lambda done: None)
+    assert broken.num_cycles == number // 2
+    snapshot = broken.snapshot()
+
+    torch.manual_seed(999)
+    other = noisy_trainer()
+    other.train(2, Boundaries(), Logits(), lambda done: None)  # it has a past of its own, of which nothing may stay
+    other.restore(snapshot, number // 2)
+    assert other.num_cycles == number // 2
+    other.keep_boundaries()
+    other.train(5, Boundaries(), Logits(), lambda done: None, start=number // 2)
+    assert state(other) == state(whole)
+
+
+def test_a_snapshot_does_not_change_when_training_goes_on() -> None:
+    trainer = noisy_trainer()
+    trainer.train(2, Boundaries(), Logits(), lambda done: None)
+    snapshot = trainer.snapshot()
+    before = {name: tensor.numpy().tobytes() for name, tensor in snapshot.items()}
+    trainer.train(4, Boundaries(), Logits(), lambda done: None, start=2)
+    assert {name: tensor.numpy().tobytes() for name, tensor in snapshot.items()} == before
+    assert state(trainer) != before
+
+
+@pytest.mark.promise(number=16)
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"student.last.weight": torch.zeros(3)}, r"'last.weight' is \[3\]"),
+        ({"student.last.weight": torch.zeros(10, 64, dtype=torch.float64)}, "float64"),
+        ({"student.nonsense": torch.zeros(1)}, "'nonsense' is not of this student"),
+        ({"momentum.77": torch.zeros(1)}, "'77' is not of this student"),
+        ({"momentum.0": torch.zeros(9)}, r"'0' is \[9\]"),
+        ({"random.cpu": torch.zeros(3, dtype=torch.uint8)}, "random state of cpu is none"),
+        ({"random.cpu": torch.zeros(5056)}, "random state of cpu is none"),
+        ({"other": torch.zeros(1)}, "'other' belongs to no student"),
+    ],
+)
+def test_a_snapshot_of_another_student_is_refused_and_changes_nothing(change: dict[str, torch.Tensor], complaint: str) -> None:
+    trainer = noisy_trainer()
+    snapshot = trainer.snapshot() | change
+    with pytest.raises(ValueError, match=complaint):
+        trainer.restore(snapshot, 3)
+    assert {name: value for name, value in state(trainer).items() if not name.startswith("random")} == {
+        name: value for name, value in state(noisy_trainer()).items() if not name.startswith("random")
+    }
+
+
+def test_a_snapshot_without_a_weight_or_a_random_state_is_refused() -> None:
+    trainer = noisy_trainer()
+    for name in ("student.last.weight", "random.cpu"):
+        snapshot = trainer.snapshot()
+        del snapshot[name]
+        with pytest.raises(ValueError, match="missing"):
+            trainer.restore(snapshot, 3)
+
+
+def test_a_signal_in_a_step_is_raised_after_it_was_counted() -> None:
+    interruption = Interruption()
+    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE, uninterrupted=interruption.deferred)
+    trainer.keep_boundaries()
+    step = trainer._optimizer.step
+    seen: list[int] = []
+
+    def torn_step() -> None:
+        seen.append(trainer.num_cycles)
+        interruption.hear(signal.SIGTERM, None)
+        step()
+
+    trainer._optimizer.step = torn_step  # type: ignore[method-assign]
+    with pytest.raises(Terminated):
+        trainer.train(5, Boundaries(), Logits(), lambda done: None)
+    assert (seen, trainer.num_cycles) == ([0], 1)
+
+    untorn = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    untorn.train(1, Boundaries(), Logits(), lambda done: None)
+    assert {k: v.tolist() for k, v in trainer.student.state_dict().items()} == {
+        k: v.tolist() for k, v in untorn.student.state_dict().items()
+    }
+
+
+def test_signals_are_deferred_let_through_and_deferred_again() -> None:
+    interruption = Interruption()
+    said = []
+
+    def work() -> None:
+        with interruption.deferred():
+            interruption.hear(signal.SIGINT, None)
+            said.append("first")
+            with pytest.raises(KeyboardInterrupt), interruption.allowed():
+                said.append("never")
+            said.append("through")
+            interruption.hear(signal.SIGINT, None)
+            said.append("second")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert said == ["first", "through", "second"]
+    with pytest.raises(Terminated):
+        interruption.hear(signal.SIGTERM, None)
+
+
+@pytest.fixture(scope="module")
+def whole(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to, without any checkpoint."""
+    out = tmp_path_factory.mktemp("whole")
+    train(address, out, "--policy", "os-default", *EXACT, "--checkpoint-every", "0")
+    assert not list(out.glob("checkpoint*"))
+    return out
+
+
+def begin_and_end(command: list[str], at: str, number: signal.Signals, within_s: float = 60) -> tuple[int, str]:
+    """Start a run, send it a signal when it has said `at`, and return its status and all that it said until it ended, in time."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        said = read_until(process, at)
+        process.send_signal(number)
+        said += process.communicate(timeout=within_s)[1]
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, said
+
+
+def trained_once(out: Path) -> bool:
+    return [record["index"] for record in events(out) if record.get("task") == "backward"] == list(range(CYCLES))
+
+
+@pytest.mark.slow
+@pytest.mark.promise(number=14)
+@pytest.mark.parametrize("policy", ["os-default", "adaptive"])
+def test_an_edge_that_is_killed_goes_on_with_the_same_result(policy: str, address: str, whole: Path, tmp_path: Path) -> None:
+    command = student_command(address, tmp_path, "--policy", policy, *EXACT, *OFTEN)
+    status, said = begin_and_end(command, f"160 of {CYCLES}", signal.SIGKILL)
+    assert status == -signal.SIGKILL, said
+    status, said = begin_and_end([*command, "--resume"], f"280 of {CYCLES}", signal.SIGKILL)
+    assert status == -signal.SIGKILL, said
+    assert "going on after " in said
+    finished = run([*command, "--resume"])
+    assert finished.returncode == 0, finished.stderr
+    assert weights(tmp_path) == weights(whole)
+    assert trained_once(tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["cycles"] == CYCLES
+    assert result["valid"]
+    assert len(result["resumed_at"]) == 2
+    assert 0 < result["resumed_at"][0] < result["resumed_at"][1] < CYCLES
+    assert any(note.startswith("went on from a checkpoint at cycle") for note in result["notes"])
+    assert result["num_checkpoints"] >= 2
+    log = events(tmp_path)
+    last = max(record.get("ended", record.get("time", 0.0)) for record in log)
+    assert result["wall_clock_s"] == pytest.approx(last, abs=1.0)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == [BEFORE, NEWEST]
+
+
+@pytest.mark.slow
+@pytest.mark.promise(number=24)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_an_edge_that_is_told_to_end_goes_on_where_it_stopped(
+    number: signal.Signals, status: int, address: str, whole: Path, tmp_path: Path
+) -> None:
+    command = student_command(address, tmp_path, "--policy", "static:1", *EXACT)
+    found, said = begin_and_end(command, f"160 of {CYCLES}", number, within_s=5)
+    assert found == status, said
+    assert "Traceback" not in said
+    kept = checkpoint_file.load(tmp_path)
+    assert kept is not None
+    assert kept.facts["num_cycles"] == json.loads((tmp_path / "result.json").read_text())["cycles"]
+    finished = run([*command, "--resume"])
+    assert finished.returncode == 0, finished.stderr
+    assert weights(tmp_path) == weights(whole)
+    assert trained_once(tmp_path)
+
+
+BLIND = """
+import sys
+from edge_student.__main__ import main
+from edge_student.host.counters import Witness
+
+def after(self):
+    raise RuntimeError("the machine is not to be looked at")
+
+Witness.after = after
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.promise(number=24)
+def test_what_fails_at_the_end_of_a_run_keeps_nothing_else_from_being_saved(address: str, whole: Path, tmp_path: Path) -> None:
+    command = student_command(address, tmp_path, "--policy", "os-default", *EXACT)
+    blind = [command[0], "-c", BLIND, *command[3:]]
+    found, said = begin_and_end(blind, f"160 of {CYCLES}", signal.SIGTERM)
+    assert found == 0, said
+    assert "and then: RuntimeError: the machine is not to be looked at" in said
+    finished = run([*blind, "--resume"])
+    assert finished.returncode == 1
+    assert "the machine is not to be looked at" in finished.stderr
+    assert weights(tmp_path) == weights(whole)
+    finished = run([*command, "--resume"])
+    assert finished.returncode == 0, finished.stderr
+    assert weights(tmp_path) == weights(whole)
+    assert trained_once(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_whole_trains_on_with_more_cycles_and_not_at_all_with_as_many(
+    address: str, whole: Path, tmp_path: Path
+) -> None:
+    short = student_command(address, tmp_path, *EXACT, "--cycles", "150")
+    assert run(short).returncode == 0
+    modified = (tmp_path / "student.safetensors").stat().st_mtime_ns
+    again = run([*short, "--resume"])
+    assert again.returncode == 0
+    assert "nothing is left to do" in again.stderr
+    assert (tmp_path / "student.safetensors").stat().st_mtime_ns == modified
+    longer = run(student_command(address, tmp_path, *EXACT, "--resume", "--logits", "online"))
+    assert longer.returncode == 0, longer.stderr
+    assert weights(tmp_path) == weights(whole)
+    fewer = run([*short, "--resume"])
+    assert fewer.returncode == 2
+    assert f"has a checkpoint of cycle {CYCLES} already" in fewer.stderr
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_recipe_is_refused_by_name(address: str, tmp_path: Path) -> None:
+    command = student_command(address, tmp_path, *EXACT, "--cycles", "20")
+    assert run(command).returncode == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    refused = run([*command, "--cycles", "30", "--resume", "--private-samples", "65"])
+    assert refused.returncode == 2
+    assert "--private-samples is 65, and was 64" in refused.stderr
+    for flags, complaint in (
+        (["--lr", "0.01"], "--lr is 0.01, and was 0.05"),
+        (["--encoding", "int8"], "--encoding is 'int8'"),
+    ):
+        for more in (["--cycles", "30"], []):  # also where nothing would be left to do
+            refused = run([*command, *more, "--resume", *flags])
+            assert refused.returncode == 2, refused.stderr
+            assert complaint in refused.stderr
+            assert "Traceback" not in refused.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.promise(number=17)
+def test_a_checkpoint_of_another_teacher_is_refused(address: str, tmp_path: Path) -> None:
+    command = student_command(address, tmp_path / "out", *EXACT, "--cycles", "20")
+    assert run(command).returncode == 0
+    with teacher(tmp_path / "store", "--seed", "9") as other:
+        refused = run(student_command(other.address, tmp_path / "out", *EXACT, "--cycles", "30", "--resume"))
+    assert refused.returncode == 2, refused.stderr
+    assert "logits of two are never mixed" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.promise(number=15)
+def test_a_damaged_checkpoint_is_left_for_the_one_before_it_with_the_same_result(address: str, whole: Path, tmp_path: Path) -> None:
+    command = student_command(address, tmp_path, "--policy", "os-default", *EXACT, *OFTEN)
+    status, said = begin_and_end(command, f"240 of {CYCLES}", signal.SIGKILL)
+    assert status == -signal.SIGKILL, said
+    data = (tmp_path / NEWEST).read_bytes()
+    (tmp_path / NEWEST).write_bytes(data[: len(data) // 2])
+    finished = run([*command, "--resume"])
+    assert finished.returncode == 0, finished.stderr
+    assert "going on from the checkpoint before it" in finished.stderr
+    assert weights(tmp_path) == weights(whole)
+    assert trained_once(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.promise(number=24)
+def test_a_run_that_is_ended_before_its_first_cycle_leaves_the_checkpoint_that_it_went_on_from(
+    address: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes when all is loaded and nothing is trained yet."""
+    from edge_student.run.run import Run
+    from edge_student.settings.student import TrainConfig
+    from edgekd.cli.command import parse
+    from scheduler.live.threads import allowed_cores
+
+    command = student_command(address, tmp_path, "--policy", "os-default", *EXACT)
+    assert run([*command, "--cycles", "100"]).returncode == 0
+    interruption = Interruption()
+    config = parse(TrainConfig, [*command[4:], "--resume"], prog="", description="")
+    running = Run(config, tuple(sorted(allowed_cores())), interruption)
+    look = running._witness.before
+
+    def look_and_hear() -> None:
+        look()
+        interruption.hear(signal.SIGTERM, None)
+
+    monkeypatch.setattr(running._witness, "before", look_and_hear)
+    with pytest.raises(Terminated):
+        running.execute()
+    kept = checkpoint_file.load(tmp_path)
+    assert kept is not None
+    assert kept.facts["num_cycles"] == 100
+    finished = run([*command, "--resume"])
+    assert finished.returncode == 0, finished.stderr
+    assert weights(tmp_path) == weights(whole)
+    assert trained_once(tmp_path)
+
+
+@pytest.mark.slow
+def test_training_that_diverges_is_said(address: str, tmp_path: Path) -> None:
+    finished = run(student_command(address, tmp_path, *EXACT, "--cycles", "4", "--lr", "1e30"))
+    assert finished.returncode == 0, finished.stderr
+    assert "WARNING the loss is " in finished.stderr
+    assert "training diverged; try a smaller --lr" in finished.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["valid"] is False
+
+
+def test_marks_of_a_run_outlive_its_process() -> None:
+    before = Marks(notes=("cores were taken",), is_ranked=False, num_reconnects=2, num_refused_chunks=None)
+    now = Marks(notes=("the link failed", "cores were taken"), num_reconnects=1)
+    both = now.after(Marks.from_json(json.loads(json.dumps(asdict(before))), "here"))
+    assert both == Marks(notes=("cores were taken", "the link failed"), is_ranked=False, num_reconnects=3, num_refused_chunks=None)
+    for wrong in (None, {}, {"notes": [1]}, asdict(before) | {"is_ranked": 1}, asdict(before) | {"num_reconnects": -1}):
+        with pytest.raises(ValueError, match="here"):
+            Marks.from_json(wrong, "here")
+
+
+def test_a_log_that_cannot_be_written_keeps_its_records_in_order(tmp_path: Path) -> None:
+    journal, log = Journal(), EventLog(tmp_path / "events.jsonl")
+    for started in (1.0, 2.0):
+        journal.record({"event": "checkpoint", "index": 1, "started": started, "ended": started + 0.5})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            log.append(journal)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    journal.record({"event": "checkpoint", "index": 2, "started": 3.0, "ended": 3.5})
+    log.append(journal)
+    assert [record["started"] for record in events(tmp_path)] == [1.0, 2.0, 3.0]
+    assert (log.totals.num_checkpoints, log.totals.checkpoint_s, journal.records) == (3, 1.5, [])
+    assert log.num_bytes == (tmp_path / "events.jsonl").stat().st_size
+
+
+def test_half_of_what_was_to_be_logged_is_not_left_on_a_full_disk(tmp_path: Path) -> None:
+    journal, log = Journal(), EventLog(tmp_path / "events.jsonl")
+    journal.record({"event": "decision", "time": 1.0})
+    log.append(journal)
+    whole = (tmp_path / "events.jsonl").read_bytes()
+    journal.record({"event": "decision", "time": 2.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            log.append(journal)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "events.jsonl").read_bytes() == whole
+
+
+class FullDisk:
+    """What `Checkpoints` needs of a run, on a disk that takes nothing."""
+
+    def __init__(self, out: Path, every: float) -> None:
+        self.journal, self.log = Journal(), EventLog(out / "events.jsonl")
+        self.config = SimpleNamespace(out=out, checkpoint_every=every)
+        trainer = SimpleNamespace(num_cycles=7, last_loss=0.5, snapshot=dict, student=torch.nn.Linear(1, 1))
+        self.checkpoints = Checkpoints(
+            config=self.config,  # type: ignore[arg-type]
+            identity={},
+            trainer=trainer,  # type: ignore[arg-type]
+            controller=SimpleNamespace(to_json=dict),  # type: ignore[arg-type]
+            journal=self.journal,
+            log=self.log,
+            past=Past(),
+            marks=Marks,
+        )
+
+
+def test_a_full_disk_is_tried_once_in_a_while_and_told_once(tmp_path: Path) -> None:
+    disk = FullDisk(tmp_path, every=3600.0)
+    (tmp_path / "checkpoint.new").mkdir()  # what nobody can open as a file
+    disk.checkpoints.begin(time.monotonic())
+    for _ in range(checkpoint_writer.FULL_JOURNAL + 50):
+        disk.journal.record({"event": "decision", "time": 0.0})
+    for _ in range(20):
+        disk.checkpoints.on_cycle()
+        for _ in range(checkpoint_writer.FULL_JOURNAL):
+            disk.journal.record({"event": "decision", "time": 0.0})
+    (note,) = disk.checkpoints.notes
+    assert note.startswith("1 times a checkpoint or its log could not be written, first at cycle 7, ")
+    assert disk.log.totals.num_checkpoints == 0
+
+
+@pytest.mark.promise(number=15)
+def test_on_a_small_disk_the_log_leaves_room_for_two_checkpoints_a_fresh_one_and_the_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FullDisk(tmp_path, every=3600.0)
+    student = 8  # bytes of one weight and one bias
+    free = 2 * student * 3 + student
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_blocks=1000, f_bavail=free, f_frsize=1))
+    disk.journal.record({"event": "decision", "time": 0.0})
+    disk.checkpoints.begin(0.0)
+    disk.checkpoints.end(1.0)
+    assert (tmp_path / "events.jsonl").read_bytes() == b""
+    assert len(disk.journal.records) == 1
+    size = (tmp_path / NEWEST).stat().st_size
+    assert "events.jsonl: No space left" in disk.checkpoints.notes[0]
+    free = size + size + student  # one is there, another and a fresh one are not
+    disk.checkpoints.end(2.0)
+    assert (tmp_path / "events.jsonl").read_bytes() == b""
+    assert (tmp_path / BEFORE).exists()
+    free = size + student + 100
+    disk.checkpoints.end(3.0)
+    assert [record["event"] for record in events(tmp_path)] == ["decision"]
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_begin_leaves_the_earlier_one_as_it_is(address: str, tmp_path: Path) -> None:
+    assert run(student_command(address, tmp_path, *EXACT, "--cycles", "20")).returncode == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for flags, status in (
+        (("--private", "imagefolder:/nowhere"), 2),
+        (("--teacher", "127.0.0.1:1", "--max-wait", "0.3"), 1),
+        (("--public", "digits:private"), 2),
+    ):
+        failed = run(student_command(address, tmp_path, *EXACT, *flags))
+        assert failed.returncode == status, failed.stderr
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    again = run(student_command(address, tmp_path, *EXACT, "--cycles", "10"))
+    assert again.returncode == 0
+    assert "held a checkpoint of an earlier run, which is replaced" in again.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["cycles"] == 10
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    claim = claim_folder(tmp_path)
+    with pytest.raises(ValueError, match="another run is at work there"):
+        claim_folder(tmp_path)
+    os.close(claim)
+    os.close(claim_folder(tmp_path))
+
+
+def test_a_log_that_finds_no_room_keeps_no_checkpoint_from_being_written(tmp_path: Path) -> None:
+    disk = FullDisk(tmp_path, every=0.001)
+    (tmp_path / "events.jsonl").unlink()  # the log's file is gone, and cannot be opened again
+    disk.checkpoints.begin(time.monotonic() - 1)
+    disk.journal.record({"event": "decision", "time": 0.0})
+    disk.checkpoints.on_cycle()
+    found = checkpoint_file.load(tmp_path)
+    assert found is not None
+    assert (found.facts["num_cycles"], found.facts["events_bytes"]) == (7, 0)
+    assert len(disk.journal.records) == 1, "what could not be written is still there"
+    assert len(disk.checkpoints.notes) == 1

@@ -1,0 +1,193 @@
+"""Interruptions between layers: where they come, in which thread, and that they change no bit of what is trained."""
+
+import threading
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from small_training import PRIVATE, PUBLIC, RECIPE, TEST, Boundaries, Logits, student
+from torch import nn
+
+from edge_student.training.trainer import TorchTeam, Trainer
+from edge_student.training.yield_points import GAP_S, NOWHERE, Places, everywhere, interruptible, measure, spaced
+from edgekd.data.models import save_weights
+from scheduler.model.state import Task
+
+
+class Block(nn.Module):
+    """Layers inside a module, one of them used twice, one that works in place, and one that answers with several tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.twice = nn.ReLU(inplace=True)
+        self.inner = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.recurrent = nn.GRU(32, 8, batch_first=True)
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        inside = self.twice(self.norm(self.conv(images)))
+        inside = self.twice(self.inner(inside))
+        sequence, _ = self.recurrent(inside.transpose(1, 2).flatten(2))
+        answer: torch.Tensor = self.last(sequence.flatten(1))
+        return answer
+
+
+FORWARD = ["conv", "norm", "twice", "inner.0", "inner.1", "twice", "recurrent", "last"]
+
+
+def block() -> Block:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(1)
+        return Block()
+
+
+def one_step(model: nn.Module) -> None:
+    model(torch.ones(2, 1, 8, 8)).sum().backward()
+
+
+class Metronome:
+    """A clock that goes on by `step_s` seconds whenever it is read."""
+
+    def __init__(self, step_s: float) -> None:
+        self.step_s, self.now = step_s, 0.0
+
+    def __call__(self) -> float:
+        self.now += self.step_s
+        return self.now
+
+
+def reached(model: nn.Module, places: Places) -> tuple[int, int, set[int]]:
+    """How often a step was interrupted in its forward and in its backward, and in which threads."""
+    threads: list[int] = []
+    with interruptible(model, places, lambda: threads.append(threading.get_ident())):
+        loss = model(torch.ones(2, 1, 8, 8)).sum()
+        forward = len(threads)
+        loss.backward()
+    return forward, len(threads) - forward, set(threads)
+
+
+def test_every_layer_is_reached_in_both_passes_by_the_thread_that_trains() -> None:
+    model = block()
+    assert everywhere(model).forward == set(FORWARD), "modules that hold others are no layers"
+    assert reached(model, everywhere(model)) == (len(FORWARD), len(FORWARD), {threading.get_ident()})
+
+
+def test_only_the_places_asked_for_are_reached() -> None:
+    assert reached(block(), Places(forward=frozenset({"twice"}), backward=frozenset({"conv"})))[:2] == (2, 1)
+    assert reached(block(), NOWHERE)[:2] == (0, 0)
+
+
+def test_afterwards_nothing_is_left_on_the_model(tmp_path: Path) -> None:
+    model = block()
+    names = list(model.state_dict())
+    calls: list[None] = []
+    with interruptible(model, everywhere(model), lambda: calls.append(None)):
+        assert list(model.state_dict()) == names
+        copy = deepcopy(model)
+        save_weights(model, tmp_path / "a.safetensors")
+    one_step(model)
+    assert calls == []
+    assert list(copy.state_dict()) == names
+    with pytest.raises(ZeroDivisionError), interruptible(model, everywhere(model), lambda: 1 // 0):
+        one_step(model)
+    one_step(model)
+
+
+@pytest.mark.parametrize("places", [Places(forward=frozenset({"last"}), backward=frozenset()), everywhere(block())])
+def test_what_is_raised_between_layers_comes_out_of_the_pass(places: Places) -> None:
+    def fail() -> None:
+        raise ConnectionError("gave up")
+
+    model = block()
+    with pytest.raises(ConnectionError, match="gave up"), interruptible(model, places, fail):
+        one_step(model)
+
+
+def test_what_is_raised_in_a_backward_comes_out_of_it_as_it_is() -> None:
+    def fail() -> None:
+        raise ConnectionError("gave up")
+
+    model = block()
+    with interruptible(model, Places(forward=frozenset(), backward=frozenset({"inner.1"})), fail):
+        loss = model(torch.ones(2, 1, 8, 8)).sum()
+        with pytest.raises(ConnectionError, match="gave up"):
+            loss.backward()
+
+
+def test_places_lie_apart_in_time() -> None:
+    marks = [("a", 0.0), ("b", 0.6 * GAP_S), ("c", 1.1 * GAP_S), ("d", 1.9 * GAP_S), ("e", 2.0 * GAP_S), ("f", 9.0 * GAP_S)]
+    assert spaced(marks) == {"c", "f"}
+    assert spaced([]) == spaced(marks[:2]) == frozenset(), "a step that is soon over is not interrupted"
+
+
+def test_a_layer_that_is_called_all_the_time_is_no_place() -> None:
+    marks = [("cell", number * GAP_S / 100) for number in range(1000)]
+    assert spaced(marks) == frozenset()
+    assert spaced([*marks, ("last", marks[-1][1])]) == {"last"}
+
+
+def test_measuring_finds_the_places_of_both_passes() -> None:
+    model = block()
+    found = measure(model, lambda: one_step(model), clock=Metronome(0.6 * GAP_S))
+    # Two layers take longer than GAP_S: every second one is a place, in the order of either pass.
+    assert found.forward == {"twice", "inner.1", "recurrent"}
+    assert found.backward == {"twice", "inner.0", "norm"}
+    assert reached(model, NOWHERE)[:2] == (0, 0), "what measured is gone"
+
+
+class Resizing(Boundaries):
+    """A schedule that gives the team the next of `sizes` between any two layers, and remembers the size it found."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.sizes, self.found, self.team = sizes, [], TorchTeam()
+
+    def between_layers(self) -> None:
+        self.found.append(self.team.size())
+        self.team.resize(self.sizes[len(self.found) % len(self.sizes)])
+        self.team.exercise()
+
+
+def trained(schedule: Boundaries, model: nn.Module, places: Places) -> dict[str, torch.Tensor]:
+    torch.set_num_threads(1)
+    trainer = Trainer(student=model, private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    trainer._places = places
+    trainer.train(3, schedule, Logits(), lambda done: None)
+    torch.set_num_threads(1)
+    return trainer.student.state_dict()
+
+
+@pytest.mark.parametrize("make", [student, block], ids=["cnn", "block"])
+def test_interruptions_change_no_bit_of_what_is_trained(make: Callable[[], nn.Module]) -> None:
+    schedule = Resizing(1)
+    interrupted = trained(schedule, make(), everywhere(make()))
+    undisturbed = trained(Boundaries(), make(), NOWHERE)
+    assert len(schedule.found) >= 3 * 2 * len(everywhere(make()).forward)
+    assert all(torch.equal(interrupted[name], tensor) for name, tensor in undisturbed.items())
+
+
+def test_a_team_sized_between_two_layers_keeps_its_size_in_both_passes() -> None:
+    schedule = Resizing(1, 2)
+    trained(schedule, block(), everywhere(block()))
+    assert schedule.tasks == [Task.FORWARD, Task.BACKWARD] * 3
+    assert schedule.found == ([1, 2] * len(schedule.found))[: len(schedule.found)]
+
+
+def test_a_trainer_asks_everywhere_until_its_warm_up_has_measured() -> None:
+    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    assert trainer._places == everywhere(trainer.student)
+    trainer.warm_up(10)
+    assert trainer._places.forward <= everywhere(trainer.student).forward
+    assert reached_by_accuracy(trainer) == 0
+
+
+def reached_by_accuracy(trainer: Trainer) -> int:
+    schedule = Resizing(1)
+    trainer.train(1, schedule, Logits(), lambda done: None)
+    before = len(schedule.found)
+    trainer.accuracy(TEST)
+    return len(schedule.found) - before

@@ -1,0 +1,356 @@
+"""What the controller books, what it learns, and what it refuses to believe."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from scenarios import Scenario, scenarios
+from virtual_time import drive
+
+from scheduler.control.controller import STORY_LENGTH, Controller
+from scheduler.control.side_rates import UNPINNED, Share
+from scheduler.model.cost import RateTable, Workload
+from scheduler.model.scenario import Profile
+from scheduler.model.state import Allocation, BrokenInvariant, CoresChanged, Event, Reason, Started, Task, TaskDone
+from scheduler.policies.registry import make_policy
+from scheduler.policies.view import View
+
+RATES = RateTable(comm=(0.0, 1.0, 1.5, 1.75, 2.0), comp=(4.0, 3.0, 2.0, 1.0, 0.0))
+WORK = Workload(forward=3.0, backward=6.0, comm=2.0)
+PROFILE = Profile(cores=4, workload=WORK, rates=RATES)
+
+
+class Probe:
+    """Chooses as told and remembers what it saw."""
+
+    name = "probe"
+    is_work_conserving = True
+    needs_rates = False
+
+    def __init__(self, *allocations: Allocation) -> None:
+        self.allocations = list(allocations)
+        self.views: list[View] = []
+
+    def choose(self, view: View) -> Allocation:
+        self.views.append(view)
+        return self.allocations.pop(0) if len(self.allocations) > 1 else self.allocations[0]
+
+
+def done(task: Task, time: float) -> TaskDone:
+    return TaskDone(task=task, time=time)
+
+
+def controller_of(name: str, *, cycles: int = 3, num_cores: int = 4, prefetch: int | None = None) -> Controller:
+    policy = make_policy(name, num_cores=num_cores, seed=0)
+    return Controller(policy=policy, cycles=cycles, num_cores=num_cores, prefetch=prefetch)
+
+
+def test_a_run_by_hand() -> None:
+    """One slot, two cycles: every forced rule and the policy in turn."""
+    controller = controller_of("static:1", cycles=2, prefetch=1)
+    story: list[tuple[Event, str, Reason]] = [
+        (Started(time=5.0), "comm 1 | comp 3", Reason.POLICY),
+        (done(Task.FORWARD, 6.0), "all to comm", Reason.COMP_BLOCKED),
+        (done(Task.COMM, 7.0), "all to comp", Reason.COMM_BLOCKED),
+        (done(Task.BACKWARD, 8.0), "comm 1 | comp 3", Reason.POLICY),
+        (done(Task.COMM, 9.0), "all to comp", Reason.COMM_DONE),
+        (done(Task.FORWARD, 9.0), "all to comp", Reason.COMM_DONE),
+        (done(Task.BACKWARD, 9.5), "all to comp", Reason.FINISHED),
+    ]
+    for sequence, (event, allocation, reason) in enumerate(story):
+        decision = controller.handle(event)
+        assert (str(decision.allocation), decision.reason) == (allocation, reason)
+        assert (decision.sequence, decision.time, decision.policy) == (sequence, event.time, "static:1")
+    assert controller.state.is_finished
+
+
+def test_remaining_work_follows_the_allocations_in_force() -> None:
+    probe = Probe(Allocation.split(1, 4), Allocation.split(2, 4), Allocation.split(3, 4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4, profile=PROFILE)
+    controller.handle(Started(time=10.0))
+    controller.handle(done(Task.COMM, 10.5))  # comp did 0.5 s at 3.0: 1.5 of 3
+    controller.handle(done(Task.COMM, 10.75))  # and 0.25 s at 2.0: 2 of 3
+    assert [view.comm_left for view in probe.views] == [2.0, 2.0, 2.0]
+    assert [view.comp_left for view in probe.views] == [3.0, 1.5, 1.0]
+    controller.handle(done(Task.FORWARD, 11.75))  # comm did 1 s at 1.75
+    assert (probe.views[-1].comm_left, probe.views[-1].comp_left) == (0.25, 6.0)
+
+
+def test_a_side_that_is_blocked_books_no_time() -> None:
+    probe = Probe(Allocation.split(1, 4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4, prefetch=1, profile=PROFILE)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 1.0))  # no slot: comm is blocked until B1
+    controller.handle(done(Task.FORWARD, 2.0))
+    controller.handle(done(Task.BACKWARD, 3.0))
+    assert (probe.views[-1].comm_left, probe.views[-1].comp_left) == (2.0, 3.0)
+    controller.handle(done(Task.FORWARD, 3.5))  # comp is blocked until Comm_2
+    controller.handle(done(Task.COMM, 4.0))
+    controller.handle(done(Task.BACKWARD, 5.5))
+    assert controller.estimates.comp.num_tasks == {Share(3): 2, Share(4): 3}
+
+
+def test_a_task_slower_than_its_rate_still_has_something_left() -> None:
+    probe = Probe(Allocation.split(1, 4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4, profile=PROFILE)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 50.0))
+    assert 0 < probe.views[-1].comp_left <= 0.1 * WORK.forward
+
+
+def test_a_held_side_may_finish_what_it_was_doing() -> None:
+    """A hold takes effect between chunks, and compute's at its next boundary; nothing is learnt from such a task."""
+    probe = Probe(Allocation.all_comm(4), Allocation.all_comp(4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4)
+    controller.handle(Started(time=0.0))
+    assert controller.handle(done(Task.FORWARD, 1.0)).state.num_forward == 1
+    controller.handle(done(Task.COMM, 2.0))
+    assert controller.handle(done(Task.COMM, 2.5)).state.num_comm == 2
+    assert controller.rates()["comp"] == {}
+    assert controller.rates()["comm"] == {"4": 0.5}  # only the first
+
+
+def test_a_task_that_was_held_halfway_is_not_learnt_from() -> None:
+    probe = Probe(Allocation.split(1, 4), Allocation.split(1, 4), Allocation.all_comp(4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 0.25))
+    controller.handle(done(Task.FORWARD, 1.0))  # Comm_2 has had 0.75 s of one core, and is to be held
+    controller.handle(done(Task.COMM, 2.0))  # but ran on until now
+    assert controller.rates()["comm"] == {"1": 4.0}
+
+
+def test_waiting_is_not_working_when_nothing_is_pinned() -> None:
+    """Comm waits for a slot from 1 s to 3 s, comp for logits from 4 s to 5 s; both are allowed every core all the time."""
+    controller = controller_of("os-default", cycles=2, prefetch=1)
+    times = [(Task.COMM, 1.0), (Task.FORWARD, 2.0), (Task.BACKWARD, 3.0), (Task.FORWARD, 4.0), (Task.COMM, 5.0)]
+    controller.handle(Started(time=0.0))
+    for task, time in [*times, (Task.BACKWARD, 6.0)]:
+        controller.handle(done(task, time))
+    shares = [dict(seconds) for side in ("comm", "comp") for _, seconds in getattr(controller.estimates, side).recent]
+    assert shares == [{Share(4, UNPINNED): seconds} for seconds in (1.0, 2.0, 2.0, 1.0, 1.0, 1.0)]
+
+
+def test_rates_are_learnt_in_units_of_a_cycle() -> None:
+    controller = controller_of("static:1", cycles=9)
+    controller.handle(Started(time=0.0))
+    for cycle in range(8):
+        start = 4.0 * cycle
+        controller.handle(done(Task.COMM, start + 0.5))
+        controller.handle(done(Task.FORWARD, start + 1.0))
+        controller.handle(done(Task.BACKWARD, start + 4.0))
+        controller.rates()
+    learnt = controller.rates()
+    assert learnt["workload"] == pytest.approx({"forward": 0.25, "backward": 0.75, "comm": 1.0}, rel=1e-2)
+    assert learnt["comp"] == pytest.approx({"3": 0.25}, rel=1e-2)
+    assert learnt["comm"].keys() == {"1"}
+
+
+def test_an_unmanaged_run_is_learnt_apart_from_a_pinned_one() -> None:
+    controller = controller_of("os-default", cycles=1)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 2.0))
+    assert controller.rates()["comm"] == {"unpinned": 0.5}
+
+
+@given(scenario=scenarios(min_cores=3, max_cores=6, max_cycles=12))
+@settings(max_examples=60, deadline=None)
+def test_rates_of_tasks_that_keep_their_cores_are_exact(scenario: Scenario) -> None:
+    """Comm alone, then comp alone: with comm-priority no task ever changes its cores."""
+    controller = Controller(
+        policy=make_policy("comm-priority", num_cores=scenario.num_cores, seed=0),
+        cycles=scenario.cycles,
+        num_cores=scenario.num_cores,
+        profile=scenario.profile,
+    )
+    drive(controller, scenario.rates, scenario.work)
+    every = str(scenario.num_cores)
+    assert controller.rates()["comm"][every] == pytest.approx(scenario.rates.comm[-1], rel=1e-6)
+    assert controller.rates()["comp"][every] == pytest.approx(scenario.rates.comp[0], rel=1e-6)
+
+
+def test_cores_that_change_are_shared_out_anew() -> None:
+    controller = controller_of("static:3")
+    assert str(controller.handle(Started(time=0.0)).allocation) == "comm 3 | comp 1"
+    assert str(controller.handle(CoresChanged(num_cores=2, time=1.0)).allocation) == "comm 1 | comp 1"
+    assert str(controller.handle(CoresChanged(num_cores=1, time=2.0)).allocation) == "all to comp"
+    assert str(controller.handle(CoresChanged(num_cores=8, time=3.0)).allocation) == "comm 3 | comp 5"
+
+
+def test_a_profile_follows_the_cores_that_are_left() -> None:
+    probe = Probe(Allocation.split(1, 4), Allocation.split(1, 3))
+    probe.needs_rates = True
+    controller = Controller(policy=probe, cycles=3, num_cores=4, profile=PROFILE)
+    controller.handle(Started(time=0.0))
+    controller.handle(CoresChanged(num_cores=3, time=0.5))
+    controller.handle(done(Task.COMM, 1.5))
+    assert probe.views[1].rates == RateTable(comm=(0.0, 1.0, 1.5, 1.75), comp=(3.0, 2.0, 1.0, 0.0))
+    assert [view.comp_left for view in probe.views[:2]] == [3.0, 1.5]  # 0.5 s on three cores
+
+
+def test_dynamic_goes_on_when_cores_change() -> None:
+    for profile in (PROFILE, None):
+        policy = make_policy("dynamic", num_cores=4, seed=0, profile=profile)
+        controller = Controller(policy=policy, cycles=20, num_cores=4, profile=profile)
+        controller.handle(Started(time=0.0))
+        for number, num_cores in enumerate([3, 1, 6, 2, 4]):
+            now = 10.0 * number
+            controller.handle(CoresChanged(num_cores=num_cores, time=now))
+            decision = controller.handle(done(Task.COMM, now + 1))
+            assert decision.allocation.comm + decision.allocation.comp == num_cores
+            controller.handle(done(Task.FORWARD, now + 2))
+            controller.handle(done(Task.BACKWARD, now + 4))
+
+
+def start_then(*events: Event) -> list[Event]:
+    return [Started(time=1.0), *events]
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([done(Task.COMM, 1.0)], "a run begins with Started, and only once"),
+        (start_then(Started(time=2.0)), "a run begins with Started, and only once"),
+        (start_then(done(Task.COMM, 0.5)), "time goes from 1.0 to 0.5"),
+        (start_then(done(Task.COMM, math.nan)), "time goes from 1.0 to nan"),
+        ([Started(time=math.inf)], "time goes from -inf to inf"),
+        (start_then(*[done(Task.COMM, 2.0)] * 3), "Comm ends after 2 cycles"),
+        (start_then(done(Task.BACKWARD, 2.0)), "must alternate"),
+        (start_then(done(Task.FORWARD, 2.0), done(Task.BACKWARD, 2.0)), "every Backward needs its Comm"),
+        (start_then(done(Task.FORWARD, 2.0), done(Task.FORWARD, 2.0)), "must alternate"),
+    ],
+)
+def test_events_that_cannot_happen_break_an_invariant(events: list[Event], words: str) -> None:
+    controller = controller_of("static:1", cycles=2)
+    for event in events[:-1]:
+        controller.handle(event)
+    with pytest.raises(BrokenInvariant, match=words) as error:
+        controller.handle(events[-1])
+    assert str(events[-1]) in str(error.value)
+
+
+def test_a_broken_invariant_tells_how_it_came_about() -> None:
+    controller = controller_of("comp-priority", cycles=60)
+    controller.handle(Started(time=0.0))
+    for number in range(1, 31):
+        controller.handle(done(Task.COMM, float(number)))
+    with pytest.raises(BrokenInvariant) as error:
+        controller.handle(done(Task.BACKWARD, 31.0))
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3 + STORY_LENGTH
+    assert "#11 11.000000 s S(11,0,0) of 60: all to comp (policy, comp-priority)" in lines[3]
+    assert "#30" in lines[-1]
+
+
+def test_the_first_broken_invariant_says_that_there_is_no_story_yet() -> None:
+    with pytest.raises(BrokenInvariant, match="nothing yet"):
+        controller_of("static:1").handle(done(Task.COMM, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cycles": 0}, "cycles is 0; a run needs at least 1"),
+        ({"prefetch": 0}, "prefetch is 0; it must be at least 1"),
+        ({"num_cores": 0}, "num_cores is 0; a run needs at least 1"),
+        ({"num_cores": 3, "profile": PROFILE}, "the profile is of 4 cores, and this run has 3"),
+    ],
+)
+def test_what_a_user_cannot_have_is_refused(changes: dict[str, object], words: str) -> None:
+    arguments: dict[str, object] = {"policy": Probe(Allocation.split(1, 4)), "cycles": 2, "num_cores": 4} | changes
+    with pytest.raises(ValueError, match=words):
+        Controller(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prefetch", [None, 4])
+def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch: int | None) -> None:
+    """As in a live run: a split that is decided in the middle of a Backward takes effect when that Backward ends."""
+    own = (0.0, 1.0, 1.9, 2.7, 3.4)  # rate by a side's own number of cores
+    rates = RateTable(comm=(0.0, 0.9, 1.5, 1.8, 2.0), comp=tuple(reversed(own)))
+    policy = make_policy("dynamic", num_cores=4, seed=0)
+    controller = Controller(policy=policy, cycles=100, num_cores=4, prefetch=prefetch, comp_moves_at_boundaries=True)
+    drive(controller, rates, Workload(forward=0.3, backward=0.7, comm=1.0), comp_moves_at_boundaries=True)
+    learnt = controller.rates()
+    for cores, rate in learnt["comp"].items():
+        assert rate == pytest.approx(own[int(cores)], rel=0.1), learnt
+    for cores, rate in learnt["comm"].items():
+        assert rate == pytest.approx(rates.comm[int(cores)], rel=0.1), learnt
+
+
+@pytest.mark.parametrize("layer", [0.03, 0.3, math.inf])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_learnt_of_a_task_is_its_work_wherever_it_moved(layer: float, seed: int) -> None:
+    """`random` changes its mind at every event, so most tasks change their cores: all of their equations hold."""
+    rates = RateTable(comm=(0.0, 0.9, 1.5, 1.8, 2.0), comp=(3.4, 2.7, 1.9, 1.0, 0.0))
+    policy = make_policy("random", num_cores=4, seed=seed)
+    controller = Controller(policy=policy, cycles=8, num_cores=4, comp_moves_at_boundaries=True)
+    drive(controller, rates, Workload(forward=0.3, backward=0.7, comm=0.5), comp_moves_at_boundaries=True, layer=layer)
+    works = {Task.FORWARD: 0.3, Task.BACKWARD: 0.7, Task.COMM: 0.5}
+    for side, rate_of in ((controller.estimates.comm, rates.comm), (controller.estimates.comp, rates.comp[::-1])):
+        for task, seconds in side.recent:
+            assert sum(rate_of[cores] * spent for (cores, _), spent in seconds.items()) == pytest.approx(works[task], rel=1e-9)
+
+
+def test_a_task_that_moved_in_its_middle_tells_what_it_had_and_how_long() -> None:
+    """Decided at 1 s, in force from 2 s: until then comm has its one core, because training has not left the others."""
+    probe = Probe(Allocation.split(1, 4), Allocation.split(3, 4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4, comp_moves_at_boundaries=True)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 1.0))
+    controller.comp_has_moved(2.0)
+    controller.handle(done(Task.COMM, 2.5))
+    controller.handle(done(Task.FORWARD, 6.0))
+    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 2.0, Share(1): 4.0})]
+    assert list(controller.estimates.comm.recent) == [
+        (Task.COMM, {Share(1): 1.0}),
+        (Task.COMM, {Share(1): 1.0, Share(3): 0.5}),
+    ]
+
+
+def test_a_task_that_was_held_in_its_middle_has_only_the_time_it_ran() -> None:
+    probe = Probe(Allocation.split(1, 4), Allocation.all_comm(4), Allocation.split(2, 4))
+    controller = Controller(policy=probe, cycles=4, num_cores=4, comp_moves_at_boundaries=True)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 1.0))
+    controller.comp_has_moved(1.5)
+    controller.handle(done(Task.COMM, 4.0))
+    controller.comp_has_moved(4.0)
+    controller.handle(done(Task.FORWARD, 6.0))
+    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 1.5, Share(2): 2.0})]
+    assert list(controller.estimates.comm.recent)[1] == (Task.COMM, {Share(1): 0.5, Share(4): 2.5})
+
+
+def test_moving_decides_nothing_and_books_nothing_twice() -> None:
+    """Where a decision takes effect at once there is nothing to tell, however often it is told."""
+    probe = Probe(Allocation.split(1, 4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4)
+    controller.handle(Started(time=0.0))
+    for time in (0.25, 0.5):
+        controller.comp_has_moved(time)
+    assert len(probe.views) == 1
+    assert controller.handle(done(Task.FORWARD, 1.0)).sequence == 1
+    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 1.0})]
+
+
+def test_moving_back_in_time_breaks_an_invariant() -> None:
+    probe = Probe(Allocation.split(1, 4), Allocation.split(2, 4))
+    controller = Controller(policy=probe, cycles=3, num_cores=4, comp_moves_at_boundaries=True)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 1.0))
+    with pytest.raises(BrokenInvariant, match=r"time goes from 1\.0 to 0\.5"):
+        controller.comp_has_moved(0.5)
+
+
+@pytest.mark.parametrize("policy", ["comm-priority", "comp-priority", "static:2", "dynamic"])
+def test_where_inputs_travel_training_waits_for_its_batch_before_the_forward(policy: str) -> None:
+    controller = Controller(policy=make_policy(policy, num_cores=4, seed=0), cycles=2, num_cores=4, prefetch=1, inputs_travel=True)
+    first = controller.handle(Started(time=0.0))
+    assert (first.allocation, first.reason) == (Allocation.all_comm(4), Reason.COMP_BLOCKED)
+    assert controller.handle(TaskDone(task=Task.COMM, time=1.0)).reason is Reason.COMM_BLOCKED
+    controller.handle(TaskDone(task=Task.FORWARD, time=2.0))
+    assert controller.handle(TaskDone(task=Task.BACKWARD, time=3.0)).reason is Reason.COMP_BLOCKED
+    controller.handle(TaskDone(task=Task.COMM, time=4.0))
+    controller.handle(TaskDone(task=Task.FORWARD, time=5.0))
+    assert controller.handle(TaskDone(task=Task.BACKWARD, time=6.0)).reason is Reason.FINISHED

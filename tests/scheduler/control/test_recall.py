@@ -1,0 +1,139 @@
+"""What a run has learnt survives its process: told as plain JSON, known again by another controller, and never believed blindly."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scenarios import Scenario, scenarios
+from virtual_time import drive
+
+from scheduler.control.controller import Controller
+from scheduler.model.cost import RateTable, Workload
+from scheduler.model.scenario import Profile
+from scheduler.model.state import Allocation, Started
+from scheduler.policies.registry import POLICIES, Random, make_policy
+from scheduler.policies.view import View
+
+EVERY_NAME = [kind.names(4)[0] for kind in POLICIES.values()]
+
+
+def controller(name: str, scenario: Scenario, *, is_profiled: bool = False, done: int = 0, seed: int = 0) -> Controller:
+    profile = scenario.profile if is_profiled else None
+    return Controller(
+        policy=make_policy(name, num_cores=scenario.num_cores, seed=seed, profile=profile),
+        cycles=scenario.cycles,
+        num_cores=scenario.num_cores,
+        prefetch=scenario.prefetch,
+        profile=profile,
+        done=done,
+    )
+
+
+def told(known: Controller) -> Any:
+    """What it tells, as it comes out of a file."""
+    return json.loads(json.dumps(known.to_json(), allow_nan=False))
+
+
+@pytest.mark.parametrize("is_profiled", [True, False], ids=["profile", "no profile"])
+@pytest.mark.parametrize("name", EVERY_NAME)
+@given(scenario=scenarios())
+@settings(max_examples=15, deadline=None)
+def test_what_is_told_is_known_again(name: str, is_profiled: bool, scenario: Scenario) -> None:
+    first = controller(name, scenario, is_profiled=is_profiled)
+    drive(first, scenario.rates, scenario.work)
+    memory = told(first)
+    second = controller(name, scenario, is_profiled=is_profiled)
+    second.recall(copy.deepcopy(memory), "here")
+    assert told(second) == memory
+
+
+@pytest.mark.parametrize("name", EVERY_NAME)
+@given(scenario=scenarios(), part=st.floats(0, 0.99))
+@settings(max_examples=15, deadline=None)
+def test_a_run_that_goes_on_begins_where_it_was(name: str, scenario: Scenario, part: float) -> None:
+    done = int(part * scenario.cycles)
+    later = controller(name, scenario, done=done)
+    decision = later.handle(Started(time=0.0))
+    assert (decision.state.num_comm, decision.state.num_forward, decision.state.num_backward) == (done, done, done)
+
+
+def test_random_draws_on_where_it_stopped() -> None:
+    view = View(8, 10, None, 0, 0, 0, 1.0, 1.0, works=None, rates=None)  # type: ignore[arg-type]
+    whole, first, second = Random(3), Random(3), Random(99)
+    expected = [whole.choose(view) for _ in range(40)]
+    drawn = [first.choose(view) for _ in range(15)]
+    second.recall(json.loads(json.dumps(first.to_json())), "here")
+    assert drawn + [second.choose(view) for _ in range(25)] == expected
+    assert len(set(expected)) > 1
+
+
+def learnt(name: str) -> tuple[Controller, Any, Scenario]:
+    rates = RateTable(comm=(0.0, 3.0, 5.0, 6.0, 6.5), comp=(9.0, 7.5, 5.5, 3.0, 0.0))
+    work = Workload(forward=1.0, backward=2.0, comm=1.5)
+    scenario = Scenario(cycles=150, prefetch=4, profile=Profile(cores=4, workload=work, rates=rates))
+    known = controller(name, scenario)
+    drive(known, scenario.rates, scenario.work)
+    return known, told(known), scenario
+
+
+def test_another_policy_takes_the_rates_and_leaves_the_rest() -> None:
+    _, memory, scenario = learnt("random")
+    other = controller("dynamic", scenario)
+    other.recall(memory, "here")
+    assert told(other)["estimates"] == memory["estimates"]
+
+
+def test_what_was_learnt_on_other_cores_is_left() -> None:
+    _, memory, scenario = learnt("dynamic")
+    other = controller("dynamic", scenario)
+    before = told(other)
+    other.recall(memory | {"num_cores": memory["num_cores"] + 1}, "here")
+    assert told(other) == before
+
+
+@pytest.mark.parametrize("name", ["adaptive", "random", "dynamic"])
+def test_a_memory_that_nobody_told_is_a_value_error_and_nothing_else(name: str) -> None:
+    _, memory, scenario = learnt(name)
+    generator = random.Random(7)
+    num_refused = 0
+    for _ in range(400):
+        other = controller(name, scenario)
+        damaged = damage(copy.deepcopy(memory), generator)
+        refusal = refusal_of(other, damaged)
+        if refusal is None:
+            decision = other.handle(Started(time=0.0))  # what is believed can be worked with
+            assert isinstance(decision.allocation, Allocation)
+        else:
+            assert refusal.startswith("the checkpoint")
+            num_refused += 1
+    assert num_refused > 50
+
+
+def refusal_of(known: Controller, memory: Any) -> str | None:
+    try:
+        known.recall(memory, "the checkpoint")
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def damage(memory: Any, generator: random.Random) -> Any:
+    """One value somewhere in it is another now."""
+    places: list[tuple[Any, Any]] = []
+
+    def walk(value: Any) -> None:
+        entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, inner in entries:
+            places.append((value, key))
+            walk(inner)
+
+    walk(memory)
+    holder, key = generator.choice(places)
+    holder[key] = generator.choice([None, -1, "x", [], {}, 1e300, True, 0, [1, 2], {"1 own": 1.0}])
+    return memory

@@ -1,0 +1,273 @@
+"""`adaptive` is as near to the optimum as events allow, and what it knows of the rest of a run is exact."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scenarios import Scenario, VariedRun, scenarios, varied_runs
+
+from scheduler.model.cost import Mode, RateTable, Workload
+from scheduler.model.optimum import Frontier, funnel, lower_bound
+from scheduler.model.scenario import TaskWorks
+from scheduler.model.state import Allocation, State
+from scheduler.policies.adaptive import Adaptive
+from scheduler.policies.lookahead import Foresight
+from scheduler.policies.remaining import AnyCycles, EqualCycles, LimitedCycles, Pace, remaining_of
+from scheduler.policies.view import View
+from scheduler.simulation.simulator import simulate, simulate_policy
+
+GRID = list(product((4, 6, 8, 10, 12), ((1, 1), (2, 1), (1, 2), (1, 4), (4, 1))))
+COSTS = {
+    "as in the figures": lambda cores: {"a1": 6 / cores, "a2": 1 / cores, "b1": 0.12, "b2": 0.08, "b3": math.e},
+    "the same for every device": lambda cores: {"a1": 1.0, "a2": 0.07, "b1": 0.1, "b2": 0.2, "b3": 2.0},
+    "linear": lambda cores: {"a1": 1.0, "a2": 0.08, "b1": 0.2, "b2": 0.0, "b3": 1.0},
+    "logarithmic": lambda cores: {"a1": 1.0, "a2": 0.05, "b1": 0.02, "b2": 0.5, "b3": 3.0},
+    "cores hardly matter": lambda cores: {"a1": 1.0, "a2": 0.02, "b1": 0.05, "b2": 0.1, "b3": 5.0},
+}
+
+
+@pytest.mark.parametrize(("cycles", "most"), [(20, 0.01), (200, 0.002)])
+@pytest.mark.parametrize("family", COSTS)
+def test_ends_near_the_bound_and_never_behind_a_split(family: str, cycles: int, most: float) -> None:
+    for cores, (x, y) in GRID:
+        for comp_tasks in (1, 2):  # x is the work of each comp task, or of both together
+            data = {"cores": cores, "cycles": cycles, "forward": x / comp_tasks, "backward": x / comp_tasks, "comm": y}
+            run = VariedRun.from_json({**data, "cost": COSTS[family](cores)})
+            makespan = simulate(run, "adaptive").makespan
+            best_split = min(simulate(run, f"static:{c}").makespan for c in range(1, cores))
+            assert makespan <= (1 + most) * run.lower_bound(), (data, makespan)
+            assert makespan <= 1.001 * best_split, (data, makespan)
+
+
+@given(run=varied_runs(max_cycles=30))
+@settings(max_examples=150, deadline=None)
+def test_keeps_near_the_bound_with_varied_works_and_a_full_buffer(run: VariedRun) -> None:
+    """Short runs of wild works: what switching at events only can cost there is bounded by about one task."""
+    longest = max(
+        run.works.comm.max() / min(run.rates.comm[1:]),
+        max(run.works.forward.max(), run.works.backward.max()) / min(run.rates.comp[:-1]),
+    )
+    assert simulate(run, "adaptive").makespan <= run.lower_bound() + longest
+
+
+def view_of(run: VariedRun, *, num_comm: int, num_comp: int, left: tuple[float, float]) -> View:
+    comm, comp = run.works.tasks(0, run.cycles)
+    state = State(
+        cycles=run.cycles,
+        num_comm=num_comm,
+        num_forward=(num_comp + 1) // 2,
+        num_backward=num_comp // 2,
+        prefetch=run.prefetch,
+    )
+    return View.of(
+        state,
+        num_cores=run.cores,
+        comm_left=left[0] * comm[num_comm],
+        comp_left=left[1] * comp[num_comp],
+        works=run.works,
+        rates=run.rates,
+    )
+
+
+def rest_of(run: VariedRun, view: View) -> float:
+    """T* of the rest of a run without a limit, as the T* of a run: what comm still has to wait for is its first Forward."""
+    i, q, works = view.num_comm, view.num_forward + view.num_backward, run.works
+    _, comp = works.tasks(0, run.cycles)
+    until_wait = view.comp_left + sum(comp[q + 1 : 2 * i + 1])
+    return lower_bound(
+        modes=run.modes,
+        forward=np.array([until_wait, *works.forward[i + 1 :]]),
+        backward=works.backward[i:],
+        comm=np.array([view.comm_left, *works.comm[i + 1 :]]),
+    )
+
+
+@given(
+    run=varied_runs(max_cycles=10),
+    counts=st.tuples(st.integers(0, 9), st.integers(0, 19)),
+    left=st.tuples(*[st.floats(0.01, 1)] * 2),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_rest_of_a_run_is_worth_its_own_optimum(run: VariedRun, counts: tuple[int, int], left: tuple[float, float]) -> None:
+    num_comm = counts[0] % run.cycles
+    num_comp = min(counts[1], 2 * num_comm)  # what can have been trained with so many batches
+    view = view_of(run, num_comm=num_comm, num_comp=num_comp, left=left)
+    pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
+    rest = AnyCycles(run.works, run.cycles)
+    position = rest.position(view)
+    assert rest.time(num_comm, num_comp, *position, pace) == pytest.approx(rest_of(run, view), rel=1e-9, abs=1e-12)
+
+
+@given(run=varied_runs())
+@settings(max_examples=300, deadline=None)
+def test_from_the_start_the_rest_is_the_bound(run: VariedRun) -> None:
+    pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
+    rest = remaining_of(run.works, run.cycles, run.prefetch)
+    assert rest.time(0, 0, 0.0, 0.0, pace) == pytest.approx(run.lower_bound(), rel=1e-9, abs=1e-12)
+
+
+@given(
+    scenario=scenarios(is_monotone=True),
+    counts=st.tuples(st.integers(0, 11), st.integers(0, 23)),
+    left=st.tuples(*[st.floats(0.01, 1)] * 2),
+)
+@settings(max_examples=150, deadline=None)
+def test_equal_cycles_are_a_case_of_any(scenario: Scenario, counts: tuple[int, int], left: tuple[float, float]) -> None:
+    work, cycles = scenario.work, scenario.cycles
+    works = TaskWorks(
+        forward=np.full(cycles, work.forward), backward=np.full(cycles, work.backward), comm=np.full(cycles, work.comm)
+    )
+    run = VariedRun(cores=scenario.num_cores, works=works, prefetch=None, rates=scenario.rates, cost=None)
+    num_comm = counts[0] % cycles
+    num_comp = min(counts[1], 2 * num_comm)
+    view = view_of(run, num_comm=num_comm, num_comp=num_comp, left=left)
+    pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
+    equal, varied = EqualCycles(work, cycles), AnyCycles(works, cycles)
+    assert equal.position(view) == pytest.approx(varied.position(view))
+    assert equal.cycle_end(num_comp // 2) == pytest.approx(varied.cycle_end(num_comp // 2))
+    there = varied.position(view)
+    expected = varied.time(num_comm, num_comp, *there, pace)
+    assert equal.time(num_comm, num_comp, *there, pace) == pytest.approx(expected, rel=1e-9)
+    done = varied.cycle_end(cycles - 1)
+    assert equal.time(cycles, 2 * cycles, done, cycles * work.comm, pace) == pytest.approx(0, abs=1e-9 * done)
+
+
+@given(run=varied_runs(), counts=st.tuples(st.integers(0, 11), st.integers(0, 23)), left=st.tuples(*[st.floats(0.01, 1)] * 2))
+@settings(max_examples=150, deadline=None)
+def test_a_limit_never_makes_the_rest_shorter(run: VariedRun, counts: tuple[int, int], left: tuple[float, float]) -> None:
+    num_comm = counts[0] % run.cycles
+    num_comp = min(counts[1], 2 * num_comm)
+    prefetch = max(1, num_comm + 1 - num_comp // 2)  # so that this state can be
+    view = view_of(run, num_comm=num_comm, num_comp=num_comp, left=left)
+    pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
+    free, limited = AnyCycles(run.works, run.cycles), LimitedCycles(run.works, run.cycles, prefetch)
+    there = free.position(view)
+    assert limited.position(view) == there
+    least = free.time(num_comm, num_comp, *there, pace)
+    assert limited.time(num_comm, num_comp, *there, pace) >= least * (1 - 1e-9)
+
+
+def a_view(rates: RateTable | None, *, num_cores: int, works: Workload) -> View:
+    return View.of(
+        State.initial(cycles=50), num_cores=num_cores, comm_left=works.comm, comp_left=works.forward, works=works, rates=rates
+    )
+
+
+def test_one_core_is_for_training_and_needs_no_rates() -> None:
+    work = Workload(forward=0.5, backward=0.5, comm=1.0)
+    assert Adaptive().choose(a_view(None, num_cores=1, works=work)) == Allocation.all_comp(1)
+
+
+def test_a_shared_mode_is_used_where_it_is_worth_it() -> None:
+    work = Workload(forward=0.5, backward=0.5, comm=0.5)
+    for comp_rate, expected in ((1.95, Allocation.sharing("compute-first", 2)), (1.0, Allocation.split(1, 2))):
+        first = Mode(name="compute-first", comm_rate=1.0, comp_rate=comp_rate)
+        rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0), shared=(first,))
+        assert Adaptive().choose(a_view(rates, num_cores=2, works=work)) == expected
+
+
+def test_learnt_works_that_hardly_change_do_not_draw_the_line_again() -> None:
+    """Backward is all of the rest once comm is done, so what it is believed to be shows in the predicted end."""
+    rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0))
+    for forward, is_drawn_again in ((0.502, False), (0.51, True)):
+        policy = Foresight()
+        lines = []
+        for part in (0.5, forward):
+            policy.choose(a_view(rates, num_cores=2, works=Workload(forward=part, backward=1 - part, comm=1.0)))
+            lines.append(policy.remaining)
+        assert (lines[0] is not lines[1]) == is_drawn_again
+
+
+def test_another_run_of_the_same_works_has_a_line_of_its_own() -> None:
+    rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0))
+    work = Workload(forward=0.5, backward=0.5, comm=1.0)
+    policy = Foresight()
+    lines = []
+    for cycles in (5, 60):
+        state = State.initial(cycles=cycles)
+        policy.choose(View.of(state, num_cores=2, comm_left=1.0, comp_left=0.5, works=work, rates=rates))
+        lines.append(policy.remaining)
+    assert lines[0] is not lines[1]
+
+
+def test_new_rates_count_at_once() -> None:
+    """Comm is slow at first and then fast: what was the right split is none any more."""
+    work = Workload(forward=0.5, backward=0.5, comm=1.0)
+    slow = RateTable(comm=(0.0, 0.2, 0.5, 0.9), comp=(3.0, 2.0, 1.0, 0.0))
+    fast = RateTable(comm=(0.0, 5.0, 5.5, 6.0), comp=(3.0, 2.0, 1.0, 0.0))
+    policy = Adaptive()
+    chosen = [policy.choose(a_view(rates, num_cores=3, works=work)) for rates in (slow, fast, slow)]
+    alone = [Adaptive().choose(a_view(rates, num_cores=3, works=work)) for rates in (slow, fast, slow)]
+    assert chosen == alone
+    assert chosen[0] != chosen[1]
+
+
+def test_of_equals_comm_gets_ahead() -> None:
+    """Rates linear in the cores: every use of all cores is as good as every other."""
+    rates = RateTable(comm=(0.0, 1.0, 2.0, 3.0, 4.0), comp=(4.0, 3.0, 2.0, 1.0, 0.0))
+    state = State(cycles=50, num_comm=10, num_forward=2, num_backward=2, prefetch=None)
+    work = Workload(forward=0.5, backward=0.5, comm=1.0)
+    view = View.of(state, num_cores=4, comm_left=1.0, comp_left=0.5, works=work, rates=rates)
+    assert Adaptive().choose(view) == Allocation.all_comm(4)
+
+
+def test_a_buffer_about_to_be_full_is_foreseen() -> None:
+    """One slot is left. Filling it fast means to train on all cores until Backward ends, which curved rates make dear."""
+    rates = RateTable(comm=(0.0, 2.0, 3.0, 3.5, 3.8), comp=(4.0, 3.8, 3.0, 2.0, 0.0))
+    work = Workload(forward=2.0, backward=2.0, comm=4.0)
+    chosen = []
+    for prefetch in (2, None):
+        state = State(cycles=50, num_comm=3, num_forward=3, num_backward=2, prefetch=prefetch)
+        view = View.of(state, num_cores=4, comm_left=0.5, comp_left=2.0, works=work, rates=rates)
+        chosen.append(Adaptive().choose(view).comm)
+    assert chosen == [1, 2]
+
+
+@given(run=varied_runs(max_cycles=20), steps=st.integers(0, 40))
+@settings(max_examples=100, deadline=None)
+def test_with_a_limit_the_rest_is_hardly_more_than_its_optimum(run: VariedRun, steps: int) -> None:
+    """On the way of a real run, against the funnel of all gates to the end."""
+    prefetch = run.prefetch or 2
+    pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
+    limited = LimitedCycles(run.works, run.cycles, prefetch)
+    asked = Asked()
+    simulate_policy(replace(run, prefetch=prefetch), asked)
+    for view in asked.views[steps : steps + 1]:
+        position = limited.position(view)
+        done = view.num_comm, view.num_forward + view.num_backward
+        nearly = limited.time(*done, *position, pace)
+        exact = exact_rest(limited, view, pace)
+        assert exact * (1 - 1e-9) <= nearly <= exact * 1.1
+        faster = Pace(frontier=Frontier.of([doubled(mode) for mode in run.modes]), comp_alone=2 * run.rates.comp[0])
+        assert limited.time(*done, *position, faster) == pytest.approx(nearly / 2)
+
+
+def exact_rest(limited: LimitedCycles, view: View, pace: Pace) -> float:
+    """The rest along the taut string through every gate up to the end."""
+    last = view.cycles - 1
+    points, is_ceiling = zip(*limited._gates(view.num_comm, view.num_forward + view.num_backward, last), strict=True)
+    string = np.diff(funnel(np.array(points) - complex(*limited.position(view)), np.array(is_ceiling)))
+    backward = view.works.tasks(last, last + 1)[1][1]
+    return float(pace.frontier.cost(string.real, string.imag).sum()) + backward / pace.comp_alone
+
+
+def doubled(mode: Mode) -> Mode:
+    return Mode(name=mode.name, comm_rate=2 * mode.comm_rate, comp_rate=2 * mode.comp_rate)
+
+
+class Asked(Adaptive):
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.views: list[View] = []
+
+    def choose(self, view: View) -> Allocation:
+        self.views.append(view)
+        return super().choose(view)

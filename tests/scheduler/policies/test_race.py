@@ -1,0 +1,90 @@
+"""The race of habits: who is tried, who is dropped, who leads, and when all begins anew."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from scheduler.policies.race import FIRST_PATIENCE, Block, Race
+
+PRICES = (1.0, 0.0)
+
+
+def follow(race: Race, cost: dict[str, float], *, blocks: int, noise: float = 0.0) -> list[str]:
+    """Who ran, when a cycle under each habit costs so many seconds."""
+    rng, ran, habit = random.Random(1), [], race.leader
+    for _ in range(blocks):
+        ran.append(habit)
+        race.take_in(habit, Block(8 * cost[habit] * rng.lognormvariate(0, noise), 8, 8.0))
+        habit = race.next(PRICES, noise)
+    return ran
+
+
+def test_the_best_leads_and_the_others_are_tried_ever_more_rarely() -> None:
+    race = Race(["a", "b", "c"])
+    ran = follow(race, {"a": 1.1, "b": 1.0, "c": 1.5}, blocks=100)
+    assert race.leader == "b"
+    assert set(ran[:3]) == {"a", "b", "c"}
+    assert Counter(ran[-60:])["b"] >= 56
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.15])
+def test_noise_does_not_hide_a_large_difference(noise: float) -> None:
+    ran = follow(Race(["a", "b", "c", "d"]), {"a": 1.5, "b": 1.4, "c": 1.0, "d": 1.6}, blocks=80, noise=noise)
+    assert Counter(ran[-40:])["c"] > 30
+
+
+def test_the_first_block_of_a_habit_is_forgotten_when_there_is_another() -> None:
+    race = Race(["a"])
+    race.take_in("a", Block(80.0, 8, 8.0))
+    assert race.standing(PRICES) == {"a": 10.0}
+    race.take_in("a", Block(8.0, 8, 8.0))
+    assert race.standing(PRICES) == {"a": 1.0}
+
+
+def test_without_leave_to_try_the_leader_goes_on() -> None:
+    race = Race(["a", "b"])
+    race.take_in("a", Block(8.0, 8, 8.0))
+    assert race.next(PRICES, 0.0, may_try=False) == "a"
+    assert race.next(PRICES, 0.0) == "b"
+
+
+def test_batches_that_were_received_ahead_are_worth_their_price() -> None:
+    race = Race(["a"])
+    race.take_in("a", Block(10.0, 4, 12.0))
+    assert race.standing((1.0, 0.5)) == {"a": 1.0}
+
+
+def test_blocks_far_worse_than_a_later_one_are_from_another_world() -> None:
+    race = Race(["a", "b"])
+    for seconds in (8.0, 8.0, 8.0, 40.0):
+        race.take_in("a", Block(seconds, 8, 8.0))
+    race.next(PRICES, 0.05)
+    assert race.standing(PRICES)["a"] > 1.5  # it may be that the machine got slower for good
+    race.take_in("a", Block(8.0, 8, 8.0))
+    race.next(PRICES, 0.05)
+    assert race.standing(PRICES) == {"a": 1.0}
+
+
+def test_with_a_block_from_another_world_goes_all_that_came_before_it() -> None:
+    race = Race(["a", "b", "c"])
+    for habit, seconds in (("b", 16.0), ("b", 16.0), ("a", 8.0), ("a", 40.0), ("c", 24.0), ("a", 8.0)):
+        race.take_in(habit, Block(seconds, 8, 8.0))
+    race.next(PRICES, 0.05)
+    assert race.standing(PRICES) == {"a": 1.0, "c": 3.0}
+
+
+def test_a_habit_that_is_far_behind_is_not_challenged_again() -> None:
+    ran = follow(Race(["a", "b"]), {"a": 1.0, "b": 3.0}, blocks=100, noise=0.02)
+    assert Counter(ran)["b"] <= 3  # cold, once more to be fair, and perhaps a first challenge
+
+
+def test_when_the_leader_gets_slower_the_others_are_measured_anew() -> None:
+    race = Race(["a", "b"])
+    follow(race, {"a": 1.0, "b": 1.4}, blocks=20)
+    assert race.leader == "a"
+    ran = follow(race, {"a": 3.0, "b": 1.4}, blocks=20)
+    assert "b" in ran[:FIRST_PATIENCE]
+    assert race.leader == "b"

@@ -1,0 +1,130 @@
+"""Real teachers and real students as processes, on loopback unless told otherwise, started and ended by a test."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+TINY = ["--private", "digits:private", "--private-samples", "64", "--model", "cnn:width=4", "--batch-size", "8"]
+TINY += ["--public-batch", "16", "--seed", "5", "--log-level", "info"]
+
+
+class TeacherProcess:
+    """`cloud-teacher serve` with initial weights, which are as deterministic as trained ones and need no training."""
+
+    def __init__(
+        self,
+        store: Path,
+        *flags: str,
+        dataset: str = "digits:public",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        place: Sequence[str] = (),
+        log: Path | None = None,
+    ) -> None:
+        """`place` comes before the command, as `ip netns exec NAME` does to put it elsewhere; messages go to `log`, if any."""
+        command = [*place, sys.executable, "-m", "cloud_teacher", "serve", "--dataset", dataset, "--model", "cnn:width=4"]
+        command += ["--listen", f"{host}:{port}", "--store", str(store), "--precompute", "--log-level", "error", *flags]
+        with contextlib.nullcontext() if log is None else log.open("a") as errors:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, stdin=subprocess.DEVNULL)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("listening on "), line
+        self.address = line.split()[-1]
+        self.port = int(self.address.rpartition(":")[2])
+
+    def kill(self) -> None:
+        """SIGKILL: no goodbye."""
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGCONT)  # a frozen one would never hear it
+            self.process.wait(20)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def teacher(store: Path, *flags: str, **where: Any) -> Iterator[TeacherProcess]:
+    """A serving teacher, made as `TeacherProcess` is, that ends with the block."""
+    running = TeacherProcess(store, *flags, **where)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def student_command(address: str, out: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "edge_student", "train", "--teacher", address, "--out", str(out), *TINY, *flags]
+
+
+def train(address: str, out: Path, *flags: str) -> dict[str, Any]:
+    """Run a student to its end; its result.json."""
+    finished = run(student_command(address, out, *flags))
+    assert finished.returncode == 0, finished.stderr
+    return json.loads((out / "result.json").read_text())
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+
+
+def weights(out: Path) -> bytes:
+    return (out / "student.safetensors").read_bytes()
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Read the student's messages up to the line with `text`; everything read."""
+    assert process.stderr is not None
+    said = ""
+    while text not in said:
+        line = process.stderr.readline()
+        assert line, f"ended before it said {text!r}: {said}"
+        said += line
+    return said
+
+
+def read_rest(process: subprocess.Popen[str]) -> str:
+    """Read the student's messages to their end."""
+    assert process.stderr is not None
+    return process.stderr.read()
+
+
+def comm_worker_of(student: subprocess.Popen) -> int:
+    """Process id of the student's comm worker, as soon as there is one."""
+    while True:
+        assert student.poll() is None, "the student ended before it had a comm worker"
+        for child in psutil.Process(student.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "edge_student.receive.worker" in child.cmdline():
+                    return child.pid
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.005)

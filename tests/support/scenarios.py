@@ -1,0 +1,78 @@
+"""Random runs: any rates and any work, drawn by hypothesis as one seed so that ties are as rare as they are in life."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import strategies as st
+
+from scheduler.model.cost import Mode, RateTable, Workload
+from scheduler.model.scenario import Profile, TaskWorks, WorkArray
+from scheduler.model.scenario import Scenario as VariedRun
+
+
+@dataclass(frozen=True)
+class Scenario:
+    cycles: int
+    prefetch: int | None
+    profile: Profile
+
+    @property
+    def num_cores(self) -> int:
+        return self.profile.cores
+
+    @property
+    def rates(self) -> RateTable:
+        return self.profile.rates
+
+    @property
+    def work(self) -> Workload:
+        return self.profile.workload
+
+
+def positive(generator: random.Random) -> float:
+    return math.exp(generator.uniform(math.log(0.05), math.log(20.0)))
+
+
+@st.composite
+def scenarios(
+    draw: st.DrawFn, *, min_cores: int = 2, max_cores: int = 12, max_cycles: int = 12, is_monotone: bool = False
+) -> Scenario:
+    num_cores = draw(st.integers(min_cores, max_cores))
+    cycles = draw(st.integers(1, max_cycles))
+    prefetch = draw(st.none() | st.integers(1, cycles))
+    generator = random.Random(draw(st.integers(0, 2**32)))
+    comm = [positive(generator) for _ in range(num_cores)]
+    comp = [positive(generator) for _ in range(num_cores)]
+    if is_monotone:
+        comm.sort()
+        comp.sort(reverse=True)
+    rates = RateTable(comm=(0.0, *comm), comp=(*comp, 0.0))
+    work = Workload(forward=positive(generator), backward=positive(generator), comm=positive(generator))
+    return Scenario(cycles=cycles, prefetch=prefetch, profile=Profile(cores=num_cores, workload=work, rates=rates))
+
+
+@st.composite
+def varied_runs(draw: st.DrawFn, *, max_cores: int = 12, max_cycles: int = 12, is_monotone: bool = True) -> VariedRun:
+    """Runs whose every task has its own work, some of it 0; now and then both sides may also share the cores."""
+    scenario = draw(scenarios(max_cores=max_cores, max_cycles=max_cycles, is_monotone=is_monotone))
+    generator = random.Random(draw(st.integers(0, 2**32)))
+    zero = draw(st.sampled_from([0.0, 0.0, 0.2]))
+
+    def works() -> WorkArray:
+        return np.array([0.0 if generator.random() < zero else positive(generator) for _ in range(scenario.cycles)])
+
+    rates = scenario.rates
+    if draw(st.booleans()):
+        shared = Mode(name="compute-first", comm_rate=0.5 * rates.comm[-1], comp_rate=0.9 * rates.comp[0])
+        rates = RateTable(comm=rates.comm, comp=rates.comp, shared=(shared,))
+    return VariedRun(
+        cores=scenario.num_cores,
+        works=TaskWorks(forward=works(), backward=works(), comm=works()),
+        prefetch=scenario.prefetch,
+        rates=rates,
+        cost=None,
+    )

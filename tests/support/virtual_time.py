@@ -1,0 +1,104 @@
+"""A run in virtual time: a rate table says how long tasks take, and every event goes through the real controller."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scheduler.control.controller import Controller
+from scheduler.model.cost import RateTable, Workload
+from scheduler.model.state import Allocation, Decision, Started, State, Task, TaskDone
+
+
+@dataclass
+class Run:
+    makespan: float
+    decisions: list[Decision]
+    done: list[tuple[Task, float, float]]  # task, when it first had cores, when it ended
+
+
+def drive(
+    controller: Controller,
+    rates: RateTable,
+    work: Workload,
+    *,
+    start: float = 0.0,
+    share_unpinned: float = 0.5,
+    max_events: int = 10_000,
+    comp_moves_at_boundaries: bool = False,
+    layer: float = math.inf,
+) -> Run:
+    """Run to the end. Unpinned, both sides get `share_unpinned` of the rates they have alone.
+
+    With `comp_moves_at_boundaries` training keeps its cores to the end of a task, and comm gets what is free of what it was
+    given, as in a live run; `layer` is how long a layer takes, after which training moves although its task goes on. The rates
+    of comm are then those of its own cores, those of comp of its own.
+    """
+    mirror = State.initial(cycles=controller.state.cycles, prefetch=controller.state.prefetch)
+    now = start
+    decision = controller.handle(Started(time=now))
+    run = Run(makespan=math.nan, decisions=[decision], done=[])
+    left = {"comm": work.comm, "comp": work.forward}
+    in_force = decision.allocation
+    began: dict[str, float | None] = {"comm": None, "comp": None}
+    moves = math.inf
+    while not mirror.is_finished:
+        speed = dict(zip(("comm", "comp"), _speeds(in_force, rates, share_unpinned), strict=True))
+        if mirror.comm_is_done or mirror.comm_is_blocked:
+            speed["comm"] = 0.0
+        if mirror.comp_is_done or mirror.comp_is_blocked:
+            speed["comp"] = 0.0
+        for side in speed:
+            if speed[side] and began[side] is None:
+                began[side] = now
+        need = {side: left[side] / speed[side] if speed[side] else math.inf for side in speed}
+        side = min(need, key=lambda name: need[name])
+        assert math.isfinite(need[side]), f"the run stalls: {decision}"
+        passes = min(need[side], moves - now)
+        now += passes
+        for other in speed:
+            left[other] = max(left[other] - speed[other] * passes, 0.0)
+        if now == moves:
+            controller.comp_has_moved(now)
+            in_force, moves = decision.allocation, math.inf
+            continue
+        task = Task.COMM if side == "comm" else mirror.next_comp
+        comp_goes_on = task is Task.COMM and speed["comp"] > 0
+        mirror = mirror.after(task)
+        first = began[side]
+        assert first is not None
+        run.done.append((task, first, now))
+        began[side] = None
+        left[side] = work.comm if side == "comm" else work.backward if task is Task.FORWARD else work.forward
+        decision = controller.handle(TaskDone(task=task, time=now))
+        assert decision.state == mirror
+        run.decisions.append(decision)
+        if comp_moves_at_boundaries and comp_goes_on:
+            in_force = _until_the_boundary(in_force, decision.allocation, rates.num_cores)
+            moves = min(moves, now + layer)
+        else:
+            in_force, moves = decision.allocation, math.inf
+        assert len(run.decisions) < max_events
+    run.makespan = now - start
+    return run
+
+
+def _until_the_boundary(in_force: Allocation, wanted: Allocation, num_cores: int) -> Allocation:
+    """What holds while training goes on with the cores it has: comm gets what is free of what it was given."""
+    free = min(wanted.comm, num_cores - in_force.comp)
+    if free or not wanted.comm:
+        return Allocation(comm=free, comp=in_force.comp)
+    return wanted if wanted.shared else in_force
+
+
+def _speeds(allocation: Allocation, rates: RateTable, share_unpinned: float) -> tuple[float, float]:
+    """Each side's by its own cores. In a shared mode that the table does not have, comm gets a tenth of what it has alone."""
+    for mode in rates.shared:
+        if allocation.shared == mode.name:
+            return mode.comm_rate, mode.comp_rate
+    if allocation.shared is not None:
+        return 0.1 * rates.comm[-1], 0.9 * rates.comp[0]
+    if allocation.pinned:
+        assert allocation.comm + allocation.comp <= rates.num_cores
+        return rates.comm[allocation.comm], rates.comp[rates.num_cores - allocation.comp]
+    return share_unpinned * rates.comm[-1], share_unpinned * rates.comp[0]
