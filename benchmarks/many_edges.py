@@ -18,12 +18,12 @@ from pathlib import Path
 import psutil
 from links import configure, loopback_teacher
 
-from edge_student.events.buffer import write_json
 from edge_student.host.provenance import describe_measurement
 from edge_student.ipc.ring import RingShape, Slot
 from edge_student.receive.receiver import Receiver
 from edge_student.run.worker_process import worker_environment
 from edgekd.cli.command import parse
+from edgekd.files import write_json
 from scheduler.live.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))

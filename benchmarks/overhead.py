@@ -14,6 +14,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,22 +23,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from links import configure
+from scipy import stats
 
 from edge_student.host.environment import settle
 from edgekd.cli.command import parse
 
 CORES = settle(os.environ, None)
 
-from edge_student.events.buffer import Journal, write_json  # noqa: E402
+from edge_student.events.buffer import Journal  # noqa: E402
 from edge_student.host.provenance import describe_measurement  # noqa: E402
 from edge_student.ipc.ring import Ring, RingShape  # noqa: E402
-from edge_student.measure.intervals import bootstrap_ci95  # noqa: E402
 from edge_student.measure.local_teacher import embedded_teacher  # noqa: E402
 from edge_student.run.worker_process import CommWorkerProcess  # noqa: E402
 from edge_student.settings.student import CompareConfig  # noqa: E402
 from edge_student.training.trainer import BatchSource, Recipe, Schedule, TorchTeam, Trainer  # noqa: E402
 from edgekd.data.datasets import load_dataset  # noqa: E402
 from edgekd.data.models import build_model  # noqa: E402
+from edgekd.files import write_json  # noqa: E402
 from scheduler.control.controller import Controller  # noqa: E402
 from scheduler.live.binding import CommBinding, CompBinding  # noqa: E402
 from scheduler.live.loop import SchedulerLoop  # noqa: E402
@@ -140,6 +142,25 @@ def time_orchestrated(settings: Settings, address: str) -> float:
         finally:
             loop.finish()
             ring.close()
+
+
+def bootstrap_ci95(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the median of many values, by the percentile bootstrap; None for fewer than two. For benchmarks.
+
+    For the few runs of a comparison it promises too much (docs/decisions/012); those take `median_interval`.
+    """
+    if len(values) < 2:
+        return None
+    if min(values) == max(values):
+        return (values[0], values[0])
+    result = stats.bootstrap(
+        (np.asarray(values),),
+        np.median,
+        n_resamples=9999,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    )
+    return (float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
 def main() -> None:

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from links import Link
 
-from edge_student.events.buffer import write_json
 from edge_student.host.provenance import describe_measurement
-from edge_student.measure.intervals import BASELINE, median_interval
+from edge_student.measure.intervals import median_interval
+from edge_student.report.verdict import BASELINE
 from edgekd.cli.command import parse
+from edgekd.files import write_json
 from scheduler.live.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))

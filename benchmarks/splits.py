@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from links import serving
 
-from edge_student.events.buffer import write_json
 from edge_student.host.provenance import describe_measurement
-from edge_student.measure.intervals import BASELINE, summarize
+from edge_student.report.verdict import BASELINE, summarize
 from edgekd.cli.command import parse
+from edgekd.files import write_json
 from scheduler.live.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))

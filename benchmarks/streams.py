@@ -28,12 +28,12 @@ from links import configure, serving
 
 from cloud_teacher.logits.store import StoreKey
 from cloud_teacher.service.admission import Window, admit, parse
-from edge_student.events.buffer import write_json
 from edge_student.host.provenance import describe_measurement
 from edge_student.ipc.ring import Ring, RingShape
 from edge_student.measure.intervals import median_interval
 from edge_student.run.worker_process import CommWorkerProcess
 from edgekd.cli import command
+from edgekd.files import write_json
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import Encoding, Format, checksum, chunk_rows, encode, to_wire
 from edgekd.wire.limits import MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION, SERVICE_NAME, server_options

@@ -34,13 +34,13 @@ import numpy as np
 import numpy.typing as npt
 from links import configure, loopback_teacher, serving
 
-from edge_student.events.buffer import write_json
 from edge_student.host.provenance import describe_measurement
 from edge_student.ipc.ring import Ring, RingShape
 from edge_student.measure.intervals import median_interval
 from edge_student.receive.receiver import Receiver
 from edge_student.run.worker_process import CommWorkerProcess, worker_environment
 from edgekd.cli.command import parse
+from edgekd.files import write_json
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import Encoding, Format, checksum, decode_into, encode
 from edgekd.wire.limits import SERVICE_NAME, channel_options

@@ -19,17 +19,17 @@ from cloud_teacher.logits.teacher import Teacher, make_teacher
 from cloud_teacher.monitoring.http_server import metrics_served
 from cloud_teacher.monitoring.liveness import Pulse
 from cloud_teacher.monitoring.metrics import Metrics
-from cloud_teacher.progress import show_progress
 from cloud_teacher.service.auth import server_credentials
 from cloud_teacher.service.rate_limit import Pacer, parse_rate
 from cloud_teacher.service.server import TeacherServer, check_port
 from cloud_teacher.service.service import TeacherService
 from cloud_teacher.settings import PrecomputeConfig, ServeConfig, TeacherConfig, parse_listen
 from edgekd.cli.address import format_address, is_loopback, parse_address
-from edgekd.cli.command import WorldError
+from edgekd.cli.progress import Progress
 from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
 from edgekd.data.models import build_model, load_weights
+from edgekd.errors import WorldError
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def fill(store: LogitStore) -> None:
     """Compute every row that the store does not have yet. Raises as `LogitStore.fill`."""
     needed = store.key.num_samples - store.num_ready
     if needed:
-        with show_progress("computing logits", needed, tenths=True) as progress:
+        with Progress("computing logits", needed) as progress:
             store.fill(np.arange(store.key.num_samples), on_progress=progress.advance)
 
 

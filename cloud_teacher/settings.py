@@ -11,8 +11,8 @@ from cloud_teacher.service.rate_limit import parse_rate
 from edgekd.cli.address import is_loopback, parse_address
 from edgekd.cli.command import LogFormat, LogLevel
 from edgekd.cli.cores import parse_cores
+from edgekd.cli.devices import Device
 from edgekd.cli.tls import Secrets
-from edgekd.data.devices import Device
 
 _MAX_SEED = 2**64 - 1
 # gRPC counts it in milliseconds, 31 bits of them.

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from cloud_teacher.progress import Progress, show_progress
 from cloud_teacher.settings import TrainConfig
-from edgekd.data.datasets import ImageDataset, load_dataset, to_input
+from edgekd.cli.progress import Progress
+from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
+from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.models import build_model, save_weights, weights_digest
 from edgekd.data.sources import SPLITS
+from edgekd.data.tensors import to_input
 from edgekd.files import named_by, replace_atomically
 
 _EVALUATION_BATCH = 512
@@ -113,7 +115,7 @@ class _Training:
         """All epochs, or as many steps as come before `is_stopped`. Raises ValueError if the loss is no longer finite."""
         rng = np.random.default_rng(self._config.seed)
         epochs = self._config.epochs
-        with show_progress("training", epochs * self._steps_per_epoch) as progress:
+        with Progress("training", epochs * self._steps_per_epoch, log_tenths=False) as progress:
             for epoch in range(1, epochs + 1):
                 begun = time.perf_counter()
                 loss = self._epoch(rng.permutation(len(self._dataset.labels)), is_stopped, progress)

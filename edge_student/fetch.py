@@ -12,10 +12,10 @@ from edge_student.receive.description import RequestRefusedError
 from edge_student.receive.receiver import BadTeacherError, Receiver
 from edge_student.receive.retry import LinkLostError
 from edge_student.receive.source import Hybrid
-from edge_student.run.progress import Progress
 from edge_student.settings.fetch import FetchConfig
-from edgekd.cli.command import WorldError
 from edgekd.cli.logs import about, about_from_now_on
+from edgekd.cli.progress import Progress
+from edgekd.errors import WorldError
 from edgekd.wire.identity import new_run_id
 
 logger = logging.getLogger(__name__)
@@ -49,13 +49,13 @@ def _receive_all(source: Hybrid, config: FetchConfig) -> int:
     slot = Slot.empty(shape)
     stop = -(-num_samples // config.batch_size)  # the first epoch visits every sample
     logger.info("%d of %d rows are there; filling %s", source.cache.num_rows, num_samples, source.cache.folder)
-    progress = Progress(num_samples, label="rows")
+    progress = Progress("rows", num_samples)
     num_bytes = 0
     try:
         for index in range(stop):
             with about(index=index):
                 num_bytes += source.receive(index, stop, slot, lambda: None)
-            progress.advance(min((index + 1) * config.batch_size, num_samples))
+            progress.reach(min((index + 1) * config.batch_size, num_samples))
     finally:
         progress.close()
     return num_bytes

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgekd.data.datasets import ImageDataset
+from edgekd.data.image_dataset import ImageDataset
 from edgekd.wire.codec import checksum
 from edgekd.wire.inputs import InputEncoding, is_stored_format
 from edgekd.wire.limits import MAX_INPUTS_BYTES

@@ -220,3 +220,7 @@ def _write_fully(file: BinaryIO, data: memoryview, offset: int) -> None:
     while len(data):
         written = os.pwrite(file.fileno(), data, offset)
         data, offset = data[written:], offset + written
+
+
+ROWS_PER_FORWARD = 64
+"""A teacher's forward takes so many samples, padded where fewer are wanted, so that fewer would take as long."""

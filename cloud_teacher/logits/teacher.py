@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cloud_teacher.logits.store import StoreKey
-from cloud_teacher.service.batches import ROWS_PER_FORWARD
-from edgekd.data.datasets import ImageDataset, to_input
+from cloud_teacher.logits.store import ROWS_PER_FORWARD, StoreKey
+from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.models import weights_digest
+from edgekd.data.tensors import to_input
 
 # Every forward has exactly this many samples, padded where fewer are asked for. Kernels pick their order of summation by shape, so
 # with one shape a sample's logits do not depend on how many were asked for with it, and a lost store is rebuilt to the same bits.

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_teacher.logits.public_inputs import EncodedInputs, PublicInputs
-from cloud_teacher.logits.store import LogitStore
+from cloud_teacher.logits.store import ROWS_PER_FORWARD, LogitStore
 from cloud_teacher.service.admission import Window
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import checksum, chunk_rows, encode, to_wire
@@ -21,8 +21,6 @@ from edgekd.wire.order import batch_ids
 # Enough chunks to pay for a change of threads, few enough to stay in the processor's cache until they are sent.
 _GROUP_BYTES = 256 << 10
 _GROUP_CHUNKS = 64
-ROWS_PER_FORWARD = 64
-"""A teacher's forward takes so many samples, padded where fewer are wanted, so that fewer would take as long."""
 
 _PAYLOAD_TAG = bytes([teacher_pb2.LogitsChunk.PAYLOAD_FIELD_NUMBER << 3 | 2])
 _INPUTS_TAG = bytes([teacher_pb2.LogitsChunk.INPUTS_FIELD_NUMBER << 3 | 2])

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_teacher.logits.public_inputs import InputChangedError, PublicInputs
-from cloud_teacher.logits.store import LogitStore, StoreInterruptedError
+from cloud_teacher.logits.store import ROWS_PER_FORWARD, LogitStore, StoreInterruptedError
 from cloud_teacher.monitoring.metrics import Metrics, Sent
 from cloud_teacher.service.admission import RefusedError, Window, admit, parse
-from cloud_teacher.service.batches import ROWS_PER_FORWARD, Group, WindowReader
+from cloud_teacher.service.batches import Group, WindowReader
 from cloud_teacher.service.callers import Caller, Places, caller_of
 from cloud_teacher.service.limits import Limits
 from cloud_teacher.service.rate_limit import Pacer

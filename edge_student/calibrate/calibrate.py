@@ -19,18 +19,19 @@ from edge_student.calibrate.device_profile import make_profile
 from edge_student.calibrate.live_device import FOREVER, Bench
 from edge_student.calibrate.table import describe_findings, print_calibration, profile_figure
 from edge_student.calibrate.visits import Trial, Visit, measure, trials
-from edge_student.events.buffer import make_folder, write_json
-from edge_student.host.fingerprint import fingerprint, settings_of
+from edge_student.host.fingerprint import fingerprint
 from edge_student.host.provenance import command_line, describe_software
 from edge_student.ipc.messages import Described
 from edge_student.ipc.ring import Ring
 from edge_student.measure.local_teacher import teacher
-from edge_student.run.progress import Progress
+from edge_student.run.profile_match import settings_of
 from edge_student.run.setup import TrainingData, check_teacher, configure, load_training_data, make_trainer, ring_shape
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import CalibrateConfig
+from edgekd.cli.progress import Progress
 from edgekd.data.devices import choose_device
 from edgekd.data.models import build_model
+from edgekd.files import make_folder, write_json
 from edgekd.wire.identity import new_run_id
 from scheduler.policies.registry import Surroundings
 
@@ -75,13 +76,13 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Sur
 
 
 def _measure(bench: Bench, modes: tuple[Trial, ...], config: CalibrateConfig) -> list[Visit]:
-    progress = Progress(max(1, round(config.seconds)), label="seconds of measuring")
+    progress = Progress("seconds of measuring", max(1, round(config.seconds)))
     names = ", ".join(trial.name for trial in modes)
     logger.info("measuring %d modes in turns for about %g s: %s", len(modes), config.seconds, names)
 
     def show(name: str, spent_s: float) -> None:
         progress.describe(name)
-        progress.advance(min(int(spent_s), round(config.seconds)))
+        progress.reach(min(int(spent_s), round(config.seconds)))
 
     try:
         return measure(bench, modes, seconds=config.seconds, window=config.window, clock=time.monotonic, on_visit=show)

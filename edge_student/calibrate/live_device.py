@@ -18,7 +18,7 @@ from edge_student.calibrate.visits import Visit
 from edge_student.ipc.ring import Ring, Slot
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.training.trainer import TorchTeam, Trainer
-from edgekd.cli.command import WorldError
+from edgekd.errors import WorldError
 from edgekd.wire.layouts import Decoded
 from scheduler.live.binding import CommBinding, CompBinding
 from scheduler.live.comm_port import BatchArrived, CommEnded, CommFailed, CommTrouble

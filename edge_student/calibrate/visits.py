@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Protocol
 
-from edgekd.cli.command import WorldError
+from edgekd.errors import WorldError
 from scheduler.model.state import COMPUTE_FIRST, Allocation, Task
 
 ROUNDS = 8

@@ -17,21 +17,21 @@ from contextlib import nullcontext
 from typing import Any
 
 from edge_student.compare.prediction import predict
-from edge_student.events.buffer import make_folder, write_json
-from edge_student.host.fingerprint import load_profile
 from edge_student.host.provenance import command_line, describe_host, describe_software
 from edge_student.ipc.parent_death import end_with_parent
 from edge_student.measure.interleaving import is_complete, run_turns
-from edge_student.measure.intervals import BASELINE, summarize
 from edge_student.measure.local_teacher import teacher
 from edge_student.report.page import write_page
 from edge_student.report.table import print_disturbances, print_table
-from edge_student.run.progress import Progress
+from edge_student.report.verdict import BASELINE, summarize
+from edge_student.run.profile_match import load_profile
 from edge_student.settings.student import CompareConfig, StudentConfig, jsonable, parse_policies
-from edgekd.cli.command import WorldError
+from edgekd.cli.progress import Progress
 from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
 from edgekd.data.models import build_model
+from edgekd.errors import WorldError
+from edgekd.files import make_folder, write_json
 from scheduler.model.scenario import Profile
 from scheduler.policies.registry import POLICIES, make_policy
 
@@ -145,7 +145,7 @@ def splits_cores(name: str) -> bool:
 
 def _run_all(config: CompareConfig, address: str | None, policies: Sequence[str], runs: list[dict[str, Any]]) -> None:
     """Run every policy in every turn, and say how far it is. Disturbed runs come on top, so they do not move the bar."""
-    progress = Progress(len(policies) * config.repeats, label="runs")
+    progress = Progress("runs", len(policies) * config.repeats)
     num_done = 0
 
     def run_once(policy: str, repeat: int, attempt: int) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _run_all(config: CompareConfig, address: str | None, policies: Sequence[str]
         run = _run_once(config, address, policy, repeat, attempt)
         if attempt == 1:
             num_done += 1
-            progress.advance(num_done)
+            progress.reach(num_done)
         return run
 
     try:

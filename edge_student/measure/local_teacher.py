@@ -15,8 +15,9 @@ from pathlib import Path
 
 from edge_student.ipc.parent_death import end_with_parent
 from edge_student.settings.student import HostingConfig
-from edgekd.cli.command import USER_ERROR, WorldError
+from edgekd.cli.command import USER_ERROR
 from edgekd.data.datasets import load_dataset
+from edgekd.errors import WorldError
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from edge_student.receive.description import NotLetInError, RequestRefusedError
 from edge_student.receive.diagnose import find_cause
 from edge_student.receive.retry import LinkLostError
 from edgekd.cli.address import format_address, parse_addresses
-from edgekd.cli.plain import plain
+from edgekd.cli.logs import plain
 from edgekd.cli.tls import Pem, TlsFiles, read_token
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.limits import EDGE_ID_KEY, RUN_ID_KEY, SERVICE_NAME, channel_options

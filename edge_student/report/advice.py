@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_student.host.disturbance import findings
-from edge_student.measure.intervals import BASELINE, MIN_REPEATS_FOR_VERDICT
+from edge_student.report.verdict import BASELINE, MIN_REPEATS_FOR_VERDICT
 from scheduler.policies.registry import kind_of
 
 Row = Mapping[str, Any]

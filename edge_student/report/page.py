@@ -13,13 +13,13 @@ from typing import Any
 
 import jinja2
 
-from edge_student.events.buffer import write_text
 from edge_student.measure.intervals import shown_level
 from edge_student.report.advice import advise, disturbed_by, facts, meaning_of, written
 from edge_student.report.charts import PARTS, is_doubtful, parts_figure, parts_of, wall_clock_figure
 from edge_student.report.profile_charts import profile_section
 from edge_student.report.table import disturbance_lines
 from edge_student.report.timeline import representative_run, timeline_section
+from edgekd.files import write_text
 
 _TEMPLATE = "page.html.j2"
 _RUN_FACTS = ("wall_clock_s", "accuracy", "stall_s", "hold_s", "forward_s", "backward_s", "comm_cpu_s")

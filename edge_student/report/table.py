@@ -10,7 +10,8 @@ from rich.table import Table
 
 from edge_student.host.disturbance import MAX_OTHERS_FRACTION
 from edge_student.measure.interleaving import MAX_ATTEMPTS
-from edge_student.measure.intervals import Summary, shown_level
+from edge_student.measure.intervals import shown_level
+from edge_student.report.verdict import Summary
 
 _PARTS = ("forward", "backward", "stall", "hold")
 _MAX_NAMED = 3

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_student.events.buffer import Journal, moment, write_json, write_text
+from edge_student.events.buffer import Journal, moment
 from edge_student.events.log_file import EventLog
 from edge_student.events.perfetto import to_trace
 from edge_student.host.environment import spinning_variables
@@ -21,6 +21,7 @@ from edge_student.run.resume import Past
 from edge_student.settings.student import TrainConfig, jsonable
 from edge_student.training.trainer import Trainer
 from edgekd.data.models import save_weights
+from edgekd.files import write_json, write_text
 from scheduler.live.loop import SchedulerLoop
 from scheduler.policies.registry import kind_of
 

@@ -13,15 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from edge_student.events.buffer import Journal, claim_folder, make_folder
+from edge_student.events.buffer import Journal
 from edge_student.events.log_file import EventLog
-from edge_student.host.counters import Witness
-from edge_student.host.fingerprint import load_profile
+from edge_student.host.sampler import Witness
 from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import Ring, RingShape
 from edge_student.run.caveats import Marks
 from edge_student.run.checkpoint_writer import Checkpoints
-from edge_student.run.progress import Progress
+from edge_student.run.profile_match import load_profile
 from edge_student.run.result import Outcome, finished_before, make_way, marks_of, save
 from edge_student.run.resume import (
     Past,
@@ -37,9 +36,12 @@ from edge_student.run.signals import Interruption
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import TrainConfig
 from edge_student.training.trainer import TorchTeam, Trainer
-from edgekd.data.datasets import ImageDataset, load_dataset
+from edgekd.cli.progress import Progress
+from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
+from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.models import check_model
+from edgekd.files import claim_folder, make_folder
 from edgekd.wire.identity import new_run_id
 from scheduler.control.controller import Controller
 from scheduler.live.binding import CommBinding, CompBinding
@@ -227,7 +229,7 @@ class Run:
     def _train(self, parts: "Parts", loop: SchedulerLoop, checkpoints: Checkpoints) -> BaseException | None:
         """Run all cycles between the two readings of the clock. What broke the run off is returned, to be raised after saving."""
         start = parts.controller.state.num_backward
-        progress = Progress(self._config.cycles, label=self._config.policy)
+        progress = Progress(self._config.policy, self._config.cycles)
         # What was loaded until here stays: a full collection over all of torch takes 0.1 s, at a moment nobody scheduled.
         gc.collect()
         gc.freeze()
@@ -235,7 +237,7 @@ class Run:
         interruption: BaseException | None = None
 
         def on_cycle(num_cycles: int) -> None:
-            progress.advance(num_cycles)
+            progress.reach(num_cycles)
             with self._interruption.deferred():
                 checkpoints.on_cycle()
 

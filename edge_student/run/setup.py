@@ -9,7 +9,8 @@ from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import RingShape
 from edge_student.settings.student import StudentConfig
 from edge_student.training.trainer import Recipe, Trainer
-from edgekd.data.datasets import ImageDataset, load_dataset
+from edgekd.data.datasets import load_dataset
+from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.models import build_model
 from scheduler.policies.registry import Surroundings
 

@@ -28,7 +28,7 @@ from edge_student.ipc.messages import (
     UseRing,
 )
 from edge_student.ipc.ring import Ring
-from edgekd.cli.command import WorldError
+from edgekd.errors import WorldError
 from scheduler.live.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble
 
 logger = logging.getLogger(__name__)

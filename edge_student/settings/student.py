@@ -10,7 +10,7 @@ from typing import Any, Literal
 from edge_student.settings.link import PublicInputs, Receiving
 from edgekd.cli.command import LogFormat, LogLevel
 from edgekd.cli.cores import parse_cores
-from edgekd.data.devices import Device
+from edgekd.cli.devices import Device
 from edgekd.wire.codec import Encoding
 from edgekd.wire.identity import name_of_host
 from edgekd.wire.limits import MAX_BATCH_SIZE, MAX_STRIDE, MAX_WINDOW

@@ -19,7 +19,8 @@ from edge_student.training.loss import combined_loss
 from edge_student.training.rollback import Boundary, restore_random
 from edge_student.training.sgd import Sgd
 from edge_student.training.yield_points import NOWHERE, everywhere, interruptible, measure
-from edgekd.data.datasets import ImageDataset, to_input
+from edgekd.data.image_dataset import ImageDataset
+from edgekd.data.tensors import to_input
 from edgekd.wire.layouts import Decoded
 from edgekd.wire.order import batch_ids
 from scheduler.model.state import Task

@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import fcntl
 import glob
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -88,3 +90,50 @@ def find_flaw(folder: Path, sizes: Mapping[str, int], *, is_ours: Callable[[Any]
         if size != num_bytes:
             return f"{name} has {size} bytes, must have {num_bytes}"
     return None
+
+
+logger = logging.getLogger(__name__)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that --out wants, and try it: what cannot be written is said before the work, not after.
+
+    ValueError if something else has that name, or nothing may be written there; OSError naming the folder if the disk is at fault.
+    """
+    with named_by("--out"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            what = "a link that leads nowhere" if folder.is_symlink() else "a file"
+            raise ValueError(f"--out: {folder} cannot be a folder, because {what} has that name, or that of one above it") from None
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def claim_folder(folder: Path) -> int:
+    """Keep other runs from writing there while this process lives; the descriptor that does.
+
+    ValueError if another run has it. Where the file system knows no locks it is only said.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"--out {folder}: another run is at work there; wait for its end, or name another folder") from None
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): see that no other run writes there", folder, error.strerror)
+    return descriptor
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of it. OSError names the file."""
+    replace_atomically(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as `write_text` does. ValueError for NaN, which is not JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

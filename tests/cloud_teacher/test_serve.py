@@ -15,8 +15,9 @@ from serving import TINY, serve_flags, serving
 
 from cloud_teacher.__main__ import main
 from cloud_teacher.logits.teacher import Teacher
-from edgekd.data.datasets import load_dataset, to_input
+from edgekd.data.datasets import load_dataset
 from edgekd.data.models import build_model
+from edgekd.data.tensors import to_input
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
 from edgekd.wire.codec import Format, decode_into, from_wire
 from edgekd.wire.limits import channel_options

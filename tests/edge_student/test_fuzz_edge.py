@@ -14,12 +14,12 @@ from hostile import ANY_JSON, CONTROL, allocating_at_most, nearly
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_student.host.fingerprint import check_profile, load_profile
 from edge_student.ipc import messages
 from edge_student.ipc.messages import BatchReceived, Configure, Described, Failed, LinkTrouble, UseRing
 from edge_student.ipc.ring import Ring, RingShape
 from edge_student.receive.cache import CacheError, CacheKey, open_cache, open_filled
 from edge_student.receive.description import RequestRefusedError, check_description
+from edge_student.run.profile_match import check_profile, load_profile
 from edge_student.settings.student import TrainConfig
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import encode

@@ -29,9 +29,9 @@ from proxy import Proxy
 from proxy_script import CALM
 from resources import Holding, read_holding
 
-from edge_student.events.buffer import write_json
 from edge_student.host.provenance import describe_measurement
 from edgekd.cli.command import parse, run
+from edgekd.files import write_json
 from scheduler.live.threads import allowed_cores
 
 FLAGS = ("--private", f"{DATASET}:private", "--public-batch", str(PUBLIC_BATCH), "--prefetch", "32", "--torch-threads", "1")

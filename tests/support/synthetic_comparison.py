@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edge_student.measure.intervals import summarize
+from edge_student.report.verdict import summarize
 from edge_student.settings.student import CompareConfig, jsonable
 
 CORES = [0, 1, 2, 3]

@@ -14,9 +14,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from edgekd.cli.logs import LogFormat, LogLevel, last_word, start_logging
-from edgekd.cli.plain import plain
+from edgekd.cli.logs import LogFormat, LogLevel, last_word, plain, start_logging
 from edgekd.cli.settings import closest, parse
+from edgekd.errors import WorldError
 
 __all__ = ["USER_ERROR", "Command", "LogFormat", "LogLevel", "WorldError", "dispatch", "parse", "run", "start_logging"]
 
@@ -25,10 +25,6 @@ USER_ERROR = 2
 
 # The config dataclass, what to do with one (the exit status, None for 0), and one sentence for the list of commands.
 Command = tuple[type[Any], Callable[[Any], int | None], str]
-
-
-class WorldError(RuntimeError):
-    """The world failed: a teacher is away, a download did not come. Not the user's mistake, and not ours."""
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

@@ -91,3 +91,9 @@ def last_word(message: str) -> None:
 
 def _known(fields: Mapping[str, object]) -> dict[str, object]:
     return {name: fields[name] for name in FIELDS if fields.get(name) is not None}
+
+
+def plain(text: str, most: int | None = None) -> str:
+    """`text` with all spelled out that would move a cursor, break a line or turn the writing round; cut to `most` letters."""
+    cut = text if most is None or len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)

@@ -7,36 +7,17 @@ order of that permutation, so that the first n samples are a fair draw. Where im
 """
 
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekd.cli.settings import closest
+from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.sources import SOURCES, SPLITS
 
 if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageDataset:
-    """Labelled images in memory, and the digest by which the two ends make sure that they have the same ones."""
-
-    name: str
-    """As the user gave it, for example "digits:public"."""
-    images: npt.NDArray[np.uint8]
-    """uint8 [N, C, H, W], contiguous."""
-    labels: npt.NDArray[np.int64]
-    """int64 [N], each in 0 .. num_classes-1."""
-    num_classes: int
-    digest: str
-    """SHA-256 over the shape, num_classes and the images in order, lower-case hex. Labels are not part of it: the teacher's
-    public data needs none."""
-    files: tuple[Path, ...] = ()
-    """The image file of each sample, in order, where they come from files; else nothing."""
+    pass
 
 
 def load_dataset(spec: str) -> ImageDataset:
@@ -59,16 +40,6 @@ def load_dataset(spec: str) -> ImageDataset:
         digest=_digest(images, num_classes),
         files=files,
     )
-
-
-def to_input(images: npt.NDArray[np.uint8]) -> "torch.Tensor":
-    """uint8 [B, C, H, W] -> float32 [B, C, H, W] in [-1, 1], what every model here is fed."""
-    import torch  # here, so that asking for a data set does not cost a program without a model a second
-
-    assert images.dtype == np.uint8
-    # torch warns about memory it may not write to, though it only reads here.
-    source = images if images.flags.writeable else images.copy()
-    return torch.from_numpy(source).to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def _parse(spec: str) -> tuple[str, str, str]:

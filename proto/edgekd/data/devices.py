@@ -1,11 +1,9 @@
 """Where a model computes, as both ends let the user say it."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-
-Device = Literal["cpu", "cuda", "auto"]
 
 
 def choose_device(name: str) -> "torch.device":

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgekd.cli.command import WorldError
 from edgekd.cli.settings import parse_numbers
+from edgekd.errors import WorldError
 from edgekd.files import expanded
 from edgekd.wire.inputs import square_pixels
 from edgekd.wire.limits import MAX_CLASSES

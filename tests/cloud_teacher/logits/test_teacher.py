@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from cloud_teacher.logits.teacher import Teacher, make_teacher
-from edgekd.data.datasets import load_dataset, to_input
+from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
 from edgekd.data.models import build_model, weights_digest
+from edgekd.data.tensors import to_input
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from processes import wait_until
 
 from cloud_teacher.logits.public_inputs import PublicInputs
 from cloud_teacher.service.rate_limit import Pacer
-from edgekd.data.datasets import ImageDataset
+from edgekd.data.image_dataset import ImageDataset
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import Encoding, Format, checksum, chunk_rows, decode_into, from_wire
 from edgekd.wire.inputs import InputEncoding, square_pixels

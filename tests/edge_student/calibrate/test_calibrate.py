@@ -20,7 +20,7 @@ from edge_student.calibrate import table
 from edge_student.calibrate.device_profile import make_profile
 from edge_student.calibrate.visits import Trial, Visit, measure, trials
 from edge_student.settings.student import CalibrateConfig
-from edgekd.cli.command import WorldError
+from edgekd.errors import WorldError
 from scheduler.live.threads import allowed_cores
 from scheduler.model.cost import CostModel
 from scheduler.model.scenario import Profile

@@ -9,8 +9,9 @@ import pytest
 from edge_student.compare.compare import choose_policies, predict_all, shared_flags
 from edge_student.compare.prediction import predict
 from edge_student.measure.interleaving import schedule_of_runs
-from edge_student.measure.intervals import bootstrap_ci95, median_interval, summarize
+from edge_student.measure.intervals import bootstrap_ci95, median_interval
 from edge_student.report.table import caption
+from edge_student.report.verdict import summarize
 from edge_student.settings.student import CompareConfig, StudentConfig, TrainConfig, parse_policies
 from edgekd.cli.command import parse
 from edgekd.wire.codec import Encoding

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_student.doctor.certificate import Certificate, parse_der, parse_pem
+from edge_student.doctor.tls import Certificate, parse_der, parse_pem
 
 
 def make(folder: Path, subject: str, *more: str) -> Path:

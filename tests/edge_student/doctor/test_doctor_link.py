@@ -13,10 +13,9 @@ from processes import teacher
 from scripted_teacher import RunningTeacher, ScriptedTeacher
 
 from edge_student.doctor import link
-from edge_student.doctor.certificate import Certificate
 from edge_student.doctor.finding import Finding, Status
 from edge_student.doctor.link import look_at_link
-from edge_student.doctor.tls import Papers, find_papers
+from edge_student.doctor.tls import Certificate, Papers, find_papers
 from edge_student.settings.doctor import DoctorConfig
 from edgekd.cli.tls import TlsFiles
 from edgekd.v1 import teacher_pb2

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from edge_student.host.counters import Machine, Witness, all_processes, listening_at, parse_interrupts, parse_pressure, parse_stat
+from edge_student.host.counters import Machine, all_processes, parse_interrupts, parse_pressure, parse_stat
 from edge_student.host.disturbance import CoreTicks, ProcessTime, findings, firmware_states, own_cpu_s, severity
+from edge_student.host.listeners import listening_at
+from edge_student.host.sampler import Witness
 
 US, WORKER, TEACHER, STRANGER = 100, 101, 50, 7
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from edge_student.host.fingerprint import check_profile, fingerprint, openmp_runtimes, settings_of
+from edge_student.host.fingerprint import fingerprint, openmp_runtimes
+from edge_student.run.profile_match import check_profile, settings_of
 from edge_student.settings.student import StudentConfig
 
 HERE: dict[str, Any] = {

@@ -7,8 +7,8 @@ import pytest
 from synthetic_comparison import QUIET
 
 from edge_student.measure.interleaving import is_complete, run_turns
-from edge_student.measure.intervals import summarize
 from edge_student.report.table import disturbance_lines, print_table
+from edge_student.report.verdict import summarize
 
 
 def loud(fraction: float) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import pytest
 from synthetic_comparison import CORES, FACTORS, NOISE, QUIET, SPLITS, log_of, profile, write_comparison, write_report
 
 from edge_student.events.spans import Span, comm_spans, comp_spans, core_owners, last_moment
-from edge_student.measure.intervals import summarize
 from edge_student.report.advice import advise, facts, meaning_of
 from edge_student.report.charts import parts_of, wall_clock_figure
 from edge_student.report.page import write_page
 from edge_student.report.timeline import representative_run, timeline_section
+from edge_student.report.verdict import summarize
 
 BASE = [1.0, 1.1, 1.0, 1.2, 1.0]
 NEARLY = '{"summary": [], "runs": [], "config": {"repeats": 1}, "host": {}, "command": []}'

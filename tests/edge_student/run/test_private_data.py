@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 from processes import teacher, train
 
-from edgekd.data.datasets import ImageDataset, load_dataset, to_input
+from edgekd.data.datasets import load_dataset
+from edgekd.data.image_dataset import ImageDataset
+from edgekd.data.tensors import to_input
 
 pytestmark = [pytest.mark.slow, pytest.mark.promise(number=20)]
 SIZE, CLASSES, IMAGES = 8, 3, 60

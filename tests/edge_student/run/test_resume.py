@@ -16,7 +16,7 @@ import torch
 from processes import events, read_until, run, student_command, teacher, train, weights
 from small_training import PRIVATE, PUBLIC, RECIPE, Boundaries, Logits, student
 
-from edge_student.events.buffer import Journal, claim_folder
+from edge_student.events.buffer import Journal
 from edge_student.events.log_file import EventLog
 from edge_student.run import checkpoint_file, checkpoint_writer
 from edge_student.run.caveats import Marks
@@ -25,6 +25,7 @@ from edge_student.run.checkpoint_writer import Checkpoints
 from edge_student.run.resume import Past
 from edge_student.run.signals import Interruption, Terminated
 from edge_student.training.trainer import Trainer
+from edgekd.files import claim_folder
 
 CYCLES = 400
 EXACT = ("--torch-threads", "1", "--cycles", str(CYCLES), "--prefetch", "4", "--window", "8")
@@ -262,7 +263,7 @@ def test_an_edge_that_is_told_to_end_goes_on_where_it_stopped(
 BLIND = """
 import sys
 from edge_student.__main__ import main
-from edge_student.host.counters import Witness
+from edge_student.host.sampler import Witness
 
 def after(self):
     raise RuntimeError("the machine is not to be looked at")

@@ -8,12 +8,14 @@ import pytest
 import torch
 from small_training import PRIVATE, PUBLIC, RECIPE, TEST, Boundaries, Logits, student
 
-from edge_student.events.buffer import Journal, write_json, write_text
+from edge_student.events.buffer import Journal
 from edge_student.events.log_file import Totals
 from edge_student.events.perfetto import to_trace
 from edge_student.training.loss import combined_loss
 from edge_student.training.trainer import Trainer
-from edgekd.data.datasets import load_dataset, to_input
+from edgekd.data.datasets import load_dataset
+from edgekd.data.tensors import to_input
+from edgekd.files import write_json, write_text
 from edgekd.wire.order import batch_ids
 from scheduler.model.state import Task
 

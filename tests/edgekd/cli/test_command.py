@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from edgekd.cli.command import Command, WorldError, dispatch, run
+from edgekd.cli.command import Command, dispatch, run
+from edgekd.errors import WorldError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

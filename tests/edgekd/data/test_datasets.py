@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from edgekd.cli.command import WorldError
 from edgekd.data import sources
-from edgekd.data.datasets import load_dataset, to_input
+from edgekd.data.datasets import load_dataset
+from edgekd.data.tensors import to_input
+from edgekd.errors import WorldError
 
 TINY = "synthetic:classes=3,size=2,samples=2,channels=1"
 

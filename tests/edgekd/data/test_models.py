@@ -14,8 +14,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from edgekd.data.datasets import load_dataset, to_input
+from edgekd.data.datasets import load_dataset
 from edgekd.data.models import build_model, load_weights, save_weights, weights_digest
+from edgekd.data.tensors import to_input
 
 SHAPE = (1, 8, 8)
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cloud_teacher.logits.public_inputs import InputChangedError, PublicInputs
-from edgekd.cli.command import WorldError
 from edgekd.data.datasets import load_dataset
+from edgekd.errors import WorldError
 from edgekd.wire.codec import ChunkError, checksum
 from edgekd.wire.inputs import InputEncoding, decode_inputs_into, input_from_wire, input_to_wire, square_pixels
 from edgekd.wire.limits import MAX_INPUTS_BYTES

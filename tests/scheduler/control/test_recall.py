@@ -17,7 +17,8 @@ from scheduler.control.controller import Controller
 from scheduler.model.cost import RateTable, Workload
 from scheduler.model.scenario import Profile
 from scheduler.model.state import Allocation, Started
-from scheduler.policies.registry import POLICIES, Random, make_policy
+from scheduler.policies.registry import POLICIES, make_policy
+from scheduler.policies.simple import Random
 from scheduler.policies.view import View
 
 EVERY_NAME = [kind.names(4)[0] for kind in POLICIES.values()]

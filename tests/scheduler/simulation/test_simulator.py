@@ -19,7 +19,8 @@ from scheduler.model.cost import CostModel, RateTable, Workload
 from scheduler.model.scenario import Profile, TaskWorks
 from scheduler.model.state import Allocation, Reason, Task
 from scheduler.policies.dynamic import solve
-from scheduler.policies.registry import POLICIES, Unpinned, make_policy
+from scheduler.policies.registry import POLICIES, make_policy
+from scheduler.policies.simple import Unpinned
 from scheduler.policies.view import View
 from scheduler.simulation.simulator import (
     SimulatedRun,

@@ -1,0 +1,82 @@
+"""Progress of long work on stderr: a bar on a terminal, one log line for every tenth elsewhere.
+
+The bar is redrawn by the calling thread only. A thread that wakes ten times a second would disturb the cores that we schedule.
+"""
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+logger = logging.getLogger(__name__)
+
+_REDRAW_S = 0.5
+
+
+class Progress:
+    """Counts steps up to `total`. Between two redraws a call costs less than a microsecond.
+
+    Use it as a context manager, or call `close` at the end. With `log_tenths=False`, nothing but `line` writes to a log.
+    """
+
+    def __init__(self, label: str, total: int, *, log_tenths: bool = True) -> None:
+        self._label = label
+        self._total = total
+        self._log_tenths = log_tenths
+        self._done = 0
+        self._next_redraw = 0.0
+        self._next_tenth = 1
+        self._bar: Bar | None = None
+        if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
+            # rich takes 0.1 s to import; a service under systemd does not need it.
+            import rich.progress
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = rich.progress.Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._task = self._bar.add_task(label, total=total)
+            self._bar.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def describe(self, label: str) -> None:
+        """Change the label of the bar to the current piece of work."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=label, refresh=True)
+
+    def advance(self, num_steps: int = 1) -> None:
+        """Count `num_steps` more completed steps."""
+        self.reach(self._done + num_steps)
+
+    def reach(self, num_done: int) -> None:
+        """Set the number of completed steps."""
+        self._done = num_done
+        if self._bar is not None:
+            now = time.monotonic()
+            if now >= self._next_redraw:
+                self._next_redraw = now + _REDRAW_S
+                self._bar.update(self._task, completed=num_done, refresh=True)
+        elif self._log_tenths and num_done * 10 >= self._total * self._next_tenth:
+            self._next_tenth = num_done * 10 // self._total + 1
+            logger.info("%s: %d of %d", self._label, num_done, self._total)
+
+    def line(self, text: str) -> None:
+        """Write one line that stays, above the bar if there is one; for example the result of an epoch."""
+        if self._bar is None:
+            logger.info("%s", text)
+        else:
+            self._bar.console.print(text, highlight=False)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
