@@ -34,7 +34,7 @@ CORES = tuple(sorted(allowed_cores()))
 DATASET = "synthetic:classes=100,size=32,samples=1024"
 PUBLIC_BATCH = 16  # at 20 Mbit/s a batch takes 2.6 ms, a step of this student about 3: the link is the bottleneck only at 2
 BATCH_BYTES = 4 * 100 * PUBLIC_BATCH
-BEFORE = 20  # cycles before a change whose allocations are taken for the habit of the time
+BEFORE = 20  # cycles before a change whose allocations are taken for the strategy of the time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

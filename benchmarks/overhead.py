@@ -30,7 +30,7 @@ from edgekd.cli.command import parse
 
 CORES = settle(os.environ, None)
 
-from edge_student.events.buffer import Journal  # noqa: E402
+from edge_student.events.buffer import EventBuffer  # noqa: E402
 from edge_student.host.provenance import describe_measurement  # noqa: E402
 from edge_student.ipc.ring import Ring, RingShape  # noqa: E402
 from edge_student.measure.local_teacher import embedded_teacher  # noqa: E402
@@ -129,7 +129,7 @@ def time_orchestrated(settings: Settings, address: str) -> float:
             comm_port=worker,
             comm_binding=CommBinding(worker.pid),
             comp_binding=CompBinding(TorchTeam(), max_threads=len(CORES)),
-            record=Journal().record,
+            record=EventBuffer().record,
         )
         try:
             loop.start()

@@ -30,7 +30,7 @@ CORES = settle(os.environ, None)
 
 import torch  # noqa: E402
 
-from edge_student.events.buffer import Journal, Record, write_json  # noqa: E402
+from edge_student.events.buffer import EventBuffer, Record  # noqa: E402
 from edge_student.host.provenance import describe_measurement  # noqa: E402
 from edge_student.ipc.ring import Ring, RingShape  # noqa: E402
 from edge_student.measure.local_teacher import embedded_teacher  # noqa: E402
@@ -39,6 +39,7 @@ from edge_student.settings.student import CompareConfig, jsonable  # noqa: E402
 from edge_student.training.trainer import Recipe, TorchTeam, Trainer  # noqa: E402
 from edgekd.data.datasets import load_dataset  # noqa: E402
 from edgekd.data.models import build_model, weights_digest  # noqa: E402
+from edgekd.files import write_json  # noqa: E402
 from scheduler.control.controller import Controller  # noqa: E402
 from scheduler.live.binding import CommBinding, CompBinding  # noqa: E402
 from scheduler.live.loop import SchedulerLoop  # noqa: E402
@@ -113,7 +114,7 @@ def run(settings: Settings, address: str, *, between_layers: bool, threads: int)
     """Train a few cycles of a long run; what its log and its weights say."""
     print(f"{settings.cycles} cycles, {threads} threads, between layers: {between_layers}", file=sys.stderr)
     torch.set_num_threads(threads)
-    trainer, journal, batch = make_trainer(settings), Journal(), settings.batch
+    trainer, buffer, batch = make_trainer(settings), EventBuffer(), settings.batch
     with CommWorkerProcess(configure(address, batch_size=batch, niceness=19, is_idle=True)) as worker:
         worker.await_description()
         ring = Ring.create(RingShape(num_slots=_NUM_BATCHES, batch_size=batch, num_classes=NUM_CLASSES))
@@ -124,7 +125,7 @@ def run(settings: Settings, address: str, *, between_layers: bool, threads: int)
             comm_port=worker,
             comm_binding=CommBinding(worker.pid),
             comp_binding=CompBinding(TorchTeam(), max_threads=threads),
-            record=journal.record,
+            record=buffer.record,
         )
         try:
             started = time.monotonic()
@@ -137,8 +138,8 @@ def run(settings: Settings, address: str, *, between_layers: bool, threads: int)
     return {
         "between_layers": between_layers,
         "wall_clock_s": wall_clock_s,
-        "task_s": {task: median_task_s(journal.records, task) for task in ("forward", "backward", "comm")},
-        **takeovers(journal.records),
+        "task_s": {task: median_task_s(buffer.records, task) for task in ("forward", "backward", "comm")},
+        **takeovers(buffer.records),
         "binding_refusals": loop.binding_refusals,
         "weights": weights_digest(settings.model, trainer.student),
     }

@@ -17,10 +17,10 @@ from cloud_teacher.logits.public_inputs import PublicInputs
 from cloud_teacher.logits.store import LogitStore, open_store
 from cloud_teacher.logits.teacher import Teacher, make_teacher
 from cloud_teacher.monitoring.http_server import metrics_served
-from cloud_teacher.monitoring.liveness import Pulse
+from cloud_teacher.monitoring.liveness import Liveness
 from cloud_teacher.monitoring.metrics import Metrics
 from cloud_teacher.service.auth import server_credentials
-from cloud_teacher.service.rate_limit import Pacer, parse_rate
+from cloud_teacher.service.rate_limit import RateLimiter, parse_rate
 from cloud_teacher.service.server import TeacherServer, check_port
 from cloud_teacher.service.service import TeacherService
 from cloud_teacher.settings import PrecomputeConfig, ServeConfig, TeacherConfig, parse_listen
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 def serve(config: ServeConfig) -> int:
     """Serve until SIGTERM or Ctrl-C, then return 0. Raises ValueError for the user's mistakes and OSError for the machine's."""
     before = signal.signal(signal.SIGTERM, _interrupt)
-    metrics, pulse = Metrics(), Pulse()
+    metrics, liveness = Metrics(), Liveness()
     try:
         check_port(*parse_listen(config.listen))
-        with _watched(config, metrics, pulse):
+        with _watched(config, metrics, liveness):
             threads = _set_torch_threads(config.torch_threads)
             teacher = load_teacher(config)
             store = open_store(config.store, teacher.key, metrics.timed(teacher.logits))
@@ -50,7 +50,7 @@ def serve(config: ServeConfig) -> int:
                 _tell_store(store)
                 if config.precompute:
                     computing.submit(fill, store).result()
-                asyncio.run(_listen(config, store, computing, PublicInputs(teacher.dataset), metrics, pulse))
+                asyncio.run(_listen(config, store, computing, PublicInputs(teacher.dataset), metrics, liveness))
             finally:
                 store.interrupt()
                 computing.shutdown(cancel_futures=True)
@@ -121,7 +121,7 @@ def fill(store: LogitStore) -> None:
 
 
 @contextmanager
-def _watched(config: ServeConfig, metrics: Metrics, pulse: Pulse) -> Iterator[None]:
+def _watched(config: ServeConfig, metrics: Metrics, liveness: Liveness) -> Iterator[None]:
     """Answer to Prometheus and to health checks during the block, if that was asked for."""
     if config.metrics_listen is None:
         yield
@@ -130,7 +130,7 @@ def _watched(config: ServeConfig, metrics: Metrics, pulse: Pulse) -> Iterator[No
     check_port(host, port)
     if not is_loopback(host):
         logger.warning("%s is reachable from other machines: everybody on its network can read the metrics", host)
-    with metrics_served(host, port, metrics.registry, pulse) as port:
+    with metrics_served(host, port, metrics.registry, liveness) as port:
         logger.info("metrics at http://%s/metrics", format_address(host, port))
         yield
 
@@ -141,19 +141,19 @@ async def _listen(
     computing: ThreadPoolExecutor,
     inputs: PublicInputs,
     metrics: Metrics,
-    pulse: Pulse,
+    liveness: Liveness,
 ) -> None:
     """Serve until a signal comes."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    pacer = None if config.rate_limit is None else Pacer(parse_rate(config.rate_limit))
+    rate_limiter = None if config.rate_limit is None else RateLimiter(parse_rate(config.rate_limit))
     service = TeacherService(
         store,
         dataset_name=config.dataset,
         limits=config.limits,
         metrics=metrics,
-        pacer=pacer,
+        rate_limiter=rate_limiter,
         computing=computing,
         inputs=inputs,
     )
@@ -164,12 +164,12 @@ async def _listen(
         logger.warning("%s is reachable from other machines and the wire is plaintext: everybody can read and change it", host)
     if config.rate_limit is not None:
         logger.info("payload limited to %s, all streams together", config.rate_limit)
-    beating = asyncio.create_task(pulse.beat())
-    pulse.set_serving(True)
+    beating = asyncio.create_task(liveness.beat())
+    liveness.set_serving(True)
     print(f"listening on {format_address(host, port)}", flush=True)
     filling = asyncio.create_task(service.fill_store()) if config.background else None
     await stop.wait()
-    pulse.set_serving(False)
+    liveness.set_serving(False)
     logger.info("stopping; streams may run on for a moment")
     await server.stop()
     if filling is not None:

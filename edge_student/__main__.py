@@ -27,7 +27,7 @@ def train(config: TrainConfig) -> int:
     try:
         interruption.install()
         config.check_secrets()
-        cores = settle(os.environ, config.cores, kind_of(config.policy).surroundings.spin_count)
+        cores = settle(os.environ, config.cores, kind_of(config.policy).launch_options.spin_count)
         # Imported here: it loads torch, which must find the environment and the cores settled.
         from edge_student.run.run import Run
 
@@ -60,11 +60,11 @@ def calibrate(config: CalibrateConfig) -> int:
     start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
     # Those of the policy that uses all modes: both sides' rates depend on them.
-    surroundings = kind_of("adaptive").surroundings
-    cores = settle(os.environ, config.cores, surroundings.spin_count)
+    launch_options = kind_of("adaptive").launch_options
+    cores = settle(os.environ, config.cores, launch_options.spin_count)
     from edge_student.calibrate.calibrate import calibrate as measure_and_save
 
-    return measure_and_save(config, cores, surroundings)
+    return measure_and_save(config, cores, launch_options)
 
 
 def fetch(config: FetchConfig) -> int:

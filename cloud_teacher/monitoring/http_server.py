@@ -18,7 +18,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from cloud_teacher.monitoring.liveness import Pulse
+from cloud_teacher.monitoring.liveness import Liveness
 
 _MOST_AT_A_TIME = 32
 _MOST_S = 5.0  # for a whole request: who sends a byte now and then would keep his place for hours
@@ -29,13 +29,13 @@ App = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 
 
 @contextmanager
-def metrics_served(host: str, port: int, registry: CollectorRegistry, pulse: Pulse) -> Iterator[int]:
+def metrics_served(host: str, port: int, registry: CollectorRegistry, liveness: Liveness) -> Iterator[int]:
     """Answer on `host`:`port` while the block runs; yields the port, which port 0 leaves open. Raises OSError if it cannot be had.
 
-    `pulse` is asked on another thread.
+    `liveness` is asked on another thread.
     """
     server = _Server(host, port)
-    server.set_app(make_app(registry, pulse))
+    server.set_app(make_app(registry, liveness))
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     try:
@@ -46,7 +46,7 @@ def metrics_served(host: str, port: int, registry: CollectorRegistry, pulse: Pul
         thread.join()
 
 
-def make_app(registry: CollectorRegistry, pulse: Pulse) -> App:
+def make_app(registry: CollectorRegistry, liveness: Liveness) -> App:
     """The pages as a WSGI application; anything else is 404.
 
     /healthz is 200 while edges are served. /livez is 200 unless the event loop hangs, also while it starts and stops: what says 503
@@ -60,11 +60,11 @@ def make_app(registry: CollectorRegistry, pulse: Pulse) -> App:
             return metrics(environ, start_response)
         if path not in ("/healthz", "/livez"):
             return _say(HTTPStatus.NOT_FOUND, "there are /metrics, /healthz and /livez", start_response)
-        if pulse.is_hung:
+        if liveness.is_hung:
             return _say(HTTPStatus.SERVICE_UNAVAILABLE, "hung", start_response)
         if path == "/livez":
             return _say(HTTPStatus.OK, "alive", start_response)
-        if pulse.is_serving:
+        if liveness.is_serving:
             return _say(HTTPStatus.OK, "serving", start_response)
         return _say(HTTPStatus.SERVICE_UNAVAILABLE, "starting or stopping", start_response)
 

@@ -12,7 +12,7 @@ HUNG_S = 15.0
 """No step of the loop takes as long: what does runs on threads of its own."""
 
 
-class Pulse:
+class Liveness:
     """Begun and ended by the server, asked by others."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

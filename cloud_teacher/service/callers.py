@@ -64,7 +64,7 @@ def machine_of(peer: str) -> str:
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else unquote(peer)
 
 
-class Places:
+class StreamSlots:
     """The streams that are open, within their limits. Used on one event loop."""
 
     def __init__(self, limits: Limits) -> None:

@@ -26,7 +26,7 @@ def parse_rate(text: str) -> float:
     return rate
 
 
-class Pacer:
+class RateLimiter:
     """A token bucket for payload bytes, shared by all streams.
 
     The first chunk goes at once, each later one when those before it have had their time on the link. Who waits has taken nothing

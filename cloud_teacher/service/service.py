@@ -24,9 +24,9 @@ from cloud_teacher.logits.store import ROWS_PER_FORWARD, LogitStore, StoreInterr
 from cloud_teacher.monitoring.metrics import Metrics, Sent
 from cloud_teacher.service.admission import RefusedError, Window, admit, parse
 from cloud_teacher.service.batches import Group, WindowReader
-from cloud_teacher.service.callers import Caller, Places, caller_of
+from cloud_teacher.service.callers import Caller, StreamSlots, caller_of
 from cloud_teacher.service.limits import Limits
-from cloud_teacher.service.rate_limit import Pacer
+from cloud_teacher.service.rate_limit import RateLimiter
 from edgekd.cli.logs import about
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import Encoding, to_wire
@@ -56,7 +56,7 @@ class TeacherService:
         dataset_name: str,
         limits: Limits,
         metrics: Metrics,
-        pacer: Pacer | None,
+        rate_limiter: RateLimiter | None,
         computing: Executor,
         inputs: PublicInputs | None = None,
     ) -> None:
@@ -65,10 +65,10 @@ class TeacherService:
         self.metrics = metrics
         self._store = store
         self._dataset_name = dataset_name
-        self._places = Places(limits)
-        self._pacer = pacer
+        self._places = StreamSlots(limits)
+        self._rate_limiter = rate_limiter
         self._turn = asyncio.Lock()  # first come, first served
-        self._most_chunk_bytes = MAX_INPUTS_BYTES if pacer is None else pacer.bytes_in(_ROUND_S / limits.max_streams)
+        self._most_chunk_bytes = MAX_INPUTS_BYTES if rate_limiter is None else rate_limiter.bytes_in(_ROUND_S / limits.max_streams)
         self._computing = computing
         self._inputs = inputs
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
@@ -192,8 +192,8 @@ class TeacherService:
         sent = Sent()
         try:
             for message in group.messages:
-                if self._pacer is not None:
-                    await self._wait_for_link(self._pacer, message.payload_bytes)
+                if self._rate_limiter is not None:
+                    await self._wait_for_link(self._rate_limiter, message.payload_bytes)
                 if self._going_away.is_set():
                     raise RefusedError(grpc.StatusCode.UNAVAILABLE, _GOING_AWAY)
                 begun = time.perf_counter()
@@ -221,12 +221,12 @@ class TeacherService:
             # What already runs goes on, and is kept; what still waits in line for an edge that is gone is dropped.
             filling.cancel()
 
-    async def _wait_for_link(self, pacer: Pacer, num_bytes: int) -> None:
+    async def _wait_for_link(self, rate_limiter: RateLimiter, num_bytes: int) -> None:
         """Until it is this stream's turn to send so many bytes. One that gives up leaves the line, and has taken nothing."""
         clock = asyncio.get_running_loop().time
         async with self._turn:
-            await self._pause(pacer.wait(clock()))
-            pacer.take(num_bytes, clock())
+            await self._pause(rate_limiter.wait(clock()))
+            rate_limiter.take(num_bytes, clock())
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but wake when the server goes away."""

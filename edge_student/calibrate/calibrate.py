@@ -1,6 +1,6 @@
 """`calibrate`: measures what this device does in each mode, with both sides really running, and saves it as a device profile.
 
-The worker and the trainer are those of a run under `adaptive`, in its surroundings, because how long threads spin and how nice a
+The worker and the trainer are those of a run under `adaptive`, in its launch_options, because how long threads spin and how nice a
 process is changes what a mode does. The profile is written at the very end, or not at all.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from edge_student.calibrate.device_profile import make_profile
-from edge_student.calibrate.live_device import FOREVER, Bench
+from edge_student.calibrate.live_device import FOREVER, LiveDevice
 from edge_student.calibrate.table import describe_findings, print_calibration, profile_figure
-from edge_student.calibrate.visits import Trial, Visit, measure, trials
+from edge_student.calibrate.visits import ModeUnderTest, Visit, measure, modes_under_test
 from edge_student.host.fingerprint import fingerprint
 from edge_student.host.provenance import command_line, describe_software
 from edge_student.ipc.messages import Described
@@ -33,16 +33,16 @@ from edgekd.data.devices import choose_device
 from edgekd.data.models import build_model
 from edgekd.files import make_folder, write_json
 from edgekd.wire.identity import new_run_id
-from scheduler.policies.registry import Surroundings
+from scheduler.policies.registry import LaunchOptions
 
 logger = logging.getLogger(__name__)
 
 _FIRST_BATCHES = 0.1  # of the seconds, at most, for receiving what is trained on
 
 
-def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Surroundings) -> int:
+def calibrate(config: CalibrateConfig, cores: tuple[int, ...], launch_options: LaunchOptions) -> int:
     """Measure, write the profile and its plot, print the table. Raises ValueError and WorldError before anything is written."""
-    modes = trials(len(cores))
+    modes = modes_under_test(len(cores))
     device = str(choose_device(config.device))
     make_folder(config.out.parent)
     data = load_training_data(config)
@@ -51,19 +51,19 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Sur
         torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
     max_threads = torch.get_num_threads()
     with teacher(config, cores[0]) as address:
-        with CommWorkerProcess(configure(config, address, surroundings, cores, run_id=new_run_id())) as worker:
+        with CommWorkerProcess(configure(config, address, launch_options, cores, run_id=new_run_id())) as worker:
             described = worker.await_description()
             check_teacher(described, data, address)
             trainer = make_trainer(config, data, described.num_classes, device)
             with _ring(config, described, data) as ring, _no_collections():
                 worker.use_ring(ring, start=0, stop=FOREVER)
-                with Bench(worker=worker, ring=ring, trainer=trainer, cores=cores, max_threads=max_threads) as bench:
-                    bench.receive_first(_FIRST_BATCHES * config.seconds)
+                with LiveDevice(worker=worker, ring=ring, trainer=trainer, cores=cores, max_threads=max_threads) as live:
+                    live.receive_first(_FIRST_BATCHES * config.seconds)
                     began = time.monotonic()
-                    visits = _measure(bench, modes, config)
+                    visits = _measure(live, modes, config)
                     seconds = time.monotonic() - began
-    if bench.num_troubles:
-        logger.warning("the link failed %d times while it was measured; the batches it struck were left out", bench.num_troubles)
+    if live.num_troubles:
+        logger.warning("the link failed %d times while it was measured; the batches it struck were left out", live.num_troubles)
     profile = make_profile(visits, len(cores)) | {
         "fingerprint": fingerprint(cores, os.environ),
         "settings": _settings(config, data, device),
@@ -75,9 +75,9 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], surroundings: Sur
     return 0
 
 
-def _measure(bench: Bench, modes: tuple[Trial, ...], config: CalibrateConfig) -> list[Visit]:
+def _measure(live: LiveDevice, modes: tuple[ModeUnderTest, ...], config: CalibrateConfig) -> list[Visit]:
     progress = Progress("seconds of measuring", max(1, round(config.seconds)))
-    names = ", ".join(trial.name for trial in modes)
+    names = ", ".join(mode.name for mode in modes)
     logger.info("measuring %d modes in turns for about %g s: %s", len(modes), config.seconds, names)
 
     def show(name: str, spent_s: float) -> None:
@@ -85,7 +85,7 @@ def _measure(bench: Bench, modes: tuple[Trial, ...], config: CalibrateConfig) ->
         progress.reach(min(int(spent_s), round(config.seconds)))
 
     try:
-        return measure(bench, modes, seconds=config.seconds, window=config.window, clock=time.monotonic, on_visit=show)
+        return measure(live, modes, seconds=config.seconds, window=config.window, clock=time.monotonic, on_visit=show)
     finally:
         progress.close()
 

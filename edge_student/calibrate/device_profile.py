@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_student.calibrate.visits import Trial, Visit
+from edge_student.calibrate.visits import ModeUnderTest, Visit
 from edge_student.measure.intervals import median_interval
 from scheduler.model.fit import Fit, fit
 from scheduler.model.samples import Samples
@@ -48,24 +48,24 @@ def _measured_rows(visits: Sequence[Visit]) -> dict[str, Row]:
 
     Beside training that comes first comm may get no batch done, or one, in a visit: there the rate is that of all visits together.
     """
-    by_mode: dict[Trial, list[Visit]] = {}
+    by_mode: dict[ModeUnderTest, list[Visit]] = {}
     for visit in visits:
-        by_mode.setdefault(visit.trial, []).append(visit)
+        by_mode.setdefault(visit.mode, []).append(visit)
     rows = {}
-    for trial, there in by_mode.items():
+    for mode, there in by_mode.items():
         comm = [visit.num_comm / visit.comm_s for visit in there if visit.num_comm]
         comp = [visit.num_comp / visit.comp_s for visit in there if visit.num_comp]
         num_comm, comm_s = sum(visit.num_comm for visit in there), sum(visit.comm_s for visit in there)
-        comm_rate = float(np.median(comm)) if comm and trial.has_comm else 0.0
-        if trial.may_starve:
+        comm_rate = float(np.median(comm)) if comm and mode.has_comm else 0.0
+        if mode.may_starve:
             comm = [visit.num_comm / visit.comm_s for visit in there if visit.comm_s]
             comm_rate = num_comm / comm_s if comm_s else 0.0
         comm_interval, comp_interval = median_interval(comm), median_interval(comp)
         levels = [found.level for found in (comm_interval, comp_interval) if found is not None]
-        rows[trial.name] = {
-            "name": trial.name,
+        rows[mode.name] = {
+            "name": mode.name,
             "comm_rate": comm_rate,
-            "comp_rate": float(np.median(comp)) if trial.has_comp else 0.0,
+            "comp_rate": float(np.median(comp)) if mode.has_comp else 0.0,
             "comm_interval": None if comm_interval is None else [comm_interval.low, comm_interval.high],
             "comp_interval": None if comp_interval is None else [comp_interval.low, comp_interval.high],
             "interval_level": min(levels, default=None),
@@ -78,7 +78,7 @@ def _measured_rows(visits: Sequence[Visit]) -> dict[str, Row]:
 
 def _forward_part(visits: Sequence[Visit]) -> float:
     """Forward's part of a cycle of training alone."""
-    parts = [visit.forward_s / visit.comp_s for visit in visits if visit.num_comp and not visit.trial.has_comm]
+    parts = [visit.forward_s / visit.comp_s for visit in visits if visit.num_comp and not visit.mode.has_comm]
     return float(np.median(parts))
 
 
@@ -91,10 +91,10 @@ def _scale(row: Row, side: str, seconds: float) -> None:
 
 def _samples(visits: Sequence[Visit], num_cores: int, *, cycle_s: float, batch_s: float) -> dict[str, Any]:
     """One sample a visit and side, of the modes that divide the cores."""
-    divided = [visit for visit in visits if visit.trial.allocation.shared is None]
+    divided = [visit for visit in visits if visit.mode.allocation.shared is None]
 
     def sample(visit: Visit, work: float, seconds: float) -> dict[str, float]:
-        return {"work": work, "comm_cores": visit.trial.allocation.comm, "seconds": seconds}
+        return {"work": work, "comm_cores": visit.mode.allocation.comm, "seconds": seconds}
 
     comp = [sample(visit, visit.num_comp * cycle_s, visit.comp_s) for visit in divided if visit.num_comp]
     comm = [sample(visit, visit.num_comm * batch_s, visit.comm_s) for visit in divided if visit.num_comm]

@@ -39,7 +39,7 @@ class _VisitOver(Exception):
     """Leaves the trainer between two cycles."""
 
 
-class Bench:
+class LiveDevice:
     """Both sides on `cores`. A context manager, for the thread that trains: `receive_first()`, then `stay()` for every visit."""
 
     def __init__(self, *, worker: CommWorkerProcess, ring: Ring, trainer: Trainer, cores: Sequence[int], max_threads: int) -> None:
@@ -52,15 +52,15 @@ class Bench:
         self._is_stopping = False
         self._failure: Exception | None = None
         self._num_received = 0
-        self._is_held = self._is_behind = False
-        self._may_be_behind = may_stop_yielding()
-        if not self._may_be_behind:
+        self._is_held = self._has_idle_priority = False
+        self._may_idle = may_stop_yielding()
+        if not self._may_idle:
             logger.warning("the kernel would not let comm come back from SCHED_IDLE: compute-first is measured without it")
         self._visit: Visit | None = None
         self._received: list[Slot] = []
         self.num_troubles = 0
 
-    def __enter__(self) -> "Bench":
+    def __enter__(self) -> "LiveDevice":
         self._listener.start()
         self._listener_is_known.wait()
         return self
@@ -86,12 +86,12 @@ class Bench:
 
     def stay(self, visit: Visit) -> None:
         """Put both sides into the visit's mode, and let them work until it is over. Raises what made the comm worker fail."""
-        self._switch(visit.trial.allocation)
+        self._switch(visit.mode.allocation)
         with self._changed:
             visit.begin(time.monotonic())
             self._visit = visit
         try:
-            if visit.trial.has_comp:
+            if visit.mode.has_comp:
                 self._train()
             else:
                 self._wait(visit)
@@ -146,18 +146,18 @@ class Bench:
         else:
             with self._changed:
                 self._comm_binding.apply(placement.comm)
-                self._put_behind(placement.is_shared)
+                self._set_idle_priority(placement.is_shared)
         if placement.comp:
             self._comp_binding.apply(placement.comp)
         if placement.comm and self._is_held:
             self._worker.release()
             self._is_held = False
 
-    def _put_behind(self, is_behind: bool) -> None:
+    def _set_idle_priority(self, has_idle_priority: bool) -> None:
         """Comm yields to training where both have the same cores, as under `adaptive`. Not where it could not come back."""
-        if is_behind != self._is_behind and self._may_be_behind:
-            self._comm_binding.put_behind(is_behind)
-            self._is_behind = is_behind
+        if has_idle_priority != self._has_idle_priority and self._may_idle:
+            self._comm_binding.set_idle_priority(has_idle_priority)
+            self._has_idle_priority = has_idle_priority
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

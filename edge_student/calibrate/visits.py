@@ -27,7 +27,7 @@ _HOPELESS = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class ModeUnderTest:
     """A mode that is to be measured."""
 
     name: str
@@ -54,7 +54,7 @@ class Trial:
         return self.has_comm and self.allocation.shared is not None
 
 
-def trials(num_cores: int) -> tuple[Trial, ...]:
+def modes_under_test(num_cores: int) -> tuple[ModeUnderTest, ...]:
     """The modes to measure on so many cores: of many splits the outermost and some evenly between. ValueError for one core.
 
     comm-only stands beside comp-only, so that what the link has in store after comm was held is drained on every core.
@@ -65,10 +65,10 @@ def trials(num_cores: int) -> tuple[Trial, ...]:
     steps = max(num_splits - 1, 1)
     splits = sorted({1 + round((last - 1) * n / steps) for n in range(num_splits)})
     return (
-        Trial(name="comp-only", allocation=Allocation.all_comp(num_cores)),
-        Trial(name="comm-only", allocation=Allocation.all_comm(num_cores)),
-        *(Trial(name=f"split:{c}", allocation=Allocation.split(c, num_cores)) for c in splits),
-        Trial(name=COMPUTE_FIRST, allocation=Allocation.sharing(COMPUTE_FIRST, num_cores)),
+        ModeUnderTest(name="comp-only", allocation=Allocation.all_comp(num_cores)),
+        ModeUnderTest(name="comm-only", allocation=Allocation.all_comm(num_cores)),
+        *(ModeUnderTest(name=f"split:{c}", allocation=Allocation.split(c, num_cores)) for c in splits),
+        ModeUnderTest(name=COMPUTE_FIRST, allocation=Allocation.sharing(COMPUTE_FIRST, num_cores)),
     )
 
 
@@ -83,8 +83,8 @@ class Visit:
     if it was longer than any before it, and all of the visit if there was one batch or none.
     """
 
-    def __init__(self, trial: Trial, *, share_s: float, limit_s: float, starved_s: float = 0.0, num_stored: int = 0) -> None:
-        self.trial = trial
+    def __init__(self, mode: ModeUnderTest, *, share_s: float, limit_s: float, starved_s: float = 0.0, num_stored: int = 0) -> None:
+        self.mode = mode
         self._share_s, self._limit_s, self._starved_s = share_s, limit_s, starved_s
         self._num_stored = num_stored
         self._begun: float | None = None
@@ -99,7 +99,7 @@ class Visit:
     def begin(self, time: float) -> None:
         """Both sides have been put into the mode. What happened before does not count."""
         self._begun = time
-        if not (self._starved_s and self._num_stored and self.trial.has_comm):
+        if not (self._starved_s and self._num_stored and self.mode.has_comm):
             self._settled = time
 
     def boundary(self, task: Task, time: float) -> None:
@@ -108,7 +108,7 @@ class Visit:
 
     def batch(self, ended: float, cpu_s: float) -> None:
         """A batch was complete at `ended`, for so many seconds of the comm worker's CPU time."""
-        if self._begun is None or ended < self._begun or not self.trial.has_comm:
+        if self._begun is None or ended < self._begun or not self.mode.has_comm:
             return  # where comm is held, each stream may still end the chunk it is at, and with it a batch
         before, self._arrived = self._arrived, ended
         if self._settled is None:
@@ -138,8 +138,8 @@ class Visit:
         if elapsed < self._limit_s + self._starved_s:
             return False
         if elapsed > _HOPELESS * ROUNDS * (self._limit_s + self._starved_s) and not self._has_seen(1):
-            what = "cycle of training" if self.trial.has_comp and not self.num_comp else "batch"
-            raise WorldError(f"in {self.trial.name} no whole {what} within {elapsed:.0f} s: too slow to measure in --seconds")
+            what = "cycle of training" if self.mode.has_comp and not self.num_comp else "batch"
+            raise WorldError(f"in {self.mode.name} no whole {what} within {elapsed:.0f} s: too slow to measure in --seconds")
         return self._has_seen(1)
 
     @property
@@ -150,12 +150,12 @@ class Visit:
     @property
     def num_comm(self) -> int:
         """Batches that count."""
-        return min(self._num_arrived, 1) if self.trial.may_starve and not self._gaps else len(self._gaps)
+        return min(self._num_arrived, 1) if self.mode.may_starve and not self._gaps else len(self._gaps)
 
     @property
     def comm_s(self) -> float:
         """Seconds in which they were received."""
-        if not (self.trial.may_starve and self._forwards and self._begun is not None):
+        if not (self.mode.may_starve and self._forwards and self._begun is not None):
             return sum(self._gaps)
         end = self._forwards[-1]
         if not self._gaps:
@@ -181,9 +181,9 @@ class Visit:
         return max(ends) - self._begun if ends and self._begun is not None else 0.0
 
     def _has_seen(self, num_tasks: int) -> bool:
-        trial = self.trial
-        comm_is_seen = self.num_comm >= num_tasks or not trial.has_comm or (num_tasks == 1 and not trial.has_own_comm_cores)
-        return comm_is_seen and (self.num_comp >= num_tasks or not trial.has_comp)
+        mode = self.mode
+        comm_is_seen = self.num_comm >= num_tasks or not mode.has_comm or (num_tasks == 1 and not mode.has_own_comm_cores)
+        return comm_is_seen and (self.num_comp >= num_tasks or not mode.has_comp)
 
 
 class Device(Protocol):
@@ -195,7 +195,7 @@ class Device(Protocol):
 
 def measure(
     device: Device,
-    modes: Sequence[Trial],
+    modes: Sequence[ModeUnderTest],
     *,
     seconds: float,
     window: int,
@@ -214,10 +214,10 @@ def measure(
     # On, as long as the time then spent is nearer to what was asked for than the time spent now.
     while not visits or (clock() - began) + (clock() - left) / 2 < seconds:
         left = clock()
-        for trial in (*modes, *reversed(modes)):
-            on_visit(trial.name, clock() - began)
-            starved_s = min(_starved_s(visits), limit_s) if trial.has_own_comm_cores else 0.0
-            visit = Visit(trial, share_s=share_s, limit_s=limit_s, starved_s=starved_s, num_stored=window)
+        for mode in (*modes, *reversed(modes)):
+            on_visit(mode.name, clock() - began)
+            starved_s = min(_starved_s(visits), limit_s) if mode.has_own_comm_cores else 0.0
+            visit = Visit(mode, share_s=share_s, limit_s=limit_s, starved_s=starved_s, num_stored=window)
             device.stay(visit)
             visits.append(visit)
     return visits
@@ -225,4 +225,4 @@ def measure(
 
 def _starved_s(visits: Sequence[Visit]) -> float:
     """For how long comm has been kept from receiving until now."""
-    return sum(visit.seconds for visit in takewhile(lambda visit: not visit.trial.has_own_comm_cores, reversed(visits)))
+    return sum(visit.seconds for visit in takewhile(lambda visit: not visit.mode.has_own_comm_cores, reversed(visits)))

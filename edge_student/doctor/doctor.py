@@ -21,7 +21,7 @@ from edge_student.doctor.finding import Finding, Status, unknown, worst
 from edge_student.doctor.interrupts import find_interrupts, read_nic
 from edge_student.doctor.link import look_at_link
 from edge_student.doctor.power import find_power, read_power
-from edge_student.doctor.software import find_environment, find_openmp, find_torch, read_board, read_torch, run_trial
+from edge_student.doctor.software import find_environment, find_openmp, find_torch, read_board, read_torch, run_torch_check
 from edge_student.doctor.system import (
     find_clock,
     find_memory,
@@ -64,15 +64,15 @@ def examine(config: DoctorConfig, machine: Machine | None = None) -> Iterator[Fi
     yield from _guarded("cores", lambda: [find_interrupts(read_nic(machine), cores.chosen)])
     yield from _guarded("power", lambda: find_power(read_power(machine, cores.chosen), cores.present))
     logger.info("loading torch in a process of its own, and training one small step")
-    trial = run_trial()
-    torch_mib = None if trial.said is None else trial.said["peak_mib"]
+    torch_check = run_torch_check()
+    torch_mib = None if torch_check.said is None else torch_check.said["peak_mib"]
     clock = read_clock()
     yield from _guarded("machine", lambda: [find_page_size(page_size()), find_clock(clock)])
     yield from _guarded("machine", lambda: [find_memory(read_memory(machine), config.ring_mib, torch_mib)])
     yield from _guarded("disk", lambda: _disks(config, machine.text("proc/self/mounts")))
     yield from _guarded("kernel", lambda: find_permissions(try_permissions(cores.allowed)))
-    yield from _guarded("software", lambda: [find_torch(read_torch(), read_board(machine, platform.machine()), trial)])
-    yield from _guarded("software", lambda: [find_openmp(trial), *find_environment(os.environ)])
+    yield from _guarded("software", lambda: [find_torch(read_torch(), read_board(machine, platform.machine()), torch_check)])
+    yield from _guarded("software", lambda: [find_openmp(torch_check), *find_environment(os.environ)])
     yield from _guarded("link", lambda: look_at_link(config, clock.now))
 
 

@@ -1,6 +1,6 @@
 """The clock of the cores: who sets it, what the power mode allows, and whether heat or a weak supply takes some of it away.
 
-Reads what a run's witness reads, before a run instead of around it.
+Reads what a run's sampler reads, before a run instead of around it.
 """
 
 import re
@@ -29,7 +29,7 @@ class JetsonMode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """What was read. `frequencies` as the witness has them, with the hardware's own limit; `mode` of a Jetson, empty elsewhere.
+    """What was read. `frequencies` as the sampler has them, with the hardware's own limit; `mode` of a Jetson, empty elsewhere.
 
     `firmware` are the bits of a Raspberry Pi's get_throttled, `throttle_counts` x86's count per core since boot; None and empty
     where there is no such thing.

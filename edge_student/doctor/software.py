@@ -21,7 +21,7 @@ from edge_student.host.environment import forbidden_variables, spinning_variable
 
 _CPU_INDEX = "pip install --force-reinstall --index-url https://download.pytorch.org/whl/cpu torch torchvision"
 _CUDA_PACKAGES = ("nvidia-", "cuda-", "triton")
-_TRIAL_S = 300.0  # from a cold SD card, torch alone takes most of a minute
+_CHECK_S = 300.0  # from a cold SD card, torch alone takes most of a minute
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_DYNAMIC", "OMP_THREAD_LIMIT")
 # github.com/pytorch/pytorch/issues/176993: its aarch64 wheels use the atomics of ARMv8.1, which these processors lack.
 _NEEDS_ATOMICS = "2.10.0"
@@ -50,7 +50,7 @@ class Board:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class TorchCheck:
     """How the process with torch ended: what it printed, or why it printed nothing."""
 
     said: Mapping[str, Any] | None
@@ -101,32 +101,32 @@ def read_board(machine: Machine, architecture: str) -> Board:
     )
 
 
-def run_trial(command: Sequence[str] = (sys.executable, "-m", "edge_student.training.torch_check")) -> Trial:
+def run_torch_check(command: Sequence[str] = (sys.executable, "-m", "edge_student.training.torch_check")) -> TorchCheck:
     """Load torch and train one step in a process of its own."""
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_TRIAL_S, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_CHECK_S, check=False)
     except subprocess.TimeoutExpired:
-        return Trial(said=None, cause=f"it did not end within {_TRIAL_S:g} s")
+        return TorchCheck(said=None, cause=f"it did not end within {_CHECK_S:g} s")
     except OSError as error:
-        return Trial(said=None, cause=f"it cannot be started: {error.strerror}")
+        return TorchCheck(said=None, cause=f"it cannot be started: {error.strerror}")
     if ended.returncode < 0:
         is_illegal = -ended.returncode == signal.SIGILL
-        return Trial(said=None, cause=_describe_signal(-ended.returncode), is_illegal_instruction=is_illegal)
+        return TorchCheck(said=None, cause=_describe_signal(-ended.returncode), is_illegal_instruction=is_illegal)
     last = ([line.strip() for line in ended.stderr.splitlines() if line.strip()] or ["it said nothing"])[-1]
     if ended.returncode > 0:
-        return Trial(said=None, cause=last)
+        return TorchCheck(said=None, cause=last)
     try:
         said = json.loads(ended.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        return Trial(said=None, cause="it ended well and printed no result")
-    return Trial(said=said)
+        return TorchCheck(said=None, cause="it ended well and printed no result")
+    return TorchCheck(said=said)
 
 
 def _describe_signal(number: int) -> str:
     return f"it was ended by {signal.Signals(number).name} ({signal.strsignal(number)})"
 
 
-def find_torch(torch: Torch, board: Board, trial: Trial) -> Finding:
+def find_torch(torch: Torch, board: Board, torch_check: TorchCheck) -> Finding:
     """Whether this torch is the right one for this board, and whether it runs."""
     check = "software.torch"
     which = f"torch {torch.version}, {'for CUDA ' + torch.cuda if torch.cuda else 'for CPUs'}"
@@ -136,24 +136,24 @@ def find_torch(torch: Torch, board: Board, trial: Trial) -> Finding:
         "cuda_mib": torch.cuda_mib,
         "has_gpu": board.has_gpu,
         "board": board.model or None,
-        "trial": None if trial.said is None else dict(trial.said),
-        "cause": trial.cause or None,
+        "trial": None if torch_check.said is None else dict(torch_check.said),
+        "cause": torch_check.cause or None,
     }
     if not torch.version:
         return problem(check, "torch is not installed", f"`{_CPU_INDEX.replace(' --force-reinstall', '')}`", **details)
-    if trial.said is None and (
-        trial.is_illegal_instruction or (torch.version.startswith(_NEEDS_ATOMICS) and board.has_atomics is False)
+    if torch_check.said is None and (
+        torch_check.is_illegal_instruction or (torch.version.startswith(_NEEDS_ATOMICS) and board.has_atomics is False)
     ):
         return problem(
             check,
-            f"{which}, uses instructions that this processor does not have: {trial.cause}",
+            f"{which}, uses instructions that this processor does not have: {torch_check.cause}",
             f"take another version, and not {_NEEDS_ATOMICS} on a Raspberry Pi 4: `{_CPU_INDEX} 'torch!={_NEEDS_ATOMICS}'`",
             **details,
         )
-    if trial.said is None:
+    if torch_check.said is None:
         return problem(
             check,
-            f"{which}, cannot train one small step: {trial.cause}",
+            f"{which}, cannot train one small step: {torch_check.cause}",
             "`python -m edge_student.training.torch_check` shows all of it",
             **details,
         )
@@ -170,15 +170,17 @@ def find_torch(torch: Torch, board: Board, trial: Trial) -> Finding:
     return ok(check, f"{which}, trains one small step here", **details)
 
 
-def find_openmp(trial: Trial) -> Finding:
+def find_openmp(torch_check: TorchCheck) -> Finding:
     """Whether one runtime is loaded, or several fight for the cores."""
     check = "software.openmp"
-    if trial.said is None:
+    if torch_check.said is None:
         return unknown(
-            check, f"which OpenMP runtimes a run loads is not known: torch did not run ({trial.cause})", "mend software.torch first"
+            check,
+            f"which OpenMP runtimes a run loads is not known: torch did not run ({torch_check.cause})",
+            "mend software.torch first",
         )
-    files = [(pool["kind"], pool["file"]) for pool in trial.said.get("openmp_files", ())]
-    files += [(_kind_of(file), file) for file in trial.said.get("openmp", ()) if file not in {name for _, name in files}]
+    files = [(pool["kind"], pool["file"]) for pool in torch_check.said.get("openmp_files", ())]
+    files += [(_kind_of(file), file) for file in torch_check.said.get("openmp", ()) if file not in {name for _, name in files}]
     kinds = sorted({kind for kind, _ in files})
     names = ", ".join(sorted(file for _, file in files))
     details = {"runtimes": sorted(file for _, file in files)}

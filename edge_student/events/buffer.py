@@ -11,7 +11,7 @@ Record = dict[str, Any]
 _TIMES = ("time", "started", "ended", "decided")
 
 
-class Journal:
+class EventBuffer:
     """Collects records; safe to call from several threads (appending to a list is atomic)."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edge_student.events.buffer import Journal, Record, moment, since
+from edge_student.events.buffer import EventBuffer, Record, moment, since
 from scheduler.model.checked_json import check_keys, not_negative
 
 
@@ -71,7 +71,7 @@ class Totals:
         return cls(**{name: int(value) if names[name] is int else value for name, value in values.items()})  # type: ignore[arg-type]
 
 
-class EventLog:
+class EventFile:
     """The file of one run, and the totals of all that was ever appended to it.
 
     `start` is when its times count from, on the monotonic clock: of a run that goes on, so long ago as it had run before.
@@ -89,12 +89,12 @@ class EventLog:
         with path.open("ab") as file:
             file.truncate(self.num_bytes)
 
-    def append(self, journal: Journal, *, keep_free: int = 0) -> None:
-        """Move to the file all that the journal holds, if that leaves `keep_free` bytes of the disk.
+    def append(self, buffer: EventBuffer, *, keep_free: int = 0) -> None:
+        """Move to the file all that the buffer holds, if that leaves `keep_free` bytes of the disk.
 
         Raises OSError naming the file; then everything is as it was.
         """
-        taken = journal.take()
+        taken = buffer.take()
         lines = "".join(json.dumps(record) + "\n" for record in since(self.start, taken)).encode()
         try:
             disk = os.statvfs(self._path)
@@ -108,7 +108,7 @@ class EventLog:
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException as error:
-            journal.put_back(taken)
+            buffer.put_back(taken)
             with contextlib.suppress(OSError):  # half of the lines, on a full disk
                 os.truncate(self._path, self.num_bytes)
             if isinstance(error, OSError):

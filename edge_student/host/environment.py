@@ -44,7 +44,7 @@ def choose_cores(wanted: str | None) -> tuple[int, ...]:
 def settle(environ: MutableMapping[str, str], wanted_cores: str | None, spin_count: int | None = None) -> tuple[int, ...]:
     """Check the environment, confine the process to its cores, and return them. To be called before torch is imported.
 
-    `spin_count` is how long OpenMP's threads spin (`policies.Surroundings`); what the user has set himself stays.
+    `spin_count` is how long OpenMP's threads spin (`policies.LaunchOptions`); what the user has set himself stays.
     """
     check_environment(environ)
     if spin_count is not None and not spinning_variables(environ):

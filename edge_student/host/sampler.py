@@ -8,7 +8,7 @@ from edge_student.host.counters import Machine, parse_load, parse_pressure, pars
 from edge_student.host.disturbance import Reading, describe
 
 
-class Witness:
+class DisturbanceSampler:
     """Of one run on `cores`, with its teacher at HOST:PORT: call `before()`, run, and have `after()` say what else went on."""
 
     def __init__(self, cores: Sequence[int], *, teacher: str | None = None, machine: Machine | None = None) -> None:

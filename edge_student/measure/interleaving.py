@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 
-Run = dict[str, Any]
-RunOnce = Callable[[str, int, int], Run]
+RunRecord = dict[str, Any]
+RunOnce = Callable[[str, int, int], RunRecord]
 """(policy, repeat, attempt from 1) -> a run with `valid`, `notes` and `disturbance`."""
 
 
@@ -26,7 +26,7 @@ def schedule_of_runs(policies: Sequence[str], repeats: int) -> list[tuple[int, s
     return [(repeat, policy) for repeat in range(repeats) for policy in _turn(policies, repeat)]
 
 
-def run_turns(policies: Sequence[str], repeats: int, run_once: RunOnce, runs: list[Run]) -> None:
+def run_turns(policies: Sequence[str], repeats: int, run_once: RunOnce, runs: list[RunRecord]) -> None:
     """Append run after run to `runs`, which is the caller's, so that nothing is lost when one of them breaks off.
 
     Each gets `attempt` and `disturbed`. Of the attempts of one policy in one turn at most one is `valid`.
@@ -51,7 +51,7 @@ def run_turns(policies: Sequence[str], repeats: int, run_once: RunOnce, runs: li
         is_promising = was_quiet_once or not due
 
 
-def is_complete(policies: Sequence[str], repeats: int, runs: Sequence[Run]) -> bool:
+def is_complete(policies: Sequence[str], repeats: int, runs: Sequence[RunRecord]) -> bool:
     """Whether every policy has had its run in every turn: one that counts, or one that failed."""
     done = {(run["repeat"], run["policy"]) for run in runs if run["valid"] or not run["disturbed"]}
     return done == set(schedule_of_runs(policies, repeats))
@@ -61,7 +61,7 @@ def _turn(policies: Sequence[str], repeat: int) -> list[str]:
     return list(policies) if repeat % 2 == 0 else list(reversed(policies))
 
 
-def _is_disturbed(run_once: RunOnce, policy: str, repeat: int, attempt: int, runs: list[Run]) -> bool:
+def _is_disturbed(run_once: RunOnce, policy: str, repeat: int, attempt: int, runs: list[RunRecord]) -> bool:
     """Run it and append the run; whether others disturbed it. A run that failed by itself is not asked."""
     run = run_once(policy, repeat, attempt)
     found = findings(run["disturbance"]) if run["valid"] else []
@@ -72,7 +72,7 @@ def _is_disturbed(run_once: RunOnce, policy: str, repeat: int, attempt: int, run
     return bool(found)
 
 
-def _settle(turn: Sequence[Run]) -> None:
+def _settle(turn: Sequence[RunRecord]) -> None:
     """Where every attempt of a policy was disturbed, let the least disturbed one count."""
     for policy in {run["policy"] for run in turn}:
         attempts = [run for run in turn if run["policy"] == policy]

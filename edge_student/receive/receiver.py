@@ -17,7 +17,7 @@ from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import Slot
 from edge_student.receive.connection import ChunkStream, Connection
 from edge_student.receive.description import NotLetInError, RequestRefusedError, check_description
-from edge_student.receive.retry import LinkLostError, Patience
+from edge_student.receive.retry import LinkLostError, RetryPolicy
 from edge_student.receive.watchdog import Watchdog
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.chunks import Chunk, parse_chunk
@@ -47,7 +47,7 @@ class Receiver:
         self._config = config
         self._connection = Connection(config, turn)
         self._watchdog = Watchdog(config.max_silence_s)
-        self._patience = Patience(config.max_wait_s, self._before_next_attempt)
+        self._patience = RetryPolicy(config.max_wait_s, self._before_next_attempt)
         self._form = Format(Encoding(config.encoding), config.top_k)
         self._inputs = InputEncoding(config.inputs) if config.inputs else None
         self._on_trouble = on_trouble

@@ -13,7 +13,7 @@ class LinkLostError(ConnectionError):
     """The teacher cannot be reached, or its stream broke off; another attempt may succeed."""
 
 
-class Patience:
+class RetryPolicy:
     """Tries again until nothing has succeeded for `max_wait_s` seconds, counted from the first failure: a long batch is none.
 
     `before_next(error, attempt)` is called between two attempts.

@@ -23,12 +23,12 @@ def receive_all(control: socket.socket, sources: Sequence[LogitSource], ring: Ri
     Every source takes its share in a thread of its own; a single one in this thread. Returns the bytes that crossed the wire.
     Raises what the first source that failed has raised; the others may then still be at work, in threads to be left alone.
     """
-    gate, order = Gate(control, ring), Order(control, job.start, len(sources))
+    gate, order = Gate(control, ring), InOrderReporter(control, job.start, len(sources))
 
     def receive_share(number: int) -> None:
         source = sources[number]
         for index in range(job.start + number, job.stop, len(sources)):
-            if not order.wait_for_room(index, ring.shape.num_slots, _PATIENCE_S):
+            if not order.wait_for_room(index, ring.shape.num_slots, _STOP_TIMEOUT_S):
                 source.release()  # the stream that is behind may be waiting for a teacher that has none left but ours
                 order.wait_for_room(index, ring.shape.num_slots)
             gate.wait_for_slot(index)
@@ -72,7 +72,7 @@ def _in_threads(works: Sequence[Callable[[], None]]) -> None:
 
 _THREAD = "stream-"
 
-_PATIENCE_S = 1.0
+_STOP_TIMEOUT_S = 1.0
 """How long a stream may be kept open while those of the other batches are behind."""
 
 
@@ -114,7 +114,7 @@ class Gate:
                     self._changed.notify_all()
 
 
-class Order:
+class InOrderReporter:
     """Tells the trainer of batches in the order of their indices, whichever came first.
 
     For whoever measures, they follow one another as those of one stream do: a batch begins when the one before it was told of, if

@@ -7,7 +7,7 @@ from typing import Any
 from edge_student.report.advice import disturbed_by
 from edge_student.report.shapes import LEFT, WIDTH, Figure, Scale, Shape, axis, circle, line, polyline, rect, row_label, text
 
-Run = dict[str, Any]
+RunRecord = dict[str, Any]
 
 PARTS = ("forward", "backward", "stall", "hold", "rest")
 _RIGHT = WIDTH - 96
@@ -16,12 +16,12 @@ _TOP = 16.0
 _SPREAD_FOR_LOG = 4.0  # beyond this, one slow run would press all others into a corner of a linear scale
 
 
-def is_doubtful(run: Run) -> bool:
+def is_doubtful(run: RunRecord) -> bool:
     """Whether a run is shown hollow: it does not count, or something disturbed it."""
     return not run["valid"] or bool(disturbed_by(run))
 
 
-def wall_clock_figure(summary: Sequence[Run], runs: Sequence[Run]) -> Figure | None:
+def wall_clock_figure(summary: Sequence[RunRecord], runs: Sequence[RunRecord]) -> Figure | None:
     """Every run as a dot, and the median with its interval; None if no run came to its end."""
     times = [run["wall_clock_s"] for run in runs if run["wall_clock_s"]]
     if not times:
@@ -53,7 +53,7 @@ def _wall_clock_scale(times: Sequence[float]) -> Scale:
     return Scale(low=low - margin, high=high + margin, start=LEFT, end=_RIGHT)
 
 
-def _wall_clock_row(scale: Scale, y: float, row: Run, runs: Sequence[Run]) -> list[Shape]:
+def _wall_clock_row(scale: Scale, y: float, row: RunRecord, runs: Sequence[RunRecord]) -> list[Shape]:
     shapes = []
     if row["ci95"] is not None:
         low, high = (scale(value) for value in row["ci95"])
@@ -69,7 +69,7 @@ def _wall_clock_row(scale: Scale, y: float, row: Run, runs: Sequence[Run]) -> li
     return shapes
 
 
-def parts_of(policies: Sequence[str], runs: Sequence[Run]) -> list[Run]:
+def parts_of(policies: Sequence[str], runs: Sequence[RunRecord]) -> list[RunRecord]:
     """{"policy", "forward", "backward", "stall", "hold", "rest"} in seconds: medians over the runs that count, if there are any."""
     rows = []
     for policy in policies:
@@ -79,11 +79,11 @@ def parts_of(policies: Sequence[str], runs: Sequence[Run]) -> list[Run]:
     return rows
 
 
-def _with_rest(run: Run) -> Run:
+def _with_rest(run: RunRecord) -> RunRecord:
     return {**run, "rest_s": max(run["wall_clock_s"] - sum(run[f"{part}_s"] for part in PARTS[:-1]), 0.0)}
 
 
-def parts_figure(parts: Sequence[Run]) -> Figure | None:
+def parts_figure(parts: Sequence[RunRecord]) -> Figure | None:
     """A bar for each policy, stacked of where its time went; None without a run that counts."""
     if not parts:
         return None
@@ -113,7 +113,7 @@ def parts_figure(parts: Sequence[Run]) -> Figure | None:
     )
 
 
-def rates_figure(side: Run, cores: int) -> Figure:
+def rates_figure(side: RunRecord, cores: int) -> Figure:
     """One side's rates against comm's cores: {"name", "formula", "points", "samples", "curve"}, see page_profile."""
     height, bottom, start, end = 268.0, 216.0, 62.0, 440.0
     highest = max([point["rate"] for point in (*side["points"], *side["samples"])] + [ci[1] for ci in _intervals(side)])
@@ -147,5 +147,5 @@ def rates_figure(side: Run, cores: int) -> Figure:
     )
 
 
-def _intervals(side: Run) -> list[Sequence[float]]:
+def _intervals(side: RunRecord) -> list[Sequence[float]]:
     return [point["ci95"] for point in side["points"] if point["ci95"] is not None]

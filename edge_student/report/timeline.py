@@ -8,7 +8,7 @@ from typing import Any
 from edge_student.events.spans import Span, comm_spans, comp_spans, core_owners, last_moment
 from edge_student.report.shapes import LEFT, WIDTH, Figure, Scale, Shape, axis, blocks, rect, row_label, text
 
-Run = dict[str, Any]
+RunRecord = dict[str, Any]
 
 EXCERPT_CYCLES = 12
 _RIGHT = WIDTH - 16
@@ -19,7 +19,7 @@ _LANE = 24.0
 _GAP = 6.0
 
 
-def representative_run(policy: str, median_s: float | None, runs: Sequence[Run]) -> Run | None:
+def representative_run(policy: str, median_s: float | None, runs: Sequence[RunRecord]) -> RunRecord | None:
     """The run that counts and is nearest to the median; None if none counts."""
     valid = [run for run in runs if run["policy"] == policy and run["valid"]]
     if median_s is None or not valid:
@@ -27,7 +27,7 @@ def representative_run(policy: str, median_s: float | None, runs: Sequence[Run])
     return min(valid, key=lambda run: (abs(run["wall_clock_s"] - median_s), run["repeat"]))
 
 
-def timeline_section(policy: str, run: Run | None, out: Path, number: int) -> Run:
+def timeline_section(policy: str, run: RunRecord | None, out: Path, number: int) -> RunRecord:
     """{"policy", "caption", "figure"} of one policy; without a log the figure is None and the caption says why."""
     if run is None:
         return {"policy": policy, "figure": None, "caption": "No run of this policy counted, so there is none to show."}
@@ -47,7 +47,7 @@ def timeline_section(policy: str, run: Run | None, out: Path, number: int) -> Ru
     return {"policy": policy, "figure": figure, "caption": f"Repeat {run['repeat']}, {run['wall_clock_s']:.3f} s. {shown}"}
 
 
-def _draw(records: Sequence[Run], policy: str, number: int) -> tuple[Figure, str]:
+def _draw(records: Sequence[RunRecord], policy: str, number: int) -> tuple[Figure, str]:
     owners, comm, comp = core_owners(records), comm_spans(records), comp_spans(records)
     if not comp:
         raise ValueError("it has no task of training")

@@ -10,7 +10,7 @@ from scheduler.model.checked_json import check_keys, listing, shown, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Marks:
+class Caveats:
     """`is_ranked`: whether the run had the cores that it was to have, as its policy divided them: then its times may be compared.
 
     `num_reconnects` and `num_refused_chunks` are of all receivers; None where nobody has told yet.
@@ -21,10 +21,10 @@ class Marks:
     num_reconnects: int = 0
     num_refused_chunks: int | None = 0
 
-    def after(self, before: "Marks") -> "Marks":
+    def after(self, before: "Caveats") -> "Caveats":
         """These, and those of what came before."""
         is_known = self.num_refused_chunks is not None and before.num_refused_chunks is not None
-        return Marks(
+        return Caveats(
             notes=(*before.notes, *(note for note in self.notes if note not in before.notes)),
             is_ranked=self.is_ranked and before.is_ranked,
             num_reconnects=self.num_reconnects + before.num_reconnects,
@@ -32,12 +32,12 @@ class Marks:
         )
 
     @classmethod
-    def from_json(cls, data: Any, where: str) -> "Marks":
+    def from_json(cls, data: Any, where: str) -> "Caveats":
         """Of the fields as a JSON object. ValueError for what is none."""
         check_keys(data, required=("notes", "is_ranked", "num_reconnects", "num_refused_chunks"), where=where)
         notes = listing(data["notes"], where)
         if not all(isinstance(note, str) for note in notes) or not isinstance(data["is_ranked"], bool):
-            raise ValueError(f"{where}: these are no marks: {shown(data)}")
+            raise ValueError(f"{where}: these are no caveats: {shown(data)}")
         refused = data["num_refused_chunks"]
         return cls(
             notes=tuple(notes),

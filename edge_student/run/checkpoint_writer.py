@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from edge_student.events.buffer import Journal
-from edge_student.events.log_file import EventLog
+from edge_student.events.buffer import EventBuffer
+from edge_student.events.log_file import EventFile
 from edge_student.run import checkpoint_file
-from edge_student.run.caveats import Marks
+from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_file import Checkpoint
 from edge_student.run.resume import Past
 from edge_student.settings.student import TrainConfig
@@ -27,7 +27,7 @@ FULL_JOURNAL = 20_000
 class Checkpoints:
     """Writes the checkpoints of one run into `config.out`: `begin`, `on_cycle` after every cycle, and `end`, however it ends.
 
-    `identity` is what stays the same in all of them: run_id, recipe and teacher. `marks` tells what a reader of the result must
+    `identity` is what stays the same in all of them: run_id, recipe and teacher. `caveats` tells what a reader of the result must
     know by now. One that cannot be written (a full disk) is no reason to stop training: it is logged, and `notes` tells. Without
     --checkpoint-every there are none.
     """
@@ -39,13 +39,13 @@ class Checkpoints:
         identity: Mapping[str, Any],
         trainer: Trainer,
         controller: Controller,
-        journal: Journal,
-        log: EventLog,
+        buffer: EventBuffer,
+        log: EventFile,
         past: Past,
-        marks: Callable[[], Marks],
+        caveats: Callable[[], Caveats],
     ) -> None:
-        self._config, self._identity, self._marks = config, dict(identity), marks
-        self._trainer, self._controller, self._journal, self._log = trainer, controller, journal, log
+        self._config, self._identity, self._caveats = config, dict(identity), caveats
+        self._trainer, self._controller, self._buffer, self._log = trainer, controller, buffer, log
         self._past, self._started, self._next = past, 0.0, math.inf
         self._failures: list[str] = []
         self._student_bytes = sum(tensor.nbytes for tensor in trainer.student.state_dict().values())
@@ -73,13 +73,13 @@ class Checkpoints:
     def on_cycle(self) -> None:
         """Write one if it is time. In the compute thread, between two cycles, and not to be broken off."""
         now = time.monotonic()
-        is_due = now >= self._next or (len(self._journal.records) >= FULL_JOURNAL and not self._failures)
+        is_due = now >= self._next or (len(self._buffer.records) >= FULL_JOURNAL and not self._failures)
         if self._config.checkpoint_every and is_due:
             was_written = self._write(now)
             ended = time.monotonic()
             self._next = ended + self._config.checkpoint_every
             if was_written:
-                self._journal.record({"event": "checkpoint", "index": self._trainer.num_cycles, "started": now, "ended": ended})
+                self._buffer.record({"event": "checkpoint", "index": self._trainer.num_cycles, "started": now, "ended": ended})
 
     def _write(self, now: float) -> bool:
         """One of the last cycle's end, and all that has been logged until now; whether both could be.
@@ -92,7 +92,7 @@ class Checkpoints:
     def _append(self) -> None:
         """On a small disk the log, which grows, leaves the room of what matters: two checkpoints, a fresh one, the student."""
         still_to_come = 1 + sum(not (self._config.out / name).exists() for name in (checkpoint_file.NEWEST, checkpoint_file.BEFORE))
-        self._log.append(self._journal, keep_free=still_to_come * self._bytes + self._student_bytes)
+        self._log.append(self._buffer, keep_free=still_to_come * self._bytes + self._student_bytes)
 
     def _save(self, now: float) -> None:
         self._bytes = checkpoint_file.save(self._config.out, self._checkpoint(now))
@@ -113,7 +113,7 @@ class Checkpoints:
             **self._identity,
             "num_cycles": self._trainer.num_cycles,
             "totals": self._log.totals.to_json(),
-            "marks": asdict(self._marks()),
+            "marks": asdict(self._caveats()),
             "wall_clock_s": self._past.wall_clock_s + now - self._started,
             "events_bytes": self._log.num_bytes,
             "loss": loss if math.isfinite(loss) else None,

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_student.events.buffer import Journal, moment
-from edge_student.events.log_file import EventLog
+from edge_student.events.buffer import EventBuffer, moment
+from edge_student.events.log_file import EventFile
 from edge_student.events.perfetto import to_trace
 from edge_student.host.environment import spinning_variables
 from edge_student.host.provenance import describe_host, describe_software
 from edge_student.ipc.messages import Described, Finished
 from edge_student.run import checkpoint_file
-from edge_student.run.caveats import Marks
+from edge_student.run.caveats import Caveats
 from edge_student.run.resume import Past
 from edge_student.settings.student import TrainConfig, jsonable
 from edge_student.training.trainer import Trainer
@@ -40,11 +40,11 @@ class Outcome:
     cores: tuple[int, ...]
     trainer: Trainer
     loop: SchedulerLoop
-    journal: Journal
-    log: EventLog
+    buffer: EventBuffer
+    log: EventFile
     past: Past
     described: Described
-    marks: Marks
+    caveats: Caveats
     prefetch: int
     max_threads: int
     started: float
@@ -86,27 +86,27 @@ def finished_before(config: TrainConfig, past: Past) -> dict[str, Any] | None:
     return result if (result.get("cycles"), result.get("run_id")) == (config.cycles, past.run_id) else None
 
 
-def marks_of(loop: SchedulerLoop, log: EventLog, past: Past, finished: Finished | None, notes: Iterable[str]) -> Marks:
+def caveats_of(loop: SchedulerLoop, log: EventFile, past: Past, finished: Finished | None, notes: Iterable[str]) -> Caveats:
     """What must be known of a run's figures by now, `notes` among it, and of what it has behind it."""
     told = [*notes, *loop.binding_refusals, *(f"cores were taken away or given back: {change}" for change in loop.cores.changes)]
     if log.has_lost_its_beginning:
         told.append("events.jsonl had lost what was logged before the checkpoint")
     if loop.comm_troubles:
         told.append(f"the link failed {len(loop.comm_troubles)} times, the first time: {loop.comm_troubles[0]}")
-    marks = Marks(
+    caveats = Caveats(
         notes=tuple(told),
         is_ranked=not loop.binding_refusals and not loop.cores.changes,
         num_reconnects=finished.num_reconnects if finished else len(loop.comm_troubles),
         num_refused_chunks=finished.num_refused_chunks if finished else None,
     )
-    return marks.after(past.marks)
+    return caveats.after(past.caveats)
 
 
 def save(outcome: Outcome) -> dict[str, Any]:
     """Write all files to `config.out`, and return what result.json holds. result.json comes last: where it is, the others are."""
     out = outcome.config.out
     save_weights(outcome.trainer.student, out / "student.safetensors")  # first: of all the files, what cannot be had again
-    outcome.log.append(outcome.journal)
+    outcome.log.append(outcome.buffer)
     records, are_all = outcome.log.tail(MOST_TRACED)
     write_text(out / "trace.json", json.dumps(to_trace(records, outcome.cores)))
     result = describe(outcome)
@@ -118,7 +118,7 @@ def save(outcome: Outcome) -> dict[str, Any]:
 
 def describe(outcome: Outcome) -> dict[str, Any]:
     """The content of result.json. Seconds are wall-clock but for comm_cpu_s; accuracy is a fraction."""
-    config, past, marks = outcome.config, outcome.past, outcome.marks
+    config, past, caveats = outcome.config, outcome.past, outcome.caveats
     loss = outcome.trainer.last_loss
     return {
         "run_id": outcome.run_id,
@@ -133,15 +133,15 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "alpha": config.alpha,
         "loss": loss if math.isfinite(loss) else None,
         **outcome.log.totals.to_json(),
-        "num_reconnects": marks.num_reconnects,
-        "num_refused_chunks": marks.num_refused_chunks,
+        "num_reconnects": caveats.num_reconnects,
+        "num_refused_chunks": caveats.num_refused_chunks,
         "num_threads_churned": outcome.loop.num_threads_churned,
         "prefetch": outcome.prefetch,
         "torch_threads": outcome.max_threads,
-        "comm_niceness": kind_of(config.policy).surroundings.comm_niceness,
-        "comm_is_idle": kind_of(config.policy).surroundings.comm_is_idle,
+        "comm_niceness": kind_of(config.policy).launch_options.comm_niceness,
+        "comm_is_idle": kind_of(config.policy).launch_options.comm_is_idle,
         "openmp_wait": spinning_variables(os.environ),
-        "valid": outcome.interruption is None and marks.is_ranked and math.isfinite(loss),
+        "valid": outcome.interruption is None and caveats.is_ranked and math.isfinite(loss),
         "notes": list(_notes(outcome)),
         "teacher": asdict(outcome.described),
         "config": jsonable(asdict(config)),
@@ -152,7 +152,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
 
 def _notes(outcome: Outcome) -> list[str]:
     """What a reader of the numbers must know."""
-    trainer, notes = outcome.trainer, list(outcome.marks.notes)
+    trainer, notes = outcome.trainer, list(outcome.caveats.notes)
     if outcome.past.resumed_at:
         cycles = ", ".join(map(str, outcome.past.resumed_at))
         notes.append(

@@ -15,7 +15,7 @@ import torch
 from edge_student.events.log_file import Totals
 from edge_student.ipc.messages import Described
 from edge_student.run import checkpoint_file
-from edge_student.run.caveats import Marks
+from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_file import Checkpoint, CheckpointError
 from edge_student.settings.student import TrainConfig
 from edge_student.training.trainer import Trainer
@@ -41,7 +41,7 @@ class Past:
     num_cycles: int = 0
     wall_clock_s: float = 0.0
     totals: Totals = field(default_factory=Totals)
-    marks: Marks = field(default_factory=Marks)
+    caveats: Caveats = field(default_factory=Caveats)
     events_bytes: int = 0
     loss: float = math.nan
     resumed_at: tuple[int, ...] = ()
@@ -136,7 +136,7 @@ def _to_past(found: Checkpoint, where: str) -> Past:
         num_cycles=num_cycles,
         wall_clock_s=wall_clock_s,
         totals=Totals.from_json(facts["totals"], f"{where}, totals"),
-        marks=Marks.from_json(facts["marks"], f"{where}, marks"),
+        caveats=Caveats.from_json(facts["marks"], f"{where}, marks"),
         events_bytes=whole(facts, "events_bytes", where, least=0, most=None),
         loss=math.nan if facts["loss"] is None else number(facts, "loss", where),
         resumed_at=(*resumed_at, num_cycles),

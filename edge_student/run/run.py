@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from edge_student.events.buffer import Journal
-from edge_student.events.log_file import EventLog
-from edge_student.host.sampler import Witness
+from edge_student.events.buffer import EventBuffer
+from edge_student.events.log_file import EventFile
+from edge_student.host.sampler import DisturbanceSampler
 from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import Ring, RingShape
-from edge_student.run.caveats import Marks
+from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_writer import Checkpoints
 from edge_student.run.profile_match import load_profile
-from edge_student.run.result import Outcome, finished_before, make_way, marks_of, save
+from edge_student.run.result import Outcome, caveats_of, finished_before, make_way, save
 from edge_student.run.resume import (
     Past,
     check_recipe,
@@ -71,8 +71,8 @@ class Run:
         # Looked at before anything is started, so that a wrong name is answered at once.
         check_model(config.model)
         self._policy = make_policy(config.policy, num_cores=len(cores), seed=config.seed, profile=self._profile)
-        self._journal = Journal()
-        self._witness = Witness(cores, teacher=config.teacher)
+        self._buffer = EventBuffer()
+        self._sampler = DisturbanceSampler(cores, teacher=config.teacher)
         self._disturbance: dict[str, Any] | None = None
         self._started = self._ended = 0.0
         self._notes: list[str] = []
@@ -129,20 +129,20 @@ class Run:
         loop = self._make_loop(parts)
         # Not before all is ready: whatever would have kept this run from beginning leaves the earlier one as it is.
         make_way(config.out, past)
-        log = EventLog(config.out / "events.jsonl", num_bytes=past.events_bytes, totals=past.totals)
+        log = EventFile(config.out / "events.jsonl", num_bytes=past.events_bytes, totals=past.totals)
 
-        def marks(*more: str) -> Marks:
-            return marks_of(loop, log, past, parts.worker.finished, (*self._notes, *more))
+        def caveats(*more: str) -> Caveats:
+            return caveats_of(loop, log, past, parts.worker.finished, (*self._notes, *more))
 
         checkpoints = Checkpoints(
             config=config,
             identity={"run_id": self.run_id, "recipe": recipe, "teacher": asdict(described)},
             trainer=trainer,
             controller=parts.controller,
-            journal=self._journal,
+            buffer=self._buffer,
             log=log,
             past=past,
-            marks=marks,
+            caveats=caveats,
         )
         interruption = self._train(parts, loop, checkpoints)
         parts.worker.close()
@@ -155,11 +155,11 @@ class Run:
             cores=self._cores,
             trainer=trainer,
             loop=loop,
-            journal=self._journal,
+            buffer=self._buffer,
             log=log,
             past=past,
             described=described,
-            marks=marks(*checkpoints.notes),
+            caveats=caveats(*checkpoints.notes),
             prefetch=parts.ring.shape.num_slots,
             max_threads=self._max_threads,
             started=self._started,
@@ -189,8 +189,8 @@ class Run:
             return None, error
 
     def _configure(self, dataset_digest: str) -> Configure:
-        config, surroundings = self._config, kind_of(self._config.policy).surroundings
-        return configure(config, config.teacher, surroundings, self._cores, dataset_digest=dataset_digest, run_id=self.run_id)
+        config, launch_options = self._config, kind_of(self._config.policy).launch_options
+        return configure(config, config.teacher, launch_options, self._cores, dataset_digest=dataset_digest, run_id=self.run_id)
 
     def _ring_shape(self, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
         """As many slots as fit; fewer than the user or the run would have is said."""
@@ -223,7 +223,7 @@ class Run:
             comm_port=parts.worker,
             comm_binding=CommBinding(parts.worker.pid),
             comp_binding=CompBinding(TorchTeam(), max_threads=self._max_threads),
-            record=self._journal.record,
+            record=self._buffer.record,
         )
 
     def _train(self, parts: "Parts", loop: SchedulerLoop, checkpoints: Checkpoints) -> BaseException | None:
@@ -233,7 +233,7 @@ class Run:
         # What was loaded until here stays: a full collection over all of torch takes 0.1 s, at a moment nobody scheduled.
         gc.collect()
         gc.freeze()
-        self._witness.before()
+        self._sampler.before()
         interruption: BaseException | None = None
 
         def on_cycle(num_cycles: int) -> None:
@@ -243,7 +243,7 @@ class Run:
 
         self._started = time.monotonic()
         checkpoints.begin(self._started)
-        self._journal.record({"event": "start", "time": self._started, "clock_monotonic_s": self._started, "cycle": start})
+        self._buffer.record({"event": "start", "time": self._started, "clock_monotonic_s": self._started, "cycle": start})
         try:
             with self._interruption.allowed():
                 loop.start()
@@ -266,7 +266,7 @@ class Run:
         return interruption
 
     def _look_back(self) -> None:
-        self._disturbance = self._witness.after()
+        self._disturbance = self._sampler.after()
 
 
 class Parts(NamedTuple):

@@ -12,7 +12,7 @@ from edge_student.training.trainer import Recipe, Trainer
 from edgekd.data.datasets import load_dataset
 from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.models import build_model
-from scheduler.policies.registry import Surroundings
+from scheduler.policies.registry import LaunchOptions
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _MOST_STREAMS = 4
 def configure(
     config: StudentConfig,
     address: str | None,
-    surroundings: Surroundings,
+    launch_options: LaunchOptions,
     cores: Sequence[int],
     *,
     dataset_digest: str = "",
@@ -39,8 +39,8 @@ def configure(
         window=config.window,
         max_wait_s=config.max_wait,
         max_silence_s=config.max_silence,
-        niceness=surroundings.comm_niceness,
-        is_idle=surroundings.comm_is_idle,
+        niceness=launch_options.comm_niceness,
+        is_idle=launch_options.comm_is_idle,
         logits=config.logits,
         cache=str(config.cache),
         dataset_digest=dataset_digest,

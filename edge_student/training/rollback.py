@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 
-class Boundary:
+class RollbackState:
     """Copies of a student's buffers, by name, and of the random state, as `remember` last found them."""
 
     def __init__(self, student: torch.nn.Module, device: str) -> None:

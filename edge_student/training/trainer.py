@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from edge_student.training.loss import combined_loss
-from edge_student.training.rollback import Boundary, restore_random
+from edge_student.training.rollback import RollbackState, restore_random
 from edge_student.training.sgd import Sgd
 from edge_student.training.yield_points import NOWHERE, everywhere, interruptible, measure
 from edgekd.data.image_dataset import ImageDataset
@@ -93,7 +93,7 @@ class Trainer:
         self._is_on_cpu = torch.device(recipe.device).type == "cpu"
         self._places = everywhere(self.student) if self._is_on_cpu else NOWHERE
         self._uninterrupted = uninterrupted
-        self._boundary: Boundary | None = None
+        self._boundary: RollbackState | None = None
         self.num_cycles = 0
         """Cycles whose optimiser step has been taken."""
         self.last_loss = float("nan")
@@ -142,7 +142,7 @@ class Trainer:
 
     def keep_boundaries(self) -> None:
         """From now on `snapshot` can be asked for, at any moment."""
-        self._boundary = Boundary(self.student, self._recipe.device)
+        self._boundary = RollbackState(self.student, self._recipe.device)
 
     def snapshot(self) -> dict[str, torch.Tensor]:
         """All that the next cycles depend on, as it was after `num_cycles` cycles: for `restore`, in memory of its own.

@@ -26,24 +26,24 @@ _CALL_S = GAP_S / 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class YieldPoints:
     """Layers by name: those before whose forward, and those before whose backward, training may be interrupted."""
 
     forward: frozenset[str]
     backward: frozenset[str]
 
 
-NOWHERE = Places(forward=frozenset(), backward=frozenset())
+NOWHERE = YieldPoints(forward=frozenset(), backward=frozenset())
 
 
-def everywhere(model: nn.Module) -> Places:
+def everywhere(model: nn.Module) -> YieldPoints:
     """Every layer, which is every module that has no other inside."""
     names = frozenset(name for name, _ in _layers(model))
-    return Places(forward=names, backward=names)
+    return YieldPoints(forward=names, backward=names)
 
 
 @contextmanager
-def interruptible(model: nn.Module, places: Places, between_layers: Callable[[], None]) -> Iterator[None]:
+def interruptible(model: nn.Module, places: YieldPoints, between_layers: Callable[[], None]) -> Iterator[None]:
     """While the block runs, `between_layers` is called at these places. What it raises ends the pass."""
     with ExitStack() as hooks:
         for name, layer in _layers(model):
@@ -54,7 +54,7 @@ def interruptible(model: nn.Module, places: Places, between_layers: Callable[[],
         yield
 
 
-def measure(model: nn.Module, step: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> Places:
+def measure(model: nn.Module, step: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> YieldPoints:
     """The places of `model` that lie GAP_S apart, found by running `step`, one forward and one backward of it."""
     forward: list[tuple[str, float]] = []
     backward: list[tuple[str, float]] = []
@@ -67,7 +67,7 @@ def measure(model: nn.Module, step: Callable[[], object], clock: Callable[[], fl
             hooks.callback(_before_forward(layer, partial(mark, forward, name)).remove)
             hooks.callback(_before_backward(layer, partial(mark, backward, name)).remove)
         step()
-    return Places(forward=spaced(forward), backward=spaced(backward))
+    return YieldPoints(forward=spaced(forward), backward=spaced(backward))
 
 
 def spaced(marks: Sequence[tuple[str, float]]) -> frozenset[str]:

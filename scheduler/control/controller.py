@@ -22,8 +22,8 @@ from scheduler.policies.view import Planner, Policy, Remembering, View
 STORY_LENGTH = 20
 """Decisions that the message of a BrokenInvariant tells."""
 
-CYCLES_PER_TRIAL = 100
-MOST_TRIED = 3
+CYCLES_PER_WARM_UP = 100
+MAX_WARM_UP_CYCLES = 3
 """Without a profile every mode is tried for one cycle, in longer runs for one of every hundred, and never for more than three."""
 
 _OVERDUE = 0.05
@@ -72,7 +72,7 @@ class Controller:
         self._has_profile = profile is not None
         self._time = -math.inf
         self._sequence = 0
-        self._trial: Allocation | None = None
+        self._warm_up: Allocation | None = None
         self._must_look = True
         self._story: deque[tuple[Event, Decision]] = deque(maxlen=STORY_LENGTH)
         # How long the two running tasks have had each share of the cores.
@@ -111,7 +111,7 @@ class Controller:
         limit (None: none is known), and a cycle's work."""
         self.estimates.refresh()
         work = self.estimates.workload
-        own = {"stance": self.planner.stance, **self.planner.describe()} if self.planner else {}
+        own = {"stance": self.planner.strategy, **self.planner.describe()} if self.planner else {}
         return {
             **own,
             "comm": _readable(self.estimates.comm),
@@ -227,8 +227,8 @@ class Controller:
         if num_comm - num_backward >= self._most_ahead:
             return Allocation.all_comp(num_cores), Reason.COMM_BLOCKED
         view = look()
-        if view.rates is None and self._trial is not None:
-            return self._trial, Reason.LEARNING
+        if view.rates is None and self._warm_up is not None:
+            return self._warm_up, Reason.LEARNING
         allocation = policy.choose(view)
         return allocation, Reason.POLICY if allocation.pinned else Reason.UNMANAGED
 
@@ -236,17 +236,17 @@ class Controller:
         """What the policy wants to see measured next, before it plans."""
         if self.planner is None or self._has_profile or self.num_cores == 1:
             return None
-        num_tasks = min(max(self.state.cycles // CYCLES_PER_TRIAL, 1), MOST_TRIED)
-        return self.estimates.untried(self.planner.trials(self.num_cores), self.num_cores, num_tasks)
+        num_tasks = min(max(self.state.cycles // CYCLES_PER_WARM_UP, 1), MAX_WARM_UP_CYCLES)
+        return self.estimates.untried(self.planner.warm_up_allocations(self.num_cores), self.num_cores, num_tasks)
 
     def _rates(self) -> RateTable | None:
         """The rates of the cores there are now, once they are known as well as the policy wants."""
         if not self.policy.needs_rates or self.num_cores == 1:
-            self._trial = None
+            self._warm_up = None
             return None
-        if self._trial is not None or self.estimates.is_due or self._must_look:
-            self._trial, self._must_look = self._untried(), False
-        return self.estimates.table(self.num_cores) if self._trial is None else None
+        if self._warm_up is not None or self.estimates.is_due or self._must_look:
+            self._warm_up, self._must_look = self._untried(), False
+        return self.estimates.table(self.num_cores) if self._warm_up is None else None
 
     def _view(self) -> View:
         rates = self._rates()

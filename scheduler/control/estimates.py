@@ -94,16 +94,16 @@ class Estimates:
         """Whether enough tasks have come to learn from."""
         return self._num_pending >= PENDING
 
-    def untried(self, trials: Iterable[Allocation], num_cores: int, num_tasks: int) -> Allocation | None:
+    def untried(self, warm_up_allocations: Iterable[Allocation], num_cores: int, num_tasks: int) -> Allocation | None:
         """The first of these allocations whose rates do not rest on so many tasks yet, as far as they are worth it; else None.
 
         The first is always worth it. Where it shows that comm hardly costs training anything, no other could gain anything.
         """
-        for place, trial in enumerate(trials):
+        for place, allocation in enumerate(warm_up_allocations):
             if place > 0 and not self._comm_matters(num_cores):
                 return None
-            if not self.has_measured(trial, num_tasks):
-                return trial
+            if not self.has_measured(allocation, num_tasks):
+                return allocation
         return None
 
     def has_measured(self, allocation: Allocation, num_tasks: int = 1) -> bool:
@@ -185,8 +185,8 @@ class Estimates:
         if shared is None or self._busy_s is None:
             return True
         cycle_s = (work.forward + work.backward) / shared.comp_rate
-        is_behind = work.comm / shared.comm_rate > cycle_s
-        return num_cores * self._busy_s > FELT * cycle_s or (is_behind and not self.link.is_bottleneck)
+        lags = work.comm / shared.comm_rate > cycle_s
+        return num_cores * self._busy_s > FELT * cycle_s or (lags and not self.link.is_bottleneck)
 
     def _by_cores(self, side: SideEstimate, num_cores: int) -> list[float] | None:
         known = self._num_believed

@@ -65,13 +65,13 @@ class CommBinding:
                 break
         return read_masks(self._known)
 
-    def put_behind(self, is_behind: bool) -> None:
+    def set_idle_priority(self, has_idle_priority: bool) -> None:
         """Have the worker yield to everybody, in the kernel's class for that (SCHED_IDLE, sched(7)), or be like everybody again.
 
         Threads born later inherit it. Back is only for who may: BindingRefusedError without CAP_SYS_NICE or an RLIMIT_NICE of 20.
         """
         for tid in threads_of(self._pid):
-            set_yielding(tid, is_behind)
+            set_yielding(tid, has_idle_priority)
 
     def look_again(self) -> ThreadMasks | None:
         """Pin threads that came since; None if there are as many as before. A thread born by a pinned one is pinned already.

@@ -20,7 +20,7 @@ class CommSide:
         self._port = port
         self._binding = binding
         self._cores: frozenset[int] = frozenset()
-        self._is_behind = False  # because of a decision, whatever it was started as
+        self._has_idle_priority = False  # because of a decision, whatever it was started as
         self._class_is_refused = False
         self.is_held = False
         self.has_ended = False
@@ -63,16 +63,16 @@ class CommSide:
         """The kernel may have changed the worker's masks: the next `place` sets them anew."""
         self._cores = frozenset()
 
-    def put_behind(self, is_behind: bool, record: Callable[[dict[str, Any]], None]) -> None:
+    def set_idle_priority(self, has_idle_priority: bool, record: Callable[[dict[str, Any]], None]) -> None:
         """Comm yields to training, or no longer does. Where the kernel refuses, comm stays as it is, and the log says so once."""
-        if self.has_ended or self._class_is_refused or is_behind == self._is_behind:
+        if self.has_ended or self._class_is_refused or has_idle_priority == self._has_idle_priority:
             return
         try:
-            self._binding.put_behind(is_behind)
-            self._is_behind = is_behind
+            self._binding.set_idle_priority(has_idle_priority)
+            self._has_idle_priority = has_idle_priority
         except BindingRefusedError as error:
             self._class_is_refused = True
-            record({"event": "comm-class-refused", "is_behind": self._is_behind, "cause": str(error)})
+            record({"event": "comm-class-refused", "is_behind": self._has_idle_priority, "cause": str(error)})
 
     def unpin(self, cores: frozenset[int]) -> None:
         """Give a worker that was pinned all these cores back. The kernel may refuse it: cores may have been taken away for good."""

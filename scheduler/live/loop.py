@@ -63,7 +63,7 @@ class SchedulerLoop:
         self._thread_is_known = threading.Event()
         self._decision: Decision | None = None
         self._placement: Placement | None = None
-        self._last_stance = ""
+        self._last_strategy = ""
         self._asked: Decision | None = None  # the one that first gave compute the cores of `_placement`
         self._held_s = 0.0  # of the task that runs now
         self._stopping = threading.Event()
@@ -231,7 +231,9 @@ class SchedulerLoop:
             self._asked = decision
         self._comp.aim_at(self._placement, may_pin=not self.binding_refusals)
         if decision.reason in _CHOSEN:
-            self._comm.put_behind(self._placement.is_shared, lambda refusal: self._record({"time": self._clock(), **refusal}))
+            self._comm.set_idle_priority(
+                self._placement.is_shared, lambda refusal: self._record({"time": self._clock(), **refusal})
+            )
         self._bind_comm(self._placement)
         self._changed.notify_all()
 
@@ -240,8 +242,8 @@ class SchedulerLoop:
         planner = self._controller.planner
         if planner is None or decision.reason not in _CHOSEN:
             return
-        if planner.stance != self._last_stance:
-            self._last_stance = planner.stance
+        if planner.strategy != self._last_strategy:
+            self._last_strategy = planner.strategy
             known = {"event": "rates", "time": decision.time, "decision": decision.sequence}
             self._record({**known, "allocation": str(decision.allocation), **self._controller.rates()})
 

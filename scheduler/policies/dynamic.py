@@ -58,7 +58,7 @@ class Dynamic:
         self._chosen: Allocation | None = None
 
     @property
-    def stance(self) -> str:
+    def strategy(self) -> str:
         """The split that was chosen last."""
         return str(self._chosen)
 
@@ -66,7 +66,7 @@ class Dynamic:
         """Nothing beside the rates."""
         return {}
 
-    def trials(self, num_cores: int) -> tuple[Allocation, ...]:
+    def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
         """Three splits, if there are more than one."""
         return split_trials(num_cores) if num_cores > 2 else ()
 

@@ -23,7 +23,7 @@ DRIFT = 0.01
 """Relative change of a learnt work below which the run's line is not drawn again."""
 
 
-class Foresight:
+class Lookahead:
     """Looks one completion ahead, with every mode that the optimum could use."""
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""A race of habits: which of a few ways to use the cores makes the same progress in the least time, by the stopwatch.
+"""A race of strategies: which of a few ways to use the cores makes the same progress in the least time, by the stopwatch.
 
 What a mode is worth cannot always be told from the rates of its tasks. Where comm receives for a tenth of a cycle, what one batch
 costs training drowns in the noise of whole tasks, and what a decision itself costs stands in no rate at all. The time of a few
-cycles has everything in it. So each habit is followed for a block of cycles, in turns, because a machine drifts; those that are
+cycles has everything in it. So each strategy is followed for a block of cycles, in turns, because a machine drifts; those that are
 behind by more than the noise drop out, the best goes on, and is challenged from time to time, more and more rarely.
 """
 
@@ -17,25 +17,25 @@ from typing import Any, NamedTuple
 from scheduler.model.checked_json import check_keys, listing, mapping, not_negative, shown, whole
 
 ROUNDS = 2
-"""Blocks, the first ever not among them, after which a habit that is not behind counts as measured."""
+"""Blocks, the first ever not among them, after which a strategy that is not behind counts as measured."""
 
 REMEMBERED = 6
-"""Blocks of a habit that its standing rests on."""
+"""Blocks of a strategy that its standing rests on."""
 
 LEAST_MARGIN = 0.02
-"""A habit is never dropped for less than this part."""
+"""A strategy is never dropped for less than this part."""
 
 SURE = 2.5
-"""How many times the noise of a difference a habit must be behind."""
+"""How many times the noise of a difference a strategy must be behind."""
 
 COLD = 1.0
-"""So far a habit may be behind in its first block: other numbers of threads mean other kernels of the linear algebra to prepare."""
+"""Allowed lag of a strategy in its first block: another number of threads needs other linear algebra kernels."""
 
 INCREDIBLE = 5.0
-"""No habit is worse than the best by this factor: its blocks are from before the world changed, and are forgotten."""
+"""No strategy is worse than the best by this factor: its blocks are from before the world changed, and are forgotten."""
 
 NEAR = 3.0
-"""A habit that is behind by more than so many margins is not tried again, unless the world changes."""
+"""A strategy that is behind by more than so many margins is not tried again, unless the world changes."""
 
 CHANGED = 4.0
 """The leader's last two blocks off its others by so many times the noise: the world has changed, and all is measured anew."""
@@ -44,10 +44,10 @@ LEAST_CHANGE = 0.1
 """A smaller part is never taken for a change of the world."""
 
 FAR = 2.0
-"""A single block that is worse than a later one of its habit by so many changes is from another world."""
+"""A single block that is worse than a later one of its strategy by so many changes is from another world."""
 
-FIRST_PATIENCE = 4
-MOST_PATIENCE = 32
+FIRST_CHALLENGE_INTERVAL = 4
+MAX_CHALLENGE_INTERVAL = 32
 """Blocks of the leader between two challenges: so few at first, twice as many each time, never more than the second."""
 
 FEWEST = 6
@@ -60,9 +60,9 @@ Prices = tuple[float, float]
 
 
 class Block(NamedTuple):
-    """Some cycles of training under one habit: their seconds, how many, and the batches that were received meanwhile.
+    """Some cycles of training under one strategy: their seconds, how many, and the batches that were received meanwhile.
 
-    `number` is its place among the blocks of all habits.
+    `number` is its place among the blocks of all strategies.
     """
 
     seconds: float
@@ -76,37 +76,37 @@ class Block(NamedTuple):
 
 
 class Race:
-    """Whose turn it is, and who leads. The first of the habits begins, and has the benefit of the doubt."""
+    """Whose turn it is, and who leads. The first of the strategies begins, and has the benefit of the doubt."""
 
     leader: str
-    """The habit that the last standing says is best."""
+    """The strategy that the last standing says is best."""
 
-    def __init__(self, habits: Sequence[str]) -> None:
-        assert habits, "a race needs a runner"
-        self._order = list(habits)
+    def __init__(self, strategies: Sequence[str]) -> None:
+        assert strategies, "a race needs a runner"
+        self._order = list(strategies)
         self._is_warm: set[str] = set()
         self._num_blocks = 0
         self._restart()
 
-    def take_in(self, habit: str, block: Block) -> None:
-        """A block of this habit has ended. Its first ever is forgotten as soon as there is another: caches had to be filled."""
-        blocks = self._blocks[habit]
-        if habit not in self._is_warm and len(blocks) == 1:
-            self._is_warm.add(habit)
+    def take_in(self, strategy: str, block: Block) -> None:
+        """A block of this strategy has ended. Its first ever is forgotten as soon as there is another: caches had to be filled."""
+        blocks = self._blocks[strategy]
+        if strategy not in self._is_warm and len(blocks) == 1:
+            self._is_warm.add(strategy)
             blocks.clear()
         self._num_blocks += 1
         blocks.append(block._replace(number=self._num_blocks))
 
-    def is_warm(self, habit: str) -> bool:
+    def is_warm(self, strategy: str) -> bool:
         """Whether it has had a block."""
-        return habit in self._is_warm
+        return strategy in self._is_warm
 
     def standing(self, prices: Prices) -> dict[str, float]:
-        """Of each habit that ran, the seconds that a cycle's worth of progress took."""
-        return {habit: _score(blocks, prices) for habit, blocks in self._blocks.items() if blocks}
+        """Of each strategy that ran, the seconds that a cycle's worth of progress took."""
+        return {strategy: _score(blocks, prices) for strategy, blocks in self._blocks.items() if blocks}
 
     def next(self, prices: Prices, noise: float, *, may_try: bool = True) -> str:
-        """The habit of the next block; without `may_try` the leader.
+        """The strategy of the next block; without `may_try` the leader.
 
         `noise` is the relative standard error that a block is expected to have.
         """
@@ -115,24 +115,24 @@ class Race:
         self._forget_worse_times(prices, FAR * change)
         scores = self.standing(prices)
         if self._has_changed(prices, change):
-            self._order.sort(key=lambda habit: scores.get(habit, math.inf))
+            self._order.sort(key=lambda strategy: scores.get(strategy, math.inf))
             self._restart()
             scores = {}
-        leader = min(self._order, key=lambda habit: scores.get(habit, math.inf))
+        leader = min(self._order, key=lambda strategy: scores.get(strategy, math.inf))
         if leader != self.leader:
-            self.leader, self._patience, self._since_challenge = leader, FIRST_PATIENCE, 0
+            self.leader, self._challenge_interval, self._since_challenge = leader, FIRST_CHALLENGE_INTERVAL, 0
         if not may_try or not self._blocks[leader]:
             return leader
         best = scores.get(leader, math.inf)
-        for habit in [habit for habit in self._order if scores.get(habit, 0.0) > INCREDIBLE * best]:
-            self._blocks[habit].clear()
-            del scores[habit]
-        within = [habit for habit in self._order if scores.get(habit, 0.0) <= best * (1 + self._margin(habit, margin))]
-        unmeasured = [habit for habit in within if len(self._blocks[habit]) < ROUNDS or habit not in self._is_warm]
+        for strategy in [strategy for strategy in self._order if scores.get(strategy, 0.0) > INCREDIBLE * best]:
+            self._blocks[strategy].clear()
+            del scores[strategy]
+        within = [strategy for strategy in self._order if scores.get(strategy, 0.0) <= best * (1 + self._margin(strategy, margin))]
+        unmeasured = [strategy for strategy in within if len(self._blocks[strategy]) < ROUNDS or strategy not in self._is_warm]
         if unmeasured and within != [leader]:
-            return min(unmeasured, key=lambda habit: (habit in self._is_warm, len(self._blocks[habit])))
-        reach = {habit: best * (1 + NEAR * self._margin(habit, margin)) for habit in self._order if habit != leader}
-        near = [habit for habit, worst in reach.items() if scores.get(habit, 0.0) <= worst]
+            return min(unmeasured, key=lambda strategy: (strategy in self._is_warm, len(self._blocks[strategy])))
+        reach = {strategy: best * (1 + NEAR * self._margin(strategy, margin)) for strategy in self._order if strategy != leader}
+        near = [strategy for strategy, worst in reach.items() if scores.get(strategy, 0.0) <= worst]
         return self._challenger(scores, near) or leader
 
     def to_json(self) -> dict[str, Any]:
@@ -140,34 +140,34 @@ class Race:
         return {
             "order": self._order,
             "warm": sorted(self._is_warm),
-            "blocks": {habit: [list(block) for block in blocks] for habit, blocks in self._blocks.items()},
+            "blocks": {strategy: [list(block) for block in blocks] for strategy, blocks in self._blocks.items()},
             "leader": self.leader,
-            "patience": self._patience,
+            "patience": self._challenge_interval,
             "since_challenge": self._since_challenge,
         }
 
     def recall(self, data: Any, where: str) -> None:
-        """Stand again as `to_json` told. ValueError, and nothing is changed, if it cannot have told that of these habits."""
+        """Stand again as `to_json` told. ValueError, and nothing is changed, if it cannot have told that of these strategies."""
         check_keys(data, required=("order", "warm", "blocks", "leader", "patience", "since_challenge"), where=where)
         order, warm = listing(data["order"], f"{where}, order"), listing(data["warm"], f"{where}, warm")
         told = mapping(data["blocks"], f"{where}, blocks")
         known = set(self._order)
         if len(order) != len(known) or not all(isinstance(name, str) for name in (*order, *warm, data["leader"])):
-            raise ValueError(f"{where}: the habits {shown(order)} are not those of now, {sorted(known)}")
+            raise ValueError(f"{where}: the strategies {shown(order)} are not those of now, {sorted(known)}")
         if set(order) != known or set(told) != known or not set(warm) <= known or data["leader"] not in known:
-            raise ValueError(f"{where}: the habits {shown(order)} are not those of now, {sorted(known)}")
-        blocks = {habit: [_block(entry, where) for entry in listing(told[habit], f"{where}, blocks")] for habit in order}
-        patience = whole(data, "patience", where, least=1, most=MOST_PATIENCE)
+            raise ValueError(f"{where}: the strategies {shown(order)} are not those of now, {sorted(known)}")
+        blocks = {strategy: [_block(entry, where) for entry in listing(told[strategy], f"{where}, blocks")] for strategy in order}
+        challenge_interval = whole(data, "patience", where, least=1, most=MAX_CHALLENGE_INTERVAL)
         since = whole(data, "since_challenge", where, least=0, most=None)
         self._order, self._is_warm = list(order), set(warm)
         self._restart()
-        for habit in order:
-            self._blocks[habit].extend(blocks[habit])
+        for strategy in order:
+            self._blocks[strategy].extend(blocks[strategy])
         self._num_blocks = max((block.number for each in blocks.values() for block in each), default=0)
-        self.leader, self._patience, self._since_challenge = data["leader"], patience, since
+        self.leader, self._challenge_interval, self._since_challenge = data["leader"], challenge_interval, since
 
     def _noise(self, prices: Prices, expected: float) -> float:
-        """How much blocks of one habit differ: `expected`, until there are enough to tell. By medians, because a block in which
+        """How much blocks of one strategy differ: `expected`, until there are enough to tell. By medians, because a block in which
         the world changed says nothing of noise.
         """
         deviations = []
@@ -178,26 +178,26 @@ class Race:
                 deviations += [abs(score / middle - 1) for score in scores]
         return _MAD * statistics.median(deviations) if len(deviations) >= FEWEST else expected
 
-    def _margin(self, habit: str, margin: float) -> float:
-        """By what part a habit may be behind."""
-        return margin / math.sqrt(max(len(self._blocks[habit]), 1)) if habit in self._is_warm else COLD
+    def _margin(self, strategy: str, margin: float) -> float:
+        """By what part a strategy may be behind."""
+        return margin / math.sqrt(max(len(self._blocks[strategy]), 1)) if strategy in self._is_warm else COLD
 
     def _challenger(self, scores: dict[str, float], others: list[str]) -> str | None:
         """The best of the others, when its time has come."""
         self._since_challenge += 1
-        if self._since_challenge <= self._patience or not others:
+        if self._since_challenge <= self._challenge_interval or not others:
             return None
-        self._since_challenge, self._patience = 0, min(2 * self._patience, MOST_PATIENCE)
-        return min(others, key=lambda habit: scores.get(habit, 0.0))
+        self._since_challenge, self._challenge_interval = 0, min(2 * self._challenge_interval, MAX_CHALLENGE_INTERVAL)
+        return min(others, key=lambda strategy: scores.get(strategy, 0.0))
 
     def _restart(self) -> None:
-        self._blocks: dict[str, deque[Block]] = {habit: deque(maxlen=REMEMBERED) for habit in self._order}
+        self._blocks: dict[str, deque[Block]] = {strategy: deque(maxlen=REMEMBERED) for strategy in self._order}
         self.leader = self._order[0]
-        self._patience = FIRST_PATIENCE
+        self._challenge_interval = FIRST_CHALLENGE_INTERVAL
         self._since_challenge = 0
 
     def _forget_worse_times(self, prices: Prices, margin: float) -> None:
-        """A block far worse than a later one of its habit is from another world, and with it all that came before it."""
+        """A block far worse than a later one of its strategy is from another world, and with it all that came before it."""
         last = 0
         for blocks in self._blocks.values():
             if len(blocks) > 1:

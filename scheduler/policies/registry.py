@@ -27,7 +27,7 @@ sooner, and fall asleep at more barriers: on a virtual machine, where to wake th
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class PolicyRequest:
     """What a policy is made for: the text behind the colon of its name, the run's cores and seed, and how many cycles ahead
     it may plan (None: to the end, once, as only a simulation can)."""
 
@@ -38,7 +38,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class LaunchOptions:
     """How a run's two processes are started for a policy, because nothing of it can be changed afterwards.
 
     `comm_niceness` is the priority of the comm worker, 0 (equal to training) to 19 (behind it). With `comm_is_idle` it also runs in
@@ -51,7 +51,7 @@ class Surroundings:
     spin_count: int | None = None
 
 
-BEHIND = Surroundings(comm_niceness=LOWEST_PRIORITY, comm_is_idle=True)
+IDLE_PRIORITY = LaunchOptions(comm_niceness=LOWEST_PRIORITY, comm_is_idle=True)
 """Comm yields to training wherever they share a core."""
 
 
@@ -64,9 +64,9 @@ class PolicyKind:
 
     usage: str
     sentence: str
-    make: Callable[[Order], Policy]
+    make: Callable[[PolicyRequest], Policy]
     arguments: Callable[[int], Iterable[object]] | None = None
-    surroundings: Surroundings = Surroundings()
+    launch_options: LaunchOptions = LaunchOptions()
     shared_mode: str | None = None
     """The shared mode without which the policy can do nothing."""
 
@@ -81,8 +81,8 @@ class PolicyKind:
 _MAX_DIGITS = 4
 
 
-def _static(order: Order) -> Policy:
-    argument, num_cores = order.argument, order.num_cores
+def _static(request: PolicyRequest) -> Policy:
+    argument, num_cores = request.argument, request.num_cores
     highest = _splits("static", num_cores)
     if not (argument.isascii() and argument.isdecimal() and len(argument) <= _MAX_DIGITS):
         raise ValueError(f"policy 'static:{argument}': the number of comm cores must follow, 1..{highest}, e.g. static:1")
@@ -93,18 +93,18 @@ def _static(order: Order) -> Policy:
     return Static(int(argument))
 
 
-def _random(order: Order) -> Policy:
-    _splits("random", order.num_cores)
-    return Random(order.seed)
+def _random(request: PolicyRequest) -> Policy:
+    _splits("random", request.num_cores)
+    return Random(request.seed)
 
 
-def _dynamic(order: Order) -> Policy:
-    _splits("dynamic", order.num_cores)
-    return Dynamic(order.horizon)
+def _dynamic(request: PolicyRequest) -> Policy:
+    _splits("dynamic", request.num_cores)
+    return Dynamic(request.horizon)
 
 
-def _adaptive(order: Order) -> Policy:
-    _splits("adaptive", order.num_cores)
+def _adaptive(request: PolicyRequest) -> Policy:
+    _splits("adaptive", request.num_cores)
     return Adaptive()
 
 
@@ -122,13 +122,13 @@ POLICIES: dict[str, PolicyKind] = {
     "os-default": PolicyKind(
         usage="os-default",
         sentence="nothing is pinned and the kernel shares the cores: the baseline",
-        make=lambda order: Unpinned("os-default"),
+        make=lambda request: Unpinned("os-default"),
     ),
     "os-tuned": PolicyKind(
         usage="os-tuned",
         sentence="nothing is pinned, comm has the lowest priority and OpenMP's threads spin less: what an expert does by hand",
-        make=lambda order: Unpinned("os-tuned"),
-        surroundings=Surroundings(comm_niceness=LOWEST_PRIORITY, spin_count=SHORT_SPIN),
+        make=lambda request: Unpinned("os-tuned"),
+        launch_options=LaunchOptions(comm_niceness=LOWEST_PRIORITY, spin_count=SHORT_SPIN),
     ),
     "static": PolicyKind(
         usage="static:<c>",
@@ -144,18 +144,18 @@ POLICIES: dict[str, PolicyKind] = {
     "comm-priority": PolicyKind(
         usage="comm-priority",
         sentence="all cores to comm until everything is received, then all to training",
-        make=lambda order: CommPriority(),
+        make=lambda request: CommPriority(),
     ),
     "comp-priority": PolicyKind(
         usage="comp-priority",
         sentence="all cores to training whenever it can run, else to comm",
-        make=lambda order: CompPriority(),
+        make=lambda request: CompPriority(),
     ),
     COMPUTE_FIRST: PolicyKind(
         usage=COMPUTE_FIRST,
         sentence="all cores to training, and comm behind it on the same cores, at the lowest priority",
-        make=lambda order: ComputeFirst(),
-        surroundings=BEHIND,
+        make=lambda request: ComputeFirst(),
+        launch_options=IDLE_PRIORITY,
         shared_mode=COMPUTE_FIRST,
     ),
     "dynamic": PolicyKind(
@@ -182,7 +182,7 @@ def make_policy(name: str, *, num_cores: int, seed: int, profile: Profile | None
     if profile is not None:
         profile.check_cores(num_cores)
     argument = name.partition(":")[2]
-    return kind_of(name).make(Order(argument=argument, num_cores=num_cores, seed=seed, horizon=horizon))
+    return kind_of(name).make(PolicyRequest(argument=argument, num_cores=num_cores, seed=seed, horizon=horizon))
 
 
 def kind_of(name: str) -> PolicyKind:

@@ -11,7 +11,7 @@ from scheduler.policies.view import View
 
 
 class Unpinned:
-    """Nothing is pinned and the kernel shares the cores. What two policies of this kind differ in is their surroundings."""
+    """Nothing is pinned and the kernel shares the cores. What two policies of this kind differ in is their launch_options."""
 
     is_work_conserving: ClassVar[bool] = False
     needs_rates: ClassVar[bool] = False

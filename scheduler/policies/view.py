@@ -83,13 +83,13 @@ class Planner(Protocol):
     """A policy that plans with rates. Without a profile the controller first measures what it asks for (LEARNING)."""
 
     @property
-    def stance(self) -> str:
+    def strategy(self) -> str:
         """What it goes by now, in a few words for logs, which are written when it changes."""
 
     def describe(self) -> dict[str, object]:
         """What made it do so, beside the rates, as plain values for logs."""
 
-    def trials(self, num_cores: int) -> tuple[Allocation, ...]:
+    def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
         """The allocations to measure before `choose` can plan, in this order."""
 
 

@@ -15,7 +15,7 @@ from cloud_teacher.logits.public_inputs import PublicInputs
 from cloud_teacher.logits.store import LogitStore, StoreKey, open_store
 from cloud_teacher.monitoring.metrics import Metrics
 from cloud_teacher.service.limits import Limits
-from cloud_teacher.service.rate_limit import Pacer
+from cloud_teacher.service.rate_limit import RateLimiter
 from cloud_teacher.service.server import TeacherServer
 from cloud_teacher.service.service import TeacherService
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
@@ -54,7 +54,7 @@ class Harness:
         folder: Path,
         *,
         key: StoreKey = KEY,
-        pacer: Pacer | None = None,
+        rate_limiter: RateLimiter | None = None,
         inputs: PublicInputs | None = None,
         **limits: Any,
     ) -> None:
@@ -68,20 +68,20 @@ class Harness:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self.server = self._make(Limits(**({"max_streams": 4} | limits)), pacer)
+        self.server = self._make(Limits(**({"max_streams": 4} | limits)), rate_limiter)
         self.port = self.on_loop(self.server.start("127.0.0.1", 0))
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", options=channel_options())
         self.stub = teacher_pb2_grpc.TeacherStub(self.channel)
         self._is_stopped = False
 
-    def _make(self, limits: Limits, pacer: Pacer | None) -> TeacherServer:
+    def _make(self, limits: Limits, rate_limiter: RateLimiter | None) -> TeacherServer:
         async def make() -> TeacherServer:
             service = TeacherService(
                 self.store,
                 dataset_name="tiny:public",
                 limits=limits,
                 metrics=self.metrics,
-                pacer=pacer,
+                rate_limiter=rate_limiter,
                 computing=self._computing,
                 inputs=self._inputs,
             )

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cloud_teacher.monitoring import http_server
 from cloud_teacher.monitoring.http_server import metrics_served
-from cloud_teacher.monitoring.liveness import Pulse
+from cloud_teacher.monitoring.liveness import Liveness
 from cloud_teacher.monitoring.metrics import Metrics
 from cloud_teacher.settings import ServeConfig
 from edgekd.v1 import teacher_pb2
@@ -109,14 +109,14 @@ class Pages:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.now = 100.0
-        self.pulse = Pulse(lambda: self.now)
+        self.liveness = Liveness(lambda: self.now)
         self.port = 0
 
     def beat_once(self) -> None:
         """As the event loop does each second, and then hang."""
 
         async def beat() -> None:
-            beating = asyncio.ensure_future(self.pulse.beat())
+            beating = asyncio.ensure_future(self.liveness.beat())
             await asyncio.sleep(0)
             beating.cancel()
 
@@ -134,7 +134,7 @@ class Pages:
 @pytest.fixture
 def pages() -> Iterator[Pages]:
     made = Pages()
-    with metrics_served("127.0.0.1", 0, made.metrics.registry, made.pulse) as made.port:
+    with metrics_served("127.0.0.1", 0, made.metrics.registry, made.liveness) as made.port:
         yield made
 
 
@@ -152,7 +152,7 @@ def test_metrics_are_what_prometheus_reads_and_have_the_process(pages: Pages) ->
 def test_health_is_503_until_it_serves_and_when_it_stops(pages: Pages) -> None:
     said = []
     for is_serving in (False, True, False):
-        pages.pulse.set_serving(is_serving)
+        pages.liveness.set_serving(is_serving)
         said.append(pages.get("/healthz"))
     assert [status for status, _ in said] == [503, 200, 503]
     assert "starting or stopping" in said[0][1]
@@ -160,13 +160,13 @@ def test_health_is_503_until_it_serves_and_when_it_stops(pages: Pages) -> None:
 
 def test_a_server_whose_loop_hangs_is_neither_healthy_nor_alive(pages: Pages) -> None:
     assert (pages.get("/livez")[0], pages.get("/healthz")[0]) == (200, 503), "while it starts"
-    pages.pulse.set_serving(True)
+    pages.liveness.set_serving(True)
     pages.beat_once()
     assert (pages.get("/livez")[0], pages.get("/healthz")[0]) == (200, 200)
     pages.now += 60
     assert (pages.get("/livez"), pages.get("/healthz")[0]) == ((503, "hung\n"), 503)
     pages.beat_once()
-    pages.pulse.set_serving(False)
+    pages.liveness.set_serving(False)
     assert (pages.get("/livez")[0], pages.get("/healthz")[0]) == (200, 503), "while it stops"
 
 
@@ -201,7 +201,7 @@ def test_garbage_and_too_many_at_a_time_do_no_harm(pages: Pages, capfd: pytest.C
     assert one_more.recv(1) == b"", "it is hung up on at once"
     for each in (*silent, one_more):
         each.close()
-    pages.pulse.set_serving(True)
+    pages.liveness.set_serving(True)
 
     def answers() -> bool:
         try:
@@ -230,9 +230,9 @@ def test_who_sends_a_byte_now_and_then_is_hung_up_on(pages: Pages, monkeypatch: 
 
 def test_the_port_is_free_again_afterwards() -> None:
     made = Pages()
-    with metrics_served("127.0.0.1", 0, made.metrics.registry, made.pulse) as port:
+    with metrics_served("127.0.0.1", 0, made.metrics.registry, made.liveness) as port:
         pass
-    with metrics_served("127.0.0.1", port, made.metrics.registry, made.pulse) as again:
+    with metrics_served("127.0.0.1", port, made.metrics.registry, made.liveness) as again:
         assert again == port
 
 

@@ -16,7 +16,7 @@ from cloud_teacher.logits.store import StoreKey, open_store
 from cloud_teacher.service.admission import RefusedError, Window, admit, parse
 from cloud_teacher.service.batches import WindowReader
 from cloud_teacher.service.limits import Limits
-from cloud_teacher.service.rate_limit import Pacer, parse_rate
+from cloud_teacher.service.rate_limit import RateLimiter, parse_rate
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.inputs import InputEncoding
 from edgekd.wire.limits import MAX_BATCH_SIZE, MAX_START, MAX_STRIDE, MAX_WINDOW
@@ -147,9 +147,9 @@ def test_any_text_is_a_rate_that_can_be_kept_or_refused(text: str) -> None:
         assert str(error).startswith("rate limit ")
         return
     assert text.isascii()
-    pacer = Pacer(rate)
-    pacer.take(1 << 20, 0.0)
-    assert 0 <= pacer.wait(0.0) < 1e8, "the time that a MiB takes is a time"
+    rate_limiter = RateLimiter(rate)
+    rate_limiter.take(1 << 20, 0.0)
+    assert 0 <= rate_limiter.wait(0.0) < 1e8, "the time that a MiB takes is a time"
 
 
 files = st.sampled_from(["meta.json", "have", "logits.f32"])

@@ -23,7 +23,7 @@ from processes import wait_until
 
 from cloud_teacher.service.callers import caller_of, machine_of
 from cloud_teacher.service.limits import Limits
-from cloud_teacher.service.rate_limit import Pacer
+from cloud_teacher.service.rate_limit import RateLimiter
 from edge_student.ipc.messages import Configure
 from edge_student.ipc.ring import RingShape, Slot
 from edge_student.receive.receiver import Receiver
@@ -338,7 +338,7 @@ def test_a_stream_that_outlasts_the_grace_is_resumed_and_nothing_comes_twice(mak
 
 @pytest.mark.promise(number=13)
 def test_edges_that_give_up_waiting_for_a_slow_link_leave_it_to_the_others(make_harness: Callable[..., Any]) -> None:
-    class Gate(Pacer):
+    class Gate(RateLimiter):
         """A link that is busy for an age until it is open."""
 
         is_open = False
@@ -350,21 +350,21 @@ def test_edges_that_give_up_waiting_for_a_slow_link_leave_it_to_the_others(make_
         def take(self, num_bytes: int, now: float) -> None:
             self.num_taken += 1
 
-    pacer = Gate(1e9)
-    harness = make_harness(pacer=pacer, max_streams=10)
+    rate_limiter = Gate(1e9)
+    harness = make_harness(rate_limiter=rate_limiter, max_streams=10)
     impatient = [harness.stub.StreamLogits(harness.request(), timeout=30) for _ in range(10)]
     wait_until(lambda: harness.server.service.num_streams == 10)
     for call in impatient:
         call.cancel()
     wait_until(lambda: harness.server.service.num_streams == 0)
-    assert pacer.num_taken == 0, "nothing was sent"
-    pacer.is_open = True
+    assert rate_limiter.num_taken == 0, "nothing was sent"
+    rate_limiter.is_open = True
     chunks = list(harness.stub.StreamLogits(harness.request(), timeout=30))
-    assert pacer.num_taken == len(chunks) == 3
+    assert rate_limiter.num_taken == len(chunks) == 3
 
 
 def test_chunks_are_so_small_that_many_streams_on_a_slow_link_each_get_one_in_time(make_harness: Callable[..., Any]) -> None:
-    harness = make_harness(pacer=Pacer(8 * 60), max_streams=10)  # 60 bytes in a second of ten
+    harness = make_harness(rate_limiter=RateLimiter(8 * 60), max_streams=10)  # 60 bytes in a second of ten
     chunks = harness.stream(count=1, batch_size=4)
     assert [len(chunk.payload) for chunk in chunks] == [2 * 7 * 4, 2 * 7 * 4]
     assert [chunk.row_start for chunk in chunks] == [0, 2]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloud_teacher.service.rate_limit import CATCH_UP_S, Pacer, parse_rate
+from cloud_teacher.service.rate_limit import CATCH_UP_S, RateLimiter, parse_rate
 
 
 @pytest.mark.parametrize(
@@ -23,57 +23,57 @@ def test_anything_else_is_refused_with_the_remedy(text: str) -> None:
         parse_rate(text)
 
 
-def send(pacer: Pacer, num_bytes: int, now: float, late_s: float = 0.0) -> float:
+def send(rate_limiter: RateLimiter, num_bytes: int, now: float, late_s: float = 0.0) -> float:
     """Wait as told, and that much longer if there is a wait at all; the seconds that passed."""
-    wait = pacer.wait(now)
+    wait = rate_limiter.wait(now)
     passed = wait + late_s if wait > 0 else 0.0
-    pacer.take(num_bytes, now + passed)
+    rate_limiter.take(num_bytes, now + passed)
     return passed
 
 
 def test_first_chunk_goes_at_once_and_each_later_one_when_those_before_have_had_their_time() -> None:
-    pacer = Pacer(8000)
-    assert [send(pacer, 100, now=0.0) for _ in range(3)] == pytest.approx([0.0, 0.1 - CATCH_UP_S, 0.2 - CATCH_UP_S])
+    rate_limiter = RateLimiter(8000)
+    assert [send(rate_limiter, 100, now=0.0) for _ in range(3)] == pytest.approx([0.0, 0.1 - CATCH_UP_S, 0.2 - CATCH_UP_S])
 
 
 def test_sender_that_waits_as_told_keeps_exactly_the_rate() -> None:
-    pacer, now = Pacer(8e6), 100.0
+    rate_limiter, now = RateLimiter(8e6), 100.0
     for _ in range(1000):
-        now += send(pacer, 5000, now)
+        now += send(rate_limiter, 5000, now)
     assert now - 100.0 == pytest.approx(999 * 0.005 - CATCH_UP_S)
 
 
 def test_sleeps_that_end_late_do_not_slow_the_stream_down() -> None:
-    pacer, now = Pacer(8e6), 0.0
+    rate_limiter, now = RateLimiter(8e6), 0.0
     for _ in range(1000):
-        now += send(pacer, 500, now, late_s=0.003)  # every chunk takes 0.5 ms of the link
+        now += send(rate_limiter, 500, now, late_s=0.003)  # every chunk takes 0.5 ms of the link
     assert now == pytest.approx(0.5, abs=0.014)
 
 
 def test_idle_time_earns_no_burst() -> None:
-    pacer = Pacer(8000)
-    send(pacer, 1000, now=0.0)
-    waits = [send(pacer, 100, now=1000.0) for _ in range(3)]
+    rate_limiter = RateLimiter(8000)
+    send(rate_limiter, 1000, now=0.0)
+    waits = [send(rate_limiter, 100, now=1000.0) for _ in range(3)]
     assert waits == pytest.approx([0.0, 0.1 - CATCH_UP_S, 0.2 - CATCH_UP_S])
 
 
 def test_two_streams_share_one_rate() -> None:
-    pacer, sent = Pacer(8e6), 0
+    rate_limiter, sent = RateLimiter(8e6), 0
     clocks = [0.0, 0.0]
     while min(clocks) < 10.0:
         stream = clocks.index(min(clocks))
-        clocks[stream] += send(pacer, 10_000, clocks[stream])
+        clocks[stream] += send(rate_limiter, 10_000, clocks[stream])
         sent += 10_000
     assert sent == pytest.approx(10e6, rel=0.005)
 
 
 def test_who_gives_up_waiting_has_taken_nothing() -> None:
-    pacer = Pacer(8000)
-    pacer.take(1000, now=0.0)
+    rate_limiter = RateLimiter(8000)
+    rate_limiter.take(1000, now=0.0)
     for _ in range(100):
-        assert pacer.wait(0.0) == pytest.approx(1.0 - CATCH_UP_S)
+        assert rate_limiter.wait(0.0) == pytest.approx(1.0 - CATCH_UP_S)
 
 
 def test_what_a_link_takes_in_a_time_is_at_least_a_byte() -> None:
-    assert Pacer(8e6).bytes_in(0.5) == 500_000
-    assert Pacer(1.0).bytes_in(0.5) == 1
+    assert RateLimiter(8e6).bytes_in(0.5) == 500_000
+    assert RateLimiter(1.0).bytes_in(0.5) == 1

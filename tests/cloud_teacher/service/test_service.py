@@ -18,7 +18,7 @@ from PIL import Image
 from processes import wait_until
 
 from cloud_teacher.logits.public_inputs import PublicInputs
-from cloud_teacher.service.rate_limit import Pacer
+from cloud_teacher.service.rate_limit import RateLimiter
 from edgekd.data.image_dataset import ImageDataset
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import Encoding, Format, checksum, chunk_rows, decode_into, from_wire
@@ -347,19 +347,19 @@ def test_garbage_and_oversized_messages_are_refused_and_the_next_call_works(harn
 def test_rate_limit_is_asked_for_every_chunk(make_harness: Callable[..., Any]) -> None:
     taken: list[int] = []
 
-    class Counting(Pacer):
+    class Counting(RateLimiter):
         def take(self, num_bytes: int, now: float) -> None:
             taken.append(num_bytes)
             super().take(num_bytes, now)
 
-    harness = make_harness(pacer=Counting(1e9))
+    harness = make_harness(rate_limiter=Counting(1e9))
     chunks = harness.stream(count=4)
     assert taken == [len(chunk.payload) for chunk in chunks]
 
 
 @pytest.mark.promise(number=24)
 def test_server_that_stops_lets_a_short_stream_end_and_sends_a_long_one_away(make_harness: Callable[..., Any]) -> None:
-    class Scripted(Pacer):
+    class Scripted(RateLimiter):
         """A little for every chunk until the batch of 4 has had its turn, and then an age."""
 
         an_age_has_begun = False
@@ -370,12 +370,12 @@ def test_server_that_stops_lets_a_short_stream_end_and_sends_a_long_one_away(mak
         def take(self, num_bytes: int, now: float) -> None:
             self.an_age_has_begun |= num_bytes == 4 * 7 * 4
 
-    pacer = Scripted(1e9)
-    harness = make_harness(pacer=pacer)
+    rate_limiter = Scripted(1e9)
+    harness = make_harness(rate_limiter=rate_limiter)
     long = harness.stub.StreamLogits(harness.request(count=MAX_WINDOW), timeout=30)
     next(long)
     short = harness.stub.StreamLogits(harness.request(count=1, batch_size=4), timeout=30)
-    wait_until(lambda: pacer.an_age_has_begun or harness.server.service.num_streams == 2)
+    wait_until(lambda: rate_limiter.an_age_has_begun or harness.server.service.num_streams == 2)
     begun = time.monotonic()
     harness.stop_server()
     assert time.monotonic() - begun < 10

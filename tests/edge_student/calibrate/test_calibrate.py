@@ -18,7 +18,7 @@ from processes import read_until, run, student_command, teacher
 
 from edge_student.calibrate import table
 from edge_student.calibrate.device_profile import make_profile
-from edge_student.calibrate.visits import Trial, Visit, measure, trials
+from edge_student.calibrate.visits import ModeUnderTest, Visit, measure, modes_under_test
 from edge_student.settings.student import CalibrateConfig
 from edgekd.errors import WorldError
 from scheduler.live.threads import allowed_cores
@@ -41,12 +41,12 @@ TINY = [
 ]
 
 
-def names(modes: tuple[Trial, ...]) -> list[str]:
-    return [trial.name for trial in modes]
+def names(modes: tuple[ModeUnderTest, ...]) -> list[str]:
+    return [mode.name for mode in modes]
 
 
-def mode(name: str, num_cores: int = 2) -> Trial:
-    return next(trial for trial in trials(num_cores) if trial.name == name)
+def mode(name: str, num_cores: int = 2) -> ModeUnderTest:
+    return next(mode for mode in modes_under_test(num_cores) if mode.name == name)
 
 
 def a_visit(name: str, *, share_s: float = 10.0, limit_s: float = 20.0, **before: Any) -> Visit:
@@ -87,8 +87,8 @@ class ScriptedDevice:
         self.num_in_store, self.busy = 0, busy
 
     def stay(self, visit: Visit) -> None:
-        name = visit.trial.name
-        if not visit.trial.has_comm:
+        name = visit.mode.name
+        if not visit.mode.has_comm:
             self.num_in_store = self.stored
         self.visited.append(name)
         visit.begin(self.clock.now)
@@ -98,14 +98,14 @@ class ScriptedDevice:
                 visit.batch(at, self.busy * self.comm_s[name])
             else:
                 visit.boundary(task, at)
-            if (task is Task.FORWARD or not visit.trial.has_comp) and visit.is_over(at):
+            if (task is Task.FORWARD or not visit.mode.has_comp) and visit.is_over(at):
                 return
 
     def _events(self, visit: Visit) -> Iterator[tuple[str, Task, float]]:
-        name = visit.trial.name
+        name = visit.mode.name
         comm_s, comp_s = self.comm_s.get(name, math.inf), self.comp_s.get(name, math.inf)
-        comm_at = self.clock.now + 0.3 * comm_s if visit.trial.has_comm else math.inf
-        comp_at, task = (self.clock.now if visit.trial.has_comp else math.inf), Task.FORWARD
+        comm_at = self.clock.now + 0.3 * comm_s if visit.mode.has_comm else math.inf
+        comp_at, task = (self.clock.now if visit.mode.has_comp else math.inf), Task.FORWARD
         while True:
             slower = 1 + self.drift * min(comm_at, comp_at)
             if comm_at < comp_at:
@@ -125,18 +125,18 @@ COMP_S = {"comp-only": 0.05, "split:1": 0.08, COMPUTE_FIRST: 0.0625}
 def measured(seconds: float = 60.0, *, num_cores: int = 2, window: int = 64, **device: Any) -> tuple[ScriptedDevice, list[Visit]]:
     clock = Clock()
     scripted = ScriptedDevice(clock, **({"comm_s": COMM_S, "comp_s": COMP_S} | device))
-    return scripted, measure(scripted, trials(num_cores), seconds=seconds, window=window, clock=clock)
+    return scripted, measure(scripted, modes_under_test(num_cores), seconds=seconds, window=window, clock=clock)
 
 
 def test_every_use_of_the_cores_is_a_mode() -> None:
-    assert names(trials(2)) == ["comp-only", "comm-only", "split:1", "compute-first"]
-    assert [(trial.allocation.comm, trial.allocation.comp) for trial in trials(2)] == [(0, 2), (2, 0), (1, 1), (2, 2)]
-    assert names(trials(4))[2:-1] == ["split:1", "split:2", "split:3"]
+    assert names(modes_under_test(2)) == ["comp-only", "comm-only", "split:1", "compute-first"]
+    assert [(mode.allocation.comm, mode.allocation.comp) for mode in modes_under_test(2)] == [(0, 2), (2, 0), (1, 1), (2, 2)]
+    assert names(modes_under_test(4))[2:-1] == ["split:1", "split:2", "split:3"]
 
 
 @pytest.mark.parametrize(("num_cores", "num_splits"), [(9, 8), (10, 8), (64, 8), (128, 8)])
 def test_of_many_splits_eight_are_measured_with_the_outermost(num_cores: int, num_splits: int) -> None:
-    splits = [trial.allocation.comm for trial in trials(num_cores)[2:-1]]
+    splits = [mode.allocation.comm for mode in modes_under_test(num_cores)[2:-1]]
     assert len(splits) == num_splits
     assert (splits[0], splits[-1]) == (1, num_cores - 1)
     steps = {later - earlier for earlier, later in pairwise(splits)}
@@ -145,7 +145,7 @@ def test_of_many_splits_eight_are_measured_with_the_outermost(num_cores: int, nu
 
 def test_one_core_leaves_nothing_to_measure() -> None:
     with pytest.raises(ValueError, match="there is 1; give it 2 or more, see --cores"):
-        trials(1)
+        modes_under_test(1)
 
 
 def test_the_first_task_of_each_side_does_not_count() -> None:
@@ -222,7 +222,7 @@ def test_time_in_which_a_starving_comm_gets_nothing_done_counts(arrivals: tuple[
 
 def test_a_comm_that_gets_a_batch_in_few_visits_has_the_rate_of_all_of_them() -> None:
     visits = measured()[1]
-    starved = [visit for visit in visits if visit.trial.name == COMPUTE_FIRST]
+    starved = [visit for visit in visits if visit.mode.name == COMPUTE_FIRST]
     empty = []
     for number in range(len(starved)):
         visit = a_visit(COMPUTE_FIRST)
@@ -276,7 +276,7 @@ def test_a_store_is_over_after_a_window_or_after_as_long_as_it_was_filled() -> N
 
 def test_modes_take_turns_and_every_other_round_is_reversed() -> None:
     device, visits = measured()
-    forth = names(trials(2))
+    forth = names(modes_under_test(2))
     assert device.visited == (forth + forth[::-1]) * 4
     assert len(visits) == 32
     assert 60 <= device.clock.now < 63
@@ -331,7 +331,7 @@ def test_slow_steps_and_a_slow_busy_comm_are_measured_in_time() -> None:
 def test_a_slow_link_is_measured_even_if_it_takes_longer_than_planned() -> None:
     device, visits = measured(comm_s={"comm-only": 5.0, "split:1": 5.0, COMPUTE_FIRST: 5.0})
     assert device.clock.now < 120
-    assert all(visit.num_comm for visit in visits if visit.trial.has_own_comm_cores)
+    assert all(visit.num_comm for visit in visits if visit.mode.has_own_comm_cores)
 
 
 def times_of(model: CostModel, num_cores: int) -> dict[str, Any]:
@@ -364,7 +364,7 @@ def test_without_a_fit_splits_between_lie_on_the_line_of_their_neighbours() -> N
     """Receiving that a second core stops is none of the paper's g."""
     times = times_of(CostModel(a1=1.0, a2=0.05, b1=0.1, b2=0.0, b3=1.0), 11)
     times["comm_s"] |= {"split:1": 1e-10, "split:2": 10.0}
-    assert {f"split:{c}" for c in range(1, 11)} - set(names(trials(11))) == {"split:3", "split:8"}
+    assert {f"split:{c}" for c in range(1, 11)} - set(names(modes_under_test(11))) == {"split:3", "split:8"}
     profile = make_profile(visits_with(times, 11), 11)
     assert not profile["fit"]["comm"]["identified"]
     rates = Profile.from_json(profile).rates
@@ -375,15 +375,15 @@ def test_without_a_fit_splits_between_lie_on_the_line_of_their_neighbours() -> N
 def visits_with(times: dict[str, Any], num_cores: int) -> list[Visit]:
     """One visit of ten tasks of each side in each mode."""
     visits = []
-    for trial in trials(num_cores):
-        visit = Visit(trial, share_s=1.0, limit_s=1.0)
+    for mode in modes_under_test(num_cores):
+        visit = Visit(mode, share_s=1.0, limit_s=1.0)
         visit.begin(0.0)
         for number in range(12):
-            if trial.has_comm:
-                visit.batch(number * times["comm_s"][trial.name], 0.0)
-            if trial.has_comp:
-                visit.boundary(Task.FORWARD, number * times["comp_s"][trial.name])
-                visit.boundary(Task.BACKWARD, (number + 0.4) * times["comp_s"][trial.name])
+            if mode.has_comm:
+                visit.batch(number * times["comm_s"][mode.name], 0.0)
+            if mode.has_comp:
+                visit.boundary(Task.FORWARD, number * times["comp_s"][mode.name])
+                visit.boundary(Task.BACKWARD, (number + 0.4) * times["comp_s"][mode.name])
         visits.append(visit)
     return visits
 
@@ -560,8 +560,8 @@ def test_one_core_is_refused_before_anything_is_started(tmp_path: Path) -> None:
 
 
 def test_batches_that_end_after_comm_was_held_are_none_of_that_mode() -> None:
-    trial = next(trial for trial in trials(2) if trial.name == "comp-only")
-    visit = Visit(trial, share_s=1.0, limit_s=2.0)
+    mode = next(mode for mode in modes_under_test(2) if mode.name == "comp-only")
+    visit = Visit(mode, share_s=1.0, limit_s=2.0)
     visit.begin(10.0)
     for ended in (10.01, 10.02, 10.03):  # the chunks that several streams were at
         visit.batch(ended, 0.01)

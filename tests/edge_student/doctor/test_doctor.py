@@ -16,12 +16,12 @@ from edge_student.doctor import disk, doctor
 from edge_student.doctor.disk import find_disk, try_disk
 from edge_student.doctor.finding import Finding, Status, note, ok, problem, warning
 from edge_student.doctor.software import (
-    Trial,
+    TorchCheck,
     find_environment,
     find_openmp,
     parse_version_file,
     read_torch,
-    run_trial,
+    run_torch_check,
 )
 from edge_student.doctor.system import (
     Clock,
@@ -70,7 +70,7 @@ def test_this_machine_is_examined_from_end_to_end(tmp_path: Path) -> None:
 def test_what_stands_on_the_page_is_what_the_exit_status_says(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(doctor, "run_trial", lambda: Trial(said={"peak_mib": 1, "openmp": ["libgomp.so.1"]}))
+    monkeypatch.setattr(doctor, "run_trial", lambda: TorchCheck(said={"peak_mib": 1, "openmp": ["libgomp.so.1"]}))
     monkeypatch.setattr(doctor, "find_torch", lambda *_: ok("software.torch", "of no interest here"))
     status = doctor.look(DoctorConfig(out=tmp_path, cache=tmp_path))
     page = capsys.readouterr().out
@@ -171,14 +171,15 @@ def test_a_check_that_breaks_is_unknown_and_hides_no_other() -> None:
 
 def test_what_kills_torch_does_not_kill_doctor() -> None:
     suicide = f"import os; os.kill(os.getpid(), {int(signal.SIGILL)})"
-    trial = run_trial([sys.executable, "-c", suicide])
-    assert (trial.said, trial.is_illegal_instruction) == (None, True)
-    assert trial.cause.startswith("it was ended by SIGILL (Illegal instruction")
+    torch_check = run_torch_check([sys.executable, "-c", suicide])
+    assert (torch_check.said, torch_check.is_illegal_instruction) == (None, True)
+    assert torch_check.cause.startswith("it was ended by SIGILL (Illegal instruction")
     assert (
-        run_trial([sys.executable, "-c", "import no_such_module"]).cause == "ModuleNotFoundError: No module named 'no_such_module'"
+        run_torch_check([sys.executable, "-c", "import no_such_module"]).cause
+        == "ModuleNotFoundError: No module named 'no_such_module'"
     )
-    assert run_trial([sys.executable, "-c", "print('hello')"]).cause == "it ended well and printed no result"
-    assert "cannot be started" in run_trial(["/no/such/python"]).cause
+    assert run_torch_check([sys.executable, "-c", "print('hello')"]).cause == "it ended well and printed no result"
+    assert "cannot be started" in run_torch_check(["/no/such/python"]).cause
 
 
 def test_the_build_of_torch_is_read_and_not_loaded() -> None:
@@ -195,7 +196,7 @@ def test_the_build_of_torch_is_read_and_not_loaded() -> None:
 
 def openmp(*files: tuple[str, str]) -> Finding:
     pools = [{"kind": kind, "file": file, "num_threads": 4} for kind, file in files]
-    return find_openmp(Trial(said={"openmp": [file for _, file in files], "openmp_files": pools}))
+    return find_openmp(TorchCheck(said={"openmp": [file for _, file in files], "openmp_files": pools}))
 
 
 def test_several_openmp_runtimes_are_named() -> None:
@@ -204,9 +205,9 @@ def test_several_openmp_runtimes_are_named() -> None:
     mixed = openmp(("libgomp", "libgomp-1.so"), ("libiomp", "libiomp5.so"))
     assert (mixed.status, "of 2 kinds, libgomp-1.so, libiomp5.so" in mixed.summary) == (Status.WARNING, True)
     assert openmp().status is Status.NOTE
-    unseen = find_openmp(Trial(said={"openmp": ["libgomp-1.so", "libiomp5.so"], "openmp_files": []}))
+    unseen = find_openmp(TorchCheck(said={"openmp": ["libgomp-1.so", "libiomp5.so"], "openmp_files": []}))
     assert unseen.status is Status.WARNING, "what only /proc/self/maps shows counts too"
-    assert find_openmp(Trial(said=None, cause="SIGILL")).status is Status.UNKNOWN
+    assert find_openmp(TorchCheck(said=None, cause="SIGILL")).status is Status.UNKNOWN
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from edge_student.doctor.cores import find_cores, read_cores, show_cores
 from edge_student.doctor.finding import Finding, Status, worst
 from edge_student.doctor.interrupts import find_interrupts, read_nic
 from edge_student.doctor.power import find_power, parse_nvpmodel, read_power
-from edge_student.doctor.software import Torch, Trial, find_torch, read_board
+from edge_student.doctor.software import Torch, TorchCheck, find_torch, read_board
 from edge_student.doctor.system import find_memory, find_page_size, read_memory
 from edge_student.host.counters import Machine
 
@@ -253,10 +253,12 @@ def test_files_full_of_rubbish_are_survived(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_torch_has_to_fit_its_board(
-    box: str, architecture: str, torch: tuple[str, str], trial: str, status: str, says: str, tmp_path: Path
+    box: str, architecture: str, torch: tuple[str, str], torch_check: str, status: str, says: str, tmp_path: Path
 ) -> None:
-    cause = "it was ended by SIGILL" if trial == "SIGILL" else trial
-    tried = Trial(said=None if trial else {"version": torch[0]}, cause=cause, is_illegal_instruction=trial == "SIGILL")
+    cause = "it was ended by SIGILL" if torch_check == "SIGILL" else torch_check
+    tried = TorchCheck(
+        said=None if torch_check else {"version": torch[0]}, cause=cause, is_illegal_instruction=torch_check == "SIGILL"
+    )
     board = read_board(build(box, tmp_path), architecture)
     found = find_torch(Torch(version=torch[0], cuda=torch[1], cuda_mib=2500 if torch[1] else 0), board, tried)
     assert (found.status.value, says in found.summary) == (status, True), found.summary

@@ -13,7 +13,7 @@ import pytest
 from edge_student.host.counters import Machine, all_processes, parse_interrupts, parse_pressure, parse_stat
 from edge_student.host.disturbance import CoreTicks, ProcessTime, findings, firmware_states, own_cpu_s, severity
 from edge_student.host.listeners import listening_at
-from edge_student.host.sampler import Witness
+from edge_student.host.sampler import DisturbanceSampler
 
 US, WORKER, TEACHER, STRANGER = 100, 101, 50, 7
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -49,7 +49,7 @@ class Bench:
             listening_at=lambda address: {TEACHER} if address == "here:1" else set(),
             own_pid=US,
         )
-        self.witness = Witness((0, 1), teacher="here:1", machine=self.machine)
+        self.sampler = DisturbanceSampler((0, 1), teacher="here:1", machine=self.machine)
 
     def write(self, path: str, text: str) -> None:
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -93,14 +93,14 @@ def test_pressure_is_read_in_seconds() -> None:
 def test_what_ran_beside_the_run_is_all_but_the_run_and_its_teacher(bench: Bench) -> None:
     bench.table = (process(STRANGER, 100.0, name="make"), process(WORKER, 1.0, parent=US), process(TEACHER, 5.0, name="teacher"))
     bench.own_s = 3.0
-    bench.witness.before()
+    bench.sampler.before()
     # 10 s on two cores: 18 s of programs, of which 12 the run's, 2 its comm worker's, 1 the teacher's; so 3 are others'.
     bench.time, bench.own_s = 10.0, 15.0
     bench.write(
         "proc/stat", stat(CoreTicks(user=ticks(9), nice=ticks(1)), CoreTicks(user=ticks(6), system=ticks(2), idle=ticks(2)))
     )
     bench.table = (process(STRANGER, 102.5, name="make"), process(WORKER, 3.0, parent=US), process(TEACHER, 6.0, name="teacher"))
-    seen = bench.witness.after()
+    seen = bench.sampler.after()
     assert seen["core_s"] == 20.0
     assert seen["own_cpu_s"] == pytest.approx(14.0)
     assert seen["teacher_cpu_s"] == pytest.approx(1.0)
@@ -112,52 +112,52 @@ def test_what_ran_beside_the_run_is_all_but_the_run_and_its_teacher(bench: Bench
 
 def test_a_worker_that_ends_during_the_run_is_counted_once_waited_for_or_not(bench: Bench) -> None:
     bench.table, bench.own_s = (process(WORKER, 1.0, parent=US), process(102, 0.5, parent=WORKER)), 3.0
-    reading = bench.witness
+    reading = bench.sampler
     reading.before()
     assert reading._before is not None
     assert own_cpu_s(reading._before) == 4.5  # children of children are ours
     bench.time = 1.0
     bench.table = (process(WORKER, 2.0, parent=US, reaped_s=0.75),)  # it has waited for its own child and is a zombie now
-    assert bench.witness.after()["own_cpu_s"] == pytest.approx(1.25)
+    assert bench.sampler.after()["own_cpu_s"] == pytest.approx(1.25)
     bench.table, bench.own_s = (), 3.0 + 2.75  # and now we have waited for it
-    assert bench.witness.after()["own_cpu_s"] == pytest.approx(1.25)
+    assert bench.sampler.after()["own_cpu_s"] == pytest.approx(1.25)
 
 
 def test_a_process_id_that_is_used_again_is_another_process(bench: Bench) -> None:
     bench.table = (process(STRANGER, 100.0, name="old"),)
-    bench.witness.before()
+    bench.sampler.before()
     bench.time = 1.0
     bench.table = (dataclasses.replace(process(STRANGER, 0.25, name="new"), born=2.0),)
-    assert bench.witness.after()["busiest_others"] == [{"name": "new", "pid": STRANGER, "cpu_s": 0.25}]
+    assert bench.sampler.after()["busiest_others"] == [{"name": "new", "pid": STRANGER, "cpu_s": 0.25}]
 
 
 def test_only_who_was_seen_on_the_run_s_cores_is_named(bench: Bench) -> None:
-    bench.witness.before()
+    bench.sampler.before()
     bench.time = 1.0
     bench.table = tuple(process(pid, pid / 10, name=f"p{pid}", core=pid % 4) for pid in range(1, 10))
-    assert [entry["name"] for entry in bench.witness.after()["busiest_others"]] == ["p9", "p8", "p5"]
+    assert [entry["name"] for entry in bench.sampler.after()["busiest_others"]] == ["p9", "p8", "p5"]
 
 
 def test_interrupts_are_nobody_s_disturbance(bench: Bench) -> None:
     """They bring in the run's own logits; and so does the kernel's thread that takes over when there are many."""
-    bench.witness.before()
+    bench.sampler.before()
     bench.time = 10.0
     bench.write(
         "proc/stat", stat(CoreTicks(irq=ticks(2), softirq=ticks(2), system=ticks(1), idle=ticks(5)), CoreTicks(idle=ticks(10)))
     )
     bench.table = (process(8, 1.0, parent=2, name="ksoftirqd/0"),)
-    seen = bench.witness.after()
+    seen = bench.sampler.after()
     assert seen["interrupts_cpu_s"] == pytest.approx(5.0)
     assert seen["others_cpu_s"] == pytest.approx(0.0)
     assert seen["busiest_others"] == findings(seen) == []
 
 
 def test_below_its_resolution_nothing_is_called_a_disturbance(bench: Bench) -> None:
-    bench.witness.before()
+    bench.sampler.before()
     # In 10 ticks of one core and two of the other, another program was seen: half a core, or chance.
     bench.time = 10 * TICK_S
     bench.write("proc/stat", stat(CoreTicks(user=5, idle=5), CoreTicks(idle=10)))
-    seen = bench.witness.after()
+    seen = bench.sampler.after()
     assert seen["others_fraction"] == pytest.approx(5 / 20)
     assert seen["others_resolution"] == pytest.approx((1 + 2 * (10 * 0.25) ** 0.5) / 20)  # 1 counter moved; a binomial sample
     assert seen["steal_resolution"] == pytest.approx(2 / 20)
@@ -213,9 +213,9 @@ def test_throttling_is_worse_than_any_guest() -> None:
 )
 def test_the_firmware_tells_whether_it_throttled_during_the_run(before: int, after: int, states: list[str], bench: Bench) -> None:
     bench.firmware = f"throttled={before:#x}\n"
-    bench.witness.before()
+    bench.sampler.before()
     bench.time, bench.firmware = 1.0, f"throttled={after:#x}\n"
-    assert bench.witness.after()["throttled"] == states
+    assert bench.sampler.after()["throttled"] == states
 
 
 def test_without_vcgencmd_sysfs_tells_of_the_firmware(bench: Bench) -> None:
@@ -226,11 +226,11 @@ def test_without_vcgencmd_sysfs_tells_of_the_firmware(bench: Bench) -> None:
 def test_a_core_that_grew_too_hot_is_named(bench: Bench) -> None:
     for core, count in enumerate((3, 3)):
         bench.write(f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count", f"{count}\n")
-    bench.witness.before()
+    bench.sampler.before()
     bench.time = 1.0
-    assert bench.witness.after()["throttled"] == []
+    assert bench.sampler.after()["throttled"] == []
     bench.write("sys/devices/system/cpu/cpu1/thermal_throttle/core_throttle_count", "4\n")
-    assert bench.witness.after()["throttled"] == ["core 1 too hot"]
+    assert bench.sampler.after()["throttled"] == ["core 1 too hot"]
 
 
 def test_what_a_board_tells_of_itself_is_recorded(bench: Bench) -> None:
@@ -244,11 +244,11 @@ def test_what_a_board_tells_of_itself_is_recorded(bench: Bench) -> None:
     bench.write("proc/interrupts", "     CPU0 CPU1\n30: 100 5 GICv2 189 Level eth0\n")
     bench.write("proc/loadavg", "0.50 0.25 0.00 1/72 999\n")
     bench.write("proc/pressure/cpu", "some avg10=0 avg60=0 avg300=0 total=1000000\n")
-    bench.witness.before()
+    bench.sampler.before()
     bench.time = 1.0
     bench.write("proc/interrupts", "     CPU0 CPU1\n30: 175 5 GICv2 189 Level eth0\n")
     bench.write("proc/pressure/cpu", "some avg10=0 avg60=0 avg300=0 total=1500000\n")
-    seen = bench.witness.after()
+    seen = bench.sampler.after()
     assert seen["frequency"] == {"0": {"governor": "ondemand", "current_mhz": 1500, "min_mhz": 600, "max_mhz": 1800}}
     assert seen["temperature_c"] == {"thermal_zone0 cpu-thermal": [61.345, 61.345]}
     assert seen["interrupts"] == seen["nic_interrupts"] == {"0": 75, "1": 0}
@@ -259,9 +259,9 @@ def test_what_a_board_tells_of_itself_is_recorded(bench: Bench) -> None:
 def test_what_a_machine_does_not_have_is_absent(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     (tmp_path / "proc/stat").unlink()
-    bench.witness.before()
+    bench.sampler.before()
     bench.time = 1.0
-    seen = bench.witness.after()
+    seen = bench.sampler.after()
     unknown = ("others_cpu_s", "others_fraction", "others_resolution", "steal_fraction", "interrupts_cpu_s", "interrupts")
     assert all(seen[name] is None for name in (*unknown, "nic_interrupts", "softirqs", "pressure_s", "throttled"))
     assert (seen["frequency"], seen["temperature_c"], seen["load_average_before"]) == ({}, {}, [])

@@ -16,10 +16,10 @@ import torch
 from processes import events, read_until, run, student_command, teacher, train, weights
 from small_training import PRIVATE, PUBLIC, RECIPE, Boundaries, Logits, student
 
-from edge_student.events.buffer import Journal
-from edge_student.events.log_file import EventLog
+from edge_student.events.buffer import EventBuffer
+from edge_student.events.log_file import EventFile
 from edge_student.run import checkpoint_file, checkpoint_writer
-from edge_student.run.caveats import Marks
+from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_file import BEFORE, NEWEST
 from edge_student.run.checkpoint_writer import Checkpoints
 from edge_student.run.resume import Past
@@ -263,12 +263,12 @@ def test_an_edge_that_is_told_to_end_goes_on_where_it_stopped(
 BLIND = """
 import sys
 from edge_student.__main__ import main
-from edge_student.host.sampler import Witness
+from edge_student.host.sampler import DisturbanceSampler
 
 def after(self):
     raise RuntimeError("the machine is not to be looked at")
 
-Witness.after = after
+DisturbanceSampler.after = after
 sys.exit(main())
 """
 
@@ -372,13 +372,13 @@ def test_a_run_that_is_ended_before_its_first_cycle_leaves_the_checkpoint_that_i
     interruption = Interruption()
     config = parse(TrainConfig, [*command[4:], "--resume"], prog="", description="")
     running = Run(config, tuple(sorted(allowed_cores())), interruption)
-    look = running._witness.before
+    look = running._sampler.before
 
     def look_and_hear() -> None:
         look()
         interruption.hear(signal.SIGTERM, None)
 
-    monkeypatch.setattr(running._witness, "before", look_and_hear)
+    monkeypatch.setattr(running._sampler, "before", look_and_hear)
     with pytest.raises(Terminated):
         running.execute()
     kept = checkpoint_file.load(tmp_path)
@@ -400,44 +400,46 @@ def test_training_that_diverges_is_said(address: str, tmp_path: Path) -> None:
 
 
 def test_marks_of_a_run_outlive_its_process() -> None:
-    before = Marks(notes=("cores were taken",), is_ranked=False, num_reconnects=2, num_refused_chunks=None)
-    now = Marks(notes=("the link failed", "cores were taken"), num_reconnects=1)
-    both = now.after(Marks.from_json(json.loads(json.dumps(asdict(before))), "here"))
-    assert both == Marks(notes=("cores were taken", "the link failed"), is_ranked=False, num_reconnects=3, num_refused_chunks=None)
+    before = Caveats(notes=("cores were taken",), is_ranked=False, num_reconnects=2, num_refused_chunks=None)
+    now = Caveats(notes=("the link failed", "cores were taken"), num_reconnects=1)
+    both = now.after(Caveats.from_json(json.loads(json.dumps(asdict(before))), "here"))
+    assert both == Caveats(
+        notes=("cores were taken", "the link failed"), is_ranked=False, num_reconnects=3, num_refused_chunks=None
+    )
     for wrong in (None, {}, {"notes": [1]}, asdict(before) | {"is_ranked": 1}, asdict(before) | {"num_reconnects": -1}):
         with pytest.raises(ValueError, match="here"):
-            Marks.from_json(wrong, "here")
+            Caveats.from_json(wrong, "here")
 
 
 def test_a_log_that_cannot_be_written_keeps_its_records_in_order(tmp_path: Path) -> None:
-    journal, log = Journal(), EventLog(tmp_path / "events.jsonl")
+    buffer, log = EventBuffer(), EventFile(tmp_path / "events.jsonl")
     for started in (1.0, 2.0):
-        journal.record({"event": "checkpoint", "index": 1, "started": started, "ended": started + 0.5})
+        buffer.record({"event": "checkpoint", "index": 1, "started": started, "ended": started + 0.5})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
         with pytest.raises(OSError, match="large"):
-            log.append(journal)
+            log.append(buffer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    journal.record({"event": "checkpoint", "index": 2, "started": 3.0, "ended": 3.5})
-    log.append(journal)
+    buffer.record({"event": "checkpoint", "index": 2, "started": 3.0, "ended": 3.5})
+    log.append(buffer)
     assert [record["started"] for record in events(tmp_path)] == [1.0, 2.0, 3.0]
-    assert (log.totals.num_checkpoints, log.totals.checkpoint_s, journal.records) == (3, 1.5, [])
+    assert (log.totals.num_checkpoints, log.totals.checkpoint_s, buffer.records) == (3, 1.5, [])
     assert log.num_bytes == (tmp_path / "events.jsonl").stat().st_size
 
 
 def test_half_of_what_was_to_be_logged_is_not_left_on_a_full_disk(tmp_path: Path) -> None:
-    journal, log = Journal(), EventLog(tmp_path / "events.jsonl")
-    journal.record({"event": "decision", "time": 1.0})
-    log.append(journal)
+    buffer, log = EventBuffer(), EventFile(tmp_path / "events.jsonl")
+    buffer.record({"event": "decision", "time": 1.0})
+    log.append(buffer)
     whole = (tmp_path / "events.jsonl").read_bytes()
-    journal.record({"event": "decision", "time": 2.0})
+    buffer.record({"event": "decision", "time": 2.0})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1]))
     try:
         with pytest.raises(OSError, match="large"):
-            log.append(journal)
+            log.append(buffer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "events.jsonl").read_bytes() == whole
@@ -447,7 +449,7 @@ class FullDisk:
     """What `Checkpoints` needs of a run, on a disk that takes nothing."""
 
     def __init__(self, out: Path, every: float) -> None:
-        self.journal, self.log = Journal(), EventLog(out / "events.jsonl")
+        self.buffer, self.log = EventBuffer(), EventFile(out / "events.jsonl")
         self.config = SimpleNamespace(out=out, checkpoint_every=every)
         trainer = SimpleNamespace(num_cycles=7, last_loss=0.5, snapshot=dict, student=torch.nn.Linear(1, 1))
         self.checkpoints = Checkpoints(
@@ -455,10 +457,10 @@ class FullDisk:
             identity={},
             trainer=trainer,  # type: ignore[arg-type]
             controller=SimpleNamespace(to_json=dict),  # type: ignore[arg-type]
-            journal=self.journal,
+            buffer=self.buffer,
             log=self.log,
             past=Past(),
-            marks=Marks,
+            caveats=Caveats,
         )
 
 
@@ -467,11 +469,11 @@ def test_a_full_disk_is_tried_once_in_a_while_and_told_once(tmp_path: Path) -> N
     (tmp_path / "checkpoint.new").mkdir()  # what nobody can open as a file
     disk.checkpoints.begin(time.monotonic())
     for _ in range(checkpoint_writer.FULL_JOURNAL + 50):
-        disk.journal.record({"event": "decision", "time": 0.0})
+        disk.buffer.record({"event": "decision", "time": 0.0})
     for _ in range(20):
         disk.checkpoints.on_cycle()
         for _ in range(checkpoint_writer.FULL_JOURNAL):
-            disk.journal.record({"event": "decision", "time": 0.0})
+            disk.buffer.record({"event": "decision", "time": 0.0})
     (note,) = disk.checkpoints.notes
     assert note.startswith("1 times a checkpoint or its log could not be written, first at cycle 7, ")
     assert disk.log.totals.num_checkpoints == 0
@@ -485,11 +487,11 @@ def test_on_a_small_disk_the_log_leaves_room_for_two_checkpoints_a_fresh_one_and
     student = 8  # bytes of one weight and one bias
     free = 2 * student * 3 + student
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_blocks=1000, f_bavail=free, f_frsize=1))
-    disk.journal.record({"event": "decision", "time": 0.0})
+    disk.buffer.record({"event": "decision", "time": 0.0})
     disk.checkpoints.begin(0.0)
     disk.checkpoints.end(1.0)
     assert (tmp_path / "events.jsonl").read_bytes() == b""
-    assert len(disk.journal.records) == 1
+    assert len(disk.buffer.records) == 1
     size = (tmp_path / NEWEST).stat().st_size
     assert "events.jsonl: No space left" in disk.checkpoints.notes[0]
     free = size + size + student  # one is there, another and a fresh one are not
@@ -531,10 +533,10 @@ def test_a_log_that_finds_no_room_keeps_no_checkpoint_from_being_written(tmp_pat
     disk = FullDisk(tmp_path, every=0.001)
     (tmp_path / "events.jsonl").unlink()  # the log's file is gone, and cannot be opened again
     disk.checkpoints.begin(time.monotonic() - 1)
-    disk.journal.record({"event": "decision", "time": 0.0})
+    disk.buffer.record({"event": "decision", "time": 0.0})
     disk.checkpoints.on_cycle()
     found = checkpoint_file.load(tmp_path)
     assert found is not None
     assert (found.facts["num_cycles"], found.facts["events_bytes"]) == (7, 0)
-    assert len(disk.journal.records) == 1, "what could not be written is still there"
+    assert len(disk.buffer.records) == 1, "what could not be written is still there"
     assert len(disk.checkpoints.notes) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_training import PRIVATE, PUBLIC, RECIPE, TEST, Boundaries, Logits, student
 
-from edge_student.events.buffer import Journal
+from edge_student.events.buffer import EventBuffer
 from edge_student.events.log_file import Totals
 from edge_student.events.perfetto import to_trace
 from edge_student.training.loss import combined_loss
@@ -73,15 +73,15 @@ DECISION = {
 }
 
 
-def totals_of(log: Journal) -> Totals:
+def totals_of(log: EventBuffer) -> Totals:
     totals = Totals()
     for record in log.records:
         totals.add(record)
     return totals
 
 
-def journal() -> Journal:
-    log = Journal()
+def buffer() -> EventBuffer:
+    log = EventBuffer()
     log.record({"event": "task", "task": "forward", "index": 0, "started": 101.0, "ended": 103.0})
     log.record({"event": "wait", "why": "logits", "index": 0, "started": 103.0, "ended": 104.5})
     comm = {"event": "task", "task": "comm", "index": 0, "cpu_s": 0.5, "num_bytes": 640}
@@ -93,16 +93,16 @@ def journal() -> Journal:
 
 
 def test_the_log_is_in_order_and_counts_from_the_start() -> None:
-    records = journal().relative_to(100.0)
+    records = buffer().relative_to(100.0)
     assert [record.get("started", record.get("time")) for record in records] == [0.0, 0.0, 1.0, 3.0, 4.5, 4.5]
-    totals = totals_of(journal())
+    totals = totals_of(buffer())
     assert (totals.stall_s, totals.hold_s, totals.comm_s) == (1.5, 0.0, 4.5)
     assert (totals.forward_s, totals.backward_s, totals.num_decisions) == (2.0, 1.5, 2)
     assert (totals.comm_cpu_s, totals.comm_num_bytes, totals.num_cached_batches) == (0.5, 640, 0)
 
 
 def test_the_trace_shows_who_had_each_core() -> None:
-    trace = to_trace(journal().relative_to(100.0), cores=(0, 1))
+    trace = to_trace(buffer().relative_to(100.0), cores=(0, 1))
     json.dumps(trace, allow_nan=False)
     slices = [(e["tid"], e["name"], e["ts"], e["dur"]) for e in trace["traceEvents"] if e["ph"] == "X" and e["pid"] == 2]
     assert (0, "comm", 0.0, 4.5e6) in slices
@@ -114,7 +114,7 @@ def test_the_trace_shows_who_had_each_core() -> None:
 
 def test_a_core_is_computes_from_when_it_was_bound_until_it_left() -> None:
     """Decided at 2 s that compute gives core 1 to comm; compute leaves it at 3 s, and waits from 5 s to 6 s."""
-    log = Journal()
+    log = EventBuffer()
     for sequence, time, comm, comp in (
         (0, 0.0, [0], [1, 2]),
         (1, 2.0, [0, 1], [2]),
@@ -135,7 +135,7 @@ def test_a_core_is_computes_from_when_it_was_bound_until_it_left() -> None:
 
 
 def test_a_core_that_both_may_use_is_drawn_as_both_once_compute_has_it() -> None:
-    log = Journal()
+    log = EventBuffer()
     for sequence, time, comm, comp in ((0, 0.0, [0], [1]), (1, 2.0, [0, 1], [0, 1])):
         log.record({**DECISION, "sequence": sequence, "time": time, "requested": {"comm": comm, "comp": comp}})
     for time, cores in ((0.0, [1]), (3.0, [0, 1])):
@@ -147,7 +147,7 @@ def test_a_core_that_both_may_use_is_drawn_as_both_once_compute_has_it() -> None
     }
 
 
-def owners_of(log: Journal, cores: tuple[int, ...]) -> dict[int, list[tuple[str, float, float]]]:
+def owners_of(log: EventBuffer, cores: tuple[int, ...]) -> dict[int, list[tuple[str, float, float]]]:
     """Who has each core in the trace, from second to second; equal neighbours are one."""
     owners: dict[int, list[tuple[str, float, float]]] = {core: [] for core in cores}
     for event in to_trace(log.relative_to(0.0), cores)["traceEvents"]:

@@ -11,7 +11,7 @@ from small_training import PRIVATE, PUBLIC, RECIPE, TEST, Boundaries, Logits, st
 from torch import nn
 
 from edge_student.training.trainer import TorchTeam, Trainer
-from edge_student.training.yield_points import GAP_S, NOWHERE, Places, everywhere, interruptible, measure, spaced
+from edge_student.training.yield_points import GAP_S, NOWHERE, YieldPoints, everywhere, interruptible, measure, spaced
 from edgekd.data.models import save_weights
 from scheduler.model.state import Task
 
@@ -60,7 +60,7 @@ class Metronome:
         return self.now
 
 
-def reached(model: nn.Module, places: Places) -> tuple[int, int, set[int]]:
+def reached(model: nn.Module, places: YieldPoints) -> tuple[int, int, set[int]]:
     """How often a step was interrupted in its forward and in its backward, and in which threads."""
     threads: list[int] = []
     with interruptible(model, places, lambda: threads.append(threading.get_ident())):
@@ -77,7 +77,7 @@ def test_every_layer_is_reached_in_both_passes_by_the_thread_that_trains() -> No
 
 
 def test_only_the_places_asked_for_are_reached() -> None:
-    assert reached(block(), Places(forward=frozenset({"twice"}), backward=frozenset({"conv"})))[:2] == (2, 1)
+    assert reached(block(), YieldPoints(forward=frozenset({"twice"}), backward=frozenset({"conv"})))[:2] == (2, 1)
     assert reached(block(), NOWHERE)[:2] == (0, 0)
 
 
@@ -97,8 +97,8 @@ def test_afterwards_nothing_is_left_on_the_model(tmp_path: Path) -> None:
     one_step(model)
 
 
-@pytest.mark.parametrize("places", [Places(forward=frozenset({"last"}), backward=frozenset()), everywhere(block())])
-def test_what_is_raised_between_layers_comes_out_of_the_pass(places: Places) -> None:
+@pytest.mark.parametrize("places", [YieldPoints(forward=frozenset({"last"}), backward=frozenset()), everywhere(block())])
+def test_what_is_raised_between_layers_comes_out_of_the_pass(places: YieldPoints) -> None:
     def fail() -> None:
         raise ConnectionError("gave up")
 
@@ -112,7 +112,7 @@ def test_what_is_raised_in_a_backward_comes_out_of_it_as_it_is() -> None:
         raise ConnectionError("gave up")
 
     model = block()
-    with interruptible(model, Places(forward=frozenset(), backward=frozenset({"inner.1"})), fail):
+    with interruptible(model, YieldPoints(forward=frozenset(), backward=frozenset({"inner.1"})), fail):
         loss = model(torch.ones(2, 1, 8, 8)).sum()
         with pytest.raises(ConnectionError, match="gave up"):
             loss.backward()
@@ -152,7 +152,7 @@ class Resizing(Boundaries):
         self.team.exercise()
 
 
-def trained(schedule: Boundaries, model: nn.Module, places: Places) -> dict[str, torch.Tensor]:
+def trained(schedule: Boundaries, model: nn.Module, places: YieldPoints) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     trainer = Trainer(student=model, private=PRIVATE, public=PUBLIC, recipe=RECIPE)
     trainer._places = places

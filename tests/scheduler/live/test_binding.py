@@ -346,14 +346,14 @@ def test_a_worker_is_put_behind_and_threads_that_it_starts_then_too() -> None:
         assert worker.stdin is not None
         assert worker.stdout is not None
         binding = CommBinding(worker.pid)
-        binding.put_behind(True)
+        binding.set_idle_priority(True)
         worker.stdin.write("\n")
         worker.stdin.flush()
         worker.stdout.readline()
         assert len(threads_of(worker.pid)) == 2
         assert {os.sched_getscheduler(tid) for tid in threads_of(worker.pid)} == {os.SCHED_IDLE}
         if os.geteuid() == 0:  # coming back takes a privilege
-            binding.put_behind(False)
+            binding.set_idle_priority(False)
             assert {os.sched_getscheduler(tid) for tid in threads_of(worker.pid)} == {os.SCHED_OTHER}
         worker.kill()
-    binding.put_behind(True)  # a worker that is gone has no threads
+    binding.set_idle_priority(True)  # a worker that is gone has no threads

@@ -60,7 +60,7 @@ class FakeBinding:
         self.side = side
         self.order = order
         self.num_churned = 0
-        self.is_behind = False
+        self.has_idle_priority = False
         self.class_refusal: BindingRefusedError | None = None
         self.is_restored = False
         self.refusal: BindingRefusedError | None = None
@@ -73,10 +73,10 @@ class FakeBinding:
         self.order.append((self.side, tuple(sorted(cores))))
         return {1: tuple(sorted(cores))}
 
-    def put_behind(self, is_behind: bool) -> None:
+    def set_idle_priority(self, has_idle_priority: bool) -> None:
         if self.class_refusal is not None:
             raise self.class_refusal
-        self.is_behind = is_behind
+        self.has_idle_priority = has_idle_priority
 
     def look_again(self) -> None:
         return None
@@ -152,7 +152,7 @@ class Scripted:
         return self.choices.pop(0) if len(self.choices) > 1 else self.choices[0]
 
 
-NARROW, HALF, WIDE, BEHIND = (
+NARROW, HALF, WIDE, IDLE_PRIORITY = (
     Allocation.split(3, 4),
     Allocation.split(2, 4),
     Allocation.split(1, 4),
@@ -393,7 +393,7 @@ def test_the_decision_that_asked_first_is_the_one_whose_delay_counts() -> None:
 
 
 def test_comm_runs_behind_compute_as_soon_as_that_has_every_core() -> None:
-    bench = Bench(Scripted(WIDE, BEHIND, WIDE), cycles=4)
+    bench = Bench(Scripted(WIDE, IDLE_PRIORITY, WIDE), cycles=4)
     bench.loop.start()
     with bench.loop.task(Task.FORWARD):
         bench.comm.deliver(0)
@@ -408,12 +408,12 @@ def test_comm_runs_behind_compute_as_soon_as_that_has_every_core() -> None:
 
 
 def test_what_was_pinned_is_left_to_the_kernel_again_and_comm_is_behind_only_while_it_shares() -> None:
-    bench = Bench(Scripted(BEHIND, WIDE, WIDE, Allocation.unpinned(4)), cycles=3)
+    bench = Bench(Scripted(IDLE_PRIORITY, WIDE, WIDE, Allocation.unpinned(4)), cycles=3)
     bench.loop.start()
-    assert bench.comm_binding.is_behind
+    assert bench.comm_binding.has_idle_priority
     bench.comm.deliver(0)
     bench.has_decided(2)
-    assert not bench.comm_binding.is_behind
+    assert not bench.comm_binding.has_idle_priority
     with bench.loop.task(Task.FORWARD):
         pass
     with bench.loop.task(Task.BACKWARD):
@@ -426,12 +426,12 @@ def test_what_was_pinned_is_left_to_the_kernel_again_and_comm_is_behind_only_whi
 
 
 def test_comm_that_may_not_come_back_stays_behind_and_the_log_says_so() -> None:
-    bench = Bench(Scripted(BEHIND, WIDE), cycles=3)
+    bench = Bench(Scripted(IDLE_PRIORITY, WIDE), cycles=3)
     bench.loop.start()
     bench.comm_binding.class_refusal = BindingRefusedError(1, "no privilege")
     bench.comm.deliver(0)
     bench.has_decided(2)
-    assert bench.comm_binding.is_behind
+    assert bench.comm_binding.has_idle_priority
     assert [(record["cause"], record["is_behind"]) for record in bench.of("comm-class-refused")] == [
         ("[Errno 1] no privilege", True)
     ]
@@ -440,14 +440,14 @@ def test_comm_that_may_not_come_back_stays_behind_and_the_log_says_so() -> None:
 
 
 def test_comm_that_may_not_go_behind_is_asked_once_and_runs_as_it_did() -> None:
-    bench = Bench(Scripted(BEHIND, WIDE, BEHIND), cycles=3)
+    bench = Bench(Scripted(IDLE_PRIORITY, WIDE, IDLE_PRIORITY), cycles=3)
     bench.comm_binding.class_refusal = BindingRefusedError(1, "no such class")
     bench.loop.start()
     bench.comm.deliver(0)
     bench.has_decided(2)
     bench.comm.deliver(1)
     bench.has_decided(3)
-    assert not bench.comm_binding.is_behind
+    assert not bench.comm_binding.has_idle_priority
     assert [record["is_behind"] for record in bench.of("comm-class-refused")] == [False]
     bench.loop.finish()
 

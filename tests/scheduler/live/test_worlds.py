@@ -165,7 +165,9 @@ def test_what_trying_may_cost_is_bounded_where_all_but_the_best_are_far_slower()
         best = run(world, "static:1", cycles=200, noise=0.4, seed=seed).seconds
         return run(world, "adaptive", cycles=200, noise=0.4, seed=seed).seconds / best
 
-    assert statistics.median(regret(seed) for seed in range(5)) < 1.5  # 1.8 where only the cycles of trials are counted
+    assert (
+        statistics.median(regret(seed) for seed in range(5)) < 1.5
+    )  # 1.8 where only the cycles of warm_up_allocations are counted
 
 
 def test_nothing_is_tried_in_the_last_quarter_of_a_run() -> None:

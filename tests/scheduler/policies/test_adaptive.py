@@ -17,7 +17,7 @@ from scheduler.model.optimum import Frontier, funnel, lower_bound
 from scheduler.model.scenario import TaskWorks
 from scheduler.model.state import Allocation, State
 from scheduler.policies.adaptive import Adaptive
-from scheduler.policies.lookahead import Foresight
+from scheduler.policies.lookahead import Lookahead
 from scheduler.policies.remaining import AnyCycles, EqualCycles, LimitedCycles, Pace, remaining_of
 from scheduler.policies.view import View
 from scheduler.simulation.simulator import simulate, simulate_policy
@@ -176,7 +176,7 @@ def test_learnt_works_that_hardly_change_do_not_draw_the_line_again() -> None:
     """Backward is all of the rest once comm is done, so what it is believed to be shows in the predicted end."""
     rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0))
     for forward, is_drawn_again in ((0.502, False), (0.51, True)):
-        policy = Foresight()
+        policy = Lookahead()
         lines = []
         for part in (0.5, forward):
             policy.choose(a_view(rates, num_cores=2, works=Workload(forward=part, backward=1 - part, comm=1.0)))
@@ -187,7 +187,7 @@ def test_learnt_works_that_hardly_change_do_not_draw_the_line_again() -> None:
 def test_another_run_of_the_same_works_has_a_line_of_its_own() -> None:
     rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0))
     work = Workload(forward=0.5, backward=0.5, comm=1.0)
-    policy = Foresight()
+    policy = Lookahead()
     lines = []
     for cycles in (5, 60):
         state = State.initial(cycles=cycles)

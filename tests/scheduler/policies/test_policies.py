@@ -264,7 +264,7 @@ def test_a_planner_measures_what_it_asked_for_and_then_plans(name: str, scenario
     assert reasons == sorted(reasons, key=[Reason.LEARNING, Reason.POLICY].index)
     policy = make_policy(name, num_cores=scenario.num_cores, seed=0)
     assert isinstance(policy, Planner)
-    assert {d.allocation for d in decisions if d.reason is Reason.LEARNING} <= set(policy.trials(scenario.num_cores))
+    assert {d.allocation for d in decisions if d.reason is Reason.LEARNING} <= set(policy.warm_up_allocations(scenario.num_cores))
 
 
 @pytest.mark.parametrize("name", ["dynamic", "adaptive"])

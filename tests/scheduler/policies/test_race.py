@@ -1,4 +1,4 @@
-"""The race of habits: who is tried, who is dropped, who leads, and when all begins anew."""
+"""The race of strategies: who is tried, who is dropped, who leads, and when all begins anew."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections import Counter
 
 import pytest
 
-from scheduler.policies.race import FIRST_PATIENCE, Block, Race
+from scheduler.policies.race import FIRST_CHALLENGE_INTERVAL, Block, Race
 
 PRICES = (1.0, 0.0)
 
 
 def follow(race: Race, cost: dict[str, float], *, blocks: int, noise: float = 0.0) -> list[str]:
-    """Who ran, when a cycle under each habit costs so many seconds."""
-    rng, ran, habit = random.Random(1), [], race.leader
+    """Who ran, when a cycle under each strategy costs so many seconds."""
+    rng, ran, strategy = random.Random(1), [], race.leader
     for _ in range(blocks):
-        ran.append(habit)
-        race.take_in(habit, Block(8 * cost[habit] * rng.lognormvariate(0, noise), 8, 8.0))
-        habit = race.next(PRICES, noise)
+        ran.append(strategy)
+        race.take_in(strategy, Block(8 * cost[strategy] * rng.lognormvariate(0, noise), 8, 8.0))
+        strategy = race.next(PRICES, noise)
     return ran
 
 
@@ -70,8 +70,8 @@ def test_blocks_far_worse_than_a_later_one_are_from_another_world() -> None:
 
 def test_with_a_block_from_another_world_goes_all_that_came_before_it() -> None:
     race = Race(["a", "b", "c"])
-    for habit, seconds in (("b", 16.0), ("b", 16.0), ("a", 8.0), ("a", 40.0), ("c", 24.0), ("a", 8.0)):
-        race.take_in(habit, Block(seconds, 8, 8.0))
+    for strategy, seconds in (("b", 16.0), ("b", 16.0), ("a", 8.0), ("a", 40.0), ("c", 24.0), ("a", 8.0)):
+        race.take_in(strategy, Block(seconds, 8, 8.0))
     race.next(PRICES, 0.05)
     assert race.standing(PRICES) == {"a": 1.0, "c": 3.0}
 
@@ -86,5 +86,5 @@ def test_when_the_leader_gets_slower_the_others_are_measured_anew() -> None:
     follow(race, {"a": 1.0, "b": 1.4}, blocks=20)
     assert race.leader == "a"
     ran = follow(race, {"a": 3.0, "b": 1.4}, blocks=20)
-    assert "b" in ran[:FIRST_PATIENCE]
+    assert "b" in ran[:FIRST_CHALLENGE_INTERVAL]
     assert race.leader == "b"
