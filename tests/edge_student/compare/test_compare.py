@@ -80,10 +80,6 @@ def test_an_interval_covers_the_median_as_often_as_it_says(num_values: int) -> N
     assert covered / len(intervals) == pytest.approx(intervals[0].level, abs=0.01)
 
 
-def test_the_bootstrap_of_few_runs_is_no_better_than_least_to_greatest() -> None:
-    """Decision 012: at five values it is the same interval, at seven it covers 87.5 % instead of the 95 % in its name."""
-
-
 def test_policies_take_turns() -> None:
     order = schedule_of_runs(["a", "b", "c"], 3)
     assert [policy for _, policy in order] == ["a", "b", "c", "c", "b", "a", "a", "b", "c"]
