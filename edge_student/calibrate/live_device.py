@@ -1,7 +1,7 @@
-"""The device itself, as `measuring` wants it: a real comm worker that never stops receiving, the real trainer stepping flat out.
+"""The real device for `visits`: a comm worker that receives without end, and a trainer that steps without waiting.
 
-Nobody waits for anybody here. The ring's slots are free for ever, so receiving never stops; training learns, again and again, from
-the few batches that were received before the measuring began. Both sides are bound and held as in a run.
+Neither side waits for the other. All slots of the ring stay free, so receiving never stops. Training repeats the few batches that
+were received before the measurement. Both sides are bound and held as in a run.
 """
 
 import logging
@@ -22,29 +22,31 @@ from edgekd.errors import WorldError
 from edgekd.wire.layouts import Decoded
 from scheduler.live.binding import CommBinding, CompBinding
 from scheduler.live.comm_port import BatchArrived, CommEnded, CommFailed, CommTrouble
+from scheduler.live.comm_side import CommSide
 from scheduler.live.threads import may_stop_yielding, name_this_thread
+from scheduler.model.handover import hand_over
 from scheduler.model.placement import place
 from scheduler.model.state import Allocation, Task
 
 logger = logging.getLogger(__name__)
 
 FOREVER = 1 << 60
-"""More batches than anybody receives."""
+"""More batches than any run receives."""
 
 _MOST_BATCHES = 8
 _POLL_S = 0.25
 
 
 class _VisitOver(Exception):
-    """Leaves the trainer between two cycles."""
+    """Ends the training loop between two cycles."""
 
 
 class LiveDevice:
-    """Both sides on `cores`. A context manager, for the thread that trains: `receive_first()`, then `stay()` for every visit."""
+    """Both sides on `cores`. A context manager for the compute thread: call `receive_first()`, then `stay()` for every visit."""
 
     def __init__(self, *, worker: CommWorkerProcess, ring: Ring, trainer: Trainer, cores: Sequence[int], max_threads: int) -> None:
         self._worker, self._ring, self._trainer, self._cores = worker, ring, trainer, tuple(cores)
-        self._comm_binding = CommBinding(worker.pid)
+        self._comm = CommSide(worker, CommBinding(worker.pid))
         self._comp_binding = CompBinding(TorchTeam(), max_threads=max_threads)
         self._changed = threading.Condition()
         self._listener = threading.Thread(target=self._listen, name="edgekd-listener", daemon=True)
@@ -52,10 +54,9 @@ class LiveDevice:
         self._is_stopping = False
         self._failure: Exception | None = None
         self._num_received = 0
-        self._is_held = self._has_idle_priority = False
-        self._may_idle = may_stop_yielding()
-        if not self._may_idle:
-            logger.warning("the kernel would not let comm come back from SCHED_IDLE: compute-first is measured without it")
+        self._may_use_idle_priority = may_stop_yielding()
+        if not self._may_use_idle_priority:
+            logger.warning("the kernel does not allow leaving SCHED_IDLE: compute-first is measured without idle priority")
         self._visit: Visit | None = None
         self._received: list[Slot] = []
         self.num_troubles = 0
@@ -70,22 +71,22 @@ class LiveDevice:
         self._listener.join()
         self._comp_binding.restore()
 
-    def receive_first(self, patience_s: float) -> None:
-        """Receive the batches to train on: a few, or as many as come within `patience_s` seconds, but one at least."""
+    def receive_first(self, timeout_s: float) -> None:
+        """Receive the batches to train on: at most 8 within `timeout_s` seconds, and at least one without a timeout."""
         wanted = min(_MOST_BATCHES, self._ring.shape.num_slots)
         self._worker.go()
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + timeout_s
         with self._changed:
             while self._num_received < wanted and not (self._num_received and time.monotonic() > deadline):
                 self._raise_failure()
                 self._changed.wait(_POLL_S)
             num_batches = min(self._num_received, wanted)
-        # Copied while no slot is free, so that nothing is written into them.
+        # Copied before any slot is freed, so that the comm worker cannot overwrite them.
         self._received = [self._ring.slot(index).copy() for index in range(num_batches)]
         self._worker.free_slots(FOREVER)
 
     def stay(self, visit: Visit) -> None:
-        """Put both sides into the visit's mode, and let them work until it is over. Raises what made the comm worker fail."""
+        """Run both sides in the mode of `visit` until it is over. Raises the error that made the comm worker fail."""
         self._switch(visit.mode.allocation)
         with self._changed:
             visit.begin(time.monotonic())
@@ -100,19 +101,19 @@ class LiveDevice:
                 self._visit = None
 
     def logits(self, batch_index: int) -> Decoded:
-        """For the trainer: the logits of a batch, [public batch, classes]."""
+        """Return the logits of a batch, [public batch, classes]. Called by the trainer."""
         return self._received[batch_index].logits
 
     def inputs(self, batch_index: int) -> npt.NDArray[np.uint8]:
-        """For the trainer: the public inputs of a batch, uint8 [public batch, channels, height, width], where they travel."""
+        """Return the public inputs of a batch, uint8 [public batch, channels, height, width]. Called by the trainer."""
         return self._received[batch_index].inputs
 
     def between_layers(self) -> None:
-        """For the trainer: a mode is kept for a whole visit, so there is nothing to look at."""
+        """Do nothing: the mode does not change within a visit. Called by the trainer."""
 
     @contextmanager
     def task(self, task: Task) -> Iterator[None]:
-        """For the trainer: surrounds one task."""
+        """Surround one task. Called by the trainer."""
         now = time.monotonic()
         with self._changed:
             self._raise_failure()
@@ -137,27 +138,18 @@ class LiveDevice:
                 self._changed.wait(_POLL_S)
 
     def _switch(self, allocation: Allocation) -> None:
-        """Bind both sides, as `scheduler.live.loop` does at a boundary of training."""
+        """Give both sides the cores of `allocation`, as the live loop does at a task boundary."""
         placement = place(allocation, self._cores)
         self._comp_cores = placement.comp
-        if not placement.comm:
-            self._worker.hold()
-            self._is_held = True
-        else:
-            with self._changed:
-                self._comm_binding.apply(placement.comm)
-                self._set_idle_priority(placement.is_shared)
         if placement.comp:
             self._comp_binding.apply(placement.comp)
-        if placement.comm and self._is_held:
-            self._worker.release()
-            self._is_held = False
+        with self._changed:
+            self._comm.apply(hand_over(placement, frozenset()))
+            if placement.comm and self._may_use_idle_priority:
+                self._comm.set_idle_priority(placement.is_shared, self._log_refusal)
 
-    def _set_idle_priority(self, has_idle_priority: bool) -> None:
-        """Comm yields to training where both have the same cores, as under `adaptive`. Not where it could not come back."""
-        if has_idle_priority != self._has_idle_priority and self._may_idle:
-            self._comm_binding.set_idle_priority(has_idle_priority)
-            self._has_idle_priority = has_idle_priority
+    def _log_refusal(self, record: dict[str, Any]) -> None:
+        logger.warning("compute-first is measured without idle priority: %s", record["cause"])
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -171,17 +163,17 @@ class LiveDevice:
                 event = self._worker.next_event(_POLL_S)
                 if event is not None:
                     with self._changed:
-                        self._hear(event)
-        except Exception as error:  # training must not go on with nobody receiving
+                        self._handle(event)
+        except Exception as error:  # training must not continue without a receiver
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
 
-    def _hear(self, event: BatchArrived | CommEnded | CommFailed | CommTrouble) -> None:
-        """Take in one event of the comm worker. The lock is held."""
+    def _handle(self, event: BatchArrived | CommEnded | CommFailed | CommTrouble) -> None:
+        """Process one event of the comm worker. Call with the lock held."""
         if isinstance(event, BatchArrived):
             self._num_received += 1
-            self._comm_binding.look_again()
+            self._comm.pin_new_threads()
             if self._visit is not None:
                 self._visit.batch(event.ended, event.cpu_s)
         elif isinstance(event, CommTrouble):
@@ -189,5 +181,7 @@ class LiveDevice:
             if self._visit is not None:
                 self._visit.trouble()
         else:
-            self._failure = event.error if isinstance(event, CommFailed) else WorldError("the comm worker ended before its time")
+            self._failure = (
+                event.error if isinstance(event, CommFailed) else WorldError("the comm worker exited during the measurement")
+            )
         self._changed.notify_all()

@@ -15,6 +15,8 @@ from scheduler.control.estimates import Estimates
 from scheduler.control.side_rates import OWN, Share, SideEstimate
 from scheduler.model.checked_json import check_keys
 from scheduler.model.cost import RateTable
+from scheduler.model.handover import CommEffect, hand_over
+from scheduler.model.placement import place
 from scheduler.model.scenario import Profile, TaskWorks
 from scheduler.model.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, Task, TaskDone
 from scheduler.policies.view import Planner, Policy, Remembering, View
@@ -162,17 +164,20 @@ class Controller:
         held = self._in_force is None or self._in_force.comp == 0
         return not (held or self.state.comp_is_blocked or self.state.comp_is_done)
 
-    def _effective(self, event: Event, wanted: Allocation, comp_was_running: bool) -> Allocation:
-        """What the decision changes now: all of it, or, in the middle of a training task, what the live loop can."""
+    def _effective(self, event: Event, requested: Allocation, comp_was_running: bool) -> Allocation:
+        """Return the allocation in force after a decision: inside a training task, the part that the hand-over grants now."""
         ends_a_comm_task = isinstance(event, TaskDone) and event.task is Task.COMM
-        if not (self._comp_moves_at_boundaries and ends_a_comm_task and comp_was_running and wanted.pinned):
-            return wanted
+        if not (self._comp_moves_at_boundaries and ends_a_comm_task and comp_was_running and requested.pinned):
+            return requested
         assert self._in_force is not None
-        comp = self._in_force.comp
-        free = min(wanted.comm, self.num_cores - comp)
-        if not free and wanted.comm and (wanted.shared or self._in_force.shared):
-            return wanted if wanted.shared else self._in_force
-        return Allocation(comm=free if free or not wanted.comm else self._in_force.comm, comp=comp)
+        cores = range(self.num_cores)
+        in_use = frozenset(place(self._in_force, cores).comp)
+        handover = hand_over(place(requested, cores), in_use)
+        if handover.comm is CommEffect.KEEP:
+            return self._in_force
+        if requested.shared and len(handover.comm_cores) == requested.comm:
+            return requested
+        return Allocation(comm=len(handover.comm_cores), comp=self._in_force.comp)
 
     def _book(self, seconds: float, allocation: Allocation) -> None:
         """A side runs if it has cores and is neither done nor blocked."""

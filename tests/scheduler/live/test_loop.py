@@ -284,7 +284,7 @@ def test_after_a_refusal_nothing_stays_pinned(side: str) -> None:
     bench.comm.deliver(0, 1, 2, 3)
     bench.train(2)
     getattr(bench, side).refusal = BindingRefusedError(1, "the kernel refused")
-    bench.loop._refused(BindingRefusedError(1, "the kernel refused"))
+    bench.loop._stop_pinning(BindingRefusedError(1, "the kernel refused"))
     bench.train(2)
     assert bench.comp_binding.is_restored, "training goes on unpinned, not only after its end"
     if side == "comp_binding":
