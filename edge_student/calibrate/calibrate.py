@@ -1,7 +1,7 @@
-"""`calibrate`: measures what this device does in each mode, with both sides really running, and saves it as a device profile.
+"""`calibrate`: measures the rates of every mode on this device while both sides run, and saves them as a device profile.
 
-The worker and the trainer are those of a run under `adaptive`, in its launch_options, because how long threads spin and how nice a
-process is changes what a mode does. The profile is written at the very end, or not at all.
+Worker and trainer start with the launch options of `adaptive`, because the spin count and the niceness change the rates of a mode.
+The profile is written at the end, after a complete measurement, or not at all.
 """
 
 import gc
@@ -37,7 +37,7 @@ from scheduler.policies.registry import LaunchOptions
 
 logger = logging.getLogger(__name__)
 
-_FIRST_BATCHES = 0.1  # of the seconds, at most, for receiving what is trained on
+_FIRST_BATCHES = 0.1  # part of --seconds for receiving the batches to train on
 
 
 def calibrate(config: CalibrateConfig, cores: tuple[int, ...], launch_options: LaunchOptions) -> int:

@@ -1,7 +1,7 @@
-"""From visits to a device profile: rates with intervals, the modes between those that were measured, and the fit of f and g.
+"""Computes a device profile from visits: rates with intervals, rates of splits that were not measured, and the fit of f and g.
 
-Units: comp work is counted in seconds of training alone on all cores, comm work in seconds of receiving alone on all cores. So the
-works of a cycle are the seconds that it takes there, both sides have rate 1 there, and every other rate is a part of it.
+Units: comp work is in seconds of training alone on all cores, comm work in seconds of receiving alone on all cores. The works of a
+cycle are therefore its durations there. Both sides have rate 1 there, and every other rate is relative to it.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def make_profile(visits: Sequence[Visit], num_cores: int) -> dict[str, Any]:
-    """What a profile says of a device, as `Profile.from_json` reads it, with "samples" and "fit", but not where it comes from."""
+    """Return the profile as JSON for `Profile.from_json`, with "samples" and "fit", without fingerprint and settings."""
     rows = _measured_rows(visits)
     alone_comp, alone_comm = rows["comp-only"]["comp_rate"], rows["comm-only"]["comm_rate"]
     forward_part = _forward_part(visits)
@@ -35,7 +35,7 @@ def make_profile(visits: Sequence[Visit], num_cores: int) -> dict[str, Any]:
         "forward": cycle_s * forward_part,
         "backward": cycle_s * (1 - forward_part),
         "comm": batch_s,
-        "modes": [*_with_the_splits_between(rows, fitted, num_cores)],
+        "modes": [*_with_interpolated_splits(rows, fitted, num_cores)],
         "samples": samples,
         "fit": fitted.to_json(),
     }
@@ -44,9 +44,9 @@ def make_profile(visits: Sequence[Visit], num_cores: int) -> dict[str, Any]:
 
 
 def _measured_rows(visits: Sequence[Visit]) -> dict[str, Row]:
-    """Tasks per second in each mode: the median over its visits, because each visit has its own disturbances, and its interval.
+    """Return tasks per second in each mode: the median over its visits with its interval. Every visit has its own disturbances.
 
-    Beside training that comes first comm may get no batch done, or one, in a visit: there the rate is that of all visits together.
+    In compute-first, comm may finish at most one batch in a visit. Its rate there is that of all visits together.
     """
     by_mode: dict[ModeUnderTest, list[Visit]] = {}
     for visit in visits:
@@ -77,20 +77,20 @@ def _measured_rows(visits: Sequence[Visit]) -> dict[str, Row]:
 
 
 def _forward_part(visits: Sequence[Visit]) -> float:
-    """Forward's part of a cycle of training alone."""
+    """Return the share of Forward in a cycle of training alone."""
     parts = [visit.forward_s / visit.comp_s for visit in visits if visit.num_comp and not visit.mode.has_comm]
     return float(np.median(parts))
 
 
 def _scale(row: Row, side: str, seconds: float) -> None:
-    """Tasks per second -> work per second, where a task's work is `seconds`."""
+    """Convert tasks per second to work per second, with `seconds` of work in a task."""
     row[f"{side}_rate"] *= seconds
     interval = row[f"{side}_interval"]
     row[f"{side}_interval"] = None if interval is None else [end * seconds for end in interval]
 
 
 def _samples(visits: Sequence[Visit], num_cores: int, *, cycle_s: float, batch_s: float) -> dict[str, Any]:
-    """One sample a visit and side, of the modes that divide the cores."""
+    """Return one sample per visit and side, for the modes that divide the cores."""
     divided = [visit for visit in visits if visit.mode.allocation.shared is None]
 
     def sample(visit: Visit, work: float, seconds: float) -> dict[str, float]:
@@ -101,10 +101,10 @@ def _samples(visits: Sequence[Visit], num_cores: int, *, cycle_s: float, batch_s
     return {"cores": num_cores, "comp": comp, "comm": comm}
 
 
-def _with_the_splits_between(rows: dict[str, Row], fitted: Fit, num_cores: int) -> list[Row]:
-    """All modes in order; a split that was not measured has the fit's rates, or those on the line between its neighbours.
+def _with_interpolated_splits(rows: dict[str, Row], fitted: Fit, num_cores: int) -> list[Row]:
+    """Return all modes in order. A split without measurement gets the rates of the fit, or interpolated rates of its neighbours.
 
-    A fit that has a note is doubtful, and may be far from the neighbours.
+    Interpolation is used if the fit has a note, because such a fit is doubtful and may be far from the neighbours.
     """
     fits = {"comm": fitted.comm, "comp": fitted.comp}
     is_sure = {side: found.identified and not found.note for side, found in fits.items()}

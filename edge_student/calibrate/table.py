@@ -1,4 +1,4 @@
-"""What people see of a calibration: the table, what the fit says in plain words, and the data of the plot. All from the profile."""
+"""The output of a calibration: the terminal table, the findings as sentences, and the data of the plot. All from the profile."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,18 +13,18 @@ from scheduler.simulation.studies import fitted_costs
 Interval = Sequence[float] | None
 
 MAX_RATIO = 1.5
-"""An interval whose ends differ by more than this factor calls for a word."""
+"""Ratio of the ends of an interval above which a finding warns about it."""
 
 
 def print_calibration(profile: dict[str, Any]) -> None:
-    """Print one row per mode: how fast both sides are in it, with intervals, and whether comm waited for the link."""
+    """Print one row per mode: the rates of both sides with intervals, and whether comm waited for the link."""
     origin, settings = profile["fingerprint"], profile["settings"]
     batch_s, cycle_s = profile["comm"], profile["forward"] + profile["backward"]
     table = Table(
         title=f"{settings['model']} on {settings['private']}, {profile['cores']} cores of {origin['cpu']}, "
         f"{profile['seconds']:.0f} s of measuring",
-        caption=f"medians of the visits and their intervals{_level_of(profile)}. "
-        f"Alone on all cores a cycle takes {_seconds(cycle_s)} "
+        caption=f"Medians of the visits and their intervals{_level_of(profile)}. "
+        f"Alone on all cores, a cycle takes {_seconds(cycle_s)} "
         f"({_seconds(profile['forward'])} Forward, {_seconds(profile['backward'])} Backward) and a batch {_seconds(batch_s)}",
     )
     for name in ("mode", "batches/s", "interval", "batches", "comm CPU", "steps/s", "interval", "steps", "remark"):
@@ -43,57 +43,57 @@ def print_calibration(profile: dict[str, Any]) -> None:
             remark(mode),
         )
     console = Console()
-    if not console.is_terminal:  # a pipe has no width of its own; a wrapped table is no table
+    if not console.is_terminal:  # a pipe has no width, and a wrapped table is unreadable
         console = Console(width=160)
     console.print(table)
 
 
 def remark(mode: dict[str, Any]) -> str:
-    """What a reader of a mode's rates must know."""
+    """Return the remark on one mode in the table; empty if there is none."""
     if not mode["num_comm"] and not mode["num_comp"]:
-        return "not measured: between its neighbours"
+        return "not measured, interpolated"
     if is_link_bound(mode):
         return "comm waits for teacher or link"
     if mode["comp_rate"] and not mode["comm_rate"] and mode["name"] != "comp-only":
-        return "training leaves comm nothing"
+        return "training leaves no time for comm"
     return ""
 
 
 def is_link_bound(mode: dict[str, Any]) -> bool:
-    """Whether comm waited in a mode in which it had cores of its own, so that the link must have been to blame."""
+    """Return whether comm waited although it had cores of its own, so that the link limited it."""
     has_own_cores = mode["name"] == "comm-only" or mode["name"].startswith("split:")
     return has_own_cores and mode["comm_cpu_share"] is not None and mode["comm_cpu_share"] < QUIET_SHARE
 
 
 def describe_findings(profile: dict[str, Any]) -> Iterator[str]:
-    """What the measurements say of the paper's f and g, of the link and of themselves, in plain words."""
+    """Yield sentences on the paper's f and g, on the link and on the quality of the measurement."""
     comp, comm, cores = profile["fit"]["comp"], profile["fit"]["comm"], profile["cores"]
     if comp["identified"]:
-        a2, error = comp["a2"]["value"], comp["a2"]["stderr"]
-        yield f"Training: each core given to comm changes its rate by {-a2:+.1%}{_plus_minus(error)} of that on all cores (f; -a2)."
+        change = f"{-comp['a2']['value']:+.1%}{_plus_minus(comp['a2']['stderr'])}"
+        yield f"Training: each core given to comm changes its rate by {change} of the rate on all cores (f; -a2)."
     else:
-        yield f"Training: the paper's f cannot be told from these measurements: {comp['note']}."
+        yield f"Training: these measurements do not determine the paper's f: {comp['note']}."
     if comm["identified"]:
         b1, b2 = comm["b1"]["value"], comm["b2"]["value"]
         rate = f"{b1:.3g} c + {b2:.3g} ln({comm['b3']['value']:.3g} c)"
-        yield f"Receiving: with c cores its rate is {rate}, in units of that on all {cores} (g)."
+        yield f"Receiving: with c cores its rate is {rate}, relative to the rate on all {cores} cores (g)."
     elif cores == 2:
-        yield "Receiving: 2 cores have one split, too few points for the paper's g. Policies use the measured rates anyway."
+        yield "Receiving: 2 cores have one split, too few points for the paper's g. Policies use the measured rates."
     else:
-        yield f"Receiving: the paper's g cannot be told from these measurements: {comm['note']}."
+        yield f"Receiving: these measurements do not determine the paper's g: {comm['note']}."
     for name, side in (("f", comp), ("g", comm)):
         if side["identified"] and side["note"]:
-            yield f"Of {name}: {side['note']}."
+            yield f"Note on {name}: {side['note']}."
     waiting = [mode["name"] for mode in profile["modes"] if is_link_bound(mode)]
     if waiting:
-        yield f"Comm waited for the teacher or the link in {', '.join(waiting)}: more cores do not make it faster there."
+        yield f"Comm waited for the teacher or the link in {', '.join(waiting)}. More cores do not make it faster there."
     unsteady = [mode["name"] for mode in profile["modes"] if any(_is_wide(mode[f"{side}_interval"]) for side in ("comm", "comp"))]
     if unsteady:
-        yield f"Wide intervals in {', '.join(unsteady)}: the device was busy otherwise, or the visits were few (--seconds)."
+        yield f"Wide intervals in {', '.join(unsteady)}: other programs used the device, or --seconds allows too few visits."
 
 
 def profile_figure(profile: dict[str, Any]) -> dict[str, Any]:
-    """The data of the plot, for `scheduler.figures.draw_fitted_costs`: figure 2 of the paper with the intervals of the rates."""
+    """Return the data for `scheduler.figures.draw_fitted_costs`: figure 2 of the paper with the intervals of the rates."""
     data = fitted_costs(samples=profile["samples"])
     settings = profile["settings"]
     origin = f"Measured: {settings['model']} on {settings['private']}, {profile['cores']} cores of {profile['fingerprint']['cpu']}."
@@ -105,7 +105,7 @@ def profile_figure(profile: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bars(profile: dict[str, Any], side: str) -> Iterator[dict[str, float]]:
-    """One bar for each mode of `side` whose cores are divided: seconds per unit of work, and their interval."""
+    """Yield one bar for each mode that divides the cores: seconds per unit of work of `side`, and their interval."""
     places = {"comp-only": 0, "comm-only": profile["cores"]}
     for mode in profile["modes"]:
         word, _, c = mode["name"].partition(":")
@@ -116,7 +116,7 @@ def _bars(profile: dict[str, Any], side: str) -> Iterator[dict[str, float]]:
 
 
 def _level_of(profile: dict[str, Any]) -> str:
-    """The level of the least sure interval, in parentheses."""
+    """Return the lowest level of an interval, in parentheses."""
     levels = [mode["interval_level"] for mode in profile["modes"] if mode["interval_level"] is not None]
     return shown_level(sorted(levels)[:1])
 

@@ -1,7 +1,7 @@
-"""How a device is measured: which modes, in which order, for how long, and what counts of what is seen there.
+"""The measurement plan of `calibrate`: the modes, their order and duration, and the rules for which tasks count.
 
-The modes take turns (A B C, C B A, A B C, ...), so that a device that warms up or is disturbed for a while treats them alike. There
-is no clock here and starts nothing: a `Device` stays in a mode and tells its `Visit` of every boundary and every batch.
+Modes are interleaved (A B C, C B A, A B C, ...), so that warm-up and disturbances affect them alike. This module has no clock and
+starts nothing. A `Device` runs a mode and reports every task boundary and every batch to its `Visit`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,22 +13,22 @@ from edgekd.errors import WorldError
 from scheduler.model.state import COMPUTE_FIRST, Allocation, Task
 
 ROUNDS = 8
-"""Visits of each mode that the time is planned for: four there and back."""
+"""Planned visits of each mode: four pairs, there and back."""
 
 MIN_TASKS = 3
-"""Tasks of each side after which a visit may end, if there is time for so many."""
+"""Tasks of each side after which a visit may end, if time allows."""
 
 MAX_SPLITS = 8
 
 QUIET_SHARE = 0.7
-"""CPU seconds per wall second of the comm worker below which it must have waited for the link."""
+"""CPU seconds per wall-clock second of the comm worker below which it waited for the link."""
 
 _HOPELESS = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModeUnderTest:
-    """A mode that is to be measured."""
+    """A mode to measure."""
 
     name: str
     allocation: Allocation
@@ -45,22 +45,22 @@ class ModeUnderTest:
 
     @property
     def has_own_comm_cores(self) -> bool:
-        """Whether comm has cores that training leaves alone. Otherwise it may starve, while the link fills its stores."""
+        """Whether comm has cores without training. Otherwise comm may starve while buffers of the link fill."""
         return self.has_comm and self.allocation.shared is None
 
     @property
     def may_starve(self) -> bool:
-        """Whether comm runs, but on cores that training has too."""
+        """Whether comm runs, but only on cores that training uses too."""
         return self.has_comm and self.allocation.shared is not None
 
 
 def modes_under_test(num_cores: int) -> tuple[ModeUnderTest, ...]:
-    """The modes to measure on so many cores: of many splits the outermost and some evenly between. ValueError for one core.
+    """Return the modes to measure on `num_cores`: at most MAX_SPLITS splits, evenly spaced. Raises ValueError for one core.
 
-    comm-only stands beside comp-only, so that what the link has in store after comm was held is drained on every core.
+    comm-only follows comp-only, so that batches buffered by the link while comm was held are drained on every core.
     """
     if num_cores < 2:
-        raise ValueError(f"calibrate measures how cores are divided, and there is {num_cores}; give it 2 or more, see --cores")
+        raise ValueError(f"calibrate measures splits of the cores, and this run has {num_cores} core; use 2 or more, see --cores")
     last, num_splits = num_cores - 1, min(num_cores - 1, MAX_SPLITS)
     steps = max(num_splits - 1, 1)
     splits = sorted({1 + round((last - 1) * n / steps) for n in range(num_splits)})
@@ -73,14 +73,16 @@ def modes_under_test(num_cores: int) -> tuple[ModeUnderTest, ...]:
 
 
 class Visit:
-    """One stay in one mode. Its first task of each side is not counted: it began in another mode.
+    """One visit of one mode. The first task of each side does not count, because it started in another mode.
 
-    `share_s` is the time it is meant to have, `limit_s` that after which fewer than MIN_TASKS must do. If comm was kept from
-    receiving for `starved_s` before, the link has up to `num_stored` batches in store, which arrive faster than it brings any: they
-    do not count. They are over when comm waits, when there can be no more of them, or when it had as long as it was kept.
+    `share_s` is the planned duration in seconds. After `limit_s` seconds, fewer than MIN_TASKS tasks suffice.
 
-    A batch's time is that since the one before. Where comm may starve, a time without a batch counts too: that since the last one
-    if it was longer than any before it, and all of the visit if there was one batch or none.
+    If comm could not receive for `starved_s` seconds before, the link has buffered up to `num_stored` batches. They arrive faster
+    than the link's rate and do not count. The buffer is empty when comm waits, after `num_stored` batches, or after `starved_s`
+    seconds.
+
+    The duration of a batch is the time since the previous one. If comm may starve, time without a batch counts too: the time since
+    the last batch if it is longer than every gap before, and the whole visit with at most one batch.
     """
 
     def __init__(self, mode: ModeUnderTest, *, share_s: float, limit_s: float, starved_s: float = 0.0, num_stored: int = 0) -> None:
@@ -97,19 +99,19 @@ class Visit:
         self.comm_cpu_s = 0.0
 
     def begin(self, time: float) -> None:
-        """Both sides have been put into the mode. What happened before does not count."""
+        """Start the visit: both sides are in the mode now. Earlier tasks do not count."""
         self._begun = time
         if not (self._starved_s and self._num_stored and self.mode.has_comm):
             self._settled = time
 
     def boundary(self, task: Task, time: float) -> None:
-        """Training has come to the boundary before `task`."""
+        """Note that training reached the boundary before `task`."""
         (self._forwards if task is Task.FORWARD else self._backwards).append(time)
 
     def batch(self, ended: float, cpu_s: float) -> None:
-        """A batch was complete at `ended`, for so many seconds of the comm worker's CPU time."""
+        """Note a batch that was complete at `ended` and took `cpu_s` seconds of CPU time of the comm worker."""
         if self._begun is None or ended < self._begun or not self.mode.has_comm:
-            return  # where comm is held, each stream may still end the chunk it is at, and with it a batch
+            return  # a stream of a held comm worker may still finish its chunk, and with it a batch
         before, self._arrived = self._arrived, ended
         if self._settled is None:
             self._num_stored -= 1
@@ -123,13 +125,13 @@ class Visit:
                 self.comm_cpu_s += cpu_s
 
     def trouble(self) -> None:
-        """The link failed: the batch that is under way will have taken longer than it takes."""
+        """Note that the link failed: the duration of the batch in flight does not count."""
         self._arrived = None
 
     def is_over(self, now: float) -> bool:
-        """Whether enough was seen, or as much as there is time for. To be asked where training begins a cycle, if it runs.
+        """Return whether enough tasks were seen, or the time is over. If training runs, call it at the start of a cycle.
 
-        WorldError when a side that has cores gets nothing done.
+        Raises WorldError if a side with cores finishes no task in a long time.
         """
         assert self._begun is not None, "begin() comes first"
         elapsed = now - self._begun
@@ -139,7 +141,7 @@ class Visit:
             return False
         if elapsed > _HOPELESS * ROUNDS * (self._limit_s + self._starved_s) and not self._has_seen(1):
             what = "cycle of training" if self.mode.has_comp and not self.num_comp else "batch"
-            raise WorldError(f"in {self.mode.name} no whole {what} within {elapsed:.0f} s: too slow to measure in --seconds")
+            raise WorldError(f"no complete {what} in mode {self.mode.name} within {elapsed:.0f} s; increase --seconds")
         return self._has_seen(1)
 
     @property
@@ -154,7 +156,7 @@ class Visit:
 
     @property
     def comm_s(self) -> float:
-        """Seconds in which they were received."""
+        """Seconds in which the counted batches were received."""
         if not (self.mode.may_starve and self._forwards and self._begun is not None):
             return sum(self._gaps)
         end = self._forwards[-1]
@@ -165,18 +167,18 @@ class Visit:
 
     @property
     def comp_s(self) -> float:
-        """Seconds that they took, from boundary to boundary."""
+        """Seconds of the counted cycles, from boundary to boundary."""
         return self._forwards[-1] - self._forwards[1] if self.num_comp else 0.0
 
     @property
     def forward_s(self) -> float:
-        """Seconds of that from a Forward's boundary to its Backward's."""
+        """Seconds of the counted cycles from the boundary of Forward to that of Backward."""
         counted = slice(1, self.num_comp + 1)
         return sum(self._backwards[counted]) - sum(self._forwards[counted]) if self.num_comp else 0.0
 
     @property
     def seconds(self) -> float:
-        """From the beginning to the last boundary or batch."""
+        """Seconds from the start of the visit to the last boundary or batch."""
         ends = [*self._forwards[-1:], *([] if self._arrived is None else [self._arrived])]
         return max(ends) - self._begun if ends and self._begun is not None else 0.0
 
@@ -187,10 +189,10 @@ class Visit:
 
 
 class Device(Protocol):
-    """A device, or what stands for one in a test."""
+    """A device, or a fake of one in a test."""
 
     def stay(self, visit: Visit) -> None:
-        """Go into the visit's mode, tell it everything that happens, and return when it is over."""
+        """Switch to the visit's mode, report every boundary and batch to it, and return when it is over."""
 
 
 def measure(
@@ -202,16 +204,16 @@ def measure(
     clock: Callable[[], float],
     on_visit: Callable[[str, float], None] = lambda name, spent_s: None,
 ) -> list[Visit]:
-    """Visit all modes in turns for about `seconds`, once there and back at least; `on_visit` hears of each before it begins.
+    """Visit all modes in turn for about `seconds`, at least once there and back. `on_visit` is called before every visit.
 
-    Always there and back, or a device that grows slower would be seen later in one mode than in another.
-    `window` is how many batches the teacher sends at one request, and so the most that the link can have in store.
+    Every round goes there and back, so that a device that slows down affects all modes alike. `window` is the number of batches in
+    one request, and therefore the most that the link can buffer.
     """
     share_s = seconds / (ROUNDS * len(modes))
     limit_s = seconds / (2 * len(modes))
     visits: list[Visit] = []
     began = left = clock()
-    # On, as long as the time then spent is nearer to what was asked for than the time spent now.
+    # Start another round if the total is then nearer to `seconds` than it is now.
     while not visits or (clock() - began) + (clock() - left) / 2 < seconds:
         left = clock()
         for mode in (*modes, *reversed(modes)):
@@ -224,5 +226,5 @@ def measure(
 
 
 def _starved_s(visits: Sequence[Visit]) -> float:
-    """For how long comm has been kept from receiving until now."""
+    """Return the seconds for which comm has had no cores of its own until now."""
     return sum(visit.seconds for visit in takewhile(lambda visit: not visit.mode.has_own_comm_cores, reversed(visits)))

@@ -1,7 +1,7 @@
-"""The controller: an event in, a decision out. No clock, no thread, no I/O; the live loop and a simulator share it.
+"""The controller: an event in, a decision out. No clock, no thread, no I/O; the live loop and the simulator share it.
 
-Between two events nobody's cores change, so from the events' times alone it knows how long each running task has had how
-many cores. From that follow what the running tasks still need, and, when one finishes, how fast its side is.
+Cores do not change between two events. The times of the events therefore determine how long each running task has had how many
+cores. From these times follow the remaining work of the running tasks and, when a task finishes, the rate of its side.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from scheduler.model.state import Allocation, BrokenInvariant, Decision, Event, 
 from scheduler.policies.view import Planner, Policy, Remembering, View
 
 STORY_LENGTH = 20
-"""Decisions that the message of a BrokenInvariant tells."""
+"""Number of past decisions in the message of a BrokenInvariant."""
 
 CYCLES_PER_WARM_UP = 100
 MAX_WARM_UP_CYCLES = 3
-"""Without a profile every mode is tried for one cycle, in longer runs for one of every hundred, and never for more than three."""
+"""Without a profile, every mode is measured for one cycle per CYCLES_PER_WARM_UP cycles of the run, 1 to MAX_WARM_UP_CYCLES."""
 
 _OVERDUE = 0.05
-"""Part of a task that is believed to remain when it takes longer than its rate says: 0 would make it no concern at all."""
+"""Remaining part of a task that takes longer than its rate predicts. With 0, a policy would ignore the task."""
 
 
 class Controller:
@@ -50,12 +50,15 @@ class Controller:
         inputs_travel: bool = False,
         done: int = 0,
     ) -> None:
-        """`comp_moves_at_boundaries`: training keeps its cores until its task ends or `comp_has_moved` says otherwise, and comm
-        gets none of those before, as in a live run; without it a decision takes effect at once, as in the paper's model.
-        `inputs_travel`: a Forward needs its Comm, as `State` says; policies plan as if it did not. `done`: cycles that were
-        complete before, where a run goes on.
+        """Create a controller for one run.
 
-        ValueError for cycles, cores or prefetch below 1, and for a profile of another number of cores."""
+        `comp_moves_at_boundaries`: decisions take effect by the hand-over of a live run: training keeps its cores until its task
+        ends or `comp_has_moved` is called. Without it, a decision takes effect at once, as in the paper's model.
+        `inputs_travel`: a Forward needs its Comm (see `State`). Policies plan as if it did not.
+        `done`: completed cycles, for a resumed run.
+
+        Raises ValueError for cycles, cores or prefetch below 1, and for a profile of another number of cores.
+        """
         if num_cores < 1:
             raise ValueError(f"num_cores is {num_cores}; a run needs at least 1")
         if profile is not None:
@@ -65,10 +68,10 @@ class Controller:
         self.num_cores = num_cores
         self.allocation: Allocation | None = None
         self._most_ahead: float = math.inf if prefetch is None else prefetch
-        self._in_force: Allocation | None = None  # what both sides really have, which the times are booked on
+        self._in_force: Allocation | None = None  # the cores that both sides hold; time is attributed to them
         self._comp_moves_at_boundaries = comp_moves_at_boundaries
         self.estimates = Estimates(profile.workload, profile.rates) if profile else Estimates()
-        # Known works never change, so a policy may prepare for all of them; learnt ones it sees one cycle at a time.
+        # The works of a profile never change, so a policy may plan all of them. Learnt works are visible one cycle at a time.
         self._works = TaskWorks.equal(profile.workload, cycles) if profile else None
         self.planner = policy if isinstance(policy, Planner) else None
         self._has_profile = profile is not None
@@ -77,15 +80,15 @@ class Controller:
         self._warm_up: Allocation | None = None
         self._must_look = True
         self._story: deque[tuple[Event, Decision]] = deque(maxlen=STORY_LENGTH)
-        # How long the two running tasks have had each share of the cores.
+        # Seconds that the two running tasks have had with each share of the cores.
         self._comm_seconds: dict[Share, float] = {}
         self._comp_seconds: dict[Share, float] = {}
 
     def handle(self, event: Event) -> Decision:
-        """The decision that holds from this event to the next.
+        """Return the decision that holds from this event to the next.
 
-        Events must come in the order of their times, equal times allowed: take the time under the lock that guards this
-        call. BrokenInvariant, with the story of the last decisions, for an event that cannot happen.
+        Events must be in order of time; equal times are allowed. Take the time under the lock that guards this call. Raises
+        BrokenInvariant, with the last decisions in its message, for an impossible event.
         """
         try:
             comp_was_running = self._comp_is_running()
@@ -93,24 +96,27 @@ class Controller:
             decision = self._decide(event.time)
             self._in_force = self._effective(event, decision.allocation, comp_was_running)
         except BrokenInvariant as broken:
-            story = "\n  ".join(f"{told} -> {decided}" for told, decided in self._story) or "nothing yet"
+            story = "\n  ".join(f"{earlier} -> {decided}" for earlier, decided in self._story) or "no event"
             raise BrokenInvariant(f"{broken}\nat {event}\nafter:\n  {story}") from None
         self._story.append((event, decision))
         return decision
 
     def comp_has_moved(self, time: float) -> None:
-        """From `time` (seconds) on, training really has the cores of the last decision, and comm those that it gave comm.
+        """Record that from `time` (seconds) on both sides hold the cores of the last decision.
 
-        No event, and nothing is decided: the live loop calls it when compute has moved in the middle of a task.
+        This is not an event and causes no decision. The live loop calls it when compute has moved in the middle of a task.
         """
         if self._in_force == self.allocation:
             return
-        self._book_until(time)
+        self._attribute_until(time)
         self._in_force = self.allocation
 
     def rates(self) -> dict[str, Any]:
-        """What has been learnt, for logs: what a planner goes by, each side's work per second by its number of cores, the link's
-        limit (None: none is known), and a cycle's work."""
+        """Return the learnt rates for the log.
+
+        The keys: the data of a planner, work per second of each side by number of cores, the link's rate (null if unknown), and the
+        work of a cycle.
+        """
         self.estimates.refresh()
         work = self.estimates.workload
         own = {"stance": self.planner.strategy, **self.planner.describe()} if self.planner else {}
@@ -123,14 +129,16 @@ class Controller:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """What has been learnt, by the estimates and by the policy, for `recall` in a process that goes on with this run."""
+        """Return the learnt state of the estimates and of the policy, for `recall` in a process that resumes this run."""
         policy = self.policy.to_json() if isinstance(self.policy, Remembering) else None
         return {"policy": self.policy.name, "num_cores": self.num_cores, "estimates": self.estimates.to_json(), "learnt": policy}
 
     def recall(self, data: Any, where: str) -> None:
-        """Before `Started`: know again what `to_json` told; nothing of another number of cores, of another policy only the rates.
+        """Restore the output of `to_json` before `Started`.
 
-        ValueError for what `to_json` cannot have told."""
+        State for another number of cores is ignored. Of another policy, only the rates are restored. Raises ValueError for anything
+        that is not an output of `to_json`.
+        """
         check_keys(data, required=("policy", "num_cores", "estimates", "learnt"), where=where)
         if data["num_cores"] != self.num_cores:
             return
@@ -139,10 +147,10 @@ class Controller:
             self.policy.recall(data["learnt"], f"{where}, learnt")
 
     def _account(self, event: Event) -> None:
-        """Book the time since the last event, then what the event says."""
+        """Attribute the time since the last event, then apply the event."""
         if isinstance(event, Started) != (self.allocation is None):
-            raise BrokenInvariant("a run begins with Started, and only once")
-        self._book_until(event.time)
+            raise BrokenInvariant("a run starts with exactly one Started")
+        self._attribute_until(event.time)
         if isinstance(event, TaskDone):
             assert self._in_force is not None
             after = self.state.after(event.task)
@@ -152,15 +160,15 @@ class Controller:
             self.num_cores = event.num_cores
             self._must_look = True
 
-    def _book_until(self, time: float) -> None:
+    def _attribute_until(self, time: float) -> None:
         if not math.isfinite(time) or time < self._time:
             raise BrokenInvariant(f"time goes from {self._time} to {time}")
         if self._in_force is not None:
-            self._book(time - self._time, self._in_force)
+            self._attribute(time - self._time, self._in_force)
         self._time = time
 
     def _comp_is_running(self) -> bool:
-        """Whether training is in the middle of a task, and so keeps the cores that it has for now."""
+        """Return whether training is in the middle of a task and therefore keeps its cores."""
         held = self._in_force is None or self._in_force.comp == 0
         return not (held or self.state.comp_is_blocked or self.state.comp_is_done)
 
@@ -179,8 +187,8 @@ class Controller:
             return requested
         return Allocation(comm=len(handover.comm_cores), comp=self._in_force.comp)
 
-    def _book(self, seconds: float, allocation: Allocation) -> None:
-        """A side runs if it has cores and is neither done nor blocked."""
+    def _attribute(self, seconds: float, allocation: Allocation) -> None:
+        """Attribute `seconds` to the running sides. A side runs if it has cores and is neither done nor blocked."""
         state = self.state
         if allocation.comm and not state.comm_is_done and not state.comm_is_blocked:
             _add(self._comm_seconds, Share.of(allocation.comm, allocation), seconds)
@@ -188,9 +196,11 @@ class Controller:
             _add(self._comp_seconds, Share.of(allocation.comp, allocation), seconds)
 
     def _finish(self, done: TaskDone, allocation: Allocation) -> None:
-        """Learn, unless the side had no cores at the end: a hold takes effect later than it is decided, so we lost count.
+        """Learn from a finished task.
 
-        Nor from the first batch of a live run, which waits for the teacher to open its stream."""
+        Two tasks are skipped: a task of a side without cores at its end, because a hold takes effect later than it is decided, and
+        the first batch of a live run, which waits for the teacher to open its stream.
+        """
         cores, seconds = allocation.comp, self._comp_seconds
         if done.task is Task.COMM:
             cores, seconds = allocation.comm, self._comm_seconds
@@ -214,15 +224,15 @@ class Controller:
         return decision
 
     def allocate(self, num_comm: int, num_forward: int, num_backward: int, look: Callable[[], View]) -> tuple[Allocation, Reason]:
-        """The allocation in state S_{i,j,k}: Eq. 13 first, then what a policy that needs rates has yet to measure, then the policy.
+        """Return the allocation in state S_{i,j,k}: by Eq. 13, else for a warm-up measurement, else by the policy.
 
-        Changes nothing here: `handle` calls it where only times are known, the simulator where all is known. `look` says what
-        the policy may know, and is called only if it is asked.
+        The controller's state does not change. `handle` calls this with learnt rates, the simulator with exact ones. `look` returns
+        the policy's view and is called only if a policy needs it.
         """
         policy, num_cores, cycles = self.policy, self.num_cores, self.state.cycles
         if not policy.is_work_conserving:
             allocation = policy.choose(look())
-            if not allocation.pinned:  # else it has just changed its mind, and the rules hold again
+            if not allocation.pinned:  # otherwise the policy has just changed its strategy, and the rules below apply
                 return allocation, Reason.FINISHED if num_comm == num_backward == cycles else Reason.UNMANAGED
         if num_comm < num_forward or (self.state.inputs_travel and num_comm == num_backward < cycles):
             return Allocation.all_comm(num_cores), Reason.COMP_BLOCKED
@@ -238,14 +248,14 @@ class Controller:
         return allocation, Reason.POLICY if allocation.pinned else Reason.UNMANAGED
 
     def _untried(self) -> Allocation | None:
-        """What the policy wants to see measured next, before it plans."""
+        """Return the next allocation that a planner needs measured before it plans, or None."""
         if self.planner is None or self._has_profile or self.num_cores == 1:
             return None
         num_tasks = min(max(self.state.cycles // CYCLES_PER_WARM_UP, 1), MAX_WARM_UP_CYCLES)
         return self.estimates.untried(self.planner.warm_up_allocations(self.num_cores), self.num_cores, num_tasks)
 
     def _rates(self) -> RateTable | None:
-        """The rates of the cores there are now, once they are known as well as the policy wants."""
+        """Return the rates of the present cores, or None while warm-up measurements are missing."""
         if not self.policy.needs_rates or self.num_cores == 1:
             self._warm_up = None
             return None
@@ -272,7 +282,7 @@ class Controller:
 
 
 def _left(work: float, done: float) -> float:
-    """Work that remains of a task that is running, so never nothing."""
+    """Return the remaining work of a running task; always above 0."""
     return work - done if done < work else _OVERDUE * work
 
 

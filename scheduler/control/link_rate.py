@@ -1,7 +1,7 @@
-"""What the link brings, told apart from what comm's cores can do.
+"""Estimate of the link's rate, separate from the rate of comm's cores.
 
-While comm waits for bytes, more cores would not help it. So a task that mostly waited tells the link's rate, and that rate is
-believed until comm is seen to go faster, or to have cores of its own and not to wait.
+More cores do not help comm while it waits for bytes. A task that mostly waited therefore measures the link. The estimate holds
+until comm is faster than it, or has cores of its own and does not wait.
 """
 
 from __future__ import annotations
@@ -9,38 +9,38 @@ from __future__ import annotations
 import math
 
 WAITING = 0.4
-"""A task that spent more than this part of its time without bytes was held back by the link."""
+"""Share of a task's time spent waiting for bytes above which the link limited the task."""
 
 FLOWING = 0.2
-"""Comm that has cores of its own and waits less than this part of that time is not held back by the link."""
+"""Share of the time on its own cores that comm spent waiting, below which the link does not limit comm."""
 
 FASTER = 1.1
-"""A task faster than the link was believed to be, by this factor, disproves it."""
+"""Factor by which a task must exceed the estimated rate of the link to disprove it."""
 
 FOLLOWING = 0.6
-"""Weight of the newest task: a link that changes is followed within three."""
+"""Weight of the newest task. The estimate follows a changed link within three tasks."""
 
 
 class Link:
-    """The rate that the link allows, work per second; infinite as long as nothing speaks for a limit."""
+    """The rate of the link in work per second; infinite while no task was limited by it."""
 
     def __init__(self) -> None:
         self.rate = math.inf
 
     @property
     def is_bottleneck(self) -> bool:
-        """Whether the link is believed to limit comm."""
+        """Whether the link limits comm, by the current estimate."""
         return self.rate < math.inf
 
-    def take_in(self, *, work: float, seconds: float, own_s: float, busy_s: float) -> float:
-        """A Comm took `seconds`, for `own_s` of them with cores of its own; it ran, or waited for a core, for `busy_s`.
+    def update(self, *, work: float, seconds: float, own_s: float, busy_s: float) -> float:
+        """Learn from a Comm that took `seconds`, and return the seconds in which it waited for bytes.
 
-        Returns the seconds in which it waited for bytes.
+        `own_s`: seconds with cores of its own. `busy_s`: seconds in which it ran or waited for a core.
         """
         waited = max(seconds - busy_s, 0.0)
         seen = work / seconds
         if waited > WAITING * seconds:
-            # The mean is taken of times, not of rates: they are what adds up.
+            # Average times, not rates, because times add up.
             self.rate = 1 / (FOLLOWING / seen + (1 - FOLLOWING) / self.rate) if self.is_bottleneck else seen
         elif (own_s > FLOWING * seconds and waited < FLOWING * own_s) or seen > FASTER * self.rate:
             self.rate = math.inf

@@ -1,4 +1,4 @@
-"""The rates of one side, by what it had while it ran: those that explain its last tasks, corrected by them task after task."""
+"""The rates of one side by its share of the cores, fitted to its last tasks by corrections task by task."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from scheduler.model.checked_json import check_keys, listing, mapping, not_negat
 from scheduler.model.state import Allocation, Task
 
 MEMORY = 16
-"""Tasks of each side that the rates must explain. A share that none of them had keeps its rate."""
+"""Number of recent tasks per side that the rates are fitted to. A share that none of them had keeps its rate."""
 
 MINOR = 0.2
-"""A share that a task had for less than this part of its time is not corrected by it: the noise of the rest would drown it."""
+"""Minimum part of a task's time for which a share is corrected by that task. Below it, noise from the rest dominates."""
 
 GAIN = 0.2
-"""How much of a task's surprise one correction takes back: the newest tasks weigh most, and noise is averaged."""
+"""Part of a task's deviation (log of measured over predicted work) that one correction removes. It averages noise."""
 
 MOST_SURPRISE = math.log(2)
-"""A task that took longer, or less, than by this factor has met a disturbance: it is believed no further than this."""
+"""Upper bound of a task's deviation. A larger deviation comes from a disturbance and is clipped."""
 
 PARTIAL_TASKS = 3
-"""A rate counts as measured after one task's worth of time, or after this many tasks that had it for a part of theirs: where
-one side is always blocked after a moment, no task ever keeps a split for the whole of its time.
+"""Number of tasks with a share for part of their time after which its rate counts as measured. One whole task suffices.
+
+A side that is always blocked after a moment never keeps a split for a whole task.
 """
 
 EXACT = 1e-9
-"""A surprise this small, in parts of a task, is rounding."""
+"""Deviation below which the difference is rounding."""
 
 INCREDIBLE = 1e12
-"""No rate, no time and no count that was ever seen is larger."""
+"""Upper bound of rates, times and counts in a checkpoint."""
 
 OWN: Final = "own"
 SHARED: Final = "shared"
 UNPINNED: Final = "unpinned"
 
-
 _TERMS = (OWN, SHARED, UNPINNED)
 
 
 class Share(NamedTuple):
-    """What one side had while it ran: cores of its own, cores that both sides have by design, or what the kernel gives."""
+    """The share of the cores that one side had: cores of its own, cores shared with the other side, or unpinned cores."""
 
     cores: int
-    terms: str = OWN  # plain words, because shares are looked up at every event, and an enum's hash is slow
+    terms: str = OWN  # a string, because shares are dict keys at every event and hashing an enum is slow
 
     @classmethod
     def of(cls, cores: int, allocation: Allocation) -> Share:
-        """A side's share when it has so many cores of an allocation."""
+        """Return the share of a side that has `cores` cores of an allocation."""
         if not allocation.pinned:
             return cls(cores, UNPINNED)
         return cls(cores, OWN if allocation.shared is None else SHARED)
@@ -62,16 +62,16 @@ class Share(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, where: str) -> Share:
-        """The share that `str` made this of. ValueError if none did."""
+        """Parse the output of `str`. Raises ValueError for any other text."""
         cores, _, terms = text.partition(" ")
         if terms not in _TERMS or not (cores.isascii() and cores.isdecimal() and 0 < len(cores) < 6):
-            raise ValueError(f"{where}: {shown(text)} is no share of cores")
+            raise ValueError(f"{where}: {shown(text)} is not a share of cores, such as '2 own'")
         return cls(int(cores), terms)
 
 
 @dataclass(slots=True)
 class SideEstimate:
-    """The rates of one side. `weights` counts its tasks by the part of their time, `num_tasks` counts them all."""
+    """The rates of one side. `weights` counts tasks by the part of their time with a share, `num_tasks` counts whole tasks."""
 
     rates: dict[Share, float] = field(default_factory=dict)
     weights: dict[Share, float] = field(default_factory=dict)
@@ -79,11 +79,8 @@ class SideEstimate:
     recent: deque[tuple[Task, dict[Share, float]]] = field(default_factory=lambda: deque(maxlen=MEMORY))
     surprises: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY))
 
-    def remember(self, task: Task, work: float, seconds: dict[Share, float]) -> None:
-        """A task ran `seconds` with each share. A share never seen before is believed as fast as this task was.
-
-        So is one that was said to get nothing done (a profile's rate of 0): this task shows that it does.
-        """
+    def store(self, task: Task, work: float, seconds: dict[Share, float]) -> None:
+        """Store a task that ran `seconds` with each share. A new share, or a share with rate 0, gets the mean rate of the task."""
         total = sum(seconds.values())
         if all(self.rates.get(share) for share in seconds):
             self.surprises.append(abs(math.log(work / self.work_done(seconds))))
@@ -94,7 +91,7 @@ class SideEstimate:
         self.recent.append((task, seconds))
 
     def correct(self, works: Mapping[Task, float]) -> None:
-        """Bring the rates nearer to the remembered tasks, given the work of each kind."""
+        """Move the rates towards the stored tasks, given the work of each kind of task."""
         for task, seconds in self.recent:
             surprise = math.log(works[task] / self.work_done(seconds))
             if abs(surprise) <= EXACT:
@@ -106,20 +103,20 @@ class SideEstimate:
                     self.rates[share] *= factor ** (spent / longest)
 
     def work_done(self, seconds: Mapping[Share, float]) -> float:
-        """Work that these seconds are worth; a share never seen is worth nothing."""
+        """Return the work done in these seconds by the current rates. An unknown share counts 0."""
         return sum(self.rates.get(share, 0.0) * spent for share, spent in seconds.items())
 
     def mean_work(self, task: Task) -> float:
-        """Mean over the remembered tasks of this kind, by the rates; 0 if there are none."""
+        """Return the mean work of the stored tasks of this kind by the current rates, 0 without such tasks."""
         works = [self.work_done(seconds) for kind, seconds in self.recent if kind is task]
         return sum(works) / len(works) if works else 0.0
 
     def is_measured(self, share: Share, num_tasks: int = 1) -> bool:
-        """Whether the rate of this share rests on so many tasks."""
+        """Return whether the rate of this share rests on `num_tasks` tasks."""
         return self.weights.get(share, 0.0) >= num_tasks - 1e-9 or self.num_tasks.get(share, 0) >= PARTIAL_TASKS * num_tasks
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for `from_json`."""
+        """Return all fields, for `from_json`."""
         return {
             "rates": _by_text(self.rates),
             "weights": _by_text(self.weights),
@@ -130,7 +127,7 @@ class SideEstimate:
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> SideEstimate:
-        """What `to_json` made this of. ValueError for what it cannot have made."""
+        """Restore the output of `to_json`. Raises ValueError for anything else."""
         check_keys(data, required=("rates", "weights", "num_tasks", "recent", "surprises"), where=where)
         side = cls(
             rates=_by_share(data["rates"], f"{where}, rates"),
@@ -140,18 +137,18 @@ class SideEstimate:
         for entry in listing(data["recent"], f"{where}, recent"):
             task, seconds = listing(entry, f"{where}, recent", length=2)
             if task not in [kind.value for kind in Task]:
-                raise ValueError(f"{where}: {shown(task)} is no task")
-            felt = _by_share(seconds, f"{where}, recent")
-            if not felt or min(felt.values()) <= 0 or side.work_done(felt) <= 0:
-                raise ValueError(f"{where}: a task of which nobody can tell what it did: {shown(seconds)}")
-            side.recent.append((Task(task), felt))
+                raise ValueError(f"{where}: {shown(task)} is not a kind of task")
+            measured = _by_share(seconds, f"{where}, recent")
+            if not measured or min(measured.values()) <= 0 or side.work_done(measured) <= 0:
+                raise ValueError(f"{where}: a task without time or without work: {shown(seconds)}")
+            side.recent.append((Task(task), measured))
         for surprise in listing(data["surprises"], f"{where}, surprises"):
             side.surprises.append(not_negative(surprise, "a surprise", where, "it"))
         return side
 
     @property
     def scatter(self) -> float:
-        """By what part of its time a task differs from what the rates said, typically; 0 where that is rounding."""
+        """Median deviation of a task from its prediction, as a part of its time; 0 if it is rounding."""
         typical = statistics.median(self.surprises) if self.surprises else 0.0
         return typical if typical > EXACT else 0.0
 
@@ -165,12 +162,12 @@ def _by_share(data: Any, where: str) -> dict[Share, float]:
         Share.parse(text, where): not_negative(value, repr(text), where, "it") for text, value in mapping(data, where).items()
     }
     if max(values.values(), default=0.0) > INCREDIBLE:
-        raise ValueError(f"{where}: {max(values.values()):g} is more than any device does")
+        raise ValueError(f"{where}: {max(values.values()):g} is too large, must be at most {INCREDIBLE:g}")
     return values
 
 
 def by_measured_cores(side: SideEstimate, num_cores: int) -> list[float] | None:
-    """The side's rates with 1..num_cores cores of its own; None if none of them is known."""
+    """Return the side's rates with 1..num_cores cores of its own, or None without any measured rate."""
     measured = [cores for cores in range(1, num_cores + 1) if side.is_measured(Share(cores))]
     if not measured:
         return None
@@ -185,12 +182,12 @@ def by_measured_cores(side: SideEstimate, num_cores: int) -> list[float] | None:
         x0, x1 = measured[right - 1], measured[right]
         y0, y1 = rates[right - 1], rates[right]
         result.append(y0 + (y1 - y0) * (cores - x0) / (x1 - x0))
-    return list(accumulate(result, max))  # a line through equal values may sink by a rounding
+    return list(accumulate(result, max))  # rounding may make a line through equal values fall
 
 
 def _non_decreasing(values: list[float], weights: list[float]) -> list[float]:
-    """The non-decreasing sequence nearest to `values` (weighted least squares, pool adjacent violators)."""
-    pools: list[tuple[float, float, int]] = []  # mean, weight, how many
+    """Return the non-decreasing sequence nearest to `values` (weighted least squares, pool adjacent violators)."""
+    pools: list[tuple[float, float, int]] = []  # mean, weight, count
     for value, weight in zip(values, weights, strict=True):
         pool = (value, weight, 1)
         while pools and pools[-1][0] > pool[0]:

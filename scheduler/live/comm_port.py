@@ -1,4 +1,7 @@
-"""The comm worker as the live loop sees it: what it tells, and what can be asked of it."""
+"""The interface between the live loop and the comm worker: the worker's events and the loop's commands.
+
+`BatchArrived` becomes the record `task` of the event log and the controller's event `TaskDone`.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,9 +9,9 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchArrived:
-    """The comm worker has put batch `index` into the ring, between `started` and `ended`, for `cpu_s` of its CPU time.
+    """The comm worker has written batch `index` into the ring between `started` and `ended`, using `cpu_s` of CPU time.
 
-    `busy_s`: seconds since the batch before in which it ran or waited for a core; None if nobody knows.
+    `busy_s`: seconds since the previous batch in which the worker ran or waited for a core; None if unknown.
     """
 
     index: int
@@ -26,14 +29,14 @@ class CommEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommFailed:
-    """The comm worker cannot go on; `error` is raised in the compute worker."""
+    """The comm worker cannot continue. `error` is raised in the compute worker."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommTrouble:
-    """An attempt to receive failed at `time`, and another follows."""
+    """An attempt to receive failed at `time`; a retry follows."""
 
     time: float
     cause: str
@@ -46,16 +49,16 @@ class CommPort(Protocol):
     """The comm worker as the scheduler sees it."""
 
     def go(self) -> None:
-        """Let the worker start."""
+        """Start receiving."""
 
     def next_event(self, timeout_s: float) -> CommEvent | None:
-        """Wait for its next event; None when the time is up. Only the scheduler thread calls this."""
+        """Wait for the next event; None after `timeout_s` seconds. Called by the scheduler thread only."""
 
     def hold(self) -> None:
-        """Stop it at its next chunk."""
+        """Hold the worker at its next chunk."""
 
     def release(self) -> None:
-        """Let it go on."""
+        """Release a held worker."""
 
     def free_slots(self, num_batches: int) -> None:
-        """Batches 0 .. num_batches-1 have been consumed."""
+        """Free the slots of batches 0 .. num_batches-1, which have been consumed."""

@@ -75,7 +75,7 @@ class CommSide:
 
     def pin_new_threads(self) -> None:
         """Pin threads that the worker has started since. Raises BindingRefusedError."""
-        masks = self._binding.look_again() if self._may_pin else None
+        masks = self._binding.pin_new_threads() if self._may_pin else None
         if masks is not None:
             self.masks = masks
 

@@ -1,6 +1,6 @@
-"""Which of a run's cores there still are: a cpuset or a power mode takes some away, or gives them back, while it runs.
+"""The cores that a run still has: a cpuset or a power mode may take cores away or give them back during the run.
 
-It asks the kernel, from time to time or when a mask was not given, and remembers the answer. What follows from it is for others.
+The kernel is queried twice a second, and after a mask was not granted. The live loop reacts to the changes.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ EVERY_S = 0.5
 
 
 class CoreCount:
-    """The cores `now`, of those that the run began with. `usable` says which of some the kernel gives."""
+    """The cores of a run that are usable `now`. `usable` returns the subset of some cores that the kernel grants."""
 
     def __init__(
         self, cores: Iterable[int], usable: Callable[[frozenset[int]], frozenset[int]], clock: Callable[[], float]
@@ -22,27 +22,27 @@ class CoreCount:
         self._clock = clock
         self._next = 0.0
         self.suspicion: CoresGoneError | None = None
-        """A mask within the cores of `now` that was not given since the last `count`: have cores gone?"""
+        """A refused mask within the cores of `now` since the last `count`: cores may be gone."""
         self.changes: list[str] = []
-        """In words, every change so far."""
+        """A text for every change so far."""
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for a `count`."""
+        """Whether a `count` is due."""
         return self.suspicion is not None or self._clock() >= self._next
 
-    def suspect(self, error: CoresGoneError, wanted: Iterable[int]) -> None:
-        """The mask `wanted` was not given. No wonder if it is from before the last change."""
-        if frozenset(wanted) <= frozenset(self.now):
+    def suspect(self, error: CoresGoneError, requested: Iterable[int]) -> None:
+        """Note that the kernel did not grant the mask `requested`. A mask from before the last change is ignored."""
+        if frozenset(requested) <= frozenset(self.now):
             self.suspicion = error
 
     def count(self) -> tuple[int, ...] | None:
-        """Ask the kernel: the cores of now, perhaps none, if they have changed, else None. In a thread that may have any mask."""
+        """Return the usable cores if they have changed, else None. Call it in a thread whose own mask may change."""
         self._next = self._clock() + EVERY_S
         usable = self._usable(self._all)
         return tuple(sorted(usable)) if usable != frozenset(self.now) else None
 
     def change(self, cores: tuple[int, ...], num_cycles: int) -> None:
-        """These are the cores of now, `num_cycles` into the run."""
+        """Use `cores` from now on, `num_cycles` cycles into the run."""
         self.changes.append(f"from cores {sorted(self.now)} to {list(cores)} after {num_cycles} cycles")
         self.now = cores

@@ -1,4 +1,4 @@
-"""Lines of a run's log, as plain dicts; docs/architecture.md says what each field means. Times are seconds of the loop's clock."""
+"""Records of a run's event log, as plain dicts. docs/architecture.md explains the fields. Times are seconds of the loop's clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Masks = Mapping[int, tuple[int, ...]]
 
 
 def of_decision(decision: Decision, placement: Placement, comm: Masks, comp: Masks, comm_is_held: bool) -> Record:
-    """A decision with the cores that it asked for and the masks, by thread, that the kernel really gave."""
+    """Return the record of a decision, with the requested cores and the masks by thread, as read back from the kernel."""
     state, allocation = decision.state, decision.allocation
     return {
         "event": "decision",
@@ -30,13 +30,13 @@ def of_decision(decision: Decision, placement: Placement, comm: Masks, comp: Mas
     }
 
 
-def of_bound(time: float, asked: Decision, cores: Sequence[int], where: str, effective: Masks) -> Record:
-    """From `time` on compute has these cores, none while it waits, as the decision `asked` wanted first."""
+def of_bound(time: float, decision: Decision, cores: Sequence[int], where: str, effective: Masks) -> Record:
+    """Return the record of compute's cores from `time` on (empty while it waits), requested first by `decision`."""
     return {
         "event": "comp-bound",
         "time": time,
-        "decision": asked.sequence,
-        "decided": asked.time,
+        "decision": decision.sequence,
+        "decided": decision.time,
         "cores": sorted(cores),
         "where": where,
         "effective": effective,
@@ -44,7 +44,7 @@ def of_bound(time: float, asked: Decision, cores: Sequence[int], where: str, eff
 
 
 def of_batch(batch: BatchArrived) -> Record:
-    """A Comm task."""
+    """Return the record of a Comm task."""
     return {
         "event": "task",
         "task": Task.COMM.value,

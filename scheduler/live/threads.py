@@ -1,8 +1,8 @@
-"""Native threads one by one, through /proc and sched(7): the one door to their masks and classes.
+"""Core masks and scheduling classes of native threads, through /proc and sched(7). No other module sets a mask.
 
-`sched_setaffinity(2)` moves one thread, not a process, so everything works thread by thread over /proc/PID/task. It cannot widen
-what the kernel allows. A mask that is only partly allowed is silently intersected by the kernel; masks are therefore read back,
-and what was read is what is reported.
+`sched_setaffinity(2)` changes one thread, not a process, so every function works thread by thread over /proc/PID/task. A mask
+cannot exceed the cores that the kernel allows. The kernel silently intersects a partly allowed mask. Masks are therefore read
+back, and the masks that were read are reported.
 """
 
 import contextlib
@@ -17,42 +17,42 @@ ThreadMasks = dict[int, tuple[int, ...]]
 
 
 class BindingRefusedError(OSError):
-    """The kernel refused a mask or a class (seccomp, a container's rules). The run may go on, but unpinned."""
+    """The kernel refused a mask or a scheduling class (seccomp, rules of a container). The run may continue unpinned."""
 
 
 class CoresGoneError(BindingRefusedError):
-    """A core of the mask is no longer there for us: offline, or taken away by a cpuset or a power mode."""
+    """A core of the mask is gone: offline, or taken away by a cpuset or a power mode."""
 
 
 def allowed_cores() -> frozenset[int]:
-    """The cores that the calling thread may use, from `sched_getaffinity`: containers and cpusets make it less than the machine."""
+    """Return the cores that the calling thread may use, from `sched_getaffinity`. Containers and cpusets restrict them."""
     return frozenset(os.sched_getaffinity(0))
 
 
 def usable_of(cores: frozenset[int]) -> frozenset[int]:
-    """Those of `cores` on which the kernel would let a thread of this process run now; none if it would let none.
+    """Return the subset of `cores` on which the kernel lets a thread of this process run now; may be empty.
 
-    The calling thread gets that mask, so it must be one that needs none of its own. What a cpuset takes from a process it takes
-    from this mask too, so where nothing has changed this costs one system call.
+    The calling thread gets that mask, so call it in a thread whose mask does not matter. A cpuset also reduces the mask of the
+    calling thread, so an unchanged set of cores costs one system call.
     """
     try:
         if os.sched_getaffinity(0) == cores:
             return cores
         os.sched_setaffinity(0, cores)
     except OSError as error:
-        if error.errno == errno.EINVAL:  # every one of them is gone
+        if error.errno == errno.EINVAL:  # all of them are gone
             return frozenset()
     return frozenset(os.sched_getaffinity(0)) & cores
 
 
 def confine_process(cores: frozenset[int]) -> None:
-    """Give every thread of this process, and so all that come, the mask `cores`. BindingRefusedError if the kernel says no."""
+    """Pin every thread of this process to `cores`; later threads inherit the mask. Raises BindingRefusedError."""
     for tid in threads_of(os.getpid()):
         set_mask(tid, cores)
 
 
 def threads_of(pid: int) -> frozenset[int]:
-    """Native thread ids of a process; empty if it is gone."""
+    """Return the native thread ids of a process; empty if it has exited."""
     try:
         return frozenset(int(name) for name in os.listdir(f"/proc/{pid}/task"))
     except FileNotFoundError:
@@ -60,7 +60,8 @@ def threads_of(pid: int) -> frozenset[int]:
 
 
 def num_threads_of(pid: int) -> int:
-    """How many threads a process has, 0 if it is gone, for the price of one system call: a folder's links count its folders."""
+    """Return the number of threads of a process, 0 if it has exited. One system call: a folder's link count includes its
+    folders."""
     try:
         return os.stat(f"/proc/{pid}/task").st_nlink - 2
     except FileNotFoundError:
@@ -68,9 +69,9 @@ def num_threads_of(pid: int) -> int:
 
 
 def set_yielding(tid: int, is_yielding: bool) -> None:
-    """Have one thread yield to everybody, in the kernel's class for that (SCHED_IDLE, sched(7)), or be like everybody again.
+    """Put one thread into the class SCHED_IDLE (sched(7)), or back into SCHED_OTHER. Threads that it starts inherit the class.
 
-    Threads that it starts inherit it. BindingRefusedError where the kernel says no; a thread that has ended has no class.
+    A thread that has exited is ignored. Raises BindingRefusedError if the kernel refuses.
     """
     wanted = os.SCHED_IDLE if is_yielding else os.SCHED_OTHER
     try:
@@ -83,9 +84,9 @@ def set_yielding(tid: int, is_yielding: bool) -> None:
 
 
 def may_stop_yielding() -> bool:
-    """Whether a thread of ours that yields could be like everybody again: with CAP_SYS_NICE or an RLIMIT_NICE of 20 it could.
+    """Return whether this process may leave SCHED_IDLE again, which needs CAP_SYS_NICE or an RLIMIT_NICE of 20.
 
-    A thread that lives only for this tries it.
+    A short-lived thread tries it.
     """
     has_returned = threading.Event()
 
@@ -102,7 +103,10 @@ def may_stop_yielding() -> bool:
 
 
 def set_mask(tid: int, cores: frozenset[int]) -> bool:
-    """Pin one thread; True if its mask had to change. A thread that has ended needs no mask."""
+    """Pin one thread, and return whether its mask changed. A thread that has exited is ignored.
+
+    Raises CoresGoneError if a core is gone, else BindingRefusedError if the kernel refuses.
+    """
     try:
         if os.sched_getaffinity(tid) == cores:
             return False
@@ -113,13 +117,13 @@ def set_mask(tid: int, cores: frozenset[int]) -> bool:
     except OSError as error:
         kind = CoresGoneError if error.errno == errno.EINVAL else BindingRefusedError
         raise kind(error.errno, f"the kernel refused cores {sorted(cores)} for thread {tid}: {error.strerror}") from error
-    if given != cores:  # a cpuset or a power mode has taken some away, and the kernel leaves those out without a word
+    if given != cores:  # the kernel silently drops cores that a cpuset or a power mode has taken away
         raise CoresGoneError(errno.EINVAL, f"the kernel gave thread {tid} cores {sorted(given)} instead of {sorted(cores)}")
     return True
 
 
 def read_masks(tids: Iterable[int]) -> ThreadMasks:
-    """Masks as the kernel has them; threads that have ended are left out."""
+    """Read the masks of threads from the kernel. Threads that have exited are left out."""
     masks: ThreadMasks = {}
     for tid in sorted(tids):
         with contextlib.suppress(ProcessLookupError):
@@ -128,9 +132,10 @@ def read_masks(tids: Iterable[int]) -> ThreadMasks:
 
 
 def cpu_ns(tid: int) -> int:
-    """CPU time of one thread of this process in ns, up to this moment even while it runs; 0 if it has ended.
+    """Return the CPU time of one thread of this process in ns, up to now even while it runs; 0 if it has exited.
 
-    The clock id is the one of pthread_getcpuclockid(3): the complement of the id, shifted, with the bits for "thread" and "sched".
+    The clock id is that of pthread_getcpuclockid(3): the complement of the thread id, shifted, with the bits for "thread" and
+    "sched".
     """
     try:
         return time.clock_gettime_ns((~tid << 3) | 6)
@@ -139,7 +144,7 @@ def cpu_ns(tid: int) -> int:
 
 
 def name_this_thread(name: str) -> int:
-    """Give the calling thread a name that /proc and top show (at most 15 bytes) and return its native id."""
+    """Name the calling thread for /proc and top (at most 15 bytes), and return its native id."""
     tid = threading.get_native_id()
     with contextlib.suppress(OSError), open(f"/proc/self/task/{tid}/comm", "w") as file:
         file.write(name[:15])

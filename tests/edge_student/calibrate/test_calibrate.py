@@ -242,7 +242,7 @@ def test_a_side_with_cores_that_does_nothing_is_an_error() -> None:
     visit = a_visit("comm-only", limit_s=1.0)
     visit.batch(101.0, 0.1)
     assert not visit.is_over(110.0)
-    with pytest.raises(WorldError, match="in comm-only no whole batch within 50 s: too slow to measure in --seconds"):
+    with pytest.raises(WorldError, match="no complete batch in mode comm-only within 50 s; increase --seconds"):
         visit.is_over(150.0)
 
 
@@ -351,7 +351,7 @@ def test_splits_between_have_the_rates_of_the_fit_and_are_marked() -> None:
     assert rates.comp == pytest.approx([rate / expected.comp[0] for rate in expected.comp], rel=1e-6)
     between = [row for row in profile["modes"] if not row["num_comm"] and not row["num_comp"]]
     assert len(between) == 15 - 8
-    assert {table.remark(row) for row in between} == {"not measured: between its neighbours"}
+    assert {table.remark(row) for row in between} == {"not measured, interpolated"}
     assert [row["name"] for row in profile["modes"]] == [
         "comp-only",
         *(f"split:{c}" for c in range(1, 16)),
@@ -426,9 +426,9 @@ def test_a_busy_comm_does_not_wait_and_a_starved_one_is_named(capsys: pytest.Cap
         "",
         "",
         "comm waits for teacher or link",
-        "training leaves comm nothing",
+        "training leaves no time for comm",
     ]
-    assert "training leaves comm nothing" in shown(profile, capsys)
+    assert "training leaves no time for comm" in shown(profile, capsys)
 
 
 def test_the_fit_is_told_in_plain_words() -> None:

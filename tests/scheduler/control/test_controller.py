@@ -211,8 +211,8 @@ def start_then(*events: Event) -> list[Event]:
 @pytest.mark.parametrize(
     ("events", "words"),
     [
-        ([done(Task.COMM, 1.0)], "a run begins with Started, and only once"),
-        (start_then(Started(time=2.0)), "a run begins with Started, and only once"),
+        ([done(Task.COMM, 1.0)], "a run starts with exactly one Started"),
+        (start_then(Started(time=2.0)), "a run starts with exactly one Started"),
         (start_then(done(Task.COMM, 0.5)), "time goes from 1.0 to 0.5"),
         (start_then(done(Task.COMM, math.nan)), "time goes from 1.0 to nan"),
         ([Started(time=math.inf)], "time goes from -inf to inf"),
@@ -245,7 +245,7 @@ def test_a_broken_invariant_tells_how_it_came_about() -> None:
 
 
 def test_the_first_broken_invariant_says_that_there_is_no_story_yet() -> None:
-    with pytest.raises(BrokenInvariant, match="nothing yet"):
+    with pytest.raises(BrokenInvariant, match="no event"):
         controller_of("static:1").handle(done(Task.COMM, 0.0))
 
 

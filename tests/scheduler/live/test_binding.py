@@ -268,7 +268,7 @@ def test_masks_are_shared_where_threads_keep_being_replaced(monkeypatch: pytest.
     monkeypatch.setattr(binding, "set_mask", lambda tid, cores: pinned.update({tid: cores}) or True)
     monkeypatch.setattr(binding.os, "sched_getaffinity", lambda tid: {0, 1})
     monkeypatch.setattr(binding, "cpu_ns", lambda tid: clocks.setdefault(tid, 0))
-    comp = CompBinding(ChurningTeam(), max_threads=2, look_every_s=0.0)
+    comp = CompBinding(ChurningTeam(), max_threads=2, scan_every_s=0.0)
 
     def run_parallel() -> None:
         for tid in threads["now"]:
@@ -318,15 +318,15 @@ sys.stdin.readline()
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdout.readline()
-        binding = CommBinding(process.pid, look_every_s=0.0)
+        binding = CommBinding(process.pid, scan_every_s=0.0)
         masks = binding.apply(frozenset({core}))
         assert len(masks) == 4
         assert set(masks.values()) == {(core,)}
-        assert binding.look_again() is None, "nothing has changed"
+        assert binding.pin_new_threads() is None, "nothing has changed"
         process.stdin.write("\n")
         process.stdin.flush()
         process.stdout.readline()
-        more = binding.look_again()
+        more = binding.pin_new_threads()
         assert more is not None
         assert len(more) == 6
         assert set(more.values()) == {(core,)}

@@ -78,7 +78,7 @@ class FakeBinding:
             raise self.class_refusal
         self.has_idle_priority = has_idle_priority
 
-    def look_again(self) -> None:
+    def pin_new_threads(self) -> None:
         return None
 
     def forget(self) -> None:

@@ -47,7 +47,7 @@ def test_comm_shares_the_cores_that_compute_keeps() -> None:
     assert at(shared, 5, 7) == Handover(comm=CommEffect.PIN, comm_cores=frozenset({2, 3}), comp_must_move=True)
 
 
-@pytest.mark.parametrize(("before", "after"), product(ALLOCATIONS, ALLOCATIONS))
+@pytest.mark.parametrize(("before", "after"), list(product(ALLOCATIONS, repeat=2)))
 def test_cores_never_belong_to_both_sides_unless_they_are_shared(before: Allocation, after: Allocation) -> None:
     in_use = frozenset(place(before, CORES).comp)
     handover = hand_over(place(after, CORES), in_use)
@@ -70,7 +70,7 @@ class Scripted:
         return self._script.pop(0)
 
 
-@pytest.mark.parametrize(("before", "after"), product(ALLOCATIONS[:3] + ALLOCATIONS[5:6], repeat=2))
+@pytest.mark.parametrize(("before", "after"), list(product(ALLOCATIONS[:3] + ALLOCATIONS[5:6], repeat=2)))
 def test_the_controller_attributes_time_to_the_cores_that_the_hand_over_grants(before: Allocation, after: Allocation) -> None:
     controller = Controller(policy=Scripted(before, after, after), cycles=4, num_cores=4, comp_moves_at_boundaries=True)
     controller.handle(Started(time=0.0))
