@@ -144,7 +144,7 @@ def test_of_many_splits_eight_are_measured_with_the_outermost(num_cores: int, nu
 
 
 def test_one_core_leaves_nothing_to_measure() -> None:
-    with pytest.raises(ValueError, match="there is 1; give it 2 or more, see --cores"):
+    with pytest.raises(ValueError, match="this run has 1 core; use 2 or more, see --cores"):
         modes_under_test(1)
 
 
@@ -415,7 +415,7 @@ def test_the_table_shows_tasks_per_second_with_intervals_and_who_waited(capsys: 
     ]
     assert rows["comp-only"][1:5] == ["-", "-", "0", "-"]
     assert rows["compute-first"][-1] == "", "behind training comm waits for training"
-    assert "Alone on all cores a cycle takes 50 ms (20 ms Forward, 30 ms Backward) and a batch 100 ms" in " ".join(table.split())
+    assert "Alone on all cores, a cycle takes 50 ms (20 ms Forward, 30 ms Backward) and a batch 100 ms" in " ".join(table.split())
 
 
 def test_a_busy_comm_does_not_wait_and_a_starved_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -433,7 +433,7 @@ def test_a_busy_comm_does_not_wait_and_a_starved_one_is_named(capsys: pytest.Cap
 
 def test_the_fit_is_told_in_plain_words() -> None:
     lines = [*table.describe_findings(make_profile(measured()[1], 2))]
-    assert lines[0].startswith("Training: each core given to comm changes its rate by -37.5% +- 0.0% of that")
+    assert lines[0].startswith("Training: each core given to comm changes its rate by -37.5% +- 0.0% of the rate")
     assert lines[1].startswith("Receiving: 2 cores have one split, too few points for the paper's g")
     assert lines[-1].startswith("Comm waited for the teacher or the link in split:1, comm-only")
     model = CostModel(a1=1.0, a2=0.1, b1=0.1, b2=0.2, b3=3.0)
@@ -446,7 +446,7 @@ def test_a_disturbed_calibration_says_so() -> None:
     profile = make_profile(measured()[1], 2)
     assert not any(line.startswith("Wide") for line in table.describe_findings(profile))
     profile["modes"][1]["comp_interval"] = [0.5, 0.8]
-    assert [*table.describe_findings(profile)][-1].startswith("Wide intervals in split:1: the device was busy")
+    assert [*table.describe_findings(profile)][-1].startswith("Wide intervals in split:1: other programs used")
 
 
 def test_the_plot_shows_the_samples_with_the_intervals_of_the_rates(tmp_path: Path) -> None:
@@ -555,7 +555,7 @@ def test_one_core_is_refused_before_anything_is_started(tmp_path: Path) -> None:
     core = str(min(os.sched_getaffinity(0)))
     finished = run(calibrate_command(tmp_path / "profile.json", "--teacher", "127.0.0.1:1", "--cores", core))
     assert finished.returncode == 2
-    assert "there is 1; give it 2 or more, see --cores" in finished.stderr
+    assert "this run has 1 core; use 2 or more, see --cores" in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1
 
 

@@ -10,7 +10,7 @@ from scheduler.control.link_rate import Link
 
 
 def told(link: Link, *, seconds: float, busy_s: float, own_s: float | None = None) -> float:
-    return link.take_in(work=1.0, seconds=seconds, own_s=seconds if own_s is None else own_s, busy_s=busy_s)
+    return link.update(work=1.0, seconds=seconds, own_s=seconds if own_s is None else own_s, busy_s=busy_s)
 
 
 def test_a_busy_task_tells_of_no_limit() -> None:
