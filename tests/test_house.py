@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -69,8 +70,8 @@ CLIMB = re.compile(r"(?<![\w./])(?:\.\./)+[\w-][\w./-]*")
 def project_files() -> tuple[Path, ...]:
     """What is committed or about to be, but for pictures: all that git does not ignore; outside of git, all but .venv."""
     listing = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
-    git = subprocess.run(listing, capture_output=True, text=True, check=False)
-    if git.returncode == 0:
+    git = subprocess.run(listing, capture_output=True, text=True, check=False) if shutil.which("git") else None
+    if git is not None and git.returncode == 0:
         paths = [ROOT / line for line in git.stdout.splitlines()]
     else:
         paths = [path for path in ROOT.rglob("*") if ".venv" not in path.parts and "__pycache__" not in path.parts]
