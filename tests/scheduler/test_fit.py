@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -157,10 +158,11 @@ def test_the_order_of_the_samples_does_not_matter() -> None:
 
 
 def test_units_of_time_and_work_scale_the_parameters() -> None:
-    """Both fits end where another step explains less than a part of 1e-15 of the squares, so each is that near to the best one.
+    """Within what a fit can tell: its conditioning is its standard errors.
 
-    Along any parameter, the squares grow by one variance per standard error. So a fit ends within sqrt(1e-15 * num_free) standard
-    errors of the best: the standard error is the conditioning. Rounding is smaller by far, as the errors are 2% and not 1e-15.
+    One standard error away from the best fit, the sum of the squares is greater by the part 1 / num_free. A fit ends where a step
+    changes the sum by less than the part 1e-15 of it, which is known to num_samples roundings. So a fit is within the root of
+    (1e-15 + num_samples * eps) * num_free standard errors of the best one, and two fits are within twice that of each other.
     """
     samples = measure(CONCAVE, 5, noise=0.02, repeats=5)
 
@@ -171,8 +173,8 @@ def test_units_of_time_and_work_scale_the_parameters() -> None:
         ]
         return estimates(fit(Samples(cores=5, comp=sides[0], comm=sides[1])))
 
-    num_free = len(samples.comm) - 2
-    tolerance = 2 * math.sqrt(1e-15 * num_free)  # in standard errors; of two fits
+    num_samples = len(samples.comp)
+    tolerance = 2 * math.sqrt((1e-15 + num_samples * sys.float_info.epsilon) * (num_samples - 2))
     one = scaled(work=1, seconds=1)
     for work, seconds in ((1.0, 10.0), (1e6, 1.0)):
         units = {"a1": seconds / work, "a2": 1.0, "b1": work / seconds, "b2": work / seconds, "b3": 1.0}
