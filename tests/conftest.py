@@ -33,11 +33,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     missing = [name for mark in item.iter_markers("needs") for name in mark.args if not is_here(name)]
+    if not missing:
+        return
+    reason = "needs " + ", ".join(f"{name} ({NEEDS[name].remedy})" for name in missing)
     if item.config.getoption("--with-packages") and any(NEEDS[name].package for name in missing):
-        pytest.fail("needs " + "; ".join(f"{name}: {NEEDS[name].remedy}" for name in missing), pytrace=False)
-    if missing:
-        hidden = "EDGEKD_TESTS_BARE hides " if BARE else ""
-        pytest.skip("needs " + "; ".join(f"{hidden}{name}: {NEEDS[name].remedy}" for name in missing))
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(f"{reason}, hidden by EDGEKD_TESTS_BARE" if BARE else reason)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,8 +47,8 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # No data set that an earlier run has downloaded is found, and nothing is left behind.
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        # Nobody listens at this proxy, so every download fails, also that of a program: urllib, which torchvision downloads with,
-        # asks it for all but this machine. EdgeKD's own connections use no proxy.
+        # Nobody listens at this proxy, so every download fails, also in a program that a test starts: urllib, which torchvision
+        # downloads with, asks the proxy for all but this machine. EdgeKD's own connections use no proxy.
         for protocol in ("http", "https"):
             patch.setenv(f"{protocol}_proxy", "http://127.0.0.1:9")
             patch.delenv(f"{protocol.upper()}_PROXY", raising=False)
