@@ -1,5 +1,6 @@
 """What holds for every test: the same examples every time, nothing downloaded, nobody's home, and no test without what it needs."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The environment of the tests and of every program that they start."""
+    # A shell starts a job in the background with SIGINT ignored, and every program that such a job starts would ignore it too.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         # No data set that an earlier run has downloaded is found, and nothing is left behind.
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
