@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -26,13 +27,13 @@ CLIMB = re.compile(r"(?<![\w./])(?:\.\./)+[\w-][\w./-]*")
 
 @cache
 def project_files() -> tuple[Path, ...]:
-    """What is committed or about to be, but for pictures: all that git does not ignore; outside of git, all but .venv."""
+    """What is committed or about to be, but for pictures: all that git does not ignore; without git, all but .venv."""
     listing = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
-    git = subprocess.run(listing, capture_output=True, text=True, check=False)
-    if git.returncode == 0:
+    git = subprocess.run(listing, capture_output=True, text=True, check=False) if shutil.which("git") else None
+    if git is not None and git.returncode == 0:
         paths = [ROOT / line for line in git.stdout.splitlines()]
     else:
-        paths = [path for path in ROOT.rglob("*") if ".venv" not in path.parts and "__pycache__" not in path.parts]
+        paths = [path for path in ROOT.rglob("*") if not {".git", ".venv", "__pycache__"} & set(path.parts)]
     return tuple(path for path in paths if path.is_file() and path.suffix != ".png")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,7 +138,7 @@ def test_every_replica_has_an_address_for_edges_outside() -> None:
     assert manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"] == labels
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck: apt-get install shellcheck")
+@pytest.mark.needs("shellcheck")
 @pytest.mark.parametrize("path", [*sorted(DEPLOY.rglob("*.sh")), ROOT / ".ci" / "run"], ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(path: Path) -> None:
     checked = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)

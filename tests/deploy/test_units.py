@@ -3,7 +3,6 @@
 Most of this asks systemd's own checks. The last tests run the real programs behind the system call filters of their units.
 """
 
-import ctypes
 import os
 import re
 import shlex
@@ -72,21 +71,9 @@ PRIVILEGED_CALLS = {
     "keyctl",
 }
 
-needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze: apt-get install systemd")
-
-
-def has_libseccomp() -> bool:
-    try:
-        ctypes.CDLL("libseccomp.so.2")
-    except OSError:
-        return False
-    return True
-
-
-needs_filters = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None or not has_libseccomp() or os.geteuid() != 0,
-    reason="builds a unit's filters, which takes systemd-analyze, libseccomp2, and root to give its capabilities away",
-)
+needs_systemd = pytest.mark.needs("systemd")
+# It builds the filters of a unit, and gives the capabilities of root away.
+needs_filters = pytest.mark.needs("systemd", "libseccomp", "root")
 each_unit = pytest.mark.parametrize("name", list(UNITS))
 
 
@@ -155,7 +142,7 @@ def test_unit_writes_only_where_it_may(name: str) -> None:
     assert settings(UNITS[name])["WorkingDirectory"] == [f"/var/lib/{state}"]
 
 
-@pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="needs systemd-sysusers: apt-get install systemd")
+@needs_systemd
 def test_users_of_the_units_are_made(tmp_path: Path) -> None:
     conf = tmp_path / "etc/sysusers.d/edgekd.conf"
     conf.parent.mkdir(parents=True)

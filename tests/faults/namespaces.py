@@ -14,24 +14,8 @@ import pytest
 from processes import TeacherProcess, teacher
 
 _NUMBERS = itertools.count()
-_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 
-
-def why_not() -> str | None:
-    """Why this process cannot make namespaces; None if it can."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            capabilities = int(line.split()[1], 16)
-            if not (capabilities >> _CAP_NET_ADMIN & 1 and capabilities >> _CAP_SYS_ADMIN & 1):
-                return "network namespaces need CAP_NET_ADMIN and CAP_SYS_ADMIN"
-    try:
-        subprocess.run(["tc", "-V"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "ip and tc are not there: install iproute2"
-    return None
-
-
-needs_namespaces = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+needs_namespaces = pytest.mark.needs("ip", "network-namespaces")
 
 
 class TwoNamespaces:

@@ -10,7 +10,7 @@ from processes import comm_worker_of, events, read_rest, read_until, run, studen
 from resources import read_holding
 from sameness import troubles
 
-pytestmark = [pytest.mark.slow, pytest.mark.root, needs_namespaces]
+pytestmark = [pytest.mark.slow, needs_namespaces]
 
 DATASET = "synthetic:classes=500,size=8,samples=512"
 BATCH_BYTES = 128 * 500 * 4  # 0.1 s at 20 Mbit/s, 2 s at 1 Mbit/s

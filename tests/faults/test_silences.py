@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from namespaces import TwoNamespaces, needs_namespaces, why_not
+from namespaces import TwoNamespaces, needs_namespaces
+from needs import is_here
 from processes import read_rest, read_until, student_command, teacher
 from proxy import Proxy
 from sameness import CYCLES, FLAGS, check_same, started_at, troubles
@@ -45,7 +46,7 @@ class Silence:
 def silences(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Silence]]]:
     """By name. Every silence begins in mid-stream, is noticed, and ends."""
     stories = {"frozen": freeze, "swallowed": swallow}
-    if why_not() is None:
+    if all(map(is_here, needs_namespaces.args)):
         stories |= {"unplugged": unplug, "black hole": blacken}
     with ThreadPoolExecutor(len(stories)) as executor:
         yield {name: executor.submit(story, tmp_path_factory.mktemp(name.replace(" ", "-"))) for name, story in stories.items()}
@@ -102,8 +103,8 @@ def suffer(
     [
         pytest.param("frozen", marks=pytest.mark.promise(number=3)),
         pytest.param("swallowed", marks=pytest.mark.promise(number=5)),
-        pytest.param("unplugged", marks=[pytest.mark.promise(number=5), pytest.mark.root, needs_namespaces]),
-        pytest.param("black hole", marks=[pytest.mark.promise(number=5), pytest.mark.root, needs_namespaces]),
+        pytest.param("unplugged", marks=[pytest.mark.promise(number=5), needs_namespaces]),
+        pytest.param("black hole", marks=[pytest.mark.promise(number=5), needs_namespaces]),
     ],
 )
 def test_a_silence_is_noticed_in_time_and_changes_no_result(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scheduler.model.cost import Mode, RateTable, Workload
 from scheduler.model.scenario import Profile, TaskWorks, WorkArray
 from scheduler.model.scenario import Scenario as VariedRun
+from scheduler.simulation.simulator import ROUNDING
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,22 @@ class Scenario:
 
 def positive(generator: random.Random) -> float:
     return math.exp(generator.uniform(math.log(0.05), math.log(20.0)))
+
+
+def rounding_s(rates: RateTable, *, comm: float, comp: float) -> float:
+    """How far rounding may move the end of a run of so much work, in seconds.
+
+    A task counts as done with ROUNDING of its work left. Each task may so gain or lose that part of its time, at worst at the
+    slowest rate; the few dozen roundings of float64 before that are less than as much again.
+    """
+    slowest_comm = min(rate for rate in (*rates.comm, *(mode.comm_rate for mode in rates.shared)) if rate)
+    slowest_comp = min(rate for rate in (*rates.comp, *(mode.comp_rate for mode in rates.shared)) if rate)
+    return 2 * ROUNDING * (comm / slowest_comm + comp / slowest_comp)
+
+
+def rounding_of(run: VariedRun) -> float:
+    """The same for a run of varied works."""
+    return rounding_s(run.rates, comm=run.works.comm.sum(), comp=run.works.forward.sum() + run.works.backward.sum())
 
 
 @st.composite

@@ -26,6 +26,7 @@ def dates(pem: Path) -> list[float]:
     return [datetime.strptime(time, "%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC).timestamp() for time in times]
 
 
+@pytest.mark.needs("openssl")
 @pytest.mark.parametrize("days", ["1", "365", "20000"], ids=["a day", "a year", "past 2049, in another format"])
 def test_names_and_times_are_those_that_openssl_shows(days: str, tmp_path: Path) -> None:
     pem = make(tmp_path, "/O=EdgeKD/CN=vm.example.org", "-days", days)
@@ -35,6 +36,7 @@ def test_names_and_times_are_those_that_openssl_shows(days: str, tmp_path: Path)
     assert found.days_left(found.not_after - 86400 * 3) == 3
 
 
+@pytest.mark.needs("openssl")
 @pytest.mark.parametrize(
     ("subject", "name"), [("/O=Only Organisation", "Only Organisation"), ("/CN=a\x1b[31mb", r"'a\x1b[31mb'"), ("/C=DE", "nobody")]
 )
@@ -54,6 +56,7 @@ def der(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return subprocess.run(["openssl", "x509", "-in", pem, "-outform", "DER"], check=True, capture_output=True).stdout
 
 
+@pytest.mark.needs("openssl")
 @given(at=st.integers(0, 160), byte=st.integers(0, 255), end=st.integers(0, 400))
 def test_damage_is_a_value_error_or_another_certificate(der: bytes, at: int, byte: int, end: int) -> None:
     for damaged in (der[:at] + bytes([byte]) + der[at + 1 :], der[:end], bytes([byte]) * end):

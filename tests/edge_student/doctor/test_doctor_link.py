@@ -1,5 +1,6 @@
 """What `doctor` finds between this edge and a real teacher: mutual TLS, a foreign authority, what has expired, nobody, silence."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -25,7 +26,7 @@ DAY = 86400.0
 
 
 def make_certs(folder: Path, *, days: int = 365) -> Path:
-    environment = {"DAYS": str(days), "PATH": "/usr/bin:/bin"}
+    environment = {"DAYS": str(days), "PATH": os.environ["PATH"]}
     subprocess.run([CERTS, folder, "localhost,127.0.0.1", "pi-1"], check=True, capture_output=True, env=environment)
     return folder
 
@@ -63,6 +64,7 @@ def statuses(found: dict[str, Finding]) -> tuple[str, ...]:
 NO_WAY = ("problem", "unknown", "unknown")
 
 
+@pytest.mark.needs("openssl")
 @pytest.mark.slow
 def test_a_good_link_is_described_with_its_figures(mutual: str, certs: Path) -> None:
     found = look(edge_of(mutual, certs))
@@ -78,6 +80,7 @@ def test_a_good_link_is_described_with_its_figures(mutual: str, certs: Path) -> 
     assert details["bytes_per_s"] == pytest.approx(details["num_bytes"] / details["seconds"])
 
 
+@pytest.mark.needs("openssl")
 @pytest.mark.slow
 def test_certificates_that_this_clock_does_not_accept(mutual: str, certs: Path) -> None:
     found = look(edge_of(mutual, certs), later=340 * DAY)["link.tls"]
@@ -89,6 +92,7 @@ def test_certificates_that_this_clock_does_not_accept(mutual: str, certs: Path) 
     assert "machine.clock" in found.remedy
 
 
+@pytest.mark.needs("openssl")
 @pytest.mark.slow
 def test_who_is_not_let_in_hears_why(mutual: str, certs: Path, foreign: Path) -> None:
     found = look(edge_of(mutual, certs, authority=foreign))
@@ -103,6 +107,7 @@ def test_who_is_not_let_in_hears_why(mutual: str, certs: Path, foreign: Path) ->
     assert (statuses(found), "No such file" in found["link.tls"].summary) == (("problem", *NO_WAY), True)
 
 
+@pytest.mark.needs("openssl")
 @pytest.mark.slow
 def test_a_teacher_whose_certificate_has_expired(certs: Path, tmp_path: Path) -> None:
     expired = tmp_path / "expired"

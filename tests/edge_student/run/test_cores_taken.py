@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from needs import CPUSETS
 from processes import events, read_rest, read_until, student_command, train, weights
 
 from scheduler.live.threads import allowed_cores
 
-CPUSETS = Path("/sys/fs/cgroup/cpuset")
 CORES = tuple(sorted(allowed_cores()))[:2]
 CYCLES = 1200
 FLAGS = ("--policy", "static:1", "--cycles", str(CYCLES), "--torch-threads", "1", "--prefetch", "4")
@@ -42,10 +42,7 @@ class Cpuset:
 
 @pytest.fixture
 def cpuset() -> Iterator[Cpuset]:
-    try:
-        made = Cpuset(CPUSETS / f"edgekd-test-{os.getpid()}")
-    except OSError as error:
-        pytest.skip(f"needs cgroup v1 and the right to make a cpuset below {CPUSETS}: {error.strerror}")
+    made = Cpuset(CPUSETS / f"edgekd-test-{os.getpid()}")
     yield made
     made.close()
 
@@ -63,7 +60,7 @@ def student_in(cpuset: Cpuset, address: str, out: Path, *flags: str) -> Iterator
 
 
 @pytest.mark.slow
-@pytest.mark.root
+@pytest.mark.needs("cpuset")
 @pytest.mark.promise(number=23)
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores, to take one away")
 def test_a_core_that_goes_when_all_has_been_received_is_missed_as_well(cpuset: Cpuset, address: str, tmp_path: Path) -> None:
@@ -85,7 +82,7 @@ def test_a_core_that_goes_when_all_has_been_received_is_missed_as_well(cpuset: C
 
 
 @pytest.mark.slow
-@pytest.mark.root
+@pytest.mark.needs("cpuset")
 @pytest.mark.promise(number=23)
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores, to take one away")
 def test_a_run_goes_on_with_the_cores_that_are_left(cpuset: Cpuset, address: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.needs("openssl")
 def test_no_files_are_plaintext_and_any_is_tls(certs: Path) -> None:
     assert not TlsFiles()
     assert TlsFiles(ca=certs / "ca.pem")
@@ -25,6 +26,7 @@ def test_no_files_are_plaintext_and_any_is_tls(certs: Path) -> None:
     assert TlsFiles(ca=certs / "ca.pem").read() == (None, None, (certs / "ca.pem").read_bytes())
 
 
+@pytest.mark.needs("openssl")
 @pytest.mark.parametrize(
     ("names", "says"),
     [
@@ -57,6 +59,7 @@ def test_what_is_no_token_is_refused_without_being_repeated(content: bytes, tmp_
     assert not content or content.decode("latin-1") not in str(refused.value)
 
 
+@pytest.mark.needs("openssl")
 def test_certificates_are_kept_when_an_edge_is_added(certs: Path) -> None:
     before = {file.name: file.read_bytes() for file in certs.iterdir()}
     subprocess.run([CERTS, certs, "localhost,127.0.0.1", "pi-1", "pi-2"], check=True, capture_output=True)

@@ -118,7 +118,7 @@ def test_labels_stay_with_their_images(fashion: Path, folder: Path) -> None:
     assert (animals.images[:, 0, 0, 0] // 10).tolist() == animals.labels.tolist()
 
 
-@pytest.mark.skipif(not sources.DEBIAN_FASHION_MNIST.is_dir(), reason="package dataset-fashion-mnist is not installed")
+@pytest.mark.needs("fashion-mnist")
 def test_fashion_mnist_is_the_published_one() -> None:
     dataset = load_dataset("fashion-mnist:public")
     assert dataset.images.shape == (20_000, 1, 28, 28)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -157,18 +158,30 @@ def test_the_order_of_the_samples_does_not_matter() -> None:
 
 
 def test_units_of_time_and_work_scale_the_parameters() -> None:
+    """Within what a fit can tell: its conditioning is its standard errors.
+
+    One standard error away from the best fit, the sum of the squares is greater by the part 1 / num_free. A fit ends where a step
+    changes the sum by less than the part 1e-15 of it, which is known to num_samples roundings. So a fit is within the root of
+    (1e-15 + num_samples * eps) * num_free standard errors of the best one, and two fits are within twice that of each other.
+    """
     samples = measure(CONCAVE, 5, noise=0.02, repeats=5)
 
-    def scaled(*, work: float, seconds: float) -> dict[str, float]:
+    def scaled(*, work: float, seconds: float) -> dict[str, Estimate]:
         sides = [
             tuple(Sample(work=s.work * work, comm_cores=s.comm_cores, seconds=s.seconds * seconds) for s in side)
             for side in (samples.comp, samples.comm)
         ]
-        return {name: estimate.value for name, estimate in estimates(fit(Samples(cores=5, comp=sides[0], comm=sides[1]))).items()}
+        return estimates(fit(Samples(cores=5, comp=sides[0], comm=sides[1])))
 
-    one, late, big = scaled(work=1, seconds=1), scaled(work=1, seconds=10), scaled(work=1e6, seconds=1)
-    assert late == pytest.approx({**one, "a1": one["a1"] * 10, "b1": one["b1"] / 10, "b2": one["b2"] / 10}, rel=1e-9)
-    assert big == pytest.approx({**one, "a1": one["a1"] / 1e6, "b1": one["b1"] * 1e6, "b2": one["b2"] * 1e6}, rel=1e-9)
+    num_samples = len(samples.comp)
+    tolerance = 2 * math.sqrt((1e-15 + num_samples * sys.float_info.epsilon) * (num_samples - 2))
+    one = scaled(work=1, seconds=1)
+    for work, seconds in ((1.0, 10.0), (1e6, 1.0)):
+        units = {"a1": seconds / work, "a2": 1.0, "b1": work / seconds, "b2": work / seconds, "b3": 1.0}
+        for name, estimate in scaled(work=work, seconds=seconds).items():
+            expected, stderr = one[name].value * units[name], one[name].stderr
+            assert stderr is not None
+            assert abs(estimate.value - expected) <= tolerance * stderr * units[name], name
 
 
 def side_samples(lowest: int, highest: int) -> st.SearchStrategy[tuple[Sample, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from itertools import product
 
@@ -88,6 +89,16 @@ def rest_of(run: VariedRun, view: View) -> float:
     )
 
 
+def rounding_of(run: VariedRun, pace: Pace) -> float:
+    """Seconds that rounding may add to the rest of a run or take from it, however short the rest is.
+
+    Where a run is, and where it has to be, are sums of works: each addition may be off by one rounding of the whole sum.
+    """
+    comm, comp = run.works.comm.sum(), run.works.forward.sum() + run.works.backward.sum()
+    whole = float(pace.frontier.cost(comp, comm)) + comp / pace.comp_alone
+    return 4 * sys.float_info.epsilon * 3 * run.cycles * whole
+
+
 @given(
     run=varied_runs(max_cycles=10),
     counts=st.tuples(st.integers(0, 9), st.integers(0, 19)),
@@ -101,7 +112,7 @@ def test_the_rest_of_a_run_is_worth_its_own_optimum(run: VariedRun, counts: tupl
     pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
     rest = AnyCycles(run.works, run.cycles)
     position = rest.position(view)
-    assert rest.time(num_comm, num_comp, *position, pace) == pytest.approx(rest_of(run, view), rel=1e-9, abs=1e-12)
+    assert abs(rest.time(num_comm, num_comp, *position, pace) - rest_of(run, view)) <= rounding_of(run, pace)
 
 
 @given(run=varied_runs())
@@ -109,7 +120,7 @@ def test_the_rest_of_a_run_is_worth_its_own_optimum(run: VariedRun, counts: tupl
 def test_from_the_start_the_rest_is_the_bound(run: VariedRun) -> None:
     pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
     rest = remaining_of(run.works, run.cycles, run.prefetch)
-    assert rest.time(0, 0, 0.0, 0.0, pace) == pytest.approx(run.lower_bound(), rel=1e-9, abs=1e-12)
+    assert abs(rest.time(0, 0, 0.0, 0.0, pace) - run.lower_bound()) <= rounding_of(run, pace)
 
 
 @given(
@@ -133,9 +144,9 @@ def test_equal_cycles_are_a_case_of_any(scenario: Scenario, counts: tuple[int, i
     assert equal.cycle_end(num_comp // 2) == pytest.approx(varied.cycle_end(num_comp // 2))
     there = varied.position(view)
     expected = varied.time(num_comm, num_comp, *there, pace)
-    assert equal.time(num_comm, num_comp, *there, pace) == pytest.approx(expected, rel=1e-9)
+    assert abs(equal.time(num_comm, num_comp, *there, pace) - expected) <= rounding_of(run, pace)
     done = varied.cycle_end(cycles - 1)
-    assert equal.time(cycles, 2 * cycles, done, cycles * work.comm, pace) == pytest.approx(0, abs=1e-9 * done)
+    assert abs(equal.time(cycles, 2 * cycles, done, cycles * work.comm, pace)) <= rounding_of(run, pace)
 
 
 @given(run=varied_runs(), counts=st.tuples(st.integers(0, 11), st.integers(0, 23)), left=st.tuples(*[st.floats(0.01, 1)] * 2))
@@ -150,7 +161,7 @@ def test_a_limit_never_makes_the_rest_shorter(run: VariedRun, counts: tuple[int,
     there = free.position(view)
     assert limited.position(view) == there
     least = free.time(num_comm, num_comp, *there, pace)
-    assert limited.time(num_comm, num_comp, *there, pace) >= least * (1 - 1e-9)
+    assert limited.time(num_comm, num_comp, *there, pace) >= least - rounding_of(run, pace)
 
 
 def a_view(rates: RateTable | None, *, num_cores: int, works: Workload) -> View:
@@ -243,7 +254,7 @@ def test_with_a_limit_the_rest_is_hardly_more_than_its_optimum(run: VariedRun, s
         done = view.num_comm, view.num_forward + view.num_backward
         nearly = limited.time(*done, *position, pace)
         exact = exact_rest(limited, view, pace)
-        assert exact * (1 - 1e-9) <= nearly <= exact * 1.1
+        assert exact - rounding_of(run, pace) <= nearly <= exact * 1.1
         faster = Pace(frontier=Frontier.of([doubled(mode) for mode in run.modes]), comp_alone=2 * run.rates.comp[0])
         assert limited.time(*done, *position, faster) == pytest.approx(nearly / 2)
 
