@@ -142,18 +142,29 @@ def _cut(spans: Sequence[Span], start: float, end: float) -> list[Data]:
     return [{"what": span.what, "started": low, "ended": high} for span, (low, high) in zip(inside, bounds, strict=True)]
 
 
+DRAWINGS = {
+    "regimes": (HERE.parent / "results" / "regimes.json", regimes),
+    "timeline": (HERE / "readme_timeline.json", timeline),
+}
+
+
+def figure_of(name: str) -> Figure:
+    """Return the picture of that name, drawn from its JSON file."""
+    source, draw = DRAWINGS[name]
+    with matplotlib.style.context(["default", STYLE]):
+        figure = draw(json.loads(source.read_text(encoding="utf-8")))
+        figure.draw_without_rendering()
+    return figure
+
+
 def main() -> None:
     """Do what the command line asks for."""
     target, *arguments = sys.argv[1:] or [""]
     if target == "record" and len(arguments) == 1:
         text = json.dumps(record(Path(arguments[0])), indent=1) + "\n"
         (HERE / "readme_timeline.json").write_text(text, encoding="utf-8")
-    elif target in ("regimes", "timeline") and not arguments:
-        source = HERE.parent / "results" / "regimes.json" if target == "regimes" else HERE / "readme_timeline.json"
-        draw = {"regimes": regimes, "timeline": timeline}[target]
-        with matplotlib.style.context(["default", STYLE]):
-            figure = draw(json.loads(source.read_text(encoding="utf-8")))
-            figure.savefig(HERE / f"readme_{target}.png", dpi=DPI, metadata={"Software": None})
+    elif target in DRAWINGS and not arguments:
+        figure_of(target).savefig(HERE / f"readme_{target}.png", dpi=DPI, metadata={"Software": None})
     else:
         sys.exit(__doc__)
 
