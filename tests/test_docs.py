@@ -171,7 +171,7 @@ def dead_links(path: Path, text: str) -> list[str]:
     dead = []
     for target, anchor in LINK.findall(FENCED_BLOCK.sub("", text)):
         file = path.parent / target if target else path
-        if not file.exists():
+        if target and not file.exists():
             dead.append(f"{path.relative_to(ROOT)}: {target}")
         elif anchor and anchor not in anchors(file.read_text(encoding="utf-8") if target else text):
             dead.append(f"{path.relative_to(ROOT)}: {target}#{anchor}")
