@@ -1,8 +1,8 @@
 """Draw the two pictures of README from JSON files, and nothing else.
 
-    python docs/figures/readme_charts.py regimes          # docs/results/regimes.json -> readme_regimes.png
-    python docs/figures/readme_charts.py timeline         # readme_timeline.json -> readme_timeline.png
-    python docs/figures/readme_charts.py record FOLDER    # a comparison's folder -> readme_timeline.json
+    python docs/figures/readme_charts.py regimes             # docs/results/regimes.json -> readme_regimes.png
+    python docs/figures/readme_charts.py timeline            # readme_timeline.json -> readme_timeline.png
+    python docs/figures/readme_charts.py record FOLDER NOTE  # a comparison's folder -> readme_timeline.json
 
 `record` cuts the same number of cycles out of one run of each policy, and keeps the provenance of the comparison. The pictures are
 as wide as a page on a phone of 390 pixels, so that their text keeps its size there.
@@ -106,7 +106,7 @@ def timeline(data: Data) -> Figure:
     return figure
 
 
-def record(folder: Path) -> Data:
+def record(folder: Path, note: str) -> Data:
     """Cut CYCLES cycles out of the middle of one run of each policy: the run that counts, or else the first one."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     names = list(dict.fromkeys(run["policy"] for run in report["runs"]))
@@ -121,7 +121,7 @@ def record(folder: Path) -> Data:
         place = command.index("--out")
         del command[place : place + 2]
     provenance = {"command": command, "host": report["host"], "software": report["software"]}
-    return {"figure": "readme_timeline", **provenance, "runs": runs}
+    return {"figure": "readme_timeline", "note": note, **provenance, "runs": runs}
 
 
 def _excerpt(folder: Path) -> Data:
@@ -160,8 +160,8 @@ def figure_of(name: str) -> Figure:
 def main() -> None:
     """Do what the command line asks for."""
     target, *arguments = sys.argv[1:] or [""]
-    if target == "record" and len(arguments) == 1:
-        text = json.dumps(record(Path(arguments[0])), indent=1) + "\n"
+    if target == "record" and len(arguments) == 2:
+        text = json.dumps(record(Path(arguments[0]), arguments[1]), indent=1) + "\n"
         (HERE / "readme_timeline.json").write_text(text, encoding="utf-8")
     elif target in DRAWINGS and not arguments:
         figure_of(target).savefig(HERE / f"readme_{target}.png", dpi=DPI, metadata={"Software": None})
