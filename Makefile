@@ -3,7 +3,7 @@
 # Which torch: a plain install takes the registry's default build, which on Linux brings CUDA along, gigabytes of it. On a Raspberry
 # Pi, and on any machine without a GPU, take PyTorch's own CPU wheels instead:
 #     make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# README.md says more, and which version a Pi 4 must not get.
+# docs/install.md has the details, and the torch version that crashes on a Pi 4.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=

@@ -1,14 +1,19 @@
-"""What the documents promise exists: commands with their flags, settings files, make targets, linked files, policies."""
+"""Check the documents against the programs: commands, settings files, make targets, links, policies, and numbers of README."""
 
 import json
 import re
 import shlex
 import subprocess
+import textwrap
 import tomllib
+from collections import Counter
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.text import Text
 
 import cloud_teacher.settings
 import edge_student.settings.doctor
@@ -34,17 +39,28 @@ CONFIGS: dict[tuple[str, str], type[Any]] = {
     ("edge-student", "fetch"): edge_student.settings.fetch.FetchConfig,
     ("edge-student", "doctor"): edge_student.settings.doctor.DoctorConfig,
 }
-SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
-JSON_BLOCK = re.compile(r"^```json\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TOML_BLOCK = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCED_BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\S*/)?(cloud-teacher|edge-student|core-scheduler) (.+)$", re.MULTILINE)
 PROOF = re.compile(r"pytest\.mark\.promise\(number=(\d+)\)")
-LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"(?:\]\(|<img src=\")(?!https?://)([^)#\"]*)(?:#([^)\"]*))?[)\"]")
+HEADING = re.compile(r"^#{1,6} (.+?)$", re.MULTILINE)
+MAX_README_LINES = 180
+PHONE_PIXELS = 390  # the width of a narrow page; the README's text column is 32 pixels narrower
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the fenced blocks of one language, without their indentation."""
+    return [textwrap.dedent(block) for found, block in FENCED_BLOCK.findall(text) if found == language]
+
+
+def shown_blocks(language: str) -> list[str]:
+    """Return the fenced blocks of one language in all documents."""
+    return [block for path in DOCUMENTS for block in blocks(path.read_text(encoding="utf-8"), language)]
 
 
 def shown_shell(text: str) -> str:
-    """The fenced shell of a document, with continued lines joined."""
-    return join_lines("\n".join(SHELL_BLOCK.findall(text)))
+    """Return the fenced shell of a document, with continued lines joined."""
+    return join_lines("\n".join(blocks(text, "sh")))
 
 
 def join_lines(shell: str) -> str:
@@ -52,13 +68,13 @@ def join_lines(shell: str) -> str:
 
 
 def shown_commands() -> list[str]:
-    """Every command line of our programs in the documents' fenced shell."""
+    """Return every command line of our programs in the documents' fenced shell."""
     shells = [shown_shell(path.read_text(encoding="utf-8")) for path in DOCUMENTS]
     return [" ".join(found) for shell in shells for found in COMMAND.findall(shell)]
 
 
 def check(command: str, settings: Path) -> None:
-    """Parse a shown command line as its program would, with `settings` for the file it names. ValueError if it is refused."""
+    """Parse a shown command line as its program would, with `settings` as its file. Raises ValueError if it is rejected."""
     program, subcommand, *flags = shlex.split(command, comments=True)
     if "--config" in flags:
         flags[flags.index("--config") + 1] = str(settings)
@@ -69,16 +85,17 @@ def check(command: str, settings: Path) -> None:
 
 
 def test_every_shown_document_is_accepted() -> None:
-    shown = [json.loads(block) for block in JSON_BLOCK.findall(README)]
-    assert len(shown) == 2
-    for document in shown:
-        (Samples if "seconds" in json.dumps(document) else Scenario).from_json(document)
+    shown = [json.loads(block) for block in shown_blocks("json")]
+    kinds = [Samples if "seconds" in json.dumps(document) else Scenario for document in shown]
+    assert set(kinds) == {Samples, Scenario}
+    for kind, document in zip(kinds, shown, strict=True):
+        kind.from_json(document)
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
-    """README's example of a settings file."""
-    (block,) = TOML_BLOCK.findall(README)
+    """Write the one settings file that the documents show, and return its path."""
+    (block,) = shown_blocks("toml")
     path = tmp_path / "pi.toml"
     path.write_text(block, encoding="utf-8")
     return path
@@ -90,10 +107,31 @@ def test_every_shown_command_is_accepted(command: str, settings: Path) -> None:
 
 
 def test_the_main_commands_are_shown() -> None:
-    """Without this, a changed fence would make the test above hold for nothing."""
+    """Guard the test above: a changed fence would leave it without commands."""
     shown = {tuple(command.split()[:2]) for command in shown_commands()}
     assert shown == {*CONFIGS, *(("core-scheduler", command) for command in COMMANDS)}
     assert any("--config" in command for command in shown_commands())
+
+
+def test_every_command_is_shown_in_a_block_that_is_parsed() -> None:
+    """Guard the test above: a command in a block of another language would not be parsed."""
+    hidden = [
+        f"{path.relative_to(ROOT)}: {found[0]}"
+        for path in DOCUMENTS
+        for language, block in FENCED_BLOCK.findall(path.read_text(encoding="utf-8"))
+        if language != "sh"
+        if (found := COMMAND.search(textwrap.dedent(block)))
+    ]
+    assert hidden == []
+
+
+def test_every_fence_is_closed() -> None:
+    """Guard the tests above: one unclosed fence would swap text and blocks."""
+    fences = {
+        path.relative_to(ROOT): len(re.findall(r"^ *```", path.read_text(encoding="utf-8"), re.MULTILINE)) for path in DOCUMENTS
+    }
+    found = {path.relative_to(ROOT): len(FENCED_BLOCK.findall(path.read_text(encoding="utf-8"))) for path in DOCUMENTS}
+    assert {path: count for path, count in fences.items() if count != 2 * found[path]} == {}
 
 
 def test_a_wrong_flag_in_a_document_would_be_noticed(settings: Path) -> None:
@@ -116,23 +154,82 @@ def test_every_shown_make_target_exists() -> None:
     assert {"demo", "test"} <= shown <= targets
 
 
-def test_every_link_leads_to_a_file() -> None:
-    dead = [
-        f"{path.relative_to(ROOT)}: {target}"
-        for path in DOCUMENTS
-        for target in LINK.findall(path.read_text(encoding="utf-8"))
-        if not (path.parent / target).exists()
-    ]
-    assert dead == []
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub makes of a document's headings."""
+    seen: Counter[str] = Counter()
+    found = set()
+    for heading in HEADING.findall(FENCED_BLOCK.sub("", text)):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading.strip())
+        anchor = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        found.add(f"{anchor}-{seen[anchor]}" if seen[anchor] else anchor)
+        seen[anchor] += 1
+    return found
+
+
+def dead_links(path: Path, text: str) -> list[str]:
+    """Return the links of a document whose file or heading does not exist."""
+    dead = []
+    for target, anchor in LINK.findall(FENCED_BLOCK.sub("", text)):
+        file = path.parent / target if target else path
+        if target and not file.exists():
+            dead.append(f"{path.relative_to(ROOT)}: {target}")
+        elif anchor and anchor not in anchors(file.read_text(encoding="utf-8") if target else text):
+            dead.append(f"{path.relative_to(ROOT)}: {target}#{anchor}")
+    return dead
+
+
+def test_every_link_leads_to_a_file_and_a_heading() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+    assert [link for path, text in texts.items() for link in dead_links(path, text)] == []
+    assert sum(bool(anchor) for text in texts.values() for _, anchor in LINK.findall(text)) >= 5
+
+
+def test_a_dead_link_is_noticed() -> None:
+    text = '# A `b`: c\n[1](#a-b-c) [2](#a) [3](gone.md) [4](README.md#gone) <img src="gone.png"> [5](README.md)'
+    assert [link.partition(": ")[2] for link in dead_links(ROOT / "X.md", text)] == ["#a", "gone.md", "README.md#gone", "gone.png"]
+
+
+def test_every_page_is_listed_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in ROOT.glob("docs/*.md")} - {"README.md"}
+    assert len(pages) >= 10
+    assert pages == {target for target, _ in LINK.findall(index) if target.endswith(".md") and "/" not in target}
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MAX_README_LINES
+
+
+def test_the_ratios_of_readme_are_those_of_the_grid() -> None:
+    cells = json.loads((ROOT / "docs" / "results" / "regimes.json").read_text(encoding="utf-8"))["cells"]
+    for name in ("dynamic", "adaptive"):
+        clocks = [cell["policies"] for cell in cells]
+        ratios = [np.median(np.array(clock[name]) / np.array(clock["os-default"])) for clock in clocks]
+        assert f"`{name}` takes {min(ratios):.2f} to {max(ratios):.2f} times" in README.replace("\n", " ")
+
+
+def test_the_pictures_of_readme_are_readable_on_a_phone() -> None:
+    spec = spec_from_file_location("readme_charts", ROOT / "docs" / "figures" / "readme_charts.py")
+    assert spec is not None
+    assert spec.loader is not None
+    charts = module_from_spec(spec)
+    spec.loader.exec_module(charts)
+    for name in ("regimes", "timeline"):
+        figure = charts.figure_of(name)
+        texts = [text for text in figure.findobj(Text) if text.get_text()]
+        pixels_per_point = (PHONE_PIXELS - 32) / (72 * figure.get_size_inches()[0])
+        assert len(texts) > 10
+        assert min(text.get_fontsize() for text in texts) * pixels_per_point >= 11
+        assert (ROOT / "docs" / "figures" / f"readme_{name}.png").is_file()
 
 
 def test_readme_names_every_policy() -> None:
-    # A policy with a parameter is shown as `static:<c>`, so what follows the name may be a colon.
+    # A policy with a parameter is shown as `static:<c>`, so a colon may follow the name.
     assert [name for name in POLICIES if not re.search(rf"^\| `{re.escape(name)}[`:]", README, re.MULTILINE)] == []
 
 
 def proofs() -> dict[int, set[str]]:
-    """The test files that have a proof of each promise, by its number."""
+    """Return the test files that prove each promise, by its number."""
     found: dict[int, set[str]] = {}
     for path in sorted(ROOT.glob("tests/**/*.py")):
         for number in PROOF.findall(path.read_text(encoding="utf-8")):
@@ -143,7 +240,7 @@ def proofs() -> dict[int, set[str]]:
 def test_every_promise_names_the_tests_that_prove_it() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = {int(number): rest for number, rest in re.findall(r"^\| (\d+) \|(.*)$", text, re.MULTILINE)}
-    named = {number: {link.removeprefix("../") for link in LINK.findall(rest)} for number, rest in rows.items()}
+    named = {number: {link.removeprefix("../") for link, _ in LINK.findall(rest)} for number, rest in rows.items()}
     assert sorted(named) == list(range(1, 27))
     assert named == proofs()
 

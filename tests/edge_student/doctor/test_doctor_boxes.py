@@ -234,7 +234,7 @@ def test_files_full_of_rubbish_are_survived(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("box", "architecture", "torch", "trial", "status", "says"),
+    ("box", "architecture", "torch", "torch_check", "status", "says"),
     [
         (
             "pi4",
