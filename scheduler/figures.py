@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from edgekd.files import replace_atomically, write_text
 from scheduler.simulation import studies
 from scheduler.simulation.studies import Data
 
@@ -85,7 +86,7 @@ def write_figure(out: Path, name: str, data: Data, draw: Draw) -> list[Path]:
     """Write one figure's data, with the versions that made them, and draw it: the paths of NAME.json, NAME.png and NAME.svg."""
     text = json.dumps({"figure": name, **data, "versions": _versions()}, indent=1, allow_nan=False) + "\n"
     path = out / f"{name}.json"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return [path, *draw_files(out / name, json.loads(text), draw)]
 
 
@@ -94,8 +95,8 @@ def draw_files(stem: Path, data: Data, draw: Draw) -> list[Path]:
     paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg")]
     with matplotlib.style.context(["default", STYLE]):  # rc_context would let the user's settings in
         figure = draw(data)
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
+        replace_atomically(paths[0], lambda file: figure.savefig(file, metadata={"Software": None}))
+        replace_atomically(paths[1], lambda file: figure.savefig(file, metadata={"Date": None}))
     return paths
 
 
