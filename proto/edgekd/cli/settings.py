@@ -11,6 +11,7 @@ import difflib
 import enum
 import io
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -100,6 +101,7 @@ def _run_tyro(
             )
     except SystemExit as stop:
         if not stop.code:
+            sys.stdout.flush()  # a closed pipe must be an error now, not at exit
             raise
         return re.sub(r"[\s\u2500-\u257f|+]", "", stderr.getvalue())
 
