@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from scheduler.model.fit import Fit, SideFit, fit
+from scheduler.model.fit import fit
+from scheduler.model.fit_result import Fit, SideFit
 from scheduler.model.samples import Samples
 from scheduler.settings import FitConfig
 

@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from scheduler.model.cost import CostModel
-from scheduler.model.fit import Estimate, Fit, fit
+from scheduler.model.fit import fit
+from scheduler.model.fit_result import Estimate, Fit
 from scheduler.model.samples import Sample, Samples
 from scheduler.model.scenario import Scenario
 from scheduler.model.state import Task

@@ -248,7 +248,7 @@ def test_samples_that_tell_no_parameters_are_shown_without_a_curve_and_with_the_
 def test_a_fit_without_standard_errors_says_so() -> None:
     samples = exact_samples(5)
     comp, comm = studies.fitted_costs(samples={**samples, "comp": samples["comp"][:2]})["sides"]
-    assert comp["text"] == "f: a1=1.2, a2=0.2 (2 samples for 2 parameters say nothing of their errors) from 2 samples."
+    assert comp["text"] == "f: a1=1.2, a2=0.2 (2 samples for 2 parameters give no standard errors) from 2 samples."
     assert "\u00b1 standard error" in comm["text"]
 
 
