@@ -1,4 +1,4 @@
-"""The program `core-scheduler`: what it prints is what the model says, and every mistake is one line and an exit status."""
+"""The program `core-scheduler`: it prints the results of the model, and every error is one line and an exit status."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _signal_handlers() -> Iterator[None]:
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write a file into the folder that the program runs in: `write(name, text, bytes or JSON data)`; its name."""
+    """Return `write(name, text, bytes or JSON data)`, which writes a file into the working folder and returns its name."""
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, content: Any) -> str:
@@ -65,7 +65,7 @@ def status_of(*argv: str) -> int:
 
 
 def output(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """What a call that succeeds prints, with nothing on stderr."""
+    """The output of a call that succeeds and prints nothing to stderr."""
     status = status_of(*argv)
     shown = capsys.readouterr()
     assert (status, shown.err) == (0, "")
@@ -84,7 +84,7 @@ def refusal(capsys: pytest.CaptureFixture[str], status: int, *argv: str) -> str:
 
 
 def start(*argv: str, unbuffered: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
-    """The program as a process."""
+    """Run the program as a process."""
     command = [sys.executable, "-m", "scheduler", *argv]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
@@ -116,7 +116,7 @@ def test_json_is_the_lower_bound_and_the_makespan_of_every_policy(write: Write, 
     assert all(result["makespan"] >= found["lower_bound"] * (1 - 1e-12) for result in found["policies"].values())
 
 
-def test_the_table_says_scenario_bound_policies_and_best_split(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_scenario_bound_policies_and_best_split(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     name = write("s.json", SCENARIO)
     lines = output(capsys, "simulate", "--scenario", name, "--random-runs", "20").splitlines()
     assert lines[0] == (
@@ -171,18 +171,18 @@ def test_dynamic_is_left_out_of_long_runs_unless_it_is_named(
     assert "dynamic" in json.loads(output(capsys, *argv, "--policies", "dynamic"))["policies"]
 
 
-class ImpatientTimer:
-    """Rings at once, so that everything is slow."""
+class InstantTimer:
+    """Fires at once, so that every block counts as slow."""
 
     def __init__(self, seconds: float, function: Callable[..., None], args: list[Any], kwargs: dict[str, Any]) -> None:
         self.start = lambda: function(*args, **kwargs)
         self.cancel = lambda: None
 
 
-def test_a_terminal_is_told_what_takes_so_long(
+def test_a_terminal_shows_the_name_of_a_slow_policy(
     write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulate_command, "Timer", ImpatientTimer)
+    monkeypatch.setattr(simulate_command, "Timer", InstantTimer)
     argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--policies", "static:1,static:2", "--json")
     output(capsys, *argv)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -190,7 +190,7 @@ def test_a_terminal_is_told_what_takes_so_long(
     assert capsys.readouterr().err == "simulating static:1, 1 of 2\nsimulating static:2, 2 of 2\n"
 
 
-def test_fit_prints_parameters_with_errors_and_what_a_scenario_wants(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_prints_parameters_with_errors_and_the_cost_of_a_scenario(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     shown = output(capsys, "fit", write("m.json", SAMPLES))
     found = fit(Samples.from_json(SAMPLES))
     for side in (found.comp, found.comm):
@@ -203,7 +203,7 @@ def test_fit_prints_parameters_with_errors_and_what_a_scenario_wants(write: Writ
     assert json.loads(output(capsys, "fit", "m.json", "--json")) == found.to_json()
 
 
-def test_fit_tells_the_side_that_it_can_and_says_why_not_the_other(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_prints_the_identified_side_and_the_reason_for_the_other(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     shown = output(capsys, "fit", write("m.json", SAMPLES | {"comm": SAMPLES["comm"][:2]}))
     assert "  a2 = 0.2" in shown
     assert "  not identified: g needs samples at 3 distinct core counts, and these have 2\n" in shown
@@ -211,7 +211,7 @@ def test_fit_tells_the_side_that_it_can_and_says_why_not_the_other(write: Write,
     assert json.loads(output(capsys, "fit", "m.json", "--json"))["cost"] is None
 
 
-def test_samples_that_tell_neither_side_are_a_mistake(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_that_identify_neither_side_are_an_error(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     name = write("m.json", SAMPLES | {"comp": SAMPLES["comp"][:1], "comm": SAMPLES["comm"][:1]})
     words = "these samples identify neither f nor g: f needs samples at 2 distinct core counts, and these have 1; g needs"
     assert refusal(capsys, 2, "fit", name).startswith(words)
@@ -240,7 +240,7 @@ def test_figures_are_written_and_named(write: Write, capsys: pytest.CaptureFixtu
         ({"forward": 1e308}, "scenario: a work of forward is 1e+308; choose units"),
     ],
 )
-def test_a_scenario_that_cannot_be_is_a_mistake(
+def test_an_invalid_scenario_is_an_error(
     changes: dict[str, Any], words: str, write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refusal(capsys, 2, "simulate", "--scenario", write("s.json", SCENARIO | changes)).startswith(words)
@@ -254,7 +254,7 @@ def test_a_scenario_that_cannot_be_is_a_mistake(
         ("[1, 2]", "expected an object with"),
         ('{"cores": 4, "cores": 4}', "the key 'cores' is given twice"),
         ('{"cores": ' + "9" * 5000 + "}", "a number has too many digits"),
-        ("[" * 100_000, "this is nested too deeply"),
+        ("[" * 100_000, "this JSON is nested too deeply"),
         (b"\x7fELF\x02\x01\x01\x00\xff\xfe", "file.json: byte 8 is not UTF-8"),
         (bytes(range(256)), "file.json: byte 128 is not UTF-8"),
     ],
@@ -263,7 +263,7 @@ def test_a_scenario_that_cannot_be_is_a_mistake(
 @pytest.mark.parametrize(
     "argv", [("simulate", "--scenario"), ("fit",), ("figures", "--out", "figures", "--samples")], ids=lambda a: a[0]
 )
-def test_a_file_that_holds_something_else_is_a_mistake(
+def test_a_file_with_other_content_is_an_error(
     argv: tuple[str, ...], content: Any, words: str, write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert words in refusal(capsys, 2, *argv, write("file.json", content))
@@ -271,16 +271,14 @@ def test_a_file_that_holds_something_else_is_a_mistake(
 
 
 @pytest.mark.parametrize("argv", [("simulate", "--scenario"), ("fit",), ("simulate", "--config")], ids=" ".join)
-def test_a_file_that_cannot_be_read_is_the_users_mistake(
-    argv: tuple[str, ...], write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_cannot_be_read_exits_with_2(argv: tuple[str, ...], write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     Path("folder").mkdir()
     assert refusal(capsys, 2, *argv, "away.json").endswith("away.json: No such file or directory")
     assert refusal(capsys, 2, *argv, "folder").endswith("folder: Is a directory")
     assert refusal(capsys, 2, *argv, "x" * 300).endswith("x: File name too long")
 
 
-def test_a_folder_that_cannot_be_made_is_the_users_mistake(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_created_exits_with_2(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write("taken", "")
     for folder in ("taken", "taken/below", "x" * 300):
         assert refusal(capsys, 2, "figures", "--out", folder).startswith(f"--out: {folder}")
@@ -321,7 +319,7 @@ def test_a_folder_that_cannot_be_made_is_the_users_mistake(write: Write, capsys:
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
-def test_a_mistake_on_the_command_line_is_one_line(
+def test_an_error_on_the_command_line_is_one_line(
     argv: list[str], words: str, write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write("s.json", SCENARIO)
@@ -345,7 +343,7 @@ def test_a_mistake_on_the_command_line_is_one_line(
         (b"seed = 1 # \xff", "c.toml is not valid TOML: "),
     ],
 )
-def test_a_mistake_in_a_settings_file_is_one_line(
+def test_an_error_in_a_settings_file_is_one_line(
     text: str | bytes, words: str, write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--config", write("c.toml", text))
@@ -420,7 +418,7 @@ def test_the_program_has_a_version_and_a_name() -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("argv", [("fit", "-"), ("fit", "--help"), ("--help",)], ids=" ".join)
-def test_a_reader_that_has_seen_enough_is_no_error(argv: tuple[str, ...], unbuffered: str) -> None:
+def test_a_closed_pipe_prints_no_error(argv: tuple[str, ...], unbuffered: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
@@ -429,7 +427,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(argv: tuple[str, ...], unbuff
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_a_full_disk_is_the_worlds_failure() -> None:
+def test_a_full_disk_exits_with_1() -> None:
     with open("/dev/full", "w") as full:
         ended = start("fit", "-", input=json.dumps(SAMPLES), stdout=full)
     assert (ended.returncode, ended.stderr) == (1, "error: No space left on device\n")
@@ -445,8 +443,8 @@ def test_only_figures_waits_for_matplotlib() -> None:
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_bound_knows_the_prefetch_limit(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    """Light batches, a heavy one, light ones: without a limit comm would begin it long before."""
+def test_the_bound_depends_on_the_prefetch_limit(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """Light batches around a heavy one: without a limit comm would start the heavy batch much earlier."""
     data = SCENARIO | {"comm": [1, 1, 1, 60, 1], "forward": 4, "backward": 4}
     bounds = []
     for prefetch in (1, None):
@@ -467,7 +465,7 @@ def test_the_mean_of_equal_runs_lies_between_the_least_and_the_most(
     assert found["min"] <= found["makespan"] <= found["max"]
 
 
-def test_rates_that_fall_with_more_cores_are_told(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rates_that_fall_with_more_cores_give_a_warning(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [("comp-only", 0.0, 1.0), ("split:1", 1.0, 3.0), ("comm-only", 2.0, 0.0)]
     modes = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, comm, comp in rows]
     data = {"cores": 2, "cycles": 2, "forward": 1, "backward": 1, "comm": 1, "modes": modes}
