@@ -1,12 +1,13 @@
 """Fit the parameters of f and g (Eq. 3 and 4) to measured times, with standard errors.
 
-Both formulas give a rate that is linear in its coefficients. They are (p, q) of p - q c for comp, with a1 = 1/p and a2 = q/p,
-and (b1, b2, d) of b1 c + b2 ln c + d for comm, with b3 = exp(d / b2).
+Both formulas give a rate that is linear in its coefficients:
+- comp: p - q c, with a1 = 1/p and a2 = q/p;
+- comm: b1 c + b2 ln c + d, with b3 = exp(d / b2).
 
 The fit minimises errors of the logarithm of the rates. Times span orders of magnitude, and their errors are proportional to
-them. A logarithm gives all times the same weight, prefers neither long nor short ones (the error relative to the measured time
-prefers short ones), does not depend on units, and keeps the rate positive at every sample. It also means that the fit needs only
-the mean logarithm at each core count.
+them. A logarithm gives all times the same weight. It prefers neither long nor short times, while the error relative to the measured
+time prefers short ones. It does not depend on units, and it keeps the rate positive at every sample. With it the fit needs only the
+mean logarithm at each core count.
 
 A fit whose rate is not positive at every possible core count is outside the model. The best fit inside would be on the bound, and
 its parameters would describe the bound rather than the device. So the parameters count as not identified, and no values are

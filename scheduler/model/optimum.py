@@ -84,8 +84,8 @@ class Frontier:
     def around(self, slope: float) -> tuple[Mode, Mode]:
         """Return the two modes that together give this slope: first the mode of lower slope, then the mode of higher slope.
 
-        Both are the same mode at the slope of a mode, at or below the lowest slope (comm idles), and above the last slope (comp
-        idles). math.inf is the slope of comm alone.
+        They are the same mode at the slope of a mode, at or below the lowest slope, where comm idles, and above the last slope,
+        where comp idles. math.inf is the slope of comm alone.
         """
         right = bisect_left(self.slopes, slope)
         high = self.modes[min(right, len(self.modes) - 1)]
@@ -147,8 +147,8 @@ def lower_bound(*, modes: Sequence[Mode], forward: Floats, backward: Floats, com
 def _hull_of_rates(modes: Sequence[Mode]) -> list[Mode]:
     """Return the modes on h by rising slope, from the fastest for comp to the fastest comm-only mode.
 
-    The order is also by falling comp rate. In the plane of both rates these modes are the outer corners of the set of all mean
-    rates that switching between modes, or idling, can reach.
+    The order is also by falling comp rate. Switching between modes and idling can reach a set of mean rates. In the plane of both
+    rates, these modes are the outer corners of this set.
     """
     hull: list[Mode] = []
     for mode in sorted(modes, key=lambda mode: (-mode.comp_rate, -mode.comm_rate)):
@@ -212,8 +212,8 @@ def _string(floors: Points, ceilings: Points, reach: int) -> Points:
 def _thinned(points: Points, left: _Indices, side: int, reach: int) -> _Indices:
     """Drop the points of `left` where the taut string cannot bend. `side` is 1 for the floor, -1 for the ceiling.
 
-    The points have distinct x. The string bends at a floor point only if the point is above the chord of the floor points before
-    and after it, unless a ceiling lies between. No ceiling does within `reach` = prefetch - 1 cycles: by its definition the
+    The points have distinct x. If no ceiling lies between, the string bends only at floor points above the chord of the
+    floor points before and after them. No ceiling does within `reach` = prefetch - 1 cycles: by its definition the
     ceiling over cycle j is at least as high as the floor in cycle j + reach. The mirrored rule holds for the ceiling. Each pass
     drops all such points. When a pass drops few, `funnel` does the rest in O(N).
     """

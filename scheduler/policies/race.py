@@ -142,7 +142,7 @@ class Race:
             "warm": sorted(self._is_warm),
             "blocks": {strategy: [list(block) for block in blocks] for strategy, blocks in self._blocks.items()},
             "leader": self.leader,
-            "patience": self._challenge_interval,
+            "patience": self._challenge_interval,  # files keep the older word
             "since_challenge": self._since_challenge,
         }
 

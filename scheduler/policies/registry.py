@@ -69,6 +69,7 @@ class PolicyKind:
 
     usage: str
     sentence: str
+    """Begins in lower case and has no full stop: callers add both."""
     make: Callable[[PolicyRequest], Policy]
     arguments: Callable[[int], Iterable[object]] | None = None
     launch_options: LaunchOptions = LaunchOptions()

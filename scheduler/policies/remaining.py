@@ -1,10 +1,10 @@
 """Compute T* of the rest of a run from any position: the least seconds for the remaining work.
 
 A position is a point (comp work done, comm work done). Without a prefetch limit, the optimal path follows the tangent from there
-to the upper hull of the remaining points (W_m, Y_m), then the hull (docs/model.md, "The optimum"). This needs, for every point,
-its successor on the hull of the points after it. The successors are computed once per run in O(N), backwards from the end. With
-a limit, the path follows its own taut string until it meets the run's string. If all cycles have equal works, all points are on
-one line, and nothing is precomputed.
+to the upper hull of the remaining points (W_m, Y_m). Then it follows the hull (docs/model.md, "The optimum"). This needs, for
+every point, its successor on the hull of the points after it. The successors are computed once per run in O(N), backwards from
+the end. With a limit, the path follows its own taut string until it meets the run's string. If all cycles have equal works, all
+points are on one line, and nothing is precomputed.
 """
 
 from __future__ import annotations
