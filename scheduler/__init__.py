@@ -1,1 +1,1 @@
-"""Which cores communicate and which compute: decisions as data, and the one door to the kernel that carries them out."""
+"""Schedule which cores receive logits and which cores train: model, policies, controller, simulator and live loop."""

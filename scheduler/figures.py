@@ -1,7 +1,7 @@
-"""Draws what `studies` found: for every figure the data as JSON, and a PNG and an SVG made from that JSON and nothing else.
+"""Draw the data of `studies`: every figure is written as JSON, and as a PNG and an SVG that are drawn from this JSON only.
 
-No pyplot and no display: figures are objects of their own, and the user's matplotlib settings are neither used nor changed. The
-same arguments give the same JSON and the same SVG, byte for byte. Every figure can be read without colour.
+No pyplot and no display: figures are separate objects, and the user's matplotlib settings are neither used nor changed. The same
+arguments give the same JSON and the same SVG, byte for byte. Every figure is readable without colour.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from edgekd.files import replace_atomically, write_text
 from scheduler.simulation import studies
 from scheduler.simulation.studies import Data
 
 Draw: TypeAlias = Callable[[Data], Figure]
 
 DPI = 150
-WIDTH = 7.2  # inches, a page without its margins
-_CAPTION_LETTERS = 112  # a line of the caption over that width
+WIDTH = 7.2  # inches, the width of a page without margins
+_CAPTION_LETTERS = 112  # characters per line of the caption at this width
 _PACKAGES = ("edgekd", "numpy", "scipy", "matplotlib")
 STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so the text is as wide everywhere
+    "font.family": "DejaVu Sans",  # matplotlib bundles it, so text has the same width on every machine
     "font.size": 8,
     "axes.titlesize": 8.5,
     "figure.titlesize": 10,
@@ -48,7 +49,7 @@ STYLE = {
     "svg.hashsalt": "edgekd",
 }
 
-# Okabe and Ito's colours, from light to dark: apart without colour too. A hatch tells neighbours apart in bad print.
+# Colours of Okabe and Ito, from light to dark: distinct without colour too. Hatches keep neighbours distinct in poor print.
 _COMM, _COMP, _FORWARD = "#E69F00", "#0072B2", "#56B4E9"
 _BARS: tuple[tuple[str, str, str], ...] = (
     ("random", "#FFFFFF", ""),
@@ -63,11 +64,11 @@ _BARS: tuple[tuple[str, str, str], ...] = (
 def write_figures(
     out: Path, *, runs: int = 1000, seed: int = 0, samples: Any | None = None, cycles: int = studies.CYCLES
 ) -> list[Path]:
-    """Write NAME.json, NAME.png and NAME.svg of every figure into the folder `out`, which is made if need be; their paths.
+    """Write NAME.json, NAME.png and NAME.svg of every figure into the folder `out`, and return their paths.
 
-    `runs` is how many runs of `random` are averaged, `samples` the JSON data of a calibration for figure 2; without it that
-    figure shows examples and says so; `cycles` is N of figure 5 and of the gaps. ValueError for samples, runs or cycles that
-    cannot be, OSError if `out` cannot be written.
+    `out` is created if missing. `runs` is the number of averaged runs of `random`. `samples` is the JSON data of a calibration for
+    figure 2; without it, the figure shows example samples and labels them. `cycles` is N of figure 5 and of the gaps. Raises
+    ValueError for invalid samples, runs or cycles, OSError if `out` cannot be written.
     """
     figures: tuple[tuple[str, Data, Draw], ...] = (
         ("fig2", studies.fitted_costs(samples=samples, seed=seed), draw_fitted_costs),
@@ -82,20 +83,20 @@ def write_figures(
 
 
 def write_figure(out: Path, name: str, data: Data, draw: Draw) -> list[Path]:
-    """Write one figure's data, with the versions that made them, and draw it: the paths of NAME.json, NAME.png and NAME.svg."""
+    """Write one figure's data with software versions, and draw it. Returns the paths of NAME.json, NAME.png and NAME.svg."""
     text = json.dumps({"figure": name, **data, "versions": _versions()}, indent=1, allow_nan=False) + "\n"
     path = out / f"{name}.json"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return [path, *draw_files(out / name, json.loads(text), draw)]
 
 
 def draw_files(stem: Path, data: Data, draw: Draw) -> list[Path]:
-    """Draw `data` as STEM.png and STEM.svg, for data that already lie in a file of their own; the paths."""
+    """Draw `data`, which is already in a file, as STEM.png and STEM.svg. Returns the paths."""
     paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".svg")]
-    with matplotlib.style.context(["default", STYLE]):  # rc_context would let the user's settings in
+    with matplotlib.style.context(["default", STYLE]):  # rc_context would include the user's settings
         figure = draw(data)
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
+        replace_atomically(paths[0], lambda file: figure.savefig(file, metadata={"Software": None}))
+        replace_atomically(paths[1], lambda file: figure.savefig(file, metadata={"Date": None}))
     return paths
 
 
@@ -104,9 +105,9 @@ def _versions() -> dict[str, str]:
 
 
 def draw_fitted_costs(data: Data) -> Figure:
-    """Figure 2: samples and the fit through them, and below what they differ by; comp on the left, comm on the right.
+    """Draw figure 2: samples with their fit, and the relative errors below; comp on the left, comm on the right.
 
-    A side may have "bars", the interval of what is believed of each core count.
+    A side may have "bars": the median and the confidence interval at each core count.
     """
     figure = _figure(data, height=4.6)
     grid = figure.subplots(2, 2, sharex="col", height_ratios=(5, 2))
@@ -124,7 +125,7 @@ def draw_fitted_costs(data: Data) -> Figure:
             errors.plot(cores, 100 * relative, **look)
             errors.axhspan(-100 * side["spread"], 100 * side["spread"], color=colour, alpha=0.3, linewidth=0)
             errors.axhline(0, color="black", linewidth=0.8)
-            most = 110 * max(np.max(np.abs(relative)), 0.005)  # rounding is not blown up
+            most = 110 * max(np.max(np.abs(relative)), 0.005)  # so that rounding errors do not fill the panel
             errors.set_ylim(-most, most)
         else:
             errors.set_yticks([])
@@ -140,7 +141,7 @@ def draw_fitted_costs(data: Data) -> Figure:
 
 
 def draw_timeline(data: Data) -> Figure:
-    """Figure 3: the three tasks' lanes with waits hatched, and below them who holds how many cores."""
+    """Draw figure 3: one lane per kind of task with hatched waits, and the cores of both sides below."""
     figure = _figure(data, height=4.6)
     lanes, cores = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     places = {"comm": 2, "forward": 1, "backward": 0}
@@ -162,7 +163,7 @@ def draw_timeline(data: Data) -> Figure:
     lanes.set(ylim=(-0.5, 2.5), yticks=list(places.values()), yticklabels=[lane.capitalize() for lane in places])
     num_cores = data["scenario"]["cores"]
     cores.set(xlabel="modelled time in seconds", ylabel="cores", ylim=(0, num_cores), yticks=range(num_cores + 1))
-    cores.set_xlim(0, 1.003 * data["makespan"])  # the last edge is drawn whole
+    cores.set_xlim(0, 1.003 * data["makespan"])  # room for the last edge
     kinds = [
         Patch(facecolor="white", edgecolor="black", hatch="//////", linestyle=":", label="waits"),
         Patch(facecolor=_COMM, edgecolor="black", label="held by comm (lowest cores)"),
@@ -173,7 +174,7 @@ def draw_timeline(data: Data) -> Figure:
 
 
 def draw_cost_curves(data: Data) -> Figure:
-    """Figure 4: one panel for each C, with f and g against comp's cores."""
+    """Draw figure 4: one panel per C, with f and g against comp's cores."""
     curves = data["curves"]
     figure = _figure(data, height=5.0)
     grid = figure.subplots((len(curves) + 1) // 2, 2, sharey=True, squeeze=False)
@@ -191,7 +192,7 @@ def draw_cost_curves(data: Data) -> Figure:
 
 
 def draw_comparison(data: Data) -> Figure:
-    """Figure 5: bars of time, and below them the same bars again as what they exceed the lower bound by."""
+    """Draw figure 5: bars of time, and below them bars of the excess over the lower bound in per cent."""
     figure = _figure(data, height=6.2)
     times, excess = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
     for place, group in enumerate(data["groups"]):
@@ -212,7 +213,7 @@ def draw_comparison(data: Data) -> Figure:
 
 
 def _bars(times: Axes, excess: Axes, place: int, group: Data) -> None:
-    """The policies of one number of cores, side by side around x = `place`."""
+    """Draw the bars of one number of cores, side by side around x = `place`."""
     width, bound = 0.84 / len(_BARS), group["lower_bound"]
     for number, (name, colour, hatch) in enumerate(_BARS):
         policy = group["policies"][group["best_static"] if name == "best static" else name]
@@ -232,12 +233,12 @@ def _bars(times: Axes, excess: Axes, place: int, group: Data) -> None:
 
 
 def draw_gaps(data: Data) -> Figure:
-    """One table for each policy, its cells darker the further they are from the bound."""
+    """Draw one table per policy. A darker cell is further from the bound."""
     figure = _figure(data, height=5.4)
     panels = data["panels"]
     grid = figure.subplots(2, (len(panels) + 1) // 2, sharex=True, sharey=True, squeeze=False)
     most = max(value for panel in panels for row in panel["percent"] for value in row)
-    scale = Normalize(0, max(most, 1.0))  # where nothing loses a per cent, nothing is dark
+    scale = Normalize(0, max(most, 1.0))  # if all values are below 1 %, all cells stay light
     for axes, panel in zip(grid.flat, panels, strict=False):
         values = np.array(panel["percent"])
         axes.pcolormesh(values, cmap="Blues", norm=scale, edgecolor="white", linewidth=1)
@@ -259,7 +260,7 @@ def draw_gaps(data: Data) -> Figure:
 
 
 def _figure(data: Data, *, height: float) -> Figure:
-    """An empty figure with the data's title above and its caption below."""
+    """Return an empty figure with the data's title above and its caption below."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.suptitle(data["title"])
     caption = textwrap.fill(data["caption"], _CAPTION_LETTERS, break_on_hyphens=False)
@@ -276,7 +277,7 @@ def _middle(span: Data) -> float:
 
 
 def _rounded(value: float, digits: int) -> str:
-    return f"{round(value, digits) + 0.0:.{digits}f}"  # a rounding error below the bound is 0.0, not -0.0
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # shows 0.0, not -0.0, for a rounding error below the bound
 
 
 def _columns(rows: Sequence[Data], *keys: str) -> list[np.ndarray]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from edge_student.calibrate.visits import ModeUnderTest, Visit
 from edge_student.measure.intervals import median_interval
-from scheduler.model.fit import Fit, fit
+from scheduler.model.fit import fit
+from scheduler.model.fit_result import Fit
 from scheduler.model.samples import Samples
 from scheduler.model.scenario import Profile
 

@@ -1,1 +1,1 @@
-"""State, cost functions, scenario, exact optimum, fit. Pure: no clock, no thread, no I/O."""
+"""Run state, cost functions, scenarios, the exact optimum and the fit. Pure: no clock, no thread, no I/O."""

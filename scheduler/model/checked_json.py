@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote: whatever is wrong with it is one ValueError that says where and what."""
+"""Validate JSON from outside the program. Every error is a ValueError that names the place, the value and the rule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 
 def read_json(text: str, where: str) -> Any:
-    """A JSON document. ValueError if it is none, or an object in it names a key twice."""
+    """Parse a JSON document. Raises ValueError for invalid JSON, or for an object with a duplicate key."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -28,11 +28,11 @@ def read_json(text: str, where: str) -> Any:
             raise
         raise ValueError(f"{where}: a number has too many digits") from None
     except RecursionError:
-        raise ValueError(f"{where}: this is nested too deeply to be one") from None
+        raise ValueError(f"{where}: this JSON is nested too deeply") from None
 
 
 def check_keys(data: Any, *, required: tuple[str, ...], optional: tuple[str, ...] = (), where: str) -> None:
-    """ValueError unless `data` is an object with all of `required`, and nothing beyond those and `optional`."""
+    """Raise ValueError unless `data` is an object with all `required` keys and no keys but these and `optional`."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{where}: expected an object with {', '.join(required)}; got {shown(data)}")
     missing = [key for key in required if key not in data]
@@ -44,12 +44,12 @@ def check_keys(data: Any, *, required: tuple[str, ...], optional: tuple[str, ...
 
 
 def number(data: Mapping[str, Any], key: str, where: str) -> float:
-    """The finite number under this key, or ValueError."""
+    """Return the finite number at this key. Raises ValueError."""
     return finite(data[key], repr(key), where)
 
 
 def finite(value: Any, name: str, where: str) -> float:
-    """`value` as a number, or ValueError that says what `name` is instead."""
+    """Return `value` as a finite float. Raises ValueError that names `name` and the value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{where}: {name} is {shown(value)}; it must be a number")
     try:
@@ -62,12 +62,12 @@ def finite(value: Any, name: str, where: str) -> float:
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether a JSON value is a whole number; true and false are none."""
+    """Whether a JSON value is a whole number; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def whole(data: Mapping[str, Any], key: str, where: str, *, least: int, most: int | None) -> int:
-    """The whole number under this key, from `least` to `most`, or ValueError."""
+    """Return the whole number at this key. Raises ValueError if it is not in `least` .. `most`."""
     value = data[key]
     if not is_whole(value) or value < least:
         raise ValueError(f"{where}: {key!r} is {shown(value)}; it must be a whole number, at least {least}")
@@ -77,7 +77,7 @@ def whole(data: Mapping[str, Any], key: str, where: str, *, least: int, most: in
 
 
 def not_negative(value: Any, name: str, where: str, what: str = "work") -> float:
-    """`value` as a number of at least 0; `what` says in the error what it is a number of."""
+    """Return `value` as a float of at least 0. Raises ValueError; `what` is the name of the quantity in the message."""
     found = finite(value, name, where)
     if found < 0:
         raise ValueError(f"{where}: {name} is {found:g}; {what} cannot be negative")
@@ -85,25 +85,25 @@ def not_negative(value: Any, name: str, where: str, what: str = "work") -> float
 
 
 def mapping(value: Any, where: str) -> Mapping[str, Any]:
-    """`value` as an object, or ValueError."""
+    """Return `value` if it is an object. Raises ValueError."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: expected an object; got {shown(value)}")
     return value
 
 
 def listing(value: Any, where: str, *, length: int | None = None) -> Sequence[Any]:
-    """`value` as a list, of this many values if that is said, or ValueError."""
+    """Return `value` if it is a list, with `length` entries if a length is given. Raises ValueError."""
     if not isinstance(value, list) or length not in (None, len(value)):
         raise ValueError(f"{where}: expected a list{'' if length is None else f' of {length}'}; got {shown(value)}")
     return value
 
 
 def shown(value: Any) -> str:
-    """A value as an error message can take it: short, and of printable characters."""
+    """Return the repr of a value for an error message: at most 60 printable characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _plain(key: Any) -> str:
-    """A key as a terminal can take it."""
+    """Return a key in a form that is safe to print on a terminal."""
     return key if isinstance(key, str) and key.isprintable() and len(key) < 60 else shown(key)

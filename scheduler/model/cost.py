@@ -1,6 +1,6 @@
-"""What a core is worth: the paper's two cost functions, and the table of rates that they, or measurements, give.
+"""The paper's two cost functions, and the table of rates that comes from them or from measurements.
 
-A rate is work per second. The unit of work is the profile's own; only rates and workloads of one profile may meet.
+A rate is work per second. Each profile has its own unit of work: combine only rates and workloads of the same profile.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
-    """One way to use the cores, and what both sides then do, in work per second. Either rate may be 0, but not both."""
+    """One way to use the cores, with the rates of both sides in work per second. One rate may be 0, but not both."""
 
     name: str
     comm_rate: float
@@ -23,15 +23,15 @@ class Mode:
             if not (math.isfinite(rate) and rate >= 0):
                 raise ValueError(f"mode {self.name!r}: its {side} rate is {rate:g}; it must be finite and not negative")
         if self.comm_rate == self.comp_rate == 0:
-            raise ValueError(f"mode {self.name!r}: both rates are 0; a mode in which nothing runs is none")
+            raise ValueError(f"mode {self.name!r}: both rates are 0; at least one must be positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateTable:
-    """Rates of comm and comp, in work per second, when comm has c = 0..C of C cores and comp the rest.
+    """Rates of comm and comp, in work per second, for c = 0..C: comm has c of the C cores and comp has the others.
 
-    Comm's rate is 0 at c = 0 and comp's at c = C (Eq. 12); all others are positive and finite, or ValueError. `shared` are
-    modes in which both sides may use every core.
+    Comm's rate is 0 at c = 0, and comp's rate is 0 at c = C (Eq. 12). All other rates must be positive and finite. `shared`
+    has the modes in which both sides may use every core. Raises ValueError for other values.
     """
 
     comm: tuple[float, ...]
@@ -57,12 +57,12 @@ class RateTable:
 
     @property
     def is_monotone(self) -> bool:
-        """Whether more cores never make a side slower."""
+        """Whether no rate falls where its side gets more cores."""
         pairs = [*pairwise(self.comm), *pairwise(reversed(self.comp))]
         return all(fewer <= more for fewer, more in pairs)
 
     def modes(self) -> tuple[Mode, ...]:
-        """Every mode there is: comp-only, split:1 .. split:<C-1>, comm-only, then the shared ones."""
+        """Return every mode: comp-only, split:1 .. split:<C-1>, comm-only, then the shared modes."""
         names = ["comp-only", *(f"split:{c}" for c in range(1, self.num_cores)), "comm-only"]
         splits = (
             Mode(name=name, comm_rate=comm, comp_rate=comp) for name, comm, comp in zip(names, self.comm, self.comp, strict=True)
@@ -77,7 +77,7 @@ def _check_rate(side: str, c: int, num_cores: int, rate: float) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostModel:
-    """f of Eq. 3 and g of Eq. 4; c is the number of COMM cores in both (the g(y, c_Comp) of Algorithm 2 is a slip)."""
+    """f of Eq. 3 and g of Eq. 4; c is the number of COMM cores in both (g(y, c_Comp) in Algorithm 2 is an error of the paper)."""
 
     a1: float
     a2: float
@@ -92,11 +92,11 @@ class CostModel:
                 raise ValueError(f"cost parameter {field.name} is {value}; it must be finite")
 
     def comp_rate(self, c: float) -> float:
-        """1 / f(1, c), whatever its sign; 0 where a1 is 0 and the formula has no value."""
+        """Return 1 / f(1, c), which may be negative; 0 if a1 is 0, where the formula is undefined."""
         return (1 - self.a2 * c) / self.a1 if self.a1 else 0.0
 
     def comm_rate(self, c: float) -> float:
-        """1 / g(1, c), whatever its sign; 0 at c = 0 (Eq. 12), NaN where the logarithm has no value."""
+        """Return 1 / g(1, c), which may be negative; 0 at c = 0 (Eq. 12), NaN where the logarithm is undefined."""
         if c == 0:
             return 0.0
         if self.b2 == 0:
@@ -105,15 +105,15 @@ class CostModel:
         return self.b1 * c + self.b2 * math.log(inner) if inner > 0 else math.nan
 
     def comp_time(self, x: float, c: float) -> float:
-        """f(x, c) = a1 x / (1 - a2 c), in seconds (Eq. 3). ValueError where the rate is not positive."""
+        """Return f(x, c) = a1 x / (1 - a2 c) in seconds (Eq. 3). Raises ValueError if the rate is not positive."""
         return x / _positive("comp", c, self.comp_rate(c))
 
     def comm_time(self, y: float, c: float) -> float:
-        """g(y, c) = y / (b1 c + b2 ln(b3 c)), in seconds (Eq. 4). ValueError where the rate is not positive."""
+        """Return g(y, c) = y / (b1 c + b2 ln(b3 c)) in seconds (Eq. 4). Raises ValueError if the rate is not positive."""
         return y / _positive("comm", c, self.comm_rate(c))
 
     def rates(self, num_cores: int) -> RateTable:
-        """The rates at c = 0..num_cores. ValueError naming the first c whose rate is not positive and finite."""
+        """Return the rates at c = 0..num_cores. Raises ValueError, naming the first c whose rate is not positive and finite."""
         splits = range(num_cores + 1)
         return RateTable(
             comm=tuple(self.comm_rate(c) for c in splits),
@@ -129,7 +129,7 @@ def _positive(side: str, c: float, rate: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """The work of one cycle's three tasks, in the units of the rates. Positive and finite, or ValueError."""
+    """The work of one cycle's three tasks, in the unit of the rates. Raises ValueError unless all are positive and finite."""
 
     forward: float
     backward: float
@@ -142,6 +142,6 @@ class Workload:
                 raise ValueError(f"the work '{field.name}' is {value}; it must be positive and finite")
 
     def tasks(self, first: int, last: int) -> tuple[list[float], list[float]]:
-        """The works of cycles `first` to `last` - 1, one like the other: of Comm, and of Forward and Backward in turn."""
+        """Return the works of cycles `first` to `last` - 1, which are all equal: of Comm [n], and of F, B, F, B, ... [2n]."""
         length = last - first
         return [self.comm] * length, [self.forward, self.backward] * length

@@ -1,6 +1,6 @@
-"""From counts of cores to core ids: comm takes the lowest, comp the highest.
+"""Map the core counts of an allocation to core ids: comm gets the lowest ids, comp the highest.
 
-Why comm the lowest: on a Raspberry Pi the network card's interrupts land on core 0, and the packets are warm in its cache.
+Comm gets the lowest because a Raspberry Pi handles the network card's interrupts on core 0, so its cache holds the packets.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from scheduler.model.state import Allocation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """The core ids of both sides. With `is_pinned` False both may use every core, and no mask needs to be set. With `is_shared`
-    comm may run on the cores of comp, behind it.
+    """The core ids of both sides. With `is_pinned` False both sides may use every core, and no mask is set.
 
-    `comp` is ordered, because each thread of the training team gets a core of its own.
+    With `is_shared` comm may run on the cores of comp, at idle priority. `comp` is ordered, because each thread of the training
+    team gets its own core.
     """
 
     comm: frozenset[int]
@@ -27,9 +27,9 @@ class Placement:
 
 
 def place(allocation: Allocation, cores: Sequence[int]) -> Placement:
-    """The cores of `allocation` among `cores`, the ids that this process may use, in any order.
+    """Choose the cores of `allocation` from `cores`, the ids that this process may use, in any order.
 
-    A side with no cores gets an empty set. ValueError if the allocation needs more cores than there are.
+    A side without cores gets an empty set. Raises ValueError if the allocation needs more cores than are available.
     """
     return _place(allocation, tuple(cores))
 

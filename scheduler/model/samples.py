@@ -1,6 +1,6 @@
-"""What was measured on a device: so much work took so many seconds while comm had so many cores. Read from JSON.
+"""Samples: measured seconds of some work for some number of comm cores. Read from JSON.
 
-A device profile carries the samples that its rates come from, and may stand wherever samples may.
+A device profile contains the samples that its rates come from. It can be read in place of a file of samples.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scheduler.model.scenario import MAX_CORES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """So much work of one side took so many seconds while comm had so many cores, and comp the rest."""
+    """`work` of one side took `seconds`, while comm had `comm_cores` cores and comp had the others."""
 
     work: float
     comm_cores: int
@@ -24,7 +24,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """What was measured on a device of `cores` cores."""
+    """The samples of both sides, measured on a device with `cores` cores."""
 
     cores: int
     comp: tuple[Sample, ...]
@@ -32,16 +32,15 @@ class Samples:
 
     @classmethod
     def from_text(cls, text: str) -> Samples:
-        """Read a JSON document. ValueError if it is none, or names a key twice."""
+        """Read a JSON document. Raises ValueError as `from_json`, and for invalid JSON or a duplicate key."""
         return cls.from_json(read_json(text, "samples"))
 
     @classmethod
     def from_json(cls, data: Any) -> Samples:
         """Read {"cores", "comp": [{"work", "comm_cores", "seconds"}, ...], "comm": [...]}; `comm_cores` counts COMM cores in both.
 
-        Or a profile that `calibrate` wrote, which has all that as its "samples".
-        ValueError, naming the value and the rule, unless works and seconds are positive and every c has a rate: 0..cores-1 for
-        comp and 1..cores for comm.
+        Also reads a profile of `calibrate`, which has this object as its "samples". Raises ValueError, naming the value and the
+        rule, unless works and seconds are positive and every c has a rate: 0..cores-1 for comp and 1..cores for comm.
         """
         if isinstance(data, Mapping) and "modes" in data and "samples" in data:
             data = data["samples"]
@@ -55,7 +54,7 @@ class Samples:
 
 def _samples(data: Any, side: str, lowest: int, highest: int) -> tuple[Sample, ...]:
     if not isinstance(data, list) or not data:
-        raise ValueError(f"samples: '{side}' is {shown(data)}; it must be a list of one sample or more")
+        raise ValueError(f"samples: '{side}' is {shown(data)}; it must be a list of at least one sample")
     return tuple(_sample(sample, f"samples {side}[{n}]", lowest, highest) for n, sample in enumerate(data))
 
 

@@ -1,8 +1,8 @@
-"""What is known before a run, and the JSON it is read from: a device's profile, and a whole scenario to simulate.
+"""Read device profiles and scenarios to simulate from JSON.
 
-Both name the cores and their rates alike, either by the paper's formulas ("cost": {"a1", "a2", "b1", "b2", "b3"}) or as
-measured ("modes": [{"name", "comm_rate", "comp_rate"}, ...]). A measured mode may say how well it was measured, and a profile where
-and how; nothing is decided by that here, it is only checked. Whatever cannot be is one clear ValueError.
+Both give the rates of the cores in the same way: by the paper's formulas ("cost": {"a1", "a2", "b1", "b2", "b3"}), or as
+measured rates ("modes": [{"name", "comm_rate", "comp_rate"}, ...]). A mode may have the quality of its measurement, and a
+profile its origin. These fields are validated here but not used. Every error is a ValueError.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WorkArray: TypeAlias = npt.NDArray[np.float64]
 MAX_CYCLES = 10_000_000
 MAX_CORES = 4096
 MAX_SIZE = 1e30
-"""Works and rates beyond this, or below its inverse, are a matter of units: products of them would leave the range of floats."""
+"""Limit of works and rates, and its inverse: products of larger or smaller numbers would leave the range of floats."""
 
 _TASKS = ("forward", "backward", "comm")
 _COMP_ONLY, _COMM_ONLY = "comp-only", "comm-only"
@@ -39,7 +39,7 @@ _SPLIT = re.compile(r"split(?::(?=\d+$)|\((?=\d+\)$))(\d{1,4})\)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What is known of a device before a run: its cores, the work of a cycle, and the rates of every split."""
+    """A calibrated device: its number of cores, the work of a cycle, and the rates of every split."""
 
     cores: int
     workload: Workload
@@ -50,18 +50,18 @@ class Profile:
             raise ValueError(f"the profile has {self.cores} cores, but rates for {self.rates.num_cores}")
 
     def check_cores(self, num_cores: int) -> None:
-        """ValueError unless the profile is of this many cores."""
+        """Raise ValueError unless the profile was measured on this number of cores."""
         if self.cores != num_cores:
             raise ValueError(
-                f"the profile is of {self.cores} cores, and this run has {num_cores};"
-                " run on as many cores as were measured, or measure again"
+                f"the profile is of {self.cores} cores, and this run has {num_cores}; run on {self.cores} cores, or calibrate again"
             )
 
     @classmethod
     def from_json(cls, data: Any) -> Profile:
         """Read {"cores", "forward", "backward", "comm"}, each work a number, and "cost" or "modes".
 
-        What `calibrate` writes beside them (where, how and when it was measured) is for others to read, and may be left out.
+        The other keys that `calibrate` writes (host, settings and time of the measurement) are optional and not read here.
+        Raises ValueError.
         """
         where = "profile"
         check_keys(data, required=("cores", *_TASKS), optional=("cost", "modes", *_ORIGIN), where=where)
@@ -85,25 +85,25 @@ class TaskWorks:
 
     @classmethod
     def equal(cls, work: Workload, cycles: int) -> TaskWorks:
-        """The same work in every cycle."""
+        """Build works that are the same in every cycle."""
         return cls(**{task: _frozen(np.full(cycles, getattr(work, task))) for task in _TASKS})
 
     def tasks(self, first: int, last: int) -> tuple[list[float], list[float]]:
-        """The works of cycles `first` to `last` - 1: of Comm, and of Forward and Backward in turn."""
+        """Return the works of cycles `first` to `last` - 1: of Comm [n], and of F, B, F, B, ... [2n]."""
         comp = np.stack([self.forward[first:last], self.backward[first:last]], axis=1)
         return self.comm[first:last].tolist(), comp.ravel().tolist()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scenario:
-    """One run to simulate: cores and their rates, and the work of every task."""
+    """One run to simulate: the number of cores, their rates, and the work of every task."""
 
     cores: int
     works: TaskWorks
     prefetch: int | None
     rates: RateTable
     cost: CostModel | None
-    """The formulas that `rates` come from; None if they were measured."""
+    """The formulas that give `rates`; None if the rates were measured."""
 
     @property
     def cycles(self) -> int:
@@ -112,11 +112,11 @@ class Scenario:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Every mode that may be used."""
+        """Every mode of the rate table."""
         return self.rates.modes()
 
     def lower_bound(self) -> float:
-        """T*, in seconds: no schedule ends sooner (`plan.lower_bound`)."""
+        """Return T* in seconds: no schedule ends earlier (`optimum.lower_bound`)."""
         works = self.works
         return lower_bound(
             modes=self.modes, forward=works.forward, backward=works.backward, comm=works.comm, prefetch=self.prefetch
@@ -124,14 +124,15 @@ class Scenario:
 
     @classmethod
     def from_text(cls, text: str) -> Scenario:
-        """Read a JSON document. ValueError if it is none, or names a key twice."""
+        """Read a JSON document. Raises ValueError as `from_json`, and for invalid JSON or a duplicate key."""
         return cls.from_json(read_json(text, "scenario"))
 
     @classmethod
     def from_json(cls, data: Any) -> Scenario:
         """Read {"cores", "cycles", "forward", "backward", "comm", "prefetch"?} and "cost" or "modes".
 
-        A work is a number, the same in every cycle, or a list with one number a cycle; 0 is a task that takes no time.
+        A work is one number for all cycles, or a list with one number per cycle; a task with work 0 takes no time. Raises
+        ValueError.
         """
         where = "scenario"
         check_keys(data, required=("cores", "cycles", *_TASKS), optional=("prefetch", "cost", "modes"), where=where)
@@ -191,7 +192,7 @@ def _cost(data: Any, where: str) -> CostModel:
 
 
 def _rates_of_modes(modes: Any, num_cores: int, where: str) -> RateTable:
-    """A mode's place in the table is the number of its comm cores: comp-only 0, split:<c> c, comm-only C; others are shared."""
+    """Build the table. A mode's index is its number of comm cores: comp-only 0, split:<c> c, comm-only C; others are shared."""
     if not isinstance(modes, list):
         raise ValueError(f"{where}: 'modes' is {shown(modes)}; it must be a list")
     table: dict[int, Mode] = {}
@@ -223,7 +224,7 @@ def _rates_of_modes(modes: Any, num_cores: int, where: str) -> RateTable:
 
 
 def _check_measured(data: Mapping[str, Any], where: str) -> None:
-    """ValueError unless what a mode says of its measurement can be: intervals of rates, counts of tasks, a share of CPU time."""
+    """Raise ValueError for invalid measurement fields of a mode: intervals of rates, counts of tasks, a share of CPU time."""
     for key in _INTERVALS:
         interval = data.get(key)
         if interval is None:
@@ -249,7 +250,7 @@ def _place(name: str, num_cores: int, where: str) -> int | None:
     match = _SPLIT.fullmatch(name)
     if match is None:
         if re.sub("[^a-z]", "", name.lower()) in ("split", "componly", "commonly"):
-            raise ValueError(f"{where}: mode {shown(name)} is written like none of split:<c>, {_COMP_ONLY} and {_COMM_ONLY}")
+            raise ValueError(f"{where}: mode {shown(name)} is not spelled as one of split:<c>, {_COMP_ONLY} and {_COMM_ONLY}")
         return None
     c = int(match[1])
     if not 1 <= c < num_cores:

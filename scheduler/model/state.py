@@ -1,7 +1,7 @@
-"""The words of scheduling: tasks, the state they lead to, allocations of cores, events and decisions.
+"""The value types of scheduling: tasks, run states, core allocations, events and decisions.
 
-Every value here is frozen and checks itself. Nothing in this room knows what time it is: events carry the time, in seconds of
-whatever monotonic clock their sender reads. Equation numbers are those of Lin et al. (AIoTSys 2024), see docs/architecture.md.
+All values are frozen and validate themselves. No code here reads a clock: events carry their time, in seconds of the sender's
+monotonic clock. Equation numbers are those of Lin et al. (AIoTSys 2024), see docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import cache
 from typing import TypeAlias
 
 COMPUTE_FIRST = "compute-first"
-"""The shared mode that a real device has: training on every core, and behind it comm on every core, at the lowest priority."""
+"""The shared mode of a real device: both sides use every core, and comm has idle priority."""
 
 
 class BrokenInvariant(AssertionError):
-    """We, not the user, did something that cannot happen; the message tells what."""
+    """A bug of this program, not a mistake of the user: a state was reached that must not occur."""
 
 
 class Task(Enum):
@@ -29,31 +29,31 @@ class Task(Enum):
 
 
 class Reason(Enum):
-    """Why a decision gave the cores as it did."""
+    """The reason for the allocation of a decision."""
 
     POLICY = "policy"
-    """Both sides can run, and the policy chose."""
+    """Both sides can run; the policy chose the allocation."""
     COMP_BLOCKED = "comp-blocked"
     """Training waits for logits: all cores to comm (Eq. 13, case 1)."""
     COMM_DONE = "comm-done"
-    """Nothing is left to receive: all cores to comp (Eq. 13, case 2)."""
+    """All batches are received: all cores to comp (Eq. 13, case 2)."""
     COMM_BLOCKED = "comm-blocked"
     """The prefetch buffer is full: all cores to comp."""
     FINISHED = "finished"
     """Every task of the run is done."""
     UNMANAGED = "unmanaged"
-    """The policy leaves the cores to the kernel."""
+    """The policy leaves the allocation of cores to the kernel."""
     LEARNING = "learning"
-    """The policy plans with rates, and this split has yet to be measured."""
+    """The policy plans with rates, and this allocation has not been measured yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """S_{i,j,k} of a run of N cycles: how many Comm, Forward and Backward tasks are complete.
+    """S_{i,j,k} of a run of N cycles: the numbers of completed Comm, Forward and Backward tasks.
 
-    With `inputs_travel` a Forward needs its Comm too, because that brings the inputs; without, as in the paper, only a Backward
-    does. `prefetch` is how many batches comm may run ahead of training; None means no limit. A ValueError for numbers a user
-    chooses (`cycles`, `prefetch`), BrokenInvariant for counts that no run can reach.
+    With `inputs_travel` a Forward needs its Comm too, because the Comm brings the inputs. Otherwise, as in the paper, only a
+    Backward needs its Comm. `prefetch` is the number of batches that comm may run ahead of training; None means no limit.
+    Raises ValueError for a wrong user setting (`cycles`, `prefetch`), BrokenInvariant for counts that no run can reach.
     """
 
     cycles: int
@@ -67,10 +67,10 @@ class State:
         if self.cycles < 1:
             raise ValueError(f"cycles is {self.cycles}; a run needs at least 1")
         if self.prefetch is not None and self.prefetch < 1:
-            raise ValueError(f"prefetch is {self.prefetch}; it must be at least 1, or training would wait forever for its logits")
+            raise ValueError(f"prefetch is {self.prefetch}; it must be at least 1, or training would wait forever for logits")
         i, j, k = self.num_comm, self.num_forward, self.num_backward
         if not 0 <= k <= j <= min(k + 1, self.cycles):
-            raise BrokenInvariant(f"{self}: Forward and Backward must alternate, and end after {self.cycles} cycles")
+            raise BrokenInvariant(f"{self}: Forward and Backward must alternate and end after {self.cycles} cycles")
         if self.inputs_travel and i < j:
             raise BrokenInvariant(f"{self}: every Forward needs its Comm where inputs travel")
         if not k <= i <= self.cycles:
@@ -78,29 +78,24 @@ class State:
 
     @classmethod
     def initial(cls, *, cycles: int, prefetch: int | None = None, inputs_travel: bool = False, done: int = 0) -> State:
-        """S_{0,0,0} of a run, or S_{k,k,k} of one that goes on after `done` cycles."""
+        """Return S_{0,0,0}, or S_{k,k,k} of a run that resumes after k = `done` cycles."""
         counts = {"num_comm": done, "num_forward": done, "num_backward": done}
         return cls(cycles=cycles, prefetch=prefetch, inputs_travel=inputs_travel, **counts)
 
     @property
     def num_comp(self) -> int:
-        """Comp tasks done, 0 to 2N: the position in F1 B1 F2 B2 ..."""
+        """Number of completed comp tasks, 0 to 2N: the position in F1 B1 F2 B2 ..."""
         return self.num_forward + self.num_backward
 
     @property
     def comm_is_done(self) -> bool:
-        """Whether nothing is left to receive."""
+        """Whether all batches are received."""
         return self.num_comm == self.cycles
 
     @property
     def comp_is_done(self) -> bool:
-        """Whether nothing is left to train."""
+        """Whether all cycles are trained."""
         return self.num_backward == self.cycles
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether this is S_{N,N,N}."""
-        return self.comm_is_done and self.comp_is_done
 
     @property
     def comm_is_blocked(self) -> bool:
@@ -111,30 +106,18 @@ class State:
 
     @property
     def comp_is_blocked(self) -> bool:
-        """Whether the next comp task needs Comm_{k+1}, and that is not done (Eq. 13 writes i < j, for B_{k+1})."""
+        """Whether the next comp task needs Comm_{k+1} and that task is not done (Eq. 13 writes i < j, for B_{k+1})."""
         if self.inputs_travel:
             return self.num_comm == self.num_backward < self.cycles
         return self.num_comm < self.num_forward
 
     @property
-    def next_comp(self) -> Task:
-        """The comp task that runs or waits now. BrokenInvariant when `comp_is_done`."""
-        if self.comp_is_done:
-            raise BrokenInvariant(f"{self} has no next comp task")
-        return Task.BACKWARD if self.num_forward > self.num_backward else Task.FORWARD
-
-    @property
-    def next_comm_index(self) -> int:
-        """Index, from 0, of the batch that comm receives now."""
-        return self.num_comm
-
-    @property
     def next_comp_index(self) -> int:
-        """Index, from 0, of the cycle that the next comp task belongs to."""
+        """Index, from 0, of the cycle of the next comp task."""
         return self.num_backward
 
     def after(self, task: Task) -> State:
-        """The state when `task` has completed. BrokenInvariant if it could not have."""
+        """Return the state after `task` has completed. Raises BrokenInvariant if the task cannot complete in this state."""
         return State(
             cycles=self.cycles,
             num_comm=self.num_comm + (task is Task.COMM),
@@ -150,10 +133,10 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """How many cores each side gets. With `pinned` False the kernel decides, and both sides may use all of theirs.
+    """Number of cores of each side. With `pinned` False the kernel schedules both sides on all cores.
 
-    `shared` names a mode in which both sides are given every core on purpose, one of them behind the other; None: they divide
-    the cores. The makers below return the same object for the same arguments, because a simulation asks for millions.
+    `shared` names a mode in which both sides use every core and one of them has idle priority; None: the sides split the cores.
+    The constructors below are cached, because a simulation calls them millions of times.
     """
 
     comm: int
@@ -163,36 +146,36 @@ class Allocation:
 
     def __post_init__(self) -> None:
         if self.comm < 0 or self.comp < 0 or self.comm + self.comp == 0:
-            raise BrokenInvariant(f"comm={self.comm}, comp={self.comp} is no allocation: counts are >= 0, and one is > 0")
+            raise BrokenInvariant(f"comm={self.comm}, comp={self.comp} is no allocation: both must be >= 0, and one must be > 0")
 
     @classmethod
     @cache
     def split(cls, comm_cores: int, num_cores: int) -> Allocation:
-        """`comm_cores` (0 to `num_cores`) to comm and the rest to comp (Eq. 12 with equality)."""
+        """Return the split with `comm_cores` (0 to `num_cores`) cores for comm and the others for comp (Eq. 12 with equality)."""
         return cls(comm=comm_cores, comp=num_cores - comm_cores)
 
     @classmethod
     @cache
     def all_comm(cls, num_cores: int) -> Allocation:
-        """Every core to comm; training waits at its next boundary."""
+        """Return the allocation of every core to comm; training waits at its next boundary."""
         return cls(comm=num_cores, comp=0)
 
     @classmethod
     @cache
     def all_comp(cls, num_cores: int) -> Allocation:
-        """Every core to comp; receiving is held between chunks."""
+        """Return the allocation of every core to comp; receiving is held between chunks."""
         return cls(comm=0, comp=num_cores)
 
     @classmethod
     @cache
     def unpinned(cls, num_cores: int) -> Allocation:
-        """Nothing is pinned: both sides may use all cores, as without any scheduler."""
+        """Return the allocation without pinning: both sides may use all cores, as without a scheduler."""
         return cls(comm=num_cores, comp=num_cores, pinned=False)
 
     @classmethod
     @cache
     def sharing(cls, mode: str, num_cores: int) -> Allocation:
-        """Every core to both sides, in the shared mode of this name."""
+        """Return the allocation of every core to both sides, in the shared mode with this name."""
         return cls(comm=num_cores, comp=num_cores, shared=mode)
 
     def __str__(self) -> str:
@@ -209,7 +192,7 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """Both sides start. `time` in seconds; the first event of every run."""
+    """Both sides start. `time` in seconds. This is the first event of every run."""
 
     time: float
 
@@ -218,8 +201,8 @@ class Started:
 class TaskDone:
     """The running task of this kind completed at `time`, in seconds.
 
-    `busy_s`: of a Comm, the seconds in which it computed or waited for a core, the others being waits for the link; None if nobody
-    looked.
+    `busy_s` is for a Comm: the seconds in which it computed or waited for a core. In the other seconds it waited for the link.
+    None: not measured.
     """
 
     task: Task
@@ -229,7 +212,7 @@ class TaskDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoresChanged:
-    """From `time` (seconds) on there are `num_cores` cores: a cpuset or a power mode gave or took some."""
+    """The number of available cores is `num_cores` from `time` (seconds) on: a cpuset or a power mode has changed."""
 
     num_cores: int
     time: float
@@ -244,7 +227,7 @@ Event: TypeAlias = Started | TaskDone | CoresChanged
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What was decided, when, from what state, by which policy and why. `sequence` counts from 0; `time` in seconds."""
+    """A decision: its time (seconds), state, policy, allocation and reason. `sequence` counts from 0."""
 
     sequence: int
     time: float

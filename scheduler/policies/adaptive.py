@@ -1,9 +1,11 @@
-"""`adaptive`: follows the best of a few strategies, found by the stopwatch; one of them is to plan with rates (`lookahead.py`).
+"""`adaptive`: measure a few strategies during the run, and follow the fastest.
 
-The strategies: to leave everything to the kernel, as without us, so that whoever is better off alone is left alone; to split the
-cores whenever both sides can run; to keep comm behind training on every core; and to foresee, from the rates, which mode lets the
-run end soonest. Which of them is best a race decides (`race.py`). Where rates foretell every task exactly, as in a simulation,
-there is nothing to race for.
+The strategies are:
+- kernel: leave the allocation to the kernel, so that a run is no slower than without a scheduler;
+- one of a few splits, whenever both sides can run;
+- compute-first: both sides on every core, comm at idle priority;
+- lookahead: plan with rates which mode lets the run end earliest (`lookahead.py`).
+A race decides which strategy is best (`race.py`). If the rates predict every task exactly, as in a simulation, there is no race.
 """
 
 from __future__ import annotations
@@ -18,39 +20,41 @@ from scheduler.policies.race import Block, Prices, Race
 from scheduler.policies.view import View, split_trials
 
 LOOKAHEAD, KERNEL = "foresight", "kernel"
-"""Names of strategies, beside compute-first."""
+"""Names of strategies, in addition to the splits and compute-first. Files keep the older word "foresight" for lookahead."""
 
 BURST = 4
-"""Batches that comm receives at a time, once the buffer was full."""
+"""Number of batches that comm receives in one go after the prefetch buffer was full."""
 
 SHORT_BLOCK = BURST
 LONG_BLOCK = 8 * BURST
 BLOCKS_PER_RUN = 30
-"""Cycles of a block: so many that this many blocks fit into a run, within these limits. Whole bursts, and best whole periods of
-filling and emptying the buffer, which block by block would look like noise. The first cycle after a change does not count.
+"""Limits of the cycles of a block, and the number of blocks that should fit into a run.
+
+A block has whole bursts. It should have whole periods of filling and emptying the buffer, because parts of a period would look
+like noise. The first cycle after a change of strategy does not count.
 """
 
 REMEMBERED_LEVELS = 16
-"""Cycles over which the level of the buffer is averaged, about."""
+"""Approximate number of cycles over which the buffer level is averaged."""
 
 LEAST_PRICE = 0.05
-"""Of a cycle of training, beside 1 for both: a block in which no batch came at all is not worth nothing."""
+"""Least price of training a cycle, where both prices add up to 1: a block without any received batch still has some worth."""
 
 TRYING = 0.1
-"""Part of a run's cycles, and as much of those behind it, that may go by under strategies that do not lead."""
+"""Largest share of cycles under strategies that do not lead, as a share of the run's cycles plus the completed cycles."""
 
 LAST_TRIALS = 0.75
-"""Part of a run after which nothing is tried: what it found could no longer make up for what it cost."""
+"""Share of a run after which no other strategy is tried: the rest is too short to repay the cost."""
 
 LOSING = 0.015
-"""Part of a run's time, and as much of that behind it, that may be lost by trying; what others gain makes up for what they lose."""
+"""Largest share of time that trying other strategies may lose, of the run's time plus the elapsed time. Gains reduce the loss."""
 
 HOPELESS = 1.5
-"""A strategy that takes longer than the best, by this factor, is not followed to the end of its block."""
+"""A block ends early if its strategy is slower than the best strategy by this factor."""
 
 
 class Adaptive:
-    """Races its strategies, and follows the best."""
+    """Measures its strategies in a race, and follows the fastest."""
 
     name: ClassVar[str] = "adaptive"
 
@@ -59,46 +63,46 @@ class Adaptive:
         self._race: Race | None = None
         self._strategy = ""
         self._num_cores = 0
-        self._modes: dict[str, Allocation] = {}  # of the strategies that have one, while comm runs
+        self._modes: dict[str, Allocation] = {}  # of each strategy with a fixed allocation, while comm runs
         self._refill = _Refill()
-        self._start: _Mark | None = None  # of the block; None before it counts
-        self._num_cycles = 0  # complete when it was last asked
-        self._since = 0  # the cycles that were complete when the strategy was taken up, or its last block ended
+        self._start: _Mark | None = None  # of the block; None while the block does not count yet
+        self._num_cycles = 0  # completed at the last call of `choose`
+        self._since = 0  # completed cycles when the strategy was started, or when its last block ended
         self._num_tried = 0  # cycles under strategies that did not lead
-        self._lost_s = 0.0  # what those took longer than the leader would have
+        self._lost_s = 0.0  # extra seconds of those cycles, compared with the leader
         self._is_due = False  # whether a block may end with this cycle
-        self._fullness = 0.0  # of the buffer, in the mean of the last cycles: 0 is empty, 1 is full
-        self._num_levels = 0  # that the mean rests on
+        self._fullness = 0.0  # mean buffer level of the last cycles: 0 is empty, 1 is full
+        self._num_levels = 0  # number of levels in this mean
         self._standing: dict[str, float] = {}
 
     @property
     def is_work_conserving(self) -> bool:
-        """Not while the kernel has its way."""
+        """False while the strategy is the kernel's own scheduling."""
         return self._strategy != KERNEL
 
     @property
     def needs_rates(self) -> bool:
-        """Only to foresee, and where a block ends, for what it is worth and its noise: else they cost more than the decision."""
+        """True for lookahead, and at the end of a block for its worth and noise. Otherwise rates would only slow the decision."""
         return self._is_due or self._strategy in (LOOKAHEAD, "")
 
     @property
     def strategy(self) -> str:
-        """The strategy that is followed now, and what lookahead chose last if it is that."""
+        """The current strategy; for lookahead, also the mode that it chose last."""
         return f"{LOOKAHEAD}: {self._lookahead.chosen}" if self._strategy == LOOKAHEAD else self._strategy
 
     def describe(self) -> dict[str, object]:
-        """What each strategy that was tried costs, in seconds per cycle, and how full the buffer was: it says what counts."""
+        """Return the cost of each measured strategy in seconds per cycle, and the mean buffer level, which sets the prices."""
         return {"standing": self._standing, "fullness": self._fullness}
 
     def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
-        """For lookahead, every kind of mode, the one that cannot do much harm first. No other strategy needs to know them."""
+        """Return every kind of mode for lookahead, the least harmful first. Other strategies need no measured rates."""
         if self._strategy != LOOKAHEAD:
             return ()
         exclusive = Allocation.all_comp(num_cores), Allocation.all_comm(num_cores)
         return Allocation.sharing(COMPUTE_FIRST, num_cores), *exclusive, *split_trials(num_cores)
 
     def choose(self, view: View) -> Allocation:
-        """What the strategy of now does here."""
+        """Return the allocation of the current strategy."""
         num_cores = view.num_cores
         if num_cores != self._num_cores:
             self._start_race(view)
@@ -114,7 +118,7 @@ class Adaptive:
         return self._modes[self._strategy] if self._refill.goes_on(view) else Allocation.all_comp(num_cores)
 
     def to_json(self) -> dict[str, Any]:
-        """How the race stands, if it has begun."""
+        """Return the state of the race, if it has begun."""
         return {
             "num_cores": self._num_cores,
             "race": None if self._race is None else self._race.to_json(),
@@ -126,7 +130,7 @@ class Adaptive:
         }
 
     def recall(self, data: Any, where: str) -> None:
-        """Go on with the race, following its leader; on another number of cores it begins anew all the same."""
+        """Restore the race and follow its leader. The race restarts later if the number of cores differs. Raises ValueError."""
         required = ("num_cores", "race", "num_cycles", "num_tried", "lost_s", "fullness", "standing")
         check_keys(data, required=required, where=where)
         if data["race"] is None:
@@ -148,10 +152,10 @@ class Adaptive:
         self._follow(race.leader)
 
     def _start_race(self, view: View) -> None:
-        """On so many cores as there are now.
+        """Start a race on the current number of cores.
 
-        Lookahead begins where a profile tells the rates. Else it is last, because it has to learn them, and the kernel's way is
-        first, because with that nothing is lost yet.
+        With a profile, lookahead is first. Without rates, lookahead takes part only if there is no prefetch limit, and is last
+        because it must learn the rates. Then the kernel is first, because it loses no time.
         """
         self._modes = _modes(view.num_cores)
         strategies = [KERNEL, *self._modes]
@@ -163,7 +167,7 @@ class Adaptive:
         self._follow(strategies[0])
 
     def _end_cycle(self, view: View) -> None:
-        """A training step has ended: perhaps a block has, and another strategy has its turn."""
+        """Handle the end of a training step: a block may end, and the strategy may change."""
         if self._strategy == LOOKAHEAD and (view.noise == 0 or math.isnan(view.time)):
             return
         here = _Mark.of(view)
@@ -174,12 +178,12 @@ class Adaptive:
         block = self._start.block_until(here)
         if self._is_due:
             self._end_block(view, here, block)
-        else:  # it ends with the next cycle, for which the rates are asked
+        else:  # the block ends with the next cycle, whose view needs rates
             length = self._block_length(view.cycles)
             self._is_due = block.cycles + 1 >= length or self._is_hopeless(block, length)
 
     def _end_block(self, view: View, here: _Mark, block: Block) -> None:
-        """`block` ends `here`: the next begins at once, or another strategy is taken up."""
+        """End `block` at `here`. The next block starts at once, or another strategy does."""
         assert self._race is not None
         prices = self._prices(view)
         self._race.take_in(self._strategy, block)
@@ -187,12 +191,12 @@ class Adaptive:
             self._num_tried += here.cycles - self._since
             if self._standing:
                 due_s = block.worth(prices) * self._best_s()
-                self._lost_s += min(block.seconds - due_s, due_s)  # what took far longer met another world
+                self._lost_s += min(block.seconds - due_s, due_s)  # a far larger loss comes from a change of the machine
         may_try = self._may_try(here.cycles, view.cycles)
         leader = self._race.leader
         strategy = self._race.next(prices, view.noise, may_try=may_try)
         if self._race.leader != leader:
-            self._lost_s = 0.0  # it was no loss to find a better one, or another world
+            self._lost_s = 0.0  # finding a better strategy, or a change of the machine, is not a loss
         self._standing = self._race.standing(prices)
         if strategy == self._strategy:
             self._start, self._since, self._is_due = here, here.cycles, False
@@ -206,11 +210,11 @@ class Adaptive:
             self._fullness += (level - self._fullness) / self._num_levels
 
     def _prices(self, view: View) -> Prices:
-        """What part of a whole cycle is its training worth, and what part its batch.
+        """Return the worth of training a cycle and of receiving its batch, as shares of a whole cycle's worth.
 
-        A buffer that stays empty says that training waits for comm, so that only batches count, and a full one the contrary: the
-        backlog of a queue is the price of what would change it (backpressure, Tassiulas and Ephremides, 1992). Without a limit of
-        the buffer the rates tell what they are worth, as far as they are known.
+        If the buffer stays empty, training waits for comm and only batches count. If the buffer stays full, only training counts.
+        This uses the backlog of a queue as a price (backpressure, Tassiulas and Ephremides, 1992). Without a prefetch limit the
+        rates give the prices; without rates only training counts.
         """
         if view.prefetch is not None:
             cycle = max(self._fullness, LEAST_PRICE)
@@ -222,7 +226,7 @@ class Adaptive:
         return comp / (comp + comm), comm / (comp + comm)
 
     def _block_length(self, cycles: int) -> int:
-        """Of the strategy of now; the first that a strategy ever has is only to fill caches."""
+        """Return the cycles of a block of the current strategy. Its first block is short and only warms the caches."""
         assert self._race is not None
         if not self._race.is_warm(self._strategy):
             return SHORT_BLOCK
@@ -233,32 +237,36 @@ class Adaptive:
         self._refill = _Refill()
 
     def _is_hopeless(self, block: Block, length: int) -> bool:
-        """Whether this block has already taken much longer than a whole one of the best strategy: it is bad, or the world
-        has changed. Not earlier, or of an uneven strategy only the worst moments would be counted.
+        """Whether this block has already taken much longer than a whole block of the best strategy.
+
+        Then the strategy is bad, or the machine has changed. An earlier test would measure only the worst part of an uneven
+        strategy.
         """
         return block.seconds > HOPELESS * self._best_s() * length
 
     def _may_try(self, done: int, cycles: int) -> bool:
-        """Whether strategies that do not lead may still be tried, after `done` of the run's cycles."""
+        """Whether strategies that do not lead may still be tried after `done` of the run's cycles."""
         lost = self._lost_s / self._best_s()
         return done < LAST_TRIALS * cycles and self._num_tried < TRYING * (done + cycles) and lost < LOSING * (done + cycles)
 
     def _best_s(self) -> float:
-        """Seconds of a cycle under the best strategy, as it stood when the last block ended; infinite before."""
+        """Return the seconds of a cycle under the best strategy at the end of the last block; infinite before."""
         return min(self._standing.values(), default=math.inf)
 
 
 class _Refill:
-    """When comm runs beside a full buffer: not for every batch that fits, but as soon as `BURST` of them do and then until it is
-    full, because each time that cores go from one side to the other costs both. Without a limit of the buffer comm always runs.
+    """Decide when comm runs while the buffer is nearly full.
+
+    Comm starts when `BURST` batches fit, and then runs until the buffer is full. Starting for each single batch would cost both
+    sides time, because moving cores between the sides is not free. Without a prefetch limit comm always runs.
     """
 
     def __init__(self) -> None:
         self._is_open = True
-        self._cycle = -1  # the last one whose end was seen
+        self._cycle = -1  # the last cycle whose end was handled
 
     def goes_on(self, view: View) -> bool:
-        """Whether comm is to run now."""
+        """Whether comm runs now."""
         if view.prefetch is None:
             return True
         if view.num_forward == view.num_backward != self._cycle:
@@ -269,7 +277,7 @@ class _Refill:
 
 
 class _Mark(NamedTuple):
-    """Where a block may begin or end: the time, the cycles that are complete, and the batches, the running one by its part."""
+    """A possible start or end of a block: the time, the completed cycles, and the batches, with the fraction of the running one."""
 
     time: float
     cycles: int
@@ -285,11 +293,11 @@ class _Mark(NamedTuple):
 
 
 def _modes(num_cores: int) -> dict[str, Allocation]:
-    """The strategies that are one allocation, by their names."""
+    """Return the strategies that are one fixed allocation, by name."""
     splits = [Allocation.split(c, num_cores) for c in _raced_cores(num_cores)]
     return {str(split): split for split in splits} | {COMPUTE_FIRST: Allocation.sharing(COMPUTE_FIRST, num_cores)}
 
 
 def _raced_cores(num_cores: int) -> list[int]:
-    """Comm's cores in the splits that are raced: few, because comm seldom pays for many."""
+    """Return the comm cores of the splits in the race: few, because comm seldom benefits from many cores."""
     return sorted({1, max(num_cores // 4, 1), max(num_cores // 2, 1)}) if num_cores > 1 else []

@@ -1,8 +1,8 @@
-"""`dynamic`, and the paper's programme that it follows (Eq. 13-15): the least time from a state to S_{N,N,N}, over splits.
+"""`dynamic`: the paper's dynamic program (Eq. 13-15), which minimises the time from a state to S_{N,N,N} over splits.
 
-Label-setting over states (i, q): i Comm tasks done, q comp tasks done. ONE label is kept per state, the smallest (T,
-remaining comm work, remaining comp work). What the unfinished task still needs is part of the label but not of the state, so
-a slower path with less left to do is forgotten: that is the paper's approximation, a few per cent off the optimum.
+The program is label-setting over states (i, q): i Comm tasks and q comp tasks done. It keeps ONE label per state, the smallest
+(T, remaining comm work, remaining comp work). The remaining work of the unfinished task is part of the label but not of the
+state. So a slower path with less remaining work is dropped: this is the paper's approximation, a few per cent above the optimum.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from scheduler.policies.view import View, split_trials
 HORIZON = 8
 """Cycles that the policy plans ahead during a run."""
 
-# Two tasks that end together in exact arithmetic end together here too: a residual below this share of a task is rounding.
+# A residual below this share of a task is a rounding error. So tasks that end together in exact arithmetic end together here.
 _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """From state (`num_comm`, `num_comp`), `comm_cores` cores to comm and the rest to comp for `duration` seconds."""
+    """From state (`num_comm`, `num_comp`): comm has `comm_cores` cores and comp the others, for `duration` seconds."""
 
     num_comm: int
     num_comp: int
@@ -35,17 +35,17 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The moves from one event to the next, and their whole time in seconds (T(S_NNN) when planned from the start)."""
+    """The moves from event to event, and their total time in seconds (T(S_NNN) for a plan from the start)."""
 
     makespan: float
     moves: tuple[Move, ...]
 
 
 class Dynamic:
-    """The paper's policy (Eq. 15, `solve`): at every event plan the next `horizon` cycles, take the first move.
+    """The paper's policy (Eq. 15, `solve`): at every event, plan the next `horizon` cycles and take the first move.
 
-    With `horizon` None it plans the whole run once and follows that plan, as the paper does; where a run departs from the plan,
-    it plans the rest again.
+    With `horizon` None it plans the whole run once and follows the plan, as the paper does. If the run leaves the plan, it plans
+    the rest again.
     """
 
     name: ClassVar[str] = "dynamic"
@@ -59,35 +59,35 @@ class Dynamic:
 
     @property
     def strategy(self) -> str:
-        """The split that was chosen last."""
+        """The last chosen split."""
         return str(self._chosen)
 
     def describe(self) -> dict[str, object]:
-        """Nothing beside the rates."""
+        """Return an empty dict: only the rates explain a choice."""
         return {}
 
     def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
-        """Three splits, if there are more than one."""
+        """Return three splits; none if there is only one split."""
         return split_trials(num_cores) if num_cores > 2 else ()
 
     def choose(self, view: View) -> Allocation:
-        """The split that the plan has here. A plan reaches at least to the batch that comm is at."""
+        """Return the split of the plan. A plan always reaches the batch that comm receives now."""
         self._chosen = self._split(view)
         return self._chosen
 
     def _split(self, view: View) -> Allocation:
-        if view.num_cores <= 2:  # one possible split, or none
+        if view.num_cores <= 2:  # at most one split
             return Allocation.split(view.num_cores - 1, view.num_cores)
         here = view.num_comm, view.num_forward + view.num_backward
         if self._horizon is not None or here == (0, 0) or here not in self._planned:
-            # The plan's cycles count from the first that is not trained yet.
+            # The plan counts cycles from the first cycle that is not trained yet.
             first = view.num_backward
             plan = self._plan(view, first)
             self._planned = {(first + move.num_comm, 2 * first + move.num_comp): move.comm_cores for move in plan.moves}
         return Allocation.split(self._planned[here], view.num_cores)
 
     def _plan(self, view: View, first: int) -> Plan:
-        assert view.rates is not None, "the controller asks for a choice only once the rates are known"
+        assert view.rates is not None, "the controller calls `choose` only when the rates are known"
         ahead, begun = view.num_comm - first, view.num_forward - first
         last = view.cycles
         if self._horizon is not None:
@@ -99,12 +99,12 @@ class Dynamic:
 
 @dataclass(frozen=True, slots=True)
 class _Label:
-    """How a state is reached soonest. `comm` and `comp` are what the two running tasks still need, 0 past the last."""
+    """The earliest way to a state. `comm` and `comp` are the remaining work of the two running tasks, 0 after the last task."""
 
     time: float
     comm: float
     comp: float
-    origin: tuple[int, int, int]  # the state before, and the comm cores that led from it here
+    origin: tuple[int, int, int]  # the previous state, and the comm cores of the move
 
 
 def solve(
@@ -118,8 +118,8 @@ def solve(
 ) -> Plan:
     """Plan from the state (`num_comm`, `num_comp`) to the end of the N cycles of `comm`.
 
-    `comm` is the work of Comm_1..N, `comp` that of F1 B1 F2 B2 ... (2N values); the entries of the two tasks that run now
-    hold what remains of them, and those of completed tasks are not read. Time O(N^2 C) for whole runs.
+    `comm` is the work of Comm_1..N [N], `comp` the work of F1 B1 F2 B2 ... [2N]. The entries of the two running tasks hold their
+    remaining work. The entries of completed tasks are not read. Time O(N^2 C) for whole runs.
     """
     assert len(comp) == 2 * len(comm), (len(comp), len(comm))
     search = _Search(comm=comm, comp=comp, rates=rates, prefetch=prefetch)
@@ -127,17 +127,17 @@ def solve(
 
 
 def _is_better(time: float, comm_left: float, comp_left: float, known: _Label) -> bool:
-    """Whether these come before the known label's in order; times that differ by rounding are the same time."""
+    """Whether these values are smaller than the known label in order. Times that differ by rounding are equal."""
     if time < known.time * (1 - _ROUNDING):
         return True
     return time <= known.time * (1 + _ROUNDING) and (comm_left, comp_left) < (known.comm, known.comp)
 
 
 class _Search:
-    """One label-setting: `rows[q][i]` is the label of state (i, q)."""
+    """One label-setting search: `rows[q][i]` is the label of state (i, q)."""
 
     def __init__(self, *, comm: Sequence[float], comp: Sequence[float], rates: RateTable, prefetch: int | None) -> None:
-        # A zero behind the last task: what is left to do once a side is done.
+        # A zero after the last task: the remaining work of a side that is done.
         self.comm = [*comm, 0.0]
         self.comp = [*comp, 0.0]
         self.rates = rates
@@ -146,7 +146,7 @@ class _Search:
         self.rows: list[dict[int, _Label]] = [{} for _ in self.comp]
 
     def run(self, num_comm: int, num_comp: int) -> Plan:
-        """Labels from the start state on. Comp advances slowest: every move leads to a later state of this order."""
+        """Set the labels from the start state on. The order has comp outermost: every move leads to a later state."""
         start = _Label(0.0, self.comm[num_comm], self.comp[num_comp], (-1, -1, -1))
         self.rows[num_comp][num_comm] = start
         for q in range(num_comp, len(self.comp)):
@@ -159,18 +159,18 @@ class _Search:
         return self.trace()
 
     def allowed(self, i: int, q: int) -> list[tuple[int, float, float]]:
-        """The moves of Eq. 13 from state (i, q): one where it is forced, else every split."""
+        """Return the moves of Eq. 13 from state (i, q): one if the move is forced, else every split."""
         last_comm, last_comp = len(self.comm) - 1, len(self.comp) - 1
         if i == last_comm:
             return [] if q == last_comp else self.moves[:1]
-        if i < (q + 1) // 2:  # (q + 1) // 2 is j: comp waits for its logits
+        if i < (q + 1) // 2:  # (q + 1) // 2 is j: comp waits for logits
             return self.moves[-1:]
         if i + 1 > q // 2 + self.prefetch:  # q // 2 is k: no slot is free
             return self.moves[:1]
         return self.moves[1:-1]
 
     def relax(self, i: int, q: int, label: _Label, move: tuple[int, float, float]) -> None:
-        """Advance to the next completion (Eq. 15), carry the residual of the task that did not complete."""
+        """Advance to the next completion (Eq. 15) and keep the residual of the task that did not complete."""
         split, comm_rate, comp_rate = move
         comm_time = label.comm / comm_rate if comm_rate else math.inf
         comp_time = label.comp / comp_rate if comp_rate else math.inf
@@ -191,10 +191,10 @@ class _Search:
             self.rows[q2][i2] = _Label(time, comm_left, comp_left, (i, q, split))
 
     def trace(self) -> Plan:
-        """Walk back from the last state."""
+        """Return the plan, read backwards from the last state."""
         i, q = len(self.comm) - 1, len(self.comp) - 1
         label = self.rows[q].get(i)
-        assert label is not None, "every state is followed by a move, so the end is reached"
+        assert label is not None, "every state but the last has a move, so the search reaches the end"
         makespan = label.time
         moves: list[Move] = []
         while label.origin[0] >= 0:

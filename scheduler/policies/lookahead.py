@@ -1,9 +1,9 @@
-"""Foresight: at every event, the mode after which the rest of the run could still end soonest, as far as the rates can tell.
+"""Lookahead: at every event, choose the mode after which the predicted end of the run is earliest.
 
-The rest of a run has an exact optimum, a matter of microseconds once the run's line is known (docs/model.md). So modes are tried in
-thought up to the next completion, and judged by the time to there plus the optimum from there. While the run keeps to the line,
-the two modes next to its slope lose nothing; off it, and near the end, where events are the only moments to switch, the best
-correction wins by itself.
+The rest of a run has an exact optimum. It takes microseconds to compute once the run's optimal path is known (docs/model.md).
+For each mode, the prediction is the time to the next completion plus the optimum from there. On the path, the two modes next to
+its slope lose no time. Off the path, and near the end, where modes can change only at events, the mode with the best correction
+has the earliest predicted end.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from scheduler.policies.remaining import Pace, Remaining, remaining_of
 from scheduler.policies.view import View, Works
 
 TIE = 1e-12
-"""Relative difference of two predicted times that is rounding."""
+"""Relative difference below which two predicted times are equal."""
 
 DRIFT = 0.01
-"""Relative change of a learnt work below which the run's line is not drawn again."""
+"""Relative change of a learned work below which the optimal path is not computed again."""
 
 
 class Lookahead:
-    """Looks one completion ahead, with every mode that the optimum could use."""
+    """Predicts the end of the run for every mode that the optimum can use, one completion ahead."""
 
     def __init__(self) -> None:
         self._chosen: Mode | None = None
@@ -34,11 +34,11 @@ class Lookahead:
 
     @property
     def chosen(self) -> str:
-        """The mode that was chosen last; "nothing yet"."""
+        """Name of the last chosen mode; "nothing yet" before the first choice."""
         return self._chosen.name if self._chosen else "nothing yet"
 
     def choose(self, view: View) -> Allocation:
-        """The mode with the least predicted end; of equals the one that has comm furthest ahead."""
+        """Return the allocation with the earliest predicted end; of equal ones, the one with the most comm."""
         remaining, pace = self._prepare(view)
         position, modes = remaining.position(view), pace.frontier.modes
         ends = {mode: _seconds_to_end(view, mode, position, remaining, pace) for mode in reversed(modes)}
@@ -47,32 +47,32 @@ class Lookahead:
             if predicted < least * (1 - TIE):
                 best, least = mode, predicted
         known = self._known(modes)
-        # A gain is judged against the time until the next completion, in which alone the modes differ.
+        # The noise is relative to the time until the next completion: only there do the modes differ.
         if known is not None and view.noise and ends[known] - least <= view.noise * _seconds_to_event(view, known):
             best = known
         self._chosen = best
         return self._allocations[best.name]
 
     def cycle_work(self, view: View) -> tuple[float, float]:
-        """Comp work and comm work of a cycle, in the mean."""
+        """Return the mean comp work and comm work of a cycle."""
         comp, comm = self._prepare(view)[0].total
         return comp / view.cycles, comm / view.cycles
 
     def prices(self, view: View) -> tuple[float, float]:
-        """Seconds that a unit of comp work and a unit of comm work are worth on the best way from here to the end."""
+        """Return the seconds per unit of comp work and per unit of comm work on the optimal path from here to the end."""
         remaining, pace = self._prepare(view)
         comp, comm = remaining.position(view)
         comp_left, comm_left = remaining.total[0] - comp, remaining.total[1] - comm
         return max(pace.frontier.prices, key=lambda price: price[0] * comp_left + price[1] * comm_left)
 
     def _known(self, modes: tuple[Mode, ...]) -> Mode | None:
-        """The mode chosen last, at its rates of now; None if it is no longer worth using."""
+        """Return the last chosen mode with its current rates; None if it is no longer on the frontier."""
         return next((mode for mode in modes if self._chosen is not None and mode.name == self._chosen.name), None)
 
     def _prepare(self, view: View) -> tuple[Remaining, Pace]:
-        """Draw the run's line once, and the frontier once per table of rates."""
+        """Compute the optimal path once per run, and the frontier once per rate table."""
         rates = view.rates
-        assert rates is not None, "nothing can be foreseen before the rates are known"
+        assert rates is not None, "lookahead needs known rates"
         if rates is not self._rates and rates != self._rates:
             self._rates = rates
             self._pace = Pace(frontier=Frontier.of(rates.modes()), comp_alone=rates.comp[0])
@@ -87,12 +87,12 @@ class Lookahead:
 
 
 def _seconds_to_event(view: View, mode: Mode) -> float:
-    """Seconds to the next completion under `mode`."""
+    """Return the seconds to the next completion in `mode`."""
     return min(left / rate for left, rate in ((view.comm_left, mode.comm_rate), (view.comp_left, mode.comp_rate)) if rate)
 
 
 def _seconds_to_end(view: View, mode: Mode, position: tuple[float, float], remaining: Remaining, pace: Pace) -> float:
-    """Seconds to the next completion under `mode`, then what is forced by a full buffer, then the optimum of the rest."""
+    """Return the seconds to the next completion in `mode`, plus the wait for a full buffer, plus the optimum of the rest."""
     comm_time = view.comm_left / mode.comm_rate if mode.comm_rate else math.inf
     comp_time = view.comp_left / mode.comp_rate if mode.comp_rate else math.inf
     seconds = min(comm_time, comp_time)
@@ -109,7 +109,7 @@ def _seconds_to_end(view: View, mode: Mode, position: tuple[float, float], remai
 
 
 def _is_like(works: Works, known: Works | None) -> bool:
-    """Whether works are those known, or learnt ones that have hardly changed."""
+    """Whether `works` is `known`, or both were learned and differ by less than DRIFT."""
     if not (isinstance(works, Workload) and isinstance(known, Workload)):
         return works is known
     pairs = ((works.forward, known.forward), (works.backward, known.backward), (works.comm, known.comm))

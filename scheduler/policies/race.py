@@ -1,9 +1,9 @@
-"""A race of strategies: which of a few ways to use the cores makes the same progress in the least time, by the stopwatch.
+"""A race of strategies: measure which of a few strategies makes the same progress in the least time.
 
-What a mode is worth cannot always be told from the rates of its tasks. Where comm receives for a tenth of a cycle, what one batch
-costs training drowns in the noise of whole tasks, and what a decision itself costs stands in no rate at all. The time of a few
-cycles has everything in it. So each strategy is followed for a block of cycles, in turns, because a machine drifts; those that are
-behind by more than the noise drop out, the best goes on, and is challenged from time to time, more and more rarely.
+Rates of tasks do not always show what a mode costs. If comm receives for only a tenth of a cycle, the cost of one batch for
+training is smaller than the noise of whole tasks. The cost of a decision itself is in no rate. The time of a few cycles includes
+both. So the strategies take turns, each for a block of cycles, because the speed of a machine drifts. A strategy that is behind by
+more than the noise drops out, and the best one leads. From time to time a challenger gets a block, less and less often.
 """
 
 from __future__ import annotations
@@ -17,52 +17,52 @@ from typing import Any, NamedTuple
 from scheduler.model.checked_json import check_keys, listing, mapping, not_negative, shown, whole
 
 ROUNDS = 2
-"""Blocks, the first ever not among them, after which a strategy that is not behind counts as measured."""
+"""Number of blocks after which a strategy that is not behind counts as measured. Its first block, a warm-up, does not count."""
 
 REMEMBERED = 6
-"""Blocks of a strategy that its standing rests on."""
+"""Number of the latest blocks of a strategy that determine its standing."""
 
 LEAST_MARGIN = 0.02
-"""A strategy is never dropped for less than this part."""
+"""Least relative lag for which a strategy is dropped."""
 
 SURE = 2.5
-"""How many times the noise of a difference a strategy must be behind."""
+"""A strategy is dropped if its lag exceeds the noise of a difference by this factor."""
 
 COLD = 1.0
-"""Allowed lag of a strategy in its first block: another number of threads needs other linear algebra kernels."""
+"""Allowed relative lag of a strategy in its first block: a new number of threads loads other linear algebra kernels."""
 
 INCREDIBLE = 5.0
-"""No strategy is worse than the best by this factor: its blocks are from before the world changed, and are forgotten."""
+"""A strategy slower than the best by this factor was measured before the machine changed: its blocks are dropped."""
 
 NEAR = 3.0
-"""A strategy that is behind by more than so many margins is not tried again, unless the world changes."""
+"""A strategy that is behind by more than this number of margins is not tried again, unless the machine changes."""
 
 CHANGED = 4.0
-"""The leader's last two blocks off its others by so many times the noise: the world has changed, and all is measured anew."""
+"""The race restarts if the leader's last two blocks differ from its others by this factor times the noise."""
 
 LEAST_CHANGE = 0.1
-"""A smaller part is never taken for a change of the world."""
+"""Least relative difference that counts as a change of the machine."""
 
 FAR = 2.0
-"""A single block that is worse than a later one of its strategy by so many changes is from another world."""
+"""A block slower than a later block of its strategy by this number of changes is from before a change of the machine."""
 
 FIRST_CHALLENGE_INTERVAL = 4
 MAX_CHALLENGE_INTERVAL = 32
-"""Blocks of the leader between two challenges: so few at first, twice as many each time, never more than the second."""
+"""Number of the leader's blocks between two challenges: the first value, then doubled each time up to the maximum."""
 
 FEWEST = 6
-"""Blocks that tell how much blocks differ."""
+"""Number of blocks from which the noise of blocks is measured."""
 
-_MAD = 1.4826  # times the median absolute deviation: the standard deviation of what is normally distributed
+_MAD = 1.4826  # converts a median absolute deviation to the standard deviation of a normal distribution
 
 Prices = tuple[float, float]
-"""What part of a whole cycle's worth is in its training, and what part in its batch received."""
+"""The worth of training a cycle and of receiving its batch, as shares of a whole cycle's worth. They add up to 1."""
 
 
 class Block(NamedTuple):
-    """Some cycles of training under one strategy: their seconds, how many, and the batches that were received meanwhile.
+    """Some cycles of training under one strategy: their seconds, their number, and the batches received in this time.
 
-    `number` is its place among the blocks of all strategies.
+    `number` is the position of the block among the blocks of all strategies.
     """
 
     seconds: float
@@ -71,25 +71,25 @@ class Block(NamedTuple):
     number: int = 0
 
     def worth(self, prices: Prices) -> float:
-        """How many cycles its progress is worth, where the prices add up to 1."""
+        """Return the progress in cycles. The prices add up to 1."""
         return prices[0] * self.cycles + prices[1] * self.batches
 
 
 class Race:
-    """Whose turn it is, and who leads. The first of the strategies begins, and has the benefit of the doubt."""
+    """Chooses the strategy of the next block, and the leader. The first strategy starts as the leader."""
 
     leader: str
-    """The strategy that the last standing says is best."""
+    """The best strategy of the last standing."""
 
     def __init__(self, strategies: Sequence[str]) -> None:
-        assert strategies, "a race needs a runner"
+        assert strategies, "a race needs at least one strategy"
         self._order = list(strategies)
         self._is_warm: set[str] = set()
         self._num_blocks = 0
         self._restart()
 
     def take_in(self, strategy: str, block: Block) -> None:
-        """A block of this strategy has ended. Its first ever is forgotten as soon as there is another: caches had to be filled."""
+        """Add a completed block of this strategy. Its first block, which warms the caches, is dropped when the second is added."""
         blocks = self._blocks[strategy]
         if strategy not in self._is_warm and len(blocks) == 1:
             self._is_warm.add(strategy)
@@ -98,17 +98,17 @@ class Race:
         blocks.append(block._replace(number=self._num_blocks))
 
     def is_warm(self, strategy: str) -> bool:
-        """Whether it has had a block."""
+        """Whether the strategy has completed its warm-up block."""
         return strategy in self._is_warm
 
     def standing(self, prices: Prices) -> dict[str, float]:
-        """Of each strategy that ran, the seconds that a cycle's worth of progress took."""
+        """Return, for each strategy with blocks, the seconds per cycle's worth of progress."""
         return {strategy: _score(blocks, prices) for strategy, blocks in self._blocks.items() if blocks}
 
     def next(self, prices: Prices, noise: float, *, may_try: bool = True) -> str:
-        """The strategy of the next block; without `may_try` the leader.
+        """Return the strategy of the next block; without `may_try`, the leader.
 
-        `noise` is the relative standard error that a block is expected to have.
+        `noise` is the expected relative standard error of a block.
         """
         margin = max(LEAST_MARGIN, SURE * self._noise(prices, noise))
         change = max(CHANGED * margin / SURE, LEAST_CHANGE)
@@ -136,27 +136,30 @@ class Race:
         return self._challenger(scores, near) or leader
 
     def to_json(self) -> dict[str, Any]:
-        """How it stands, for `recall`."""
+        """Return the state of the race as JSON values, for `recall`."""
         return {
             "order": self._order,
             "warm": sorted(self._is_warm),
             "blocks": {strategy: [list(block) for block in blocks] for strategy, blocks in self._blocks.items()},
             "leader": self.leader,
-            "patience": self._challenge_interval,
+            "patience": self._challenge_interval,  # files keep the older word
             "since_challenge": self._since_challenge,
         }
 
     def recall(self, data: Any, where: str) -> None:
-        """Stand again as `to_json` told. ValueError, and nothing is changed, if it cannot have told that of these strategies."""
+        """Restore the state of `to_json`. Raises ValueError, and changes nothing, if the data do not fit these strategies."""
         check_keys(data, required=("order", "warm", "blocks", "leader", "patience", "since_challenge"), where=where)
         order, warm = listing(data["order"], f"{where}, order"), listing(data["warm"], f"{where}, warm")
-        told = mapping(data["blocks"], f"{where}, blocks")
+        blocks_by_strategy = mapping(data["blocks"], f"{where}, blocks")
         known = set(self._order)
         if len(order) != len(known) or not all(isinstance(name, str) for name in (*order, *warm, data["leader"])):
-            raise ValueError(f"{where}: the strategies {shown(order)} are not those of now, {sorted(known)}")
-        if set(order) != known or set(told) != known or not set(warm) <= known or data["leader"] not in known:
-            raise ValueError(f"{where}: the strategies {shown(order)} are not those of now, {sorted(known)}")
-        blocks = {strategy: [_block(entry, where) for entry in listing(told[strategy], f"{where}, blocks")] for strategy in order}
+            raise ValueError(f"{where}: the strategies are {shown(order)}, must be {sorted(known)}")
+        if set(order) != known or set(blocks_by_strategy) != known or not set(warm) <= known or data["leader"] not in known:
+            raise ValueError(f"{where}: the strategies are {shown(order)}, must be {sorted(known)}")
+        blocks = {
+            strategy: [_block(entry, where) for entry in listing(blocks_by_strategy[strategy], f"{where}, blocks")]
+            for strategy in order
+        }
         challenge_interval = whole(data, "patience", where, least=1, most=MAX_CHALLENGE_INTERVAL)
         since = whole(data, "since_challenge", where, least=0, most=None)
         self._order, self._is_warm = list(order), set(warm)
@@ -167,8 +170,9 @@ class Race:
         self.leader, self._challenge_interval, self._since_challenge = data["leader"], challenge_interval, since
 
     def _noise(self, prices: Prices, expected: float) -> float:
-        """How much blocks of one strategy differ: `expected`, until there are enough to tell. By medians, because a block in which
-        the world changed says nothing of noise.
+        """Return the relative noise of blocks: measured within strategies, or `expected` while there are too few blocks.
+
+        Medians are used, because a block in which the machine changed contains no information about noise.
         """
         deviations = []
         for blocks in self._blocks.values():
@@ -179,11 +183,11 @@ class Race:
         return _MAD * statistics.median(deviations) if len(deviations) >= FEWEST else expected
 
     def _margin(self, strategy: str, margin: float) -> float:
-        """By what part a strategy may be behind."""
+        """Return the relative lag that is allowed for a strategy."""
         return margin / math.sqrt(max(len(self._blocks[strategy]), 1)) if strategy in self._is_warm else COLD
 
     def _challenger(self, scores: dict[str, float], others: list[str]) -> str | None:
-        """The best of the others, when its time has come."""
+        """Return the best of the others if a challenge is due, otherwise None."""
         self._since_challenge += 1
         if self._since_challenge <= self._challenge_interval or not others:
             return None
@@ -197,7 +201,7 @@ class Race:
         self._since_challenge = 0
 
     def _forget_worse_times(self, prices: Prices, margin: float) -> None:
-        """A block far worse than a later one of its strategy is from another world, and with it all that came before it."""
+        """Drop each block far slower than a later block of its strategy, and all earlier blocks: the machine has changed."""
         last = 0
         for blocks in self._blocks.values():
             if len(blocks) > 1:
@@ -208,7 +212,7 @@ class Race:
                 blocks.popleft()
 
     def _has_changed(self, prices: Prices, margin: float) -> bool:
-        """Whether the leader is no longer what it was."""
+        """Whether the leader's last two blocks differ from its earlier blocks by more than `margin`."""
         blocks = list(self._blocks[self.leader])
         if len(blocks) < REMEMBERED - 2:
             return False
@@ -220,7 +224,7 @@ def _block(data: Any, where: str) -> Block:
     values = [not_negative(value, "a block's number", where, "it") for value in listing(data, where, length=4)]
     seconds, cycles, batches, place = values
     if not seconds or not cycles:
-        raise ValueError(f"{where}: a block of no time, or of no cycles: {shown(data)}")
+        raise ValueError(f"{where}: block {shown(data)}: its time and cycles must be above 0")
     return Block(seconds, int(cycles), batches, int(place))
 
 

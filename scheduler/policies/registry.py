@@ -1,8 +1,8 @@
-"""Who gets the cores when both sides can run: one small class per policy, and the one dict of their names.
+"""The registry of policies: one dict from names to kinds of policies, and the functions that make a policy from its name.
 
-A policy sees a frozen View and answers with an Allocation. The forced allocations of Eq. 13 are not its business: the
-controller applies them to every policy whose `is_work_conserving` is true, and asks only in the remaining states. With a
-single core left there is nothing to split; policies that split then leave it to comp, and comm runs while comp is blocked.
+A policy gets a frozen View and returns an Allocation. The controller applies the forced allocations of Eq. 13 to every policy whose
+`is_work_conserving` is true, and calls the policy only in the other states. A single core cannot be split: policies that split then
+give it to comp, and comm runs while comp is blocked.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ from scheduler.policies.simple import CommPriority, CompPriority, ComputeFirst, 
 from scheduler.policies.view import Policy
 
 LOWEST_PRIORITY = 19
-"""The niceness at which a process yields to every other."""
+"""The highest niceness, which is the lowest priority."""
 
 SHORT_SPIN = 30_000
-"""Rounds of libgomp's spinning, about 0.1 ms; its own default is ten times that. Threads that share cores with others make room
-sooner, and fall asleep at more barriers: on a virtual machine, where to wake them is slow, a step takes up to a tenth longer.
+"""Rounds that a thread of libgomp spins, about 0.1 ms; the default of libgomp is ten times as many.
+
+Threads that share cores with others then yield earlier, and sleep at more barriers. On a virtual machine, where waking a thread is
+slow, a step takes up to 10 % longer.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRequest:
-    """What a policy is made for: the text behind the colon of its name, the run's cores and seed, and how many cycles ahead
-    it may plan (None: to the end, once, as only a simulation can)."""
+    """The arguments for making a policy: the text after the colon of its name, and the run's cores and seed.
+
+    `horizon` is the number of cycles that it may plan ahead. None: it plans once to the end, which only a simulation can do.
+    """
 
     argument: str
     num_cores: int
@@ -39,11 +43,12 @@ class PolicyRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOptions:
-    """How a run's two processes are started for a policy, because nothing of it can be changed afterwards.
+    """Start options of a run's two processes for a policy. They cannot change after the start.
 
-    `comm_niceness` is the priority of the comm worker, 0 (equal to training) to 19 (behind it). With `comm_is_idle` it also runs in
-    the kernel's class for such work (SCHED_IDLE, sched(7)): niceness alone lets it interrupt training when it wakes. `spin_count`
-    is how many rounds a thread of training's team spins before it sleeps (libgomp's GOMP_SPINCOUNT); None: as the runtime likes.
+    `comm_niceness` is the niceness of the comm worker, 0 (as training) to 19 (lowest priority). With `comm_is_idle` the comm
+    worker also runs in the kernel's idle class (SCHED_IDLE, sched(7)): with niceness alone it preempts training when it wakes.
+    `spin_count` is the number of rounds that a thread of the training team spins before it sleeps (libgomp's GOMP_SPINCOUNT).
+    None: the default of the runtime.
     """
 
     comm_niceness: int = 0
@@ -52,26 +57,27 @@ class LaunchOptions:
 
 
 IDLE_PRIORITY = LaunchOptions(comm_niceness=LOWEST_PRIORITY, comm_is_idle=True)
-"""Comm yields to training wherever they share a core."""
+"""Comm yields to training on every core that they share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyKind:
-    """How a name becomes a policy: the name as it is typed, a sentence for --help, and its maker.
+    """One kind of policy: its name with the form of its argument, a sentence that describes it, and a function that makes one.
 
-    `arguments` are, for a policy with one, those worth trying on so many cores, the first of them if only one is.
+    For a policy with an argument, `arguments` returns the arguments worth trying on a number of cores, the best first.
     """
 
     usage: str
     sentence: str
+    """Begins in lower case and has no full stop: callers add both."""
     make: Callable[[PolicyRequest], Policy]
     arguments: Callable[[int], Iterable[object]] | None = None
     launch_options: LaunchOptions = LaunchOptions()
     shared_mode: str | None = None
-    """The shared mode without which the policy can do nothing."""
+    """Name of the shared mode that the policy needs; None if it needs no shared mode."""
 
     def names(self, num_cores: int) -> tuple[str, ...]:
-        """The policies of this kind that are worth trying on so many cores."""
+        """Return the names of this kind's policies that are worth trying on `num_cores` cores."""
         if self.arguments is None:
             return (self.usage,)
         kind = self.usage.partition(":")[0]
@@ -109,7 +115,7 @@ def _adaptive(request: PolicyRequest) -> Policy:
 
 
 def _splits(name: str, num_cores: int) -> int:
-    """The most cores that comm can have beside comp. ValueError where there is nothing to split."""
+    """Return the largest number of comm cores in a split. Raises ValueError if there is only one core."""
     if num_cores < 2:
         raise ValueError(
             f"policy '{name}' splits the cores, and this run has {num_cores};"
@@ -121,61 +127,61 @@ def _splits(name: str, num_cores: int) -> int:
 POLICIES: dict[str, PolicyKind] = {
     "os-default": PolicyKind(
         usage="os-default",
-        sentence="nothing is pinned and the kernel shares the cores: the baseline",
+        sentence="the kernel schedules comm and training on all cores and nothing is pinned; this is the baseline",
         make=lambda request: Unpinned("os-default"),
     ),
     "os-tuned": PolicyKind(
         usage="os-tuned",
-        sentence="nothing is pinned, comm has the lowest priority and OpenMP's threads spin less: what an expert does by hand",
+        sentence="nothing is pinned, comm has the lowest priority and OpenMP threads spin less; this is tuning without a scheduler",
         make=lambda request: Unpinned("os-tuned"),
         launch_options=LaunchOptions(comm_niceness=LOWEST_PRIORITY, spin_count=SHORT_SPIN),
     ),
     "static": PolicyKind(
         usage="static:<c>",
-        sentence="always c cores to comm and the rest to training, 1 <= c <= cores - 1",
+        sentence="comm always has c cores and training has the others, with 1 <= c <= cores - 1",
         make=_static,
         arguments=lambda num_cores: range(1, num_cores),
     ),
     "random": PolicyKind(
         usage="random",
-        sentence="a new random split at every event, from --seed",
+        sentence="every event draws a new random split, seeded with --seed",
         make=_random,
     ),
     "comm-priority": PolicyKind(
         usage="comm-priority",
-        sentence="all cores to comm until everything is received, then all to training",
+        sentence="comm has all cores until every batch is received, then training has all cores",
         make=lambda request: CommPriority(),
     ),
     "comp-priority": PolicyKind(
         usage="comp-priority",
-        sentence="all cores to training whenever it can run, else to comm",
+        sentence="training has all cores whenever it can run, otherwise comm has all cores",
         make=lambda request: CompPriority(),
     ),
     COMPUTE_FIRST: PolicyKind(
         usage=COMPUTE_FIRST,
-        sentence="all cores to training, and comm behind it on the same cores, at the lowest priority",
+        sentence="training has all cores, and comm runs on the same cores at the lowest priority",
         make=lambda request: ComputeFirst(),
         launch_options=IDLE_PRIORITY,
         shared_mode=COMPUTE_FIRST,
     ),
     "dynamic": PolicyKind(
         usage="dynamic",
-        sentence="the split that a plan of the next cycles begins with, from a profile or from rates learnt during the run",
+        sentence="every event plans the next cycles with rates from a profile or from the run, and takes the plan's first split",
         make=_dynamic,
     ),
     "adaptive": PolicyKind(
         usage="adaptive",
-        sentence="the best of compute-first, splits, the kernel's own way and a plan by rates, found by the stopwatch",
+        sentence="the run measures compute-first, splits, os-default and a plan by rates, and follows the fastest",
         make=_adaptive,
     ),
 }
 
 
 def make_policy(name: str, *, num_cores: int, seed: int, profile: Profile | None = None, horizon: int | None = HORIZON) -> Policy:
-    """The policy of this name for a run on `num_cores` cores; `seed` feeds `random`, `horizon` is how far `dynamic` plans.
+    """Make the policy with this name for a run on `num_cores` cores. `seed` is for `random`, `horizon` for `dynamic`.
 
-    The rates of `profile` reach a policy through the controller, which must be given the same one; here it is only checked
-    against the run. ValueError, naming the value, the rule and what is allowed, for everything that cannot be.
+    The policy gets the rates of `profile` through the controller, which must have the same profile. Here only its number of cores
+    is checked. Raises ValueError, naming the value, the rule and the allowed values.
     """
     if num_cores < 1:
         raise ValueError(f"num_cores is {num_cores}; a run needs at least 1")
@@ -186,7 +192,7 @@ def make_policy(name: str, *, num_cores: int, seed: int, profile: Profile | None
 
 
 def kind_of(name: str) -> PolicyKind:
-    """The kind of policy that a name asks for. ValueError if there is none, or for an argument it does not take."""
+    """Return the kind of policy with this name. Raises ValueError for an unknown name or an unexpected argument."""
     word, colon, _ = name.partition(":")
     kind = POLICIES.get(word)
     usages = ", ".join(known.usage for known in POLICIES.values())

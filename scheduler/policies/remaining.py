@@ -1,10 +1,10 @@
-"""What is left of a run, and how long that takes at best: T* from any moment on.
+"""Compute T* of the rest of a run from any position: the least seconds for the remaining work.
 
-A moment is a point: comp work done, comm work done. Without a prefetch limit the rest's optimum follows the tangent from there
-to the upper hull of the points (W_m, Y_m) still ahead, then that hull (docs/model.md, "The optimum"). So all that is needed is, for
-every such point, which one follows it on the hull of those behind it: found once per run, in O(N), from the end backwards. With
-a limit it follows a taut string of its own until that meets the run's. Where every cycle costs the same, all points lie on one line
-and nothing needs to be found.
+A position is a point (comp work done, comm work done). Without a prefetch limit, the optimal path follows the tangent from there
+to the upper hull of the remaining points (W_m, Y_m). Then it follows the hull (docs/model.md, "The optimum"). This needs, for
+every point, its successor on the hull of the points after it. The successors are computed once per run in O(N), backwards from
+the end. With a limit, the path follows its own taut string until it meets the run's string. If all cycles have equal works, all
+points are on one line, and nothing is precomputed.
 """
 
 from __future__ import annotations
@@ -20,40 +20,41 @@ from scheduler.model.optimum import Frontier, course, funnel
 from scheduler.policies.view import View, Works
 
 MOST_GATES = 32
-"""A limit above this hardly ever binds, and a question would take milliseconds: it is foreseen for one completion only."""
+"""Largest prefetch limit for `LimitedCycles`. A larger limit rarely matters, and a call would take milliseconds. It is then
+predicted for one completion only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How fast the rest can go: the frontier of the modes, and comp's rate when it has every core."""
+    """The speed of the rest: the frontier of the modes, and comp's rate when comp has every core."""
 
     frontier: Frontier
     comp_alone: float
 
     def seconds(self, comp: float, comm: float) -> float:
-        """`Frontier.cost` of two numbers, which are asked for often."""
+        """Return `Frontier.cost` of two numbers. A fast version, because it is called often."""
         return max([per_comp * comp + per_comm * comm for per_comp, per_comm in self.frontier.prices])
 
 
 class Remaining(Protocol):
-    """What is left after a moment of a run of N cycles."""
+    """The remaining work of a run of N cycles."""
 
     @property
     def total(self) -> tuple[float, float]:
         """Comp work and comm work of the whole run."""
 
     def position(self, view: View) -> tuple[float, float]:
-        """Comp work done and comm work done at this moment."""
+        """Return the comp work done and the comm work done."""
 
     def cycle_end(self, cycle: int) -> float:
-        """Comp work done when Backward of this cycle (from 0) ends."""
+        """Return the comp work done at the end of this cycle's Backward; cycles count from 0."""
 
     def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
-        """The least seconds that the rest takes with these modes, `num_comm` Comm and `num_comp` comp tasks being done."""
+        """Return the least seconds for the rest with these modes, after `num_comm` Comm tasks and `num_comp` comp tasks."""
 
 
 def remaining_of(works: Works, cycles: int, prefetch: int | None) -> Remaining:
-    """What is left of a run with these works."""
+    """Return the implementation for these works and this limit."""
     if isinstance(works, Workload):
         return EqualCycles(works, cycles)
     if prefetch is None or prefetch >= cycles or prefetch > MOST_GATES:
@@ -62,9 +63,9 @@ def remaining_of(works: Works, cycles: int, prefetch: int | None) -> Remaining:
 
 
 class EqualCycles:
-    """Every cycle costs the same, so (W_1, Y_1) to (W_N, Y_N) is one straight line. O(1) per question.
+    """All cycles have equal works, so (W_1, Y_1) to (W_N, Y_N) is one straight line. O(1) per call.
 
-    A prefetch limit of 2 or more leaves that line as it is, and is not asked for here.
+    A prefetch limit of 2 or more does not change this line, so the limit is not a parameter.
     """
 
     def __init__(self, work: Workload, cycles: int) -> None:
@@ -75,17 +76,17 @@ class EqualCycles:
         self.total = cycles * self._cycle, self._comm
 
     def position(self, view: View) -> tuple[float, float]:
-        """Comp work done and comm work done at this moment."""
+        """Return the comp work done and the comm work done."""
         running_ends = self._cycle if view.num_forward > view.num_backward else self._work.forward
         comp = view.num_backward * self._cycle + running_ends - view.comp_left
         return comp, (view.num_comm + 1) * self._work.comm - view.comm_left
 
     def cycle_end(self, cycle: int) -> float:
-        """Comp work done when Backward of this cycle (from 0) ends."""
+        """Return the comp work done at the end of this cycle's Backward; cycles count from 0."""
         return (cycle + 1) * self._cycle
 
     def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
-        """The least seconds for the rest: the steeper of the ways to the next point and to the last one."""
+        """Return the least seconds for the rest: along the steeper of the lines to the next point and to the last point."""
         last = self._work.backward / pace.comp_alone
         if num_comm == self._cycles:
             return (self._last_wait - comp_done) / pace.comp_alone + last
@@ -98,7 +99,7 @@ class EqualCycles:
 
 
 class _GivenTasks:
-    """Where a run whose every task has its own work is: sums of the works of Comm [N] and of Forward and Backward in turn [2N]."""
+    """Positions in a run with one work per task, from running sums of the works of Comm [N] and of F, B, F, B, ... [2N]."""
 
     def __init__(self, comm: list[float], comp: list[float]) -> None:
         comp_done, comm_done = np.concatenate([[0.0], np.cumsum(comp)]), np.concatenate([[0.0], np.cumsum(comm)])
@@ -111,24 +112,24 @@ class _GivenTasks:
         self._times: list[float] = []
 
     def position(self, view: View) -> tuple[float, float]:
-        """Comp work done and comm work done at this moment."""
+        """Return the comp work done and the comm work done."""
         comp = self._comp_done[view.num_forward + view.num_backward + 1] - view.comp_left
         return comp, self._comm_done[view.num_comm + 1] - view.comm_left
 
     def cycle_end(self, cycle: int) -> float:
-        """Comp work done when Backward of this cycle (from 0) ends."""
+        """Return the comp work done at the end of this cycle's Backward; cycles count from 0."""
         return self._comp_done[2 * cycle + 2]
 
 
 class AnyCycles(_GivenTasks):
-    """Every task has its own work. O(N) once, and again when the modes change; then a short walk along the hull per question."""
+    """Every task has its own work. O(N) at first and after a change of the modes, then a short walk along the hull per call."""
 
     def __init__(self, works: Works, cycles: int) -> None:
         super().__init__(*works.tasks(0, cycles))
         self._next = _followers(self._points)
 
     def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
-        """The least seconds for the rest: to the point that the tangent touches, and on from there."""
+        """Return the least seconds for the rest: along the tangent to the point it touches, then along the hull."""
         if num_comm == len(self._points):
             return (self._comp_done[-1] - comp_done) / pace.comp_alone
         if pace is not self._pace:
@@ -144,7 +145,7 @@ class AnyCycles(_GivenTasks):
         return pace.seconds(dx, dy) + self._times[touched]
 
     def _follow(self, pace: Pace) -> None:
-        """Seconds from every point to the end, along the hull of the points behind it."""
+        """Compute the seconds from every point to the end, along the hull of the points after it."""
         followers = np.array(self._next)
         steps = pace.frontier.cost(self._x[followers] - self._x, self._y[followers] - self._y).tolist()
         times = [(self._comp_done[-1] - self._comp_done[-2]) / pace.comp_alone] * len(steps)
@@ -154,22 +155,22 @@ class AnyCycles(_GivenTasks):
 
 
 AHEAD = 4
-"""Cycles beyond the prefetch limit within which a taut string is taken to have met the run's, which it nearly always has."""
+"""Cycles beyond the prefetch limit after which a taut string is assumed to have met the run's string. It nearly always has."""
 
 
 class LimitedCycles(_GivenTasks):
-    """Every task has its own work, and comm may run ahead by `prefetch` batches. O(prefetch) per question, mostly."""
+    """Every task has its own work, and comm may run ahead by `prefetch` batches. Typically O(prefetch) per call."""
 
     def __init__(self, works: Works, cycles: int, prefetch: int) -> None:
         comm, comp = works.tasks(0, cycles)
         super().__init__(comm, comp)
         self._prefetch = prefetch
         path = course(forward=np.array(comp[0::2]), backward=np.array(comp[1::2]), comm=np.array(comm), prefetch=prefetch)
-        # The last vertex twice: a segment that even a run without any work has.
+        # The last vertex is repeated, so that a run without work also has a segment.
         self._path_x, self._path_y = np.append(path.comp, path.comp[-1]), np.append(path.comm, path.comm[-1])
-        # How high the run's string is when a Backward ends. Where works are 0 it may rise there: then anything that the floor of
-        # that Backward and its ceiling allow is on it. Along the string both works together never stop growing, so they tell
-        # the segment.
+        # The height of the run's string at the end of each Backward. Where works are 0 the string may be vertical there: then every
+        # height between the floor and the ceiling of that Backward is on it. The sum of both works always grows along the string,
+        # so it identifies the segment.
         self._ends = np.array(self._comp_done[2::2])[: cycles - 1]
         ceilings = np.array(self._comm_done)[np.minimum(np.arange(cycles - 1) + prefetch, cycles)]
         arrivals = np.clip(np.interp(self._ends, path.comp, path.comm), self._y[: cycles - 1], ceilings)
@@ -180,7 +181,7 @@ class LimitedCycles(_GivenTasks):
         self._segment = np.clip(segment, 1, len(along))
 
     def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
-        """The least seconds for the rest: along a taut string from here to the run's own, and on along that."""
+        """Return the least seconds for the rest: along a taut string from here to the run's string, then along that string."""
         last = len(self._points) - 1
         if num_comm > last:
             return (self._comp_done[-1] - comp_done) / pace.comp_alone
@@ -196,7 +197,7 @@ class LimitedCycles(_GivenTasks):
         return sum(pace.seconds(step.real, step.imag) for step in steps.tolist()) + self._times[min(meeting, last)]
 
     def _gates(self, num_comm: int, num_comp: int, meeting: int) -> Iterator[tuple[complex, bool]]:
-        """What the path has to pass above and (True) below, up to where it meets the run's: comp work + 1j * comm work."""
+        """Yield the points that the path must pass above, or below (True), until it meets the run's string, as comp + 1j * comm."""
         last = len(self._points) - 1
         for cycle in range(num_comp // 2, meeting + 1):
             if cycle >= num_comm:
@@ -208,7 +209,7 @@ class LimitedCycles(_GivenTasks):
             yield complex(self._comp_done[2 * meeting + 2], self._arrivals[meeting]), False
 
     def _follow(self, pace: Pace) -> None:
-        """Seconds to the end from where the run's string arrives at the end of each cycle."""
+        """Compute the seconds to the end from the run's string at the end of each cycle."""
         last = (self._comp_done[-1] - self._comp_done[-2]) / pace.comp_alone
         steps = pace.frontier.cost(np.diff(self._path_x), np.diff(self._path_y))
         from_vertices = np.append(np.cumsum(steps[::-1])[::-1], 0.0) + last
@@ -218,7 +219,7 @@ class LimitedCycles(_GivenTasks):
 
 
 def _followers(points: list[tuple[float, float]]) -> list[int]:
-    """For every point the next vertex of the upper concave hull of it and those behind it; the last is its own."""
+    """Return, for every point, the next vertex of the upper concave hull of this and all later points; the last is its own."""
     last = len(points) - 1
     followers = [last] * len(points)
     for point in range(last - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""The policies that need no rates: fixed splits, random splits, one side first, and nothing pinned."""
+"""Policies that need no rates: fixed splits, random splits, priority for one side, and no pinning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scheduler.policies.view import View
 
 
 class Unpinned:
-    """Nothing is pinned and the kernel shares the cores. What two policies of this kind differ in is their launch_options."""
+    """Nothing is pinned; the kernel schedules both sides. Policies of this kind differ only in their launch_options."""
 
     is_work_conserving: ClassVar[bool] = False
     needs_rates: ClassVar[bool] = False
@@ -20,12 +20,12 @@ class Unpinned:
         self.name = name
 
     def choose(self, view: View) -> Allocation:
-        """Unpinned, always."""
+        """Return the unpinned allocation."""
         return Allocation.unpinned(view.num_cores)
 
 
 class Static:
-    """The same split at every event. If cores are taken away, at most C-1 of those that are left."""
+    """The same split at every event. If cores are taken away, comm keeps at most C-1 of the remaining C cores."""
 
     is_work_conserving: ClassVar[bool] = True
     needs_rates: ClassVar[bool] = False
@@ -35,12 +35,12 @@ class Static:
         self.name = f"static:{comm_cores}"
 
     def choose(self, view: View) -> Allocation:
-        """`comm_cores` to comm."""
+        """Return the split with `comm_cores` cores for comm."""
         return Allocation.split(min(self.comm_cores, view.num_cores - 1), view.num_cores)
 
 
 class Random:
-    """A split uniform in 1..C-1 at every event, from a generator of its own."""
+    """A random split at every event, uniform in 1..C-1, from its own generator."""
 
     name: ClassVar[str] = "random"
     is_work_conserving: ClassVar[bool] = True
@@ -50,59 +50,59 @@ class Random:
         self._generator = random.Random(seed)
 
     def choose(self, view: View) -> Allocation:
-        """The next draw."""
+        """Draw the next split."""
         if view.num_cores == 1:
             return Allocation.all_comp(1)
         return Allocation.split(self._generator.randint(1, view.num_cores - 1), view.num_cores)
 
     def to_json(self) -> dict[str, Any]:
-        """The state of the generator."""
+        """Return the state of the generator."""
         version, internal, _ = self._generator.getstate()
         return {"version": version, "internal": list(internal)}
 
     def recall(self, data: Any, where: str) -> None:
-        """Draw on from there."""
+        """Restore the state of the generator. Raises ValueError."""
         check_keys(data, required=("version", "internal"), where=where)
         internal = listing(data["internal"], where)
         if not all(is_whole(value) and 0 <= value < 1 << 32 for value in internal):
-            raise ValueError(f"{where}: {shown(internal)} is no state of a generator")
+            raise ValueError(f"{where}: {shown(internal)} is not a generator state")
         try:
             self._generator.setstate((data["version"], tuple(internal), None))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: no state of a generator: {error}") from None
+            raise ValueError(f"{where}: this is not a generator state: {error}") from None
 
 
 class CommPriority:
-    """Exclusive: all cores to comm until all comm is done, then all to comp."""
+    """Exclusive: all cores to comm until all batches are received, then all cores to comp."""
 
     name: ClassVar[str] = "comm-priority"
     is_work_conserving: ClassVar[bool] = True
     needs_rates: ClassVar[bool] = False
 
     def choose(self, view: View) -> Allocation:
-        """All to comm."""
+        """Return the allocation of all cores to comm."""
         return Allocation.all_comm(view.num_cores)
 
 
 class CompPriority:
-    """Exclusive: all cores to comp whenever it can run, else to comm."""
+    """Exclusive: all cores to comp whenever comp can run, otherwise all cores to comm."""
 
     name: ClassVar[str] = "comp-priority"
     is_work_conserving: ClassVar[bool] = True
     needs_rates: ClassVar[bool] = False
 
     def choose(self, view: View) -> Allocation:
-        """All to comp."""
+        """Return the allocation of all cores to comp."""
         return Allocation.all_comp(view.num_cores)
 
 
 class ComputeFirst:
-    """Training on every core, and comm behind it on every core, with what training leaves."""
+    """Both sides on every core; comm has idle priority and uses the CPU time that training leaves."""
 
     name: ClassVar[str] = COMPUTE_FIRST
     is_work_conserving: ClassVar[bool] = True
     needs_rates: ClassVar[bool] = False
 
     def choose(self, view: View) -> Allocation:
-        """Every core to both, comm at the lowest priority."""
+        """Return the shared allocation compute-first."""
         return Allocation.sharing(COMPUTE_FIRST, view.num_cores)

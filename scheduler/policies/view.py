@@ -1,4 +1,4 @@
-"""What a policy is asked and what it may know: the protocol behind which every policy stands."""
+"""The protocols that policies implement, and the view of a run that a policy gets."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from scheduler.model.state import Allocation, State
 
 
 class Works(Protocol):
-    """What every task of a run costs, in the units of the rates: the same in each cycle, or task by task."""
+    """The work of every task of a run, in the unit of the rates: equal for all cycles, or one value per task."""
 
     def tasks(self, first: int, last: int) -> tuple[list[float], list[float]]:
-        """The works of cycles `first` to `last` - 1: of Comm [cycles], and of Forward and Backward in turn [2 cycles]."""
+        """Return the works of cycles `first` to `last` - 1: of Comm [n], and of F, B, F, B, ... [2n]."""
 
 
 class View(NamedTuple):
-    """What a policy may know at an event. It is made at every event, and a tuple is made fastest.
+    """The information that a policy gets at an event. A tuple, because one is built at every event and tuples are the fastest.
 
-    The state S_{i,j,k} as in `State`; `comm_left` and `comp_left` are the work remaining of the two running tasks, `works` that
-    of all tasks. All work is in the units of `rates`, which is None where nobody knows them or the policy said that it needs none.
-    `noise` is the relative error that a time predicted by them must be believed to have; 0 where they are exact.
-    `time` is the event's, in seconds; NaN where a whole run is thought through at once.
+    The counts are those of the state S_{i,j,k}, see `State`. `comm_left` and `comp_left` are the remaining work of the two running
+    tasks, `works` is the work of all tasks. All work is in the unit of `rates`. `rates` is None if they are not known, or if the
+    policy's `needs_rates` is false. `noise` is the expected relative error of times that `rates` predict; 0 if they are exact.
+    `time` is the time of the event in seconds; NaN if a whole run is planned at once.
     """
 
     num_cores: int
@@ -51,59 +51,56 @@ class View(NamedTuple):
         noise: float = 0.0,
         time: float = math.nan,
     ) -> View:
-        """The view from this state."""
+        """Build the view of this state."""
         counts = (state.num_comm, state.num_forward, state.num_backward)
         return cls(num_cores, state.cycles, state.prefetch, *counts, comm_left, comp_left, works, rates, noise, time)
 
 
 class Policy(Protocol):
-    """What the controller asks, one policy object for each run.
-
-    One that reads `View.rates` is a `Planner` too.
-    """
+    """The rule that chooses an allocation; one object per run. A policy that reads `View.rates` is also a `Planner`."""
 
     @property
     def name(self) -> str:
-        """As the user gave it."""
+        """The name in canonical spelling, for example static:1."""
 
     @property
     def is_work_conserving(self) -> bool:
-        """Whether the forced allocations of Eq. 13 apply. Asked at every event: it may change during a run."""
+        """Whether the forced allocations of Eq. 13 apply. The controller reads it at every event, as it may change in a run."""
 
     @property
     def needs_rates(self) -> bool:
-        """Whether the next `choose` reads `View.rates`. Asked at every event: it may change during a run."""
+        """Whether the next `choose` reads `View.rates`. The controller reads it at every event, as it may change in a run."""
 
     def choose(self, view: View) -> Allocation:
-        """The allocation until the next event."""
+        """Return the allocation until the next event."""
 
 
 @runtime_checkable
 class Planner(Protocol):
-    """A policy that plans with rates. Without a profile the controller first measures what it asks for (LEARNING)."""
+    """A policy that plans with rates. Without a profile, the controller first measures its warm-up allocations (LEARNING)."""
 
     @property
     def strategy(self) -> str:
-        """What it goes by now, in a few words for logs, which are written when it changes."""
+        """The current strategy, in a few words. A log record is written when it changes."""
 
     def describe(self) -> dict[str, object]:
-        """What made it do so, beside the rates, as plain values for logs."""
+        """Return the reasons for the strategy other than the rates, as JSON values for logs."""
 
     def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
-        """The allocations to measure before `choose` can plan, in this order."""
+        """Return the allocations to measure, in this order, before `choose` can plan."""
 
 
 @runtime_checkable
 class Remembering(Protocol):
-    """A policy that has something to remember when a run goes on in another process."""
+    """A policy with state that must be restored when a run resumes in another process."""
 
     def to_json(self) -> dict[str, Any]:
-        """What it has learnt, as plain values."""
+        """Return the state as JSON values."""
 
     def recall(self, data: Any, where: str) -> None:
-        """Know it again, before it is asked anything. ValueError, beginning with `where`, for what `to_json` cannot have told."""
+        """Restore the state before the first `choose`. Raises ValueError, beginning with `where`, for invalid data."""
 
 
 def split_trials(num_cores: int) -> tuple[Allocation, ...]:
-    """The splits that tell most about all of them: in the middle, and with one core for either side."""
+    """Return the three splits that determine the rates of all splits best: the middle one, and one core for either side."""
     return tuple(Allocation.split(c, num_cores) for c in dict.fromkeys((num_cores // 2, 1, num_cores - 1)))

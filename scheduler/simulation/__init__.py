@@ -1,1 +1,1 @@
-"""The same controller in modelled time, and the studies behind the figures. Pure."""
+"""The simulator, which runs the controller in modelled time, and the studies for the figures. Pure: no clock, thread or I/O."""

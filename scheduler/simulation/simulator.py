@@ -1,8 +1,8 @@
-"""A run in modelled time, exact to rounding: from event to event, with the controller and the policies of the live loop.
+"""Simulate a run in modelled time, event by event and exact to rounding, with the controller and policies of the live loop.
 
-Between two events nobody's cores change, so both running tasks advance at constant rates and the next completion is a division
-away. Tasks that complete together are one event. What a live run has to infer from times (the work that remains) is known
-here, and that is the only difference: `Controller.allocate` decides in both. See docs/model.md.
+Between two events the allocation is constant, so both running tasks advance at constant rates, and one division gives the next
+completion. Tasks that complete together are one event. A live run must infer the remaining work from times, but here it is known.
+This is the only difference: `Controller.allocate` decides in both. See docs/model.md.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from scheduler.policies.registry import POLICIES, PolicyKind, kind_of, make_poli
 from scheduler.policies.view import Policy, View
 
 ROUNDING = 1e-12
-"""Part of a task's work that is rounding, not work: two tasks that end together in exact arithmetic end together here too."""
+"""Share of a task's work below which a residual is a rounding error. So tasks that end together in exact arithmetic do so here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One task of cycle `index` (from 0), from the first moment it ran to its end, in seconds of modelled time."""
+    """One task of cycle `index` (from 0), from the first time it ran to its end, in seconds of modelled time."""
 
     task: Task
     index: int
@@ -36,7 +36,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Who held which cores from `start` to `end` (seconds of modelled time), and why."""
+    """The allocation from `start` to `end` (seconds of modelled time), and its reason."""
 
     start: float
     end: float
@@ -46,7 +46,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedRun:
-    """How a run went: its makespan in seconds of modelled time; `spans` and `intervals` are empty unless recorded."""
+    """The result of a run. `makespan` is in seconds of modelled time; `spans` and `intervals` are empty unless recorded."""
 
     policy: str
     makespan: float
@@ -56,23 +56,23 @@ class SimulatedRun:
 
 
 def simulate(scenario: Scenario, name: str, *, seed: int = 0, record: bool = False) -> SimulatedRun:
-    """One run of `scenario` under the policy of this name; `seed` feeds `random`.
+    """Simulate one run of `scenario` under the policy with this name. `seed` is for `random`.
 
-    ValueError for a policy that does not exist, cannot be on these cores, or leaves the cores to a kernel.
+    Raises ValueError for a policy that does not exist, does not work on this number of cores, or leaves the cores to a kernel.
     """
     policy = make_policy(name, num_cores=scenario.cores, seed=seed, horizon=None)
     if not policy.is_work_conserving:
         raise ValueError(
-            f"policy '{name}' leaves the cores to a kernel, which no model here describes; measure it with edge-student compare"
+            f"policy '{name}' leaves the cores to a kernel, which is not modelled; measure it with edge-student compare"
         )
     if not _has_its_mode(kind_of(name), scenario):
-        raise ValueError(f"policy '{name}' is one shared mode, and the scenario's 'modes' have none of that name")
+        raise ValueError(f"policy '{name}' needs the shared mode of this name, which the scenario's 'modes' lack; add it")
     return simulate_policy(scenario, policy, record=record)
 
 
 def simulate_policy(scenario: Scenario, policy: Policy, *, record: bool = False) -> SimulatedRun:
-    """One run of `scenario` under this policy. AssertionError unless it is work-conserving and divides the cores that there are."""
-    assert policy.is_work_conserving, f"{policy.name} leaves the cores to a kernel, which no model here describes"
+    """Simulate one run of `scenario` under this policy. Raises AssertionError unless it is work-conserving and splits all cores."""
+    assert policy.is_work_conserving, f"{policy.name} leaves the cores to a kernel, which is not modelled"
     timeline = _Timeline() if record else None
     makespan, num_events = _Run(scenario, policy).play(timeline)
     spans, intervals = timeline.finished() if timeline else ((), ())
@@ -80,9 +80,9 @@ def simulate_policy(scenario: Scenario, policy: Policy, *, record: bool = False)
 
 
 def simulable_policies(scenario: Scenario) -> tuple[str, ...]:
-    """Every policy that can be simulated on the scenario's cores: each split of `static`, and the others.
+    """Return every policy that can be simulated on the scenario's cores: each split of `static`, and the others.
 
-    A policy that is one shared mode is among them where the scenario has that mode.
+    A policy that needs a shared mode is included if the scenario has this mode.
     """
     kinds = (kind for kind in POLICIES.values() if _has_its_mode(kind, scenario))
     names = (name for kind in kinds for name in kind.names(scenario.cores))
@@ -95,7 +95,7 @@ def _has_its_mode(kind: PolicyKind, scenario: Scenario) -> bool:
 
 
 class _Run:
-    """One run's works and rates as plain lists: Python reads those fastest."""
+    """One run, with works and rates as plain lists because Python reads lists fastest."""
 
     def __init__(self, scenario: Scenario, policy: Policy) -> None:
         self.cycles = scenario.cycles
@@ -103,12 +103,12 @@ class _Run:
         self.works = scenario.works
         self.rates = scenario.rates
         self.prefetch = scenario.prefetch
-        # A zero behind the last task: what is left to do once a side is done.
+        # A zero after the last task: the remaining work of a side that is done.
         comm, comp = scenario.works.tasks(0, scenario.cycles)
         self.comm, self.comp = [*comm, 0.0], [*comp, 0.0]
 
     def play(self, record: _Timeline | None) -> tuple[float, int]:
-        """Run to the end: the makespan in seconds, and how many events it took."""
+        """Run to the end. Returns the makespan in seconds and the number of events."""
         comm, comp, cycles, rates = self.comm, self.comp, self.cycles, self.rates
         allocate, num_cores, policy = self.controller.allocate, rates.num_cores, self.controller.policy.name
         shared = {mode.name: (mode.comm_rate, mode.comp_rate) for mode in rates.shared}
@@ -123,7 +123,7 @@ class _Run:
             allocation, reason = allocate(i, (q + 1) // 2, q // 2, look)
             comm_cores, comp_cores = allocation.comm, allocation.comp
             if allocation.shared is None:
-                assert comm_cores + comp_cores == num_cores, f"{policy}: '{allocation}' divides other cores than {num_cores}"
+                assert comm_cores + comp_cores == num_cores, f"{policy}: '{allocation}' does not split {num_cores} cores"
                 comm_rate, comp_rate = rates.comm[comm_cores], rates.comp[comm_cores]
             else:
                 comm_rate, comp_rate = shared[allocation.shared]
@@ -149,14 +149,14 @@ class _Run:
 
 
 class _Timeline:
-    """What happened, event by event."""
+    """Records the spans and intervals of a run."""
 
     def __init__(self) -> None:
         self.intervals: list[Interval] = []
         self._spans: dict[tuple[Task, int], tuple[float, float]] = {}
 
     def extend(self, start: float, end: float, *, comm: int | None, comp: int | None) -> None:
-        """The tasks that ran from one event to the next, counted from 0 on either side; None for a side that did not run."""
+        """Record the tasks that ran between two events, counted from 0 on each side. None: this side did not run."""
         if comm is not None:
             self._extend((Task.COMM, comm), start, end)
         if comp is not None:
@@ -167,15 +167,16 @@ class _Timeline:
         self._spans[task] = began, end
 
     def finished(self) -> tuple[tuple[Span, ...], tuple[Interval, ...]]:
-        """Spans in the order of their starts, intervals in that of time."""
+        """Return the spans ordered by start, and the intervals ordered by time."""
         spans = [Span(task=task, index=index, start=start, end=end) for (task, index), (start, end) in self._spans.items()]
         return tuple(sorted(spans, key=lambda span: (span.start, span.end))), tuple(self.intervals)
 
 
 def random_makespans(scenario: Scenario, *, runs: int, seed: int) -> npt.NDArray[np.float64]:
-    """Makespans, in seconds, of `runs` independent runs under `random`: float64 [runs]. ValueError for fewer than one.
+    """Return the makespans in seconds of `runs` independent runs under `random`: float64 [runs].
 
-    All runs advance together in arrays, one event of each at a time; a run's result is what `simulate_policy` gives for its draws.
+    All runs advance together in arrays, one event of each run per step. Each result equals that of `simulate_policy` for the same
+    draws. Raises ValueError for fewer than one run.
     """
     if runs < 1:
         raise ValueError(f"random runs is {runs}; it must be at least 1")
@@ -184,7 +185,7 @@ def random_makespans(scenario: Scenario, *, runs: int, seed: int) -> npt.NDArray
 
 
 def drawn_makespans(scenario: Scenario, draw: Callable[[], npt.NDArray[np.int64]]) -> npt.NDArray[np.float64]:
-    """Makespans of runs whose comm cores are drawn at every event, for all runs at once: `draw` gives int64 [runs] in 1..C-1."""
+    """Return the makespans of runs that draw comm cores at every event, all at once: `draw` returns int64 [runs] in 1..C-1."""
     cycles, num_cores = scenario.cycles, scenario.cores
     comm, comp = (np.array([*tasks, 0.0]) for tasks in scenario.works.tasks(0, cycles))
     comm_rates, comp_rates = np.array(scenario.rates.comm), np.array(scenario.rates.comp)
@@ -198,7 +199,7 @@ def drawn_makespans(scenario: Scenario, draw: Callable[[], npt.NDArray[np.int64]
         comm_waits = (num_comm == cycles) | (num_comm - num_comp // 2 >= most_ahead)
         split = np.where(comp_waits, num_cores, np.where(comm_waits, 0, drawn))
         comm_rate, comp_rate = comm_rates[split], comp_rates[split]
-        # A side that waits has rate 0, so its task takes forever.
+        # A waiting side has rate 0, so its task takes infinite time.
         comm_time = np.divide(comm_left, comm_rate, out=np.full_like(now, np.inf), where=comm_rate > 0)
         comp_time = np.divide(comp_left, comp_rate, out=np.full_like(now, np.inf), where=comp_rate > 0)
         delta = np.minimum(comm_time, comp_time)

@@ -1,8 +1,7 @@
-"""What the figures show, as JSON data: each study is a pure function of its parameters, and each says what it assumed.
+"""Compute the data of the figures as JSON values. Each study is a pure function of its parameters and names its assumptions.
 
-The scenarios are those of the paper's figures 2 to 5, and one more: how far every policy is from the least time there is.
-The paper publishes no parameter values, so every caption names the ones chosen here. What the data look like is the concern of
-`figures`.
+The scenarios are those of the paper's figures 2 to 5. One more study compares every policy with the lower bound. The paper
+publishes no parameter values, so every caption names the values chosen here. `figures` draws the data.
 """
 
 from __future__ import annotations
@@ -16,14 +15,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from scheduler.model.cost import CostModel
-from scheduler.model.fit import Estimate, Fit, fit
+from scheduler.model.fit import fit
+from scheduler.model.fit_result import Estimate, Fit
 from scheduler.model.samples import Sample, Samples
 from scheduler.model.scenario import Scenario
 from scheduler.model.state import Task
 from scheduler.simulation.simulator import SimulatedRun, random_makespans, simulable_policies, simulate
 
 Data: TypeAlias = dict[str, Any]
-"""Plain JSON values. Every study's data has "title" and "caption", which are drawn as they are."""
+"""JSON values. The data of every study have "title" and "caption", which are drawn unchanged."""
 
 CORES = (6, 8, 10, 12)
 """C in the paper's figures 4 and 5."""
@@ -47,18 +47,18 @@ _EXAMPLE = "example samples, not measured on a device"
 
 
 def cost_model(num_cores: int) -> CostModel:
-    """f and g of every study: the rates are (C - c) / 6 for comp, linear in its cores, and 0.12 c + 0.08 (1 + ln c) for comm."""
+    """Return f and g of every study: the rates are (C - c) / 6 for comp and 0.12 c + 0.08 (1 + ln c) for comm."""
     return CostModel(a1=6 / num_cores, a2=1 / num_cores, b1=0.12, b2=0.08, b3=math.e)
 
 
 def scenario_data(*, cores: int, x: float, y: float | Sequence[float], cycles: int = CYCLES) -> Data:
-    """A scenario as `Scenario.from_json` reads it: Forward and Backward of work `x` each, Comm of work `y` (one or one a cycle)."""
+    """Return a scenario for `Scenario.from_json`: Forward and Backward have work `x` each, Comm has work `y` (or one per cycle)."""
     comm = y if isinstance(y, int | float) else list(y)
     return {"cores": cores, "cycles": cycles, "forward": x, "backward": x, "comm": comm, "cost": asdict(cost_model(cores))}
 
 
 def example_samples(seed: int) -> Data:
-    """What calibrating a device could give, drawn from `cost_model` with NOISE: for showing the figure, not for believing it."""
+    """Return invented samples, drawn from `cost_model` with NOISE. They only demonstrate the figure and describe no device."""
     generator = np.random.default_rng(seed)
     costs = cost_model(_EXAMPLE_CORES)
 
@@ -72,10 +72,10 @@ def example_samples(seed: int) -> Data:
 
 
 def fitted_costs(*, samples: Any | None = None, seed: int = 0) -> Data:
-    """Figure 2: times of comp and comm against comm's cores, with the f and g that fit them.
+    """Compute figure 2: times of comp and comm against comm's cores, with the fitted f and g.
 
-    `samples` is what `Samples.from_json` reads (ValueError if it cannot); without it, `example_samples`, and both title and
-    caption say so.
+    `samples` is data for `Samples.from_json`. Without it, `example_samples` are used, and title and caption label them as
+    examples. Raises ValueError for invalid samples.
     """
     is_example = samples is None
     given = example_samples(seed) if is_example else samples
@@ -93,7 +93,8 @@ def fitted_costs(*, samples: Any | None = None, seed: int = 0) -> Data:
     is_fitted = any(side["curve"] for side in sides)
     return {
         "title": title,
-        "caption": f"{origin} {found}" + (" Below: sample / fit - 1; the band is the root mean square." if is_fitted else ""),
+        "caption": f"{origin} {found}"
+        + (" Lower panels: sample / fit - 1; the band is the root mean square." if is_fitted else ""),
         "is_example": is_example,
         "seed": seed if is_example else None,
         "samples": given,
@@ -105,7 +106,7 @@ def fitted_costs(*, samples: Any | None = None, seed: int = 0) -> Data:
 def _side(
     name: str, formula: str, samples: Sequence[Sample], fitted: Fit, time: Callable[[float, float], float], splits: range
 ) -> Data:
-    """One half of figure 2, all times per unit of work. Without a fit "curve" is empty, and "spread" and the errors are None."""
+    """Return one side of figure 2, with times per unit of work. Without a fit, "curve" is empty and errors are None."""
     points = [
         {"comm_cores": sample.comm_cores, "seconds": sample.seconds / sample.work, "relative_error": None} for sample in samples
     ]
@@ -134,7 +135,7 @@ def _with_error(estimate: Estimate) -> str:
 
 
 def cost_curves(*, cores: Sequence[int] = CORES) -> Data:
-    """Figure 4: f(1, c) and g(1, c) in seconds against comp's cores C - c; each is left out where its side has no cores."""
+    """Compute figure 4: f(1, c) and g(1, c) in seconds against comp's cores C - c, wherever the side has cores."""
     curves = []
     for num_cores in cores:
         costs = cost_model(num_cores)
@@ -142,25 +143,25 @@ def cost_curves(*, cores: Sequence[int] = CORES) -> Data:
         comm = [{"comp_cores": num_cores - c, "seconds": costs.comm_time(1.0, c)} for c in range(1, num_cores + 1)]
         curves.append({"cores": num_cores, "cost": asdict(costs), "comp": comp, "comm": comm})
     caption = (
-        f"{_MODELLED}: f(x, c) = a1 x / (1 - a2 c) is the time of comp work x and g(y, c) = y / (b1 c + b2 ln(b3 c)) that of comm"
-        f" work y when comm has c of the C cores and comp the other C - c; here x = y = 1. {_CHOSEN}."
+        f"{_MODELLED}: f(x, c) = a1 x / (1 - a2 c) is the time of comp work x, and g(y, c) = y / (b1 c + b2 ln(b3 c)) the time of"
+        f" comm work y, when comm has c of the C cores and comp the other C - c; here x = y = 1. {_CHOSEN}."
     )
     return {"title": "Time of one unit of work against the cores given to comp", "caption": caption, "curves": curves}
 
 
 def timeline(*, policy: str = "dynamic") -> Data:
-    """Figure 3: a small run, task by task, and which of the paper's three scenarios each segment is.
+    """Compute figure 3: a small run, task by task, and the paper's scenario (1, 2 or 3) of each segment.
 
-    Segment i ends where Backward_i starts, the last one where the run ends (the paper's t_1 .. t_{N+1}). Scenario 1: comp waits
-    for logits in it; 3: all comm was done before it; 2: otherwise.
+    Segment i ends where Backward_i starts, and the last segment ends with the run (the paper's t_1 .. t_{N+1}). Scenario 1: comp
+    waits for logits in the segment. Scenario 3: all comm was done before it. Scenario 2: otherwise.
     """
     x, y = 0.75, (1.2, 0.9, 0.6, 0.5, 0.5, 0.4)
     data = scenario_data(cores=4, x=x, y=y, cycles=len(y))
     run = simulate(Scenario.from_json(data), policy, record=True)
     caption = (
         f"{_MODELLED}: policy {policy}, C={data['cores']} cores, N={len(y)} cycles, x={x:g}, y={', '.join(map(str, y))}; {_WORKS}."
-        f" {_CHOSEN}. Segment i ends where Backward i starts, the last with the run. Scenario 1: comp waits for logits in it,"
-        " and comm then has all cores; 2: both run; 3: comm was done before, and comp has all cores."
+        f" {_CHOSEN}. Segment i ends where Backward i starts, the last segment with the run. Scenario 1: comp waits for logits,"
+        " and comm has all cores meanwhile; 2: both run; 3: comm was done before, and comp has all cores."
     )
     return {
         "title": f"One run of {len(y)} cycles under '{policy}'",
@@ -185,7 +186,7 @@ def timeline(*, policy: str = "dynamic") -> Data:
 
 
 def _waits(run: SimulatedRun) -> list[Data]:
-    """Where a side that has work left stands still, from the end of one of its tasks to the start of its next."""
+    """Return the waits of each side: from the end of one of its tasks to the start of its next task."""
     waits = []
     for side, tasks in (("comm", {Task.COMM}), ("comp", {Task.FORWARD, Task.BACKWARD})):
         spans = [span for span in run.spans if span.task in tasks]
@@ -206,10 +207,10 @@ def _segments(run: SimulatedRun) -> list[Data]:
 
 
 def outcome(*, cores: int, x: float, y: float, cycles: int, runs: int, seed: int) -> Data:
-    """Every policy's makespan in one scenario, in seconds: {"lower_bound", "policies": {name: {"makespan", ...}}, ...}.
+    """Return every policy's makespan in one scenario, in seconds: {"lower_bound", "policies": {name: {"makespan", ...}}, ...}.
 
-    `random` has the mean of `runs` runs as its makespan, and how they spread. "best_static" and "worst_static" name the splits
-    that trying each one finds.
+    For `random`, "makespan" is the mean of `runs` runs, and their spread is added. "best_static" and "worst_static" are the names
+    of the fastest and the slowest split.
     """
     data = scenario_data(cores=cores, x=x, y=y, cycles=cycles)
     scenario = Scenario.from_json(data)
@@ -235,12 +236,12 @@ def _spread(scenario: Scenario, runs: int, seed: int) -> Data:
 
 
 def comparison(*, x: float, y: float, cores: Sequence[int] = CORES, cycles: int = CYCLES, runs: int = 1000, seed: int = 0) -> Data:
-    """Figure 5: every policy's makespan for each number of cores."""
+    """Compute figure 5: every policy's makespan for each number of cores."""
     groups = [outcome(cores=num_cores, x=x, y=y, cycles=cycles, runs=runs, seed=seed) for num_cores in cores]
     caption = (
         f"{_MODELLED}: N={cycles} cycles, x={x:g}, y={y:g}, no prefetch limit; {_WORKS}. {_CHOSEN}. Random: mean of {runs} runs"
-        f" (seed {seed}); below, the thick line spans the 5th to 95th percentile and the thin one all runs. Best static: the best"
-        " of the C - 1 fixed splits, found by trying each; the number in its bar is its comm cores. No policy beats the bound."
+        f" (seed {seed}); in the lower panel, the thick line spans the 5th to 95th percentile and the thin line all runs. Best"
+        " static: the fastest of the C - 1 fixed splits; the number in its bar is its comm cores. No policy beats the bound."
     )
     return {"title": f"Time of a run, x : y = {x:g} : {y:g}", "caption": caption, "runs": runs, "seed": seed, "groups": groups}
 
@@ -253,12 +254,12 @@ def gaps(
     runs: int = 1000,
     seed: int = 0,
 ) -> Data:
-    """How far each policy is above the lower bound, in per cent, for each ratio x:y (a row) and number of cores (a column)."""
+    """Compute each policy's excess over the lower bound in per cent, for each ratio x:y (row) and number of cores (column)."""
     table = [[outcome(cores=c, x=x, y=y, cycles=cycles, runs=runs, seed=seed) for c in cores] for x, y in ratios]
     caption = (
         f"{_MODELLED}: 100 (T / lower bound - 1), N={cycles} cycles, no prefetch limit; {_WORKS}. {_CHOSEN}. Random: mean of {runs}"
-        f" runs (seed {seed}). comp-priority takes as long as comm-priority. Best and worst static: of the C - 1 fixed splits,"
-        " found by trying each. The darker, the further from the bound; one scale for all."
+        f" runs (seed {seed}). comp-priority takes as long as comm-priority. Best and worst static: the fastest and the slowest of"
+        " the C - 1 fixed splits. A darker cell is further from the bound; all tables have the same scale."
     )
     return {
         "title": "Time above the lower bound, in per cent",

@@ -1,12 +1,13 @@
-"""The program `core-scheduler`: what it prints is what the model says, and every mistake is one line and an exit status."""
+"""The program `core-scheduler`: it prints the results of the model, and every error is one line and an exit status."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,35 @@ import numpy as np
 import pytest
 
 import scheduler.__main__ as program
-from scheduler import flags
+from edgekd.cli.command import parse
+from scheduler import simulate as simulate_command
 from scheduler.model.fit import fit
 from scheduler.model.optimum import lower_bound
 from scheduler.model.samples import Samples
 from scheduler.model.scenario import Scenario
+from scheduler.settings import EXAMPLE_SAMPLES, EXAMPLE_SCENARIO, SimulateConfig
 from scheduler.simulation.simulator import random_makespans, simulable_policies, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 COST = {"a1": 0.5, "a2": 0.2, "b1": 1.0, "b2": 2.0, "b3": 3.0}
 SCENARIO = {"cores": 4, "cycles": 5, "forward": 1, "backward": [2, 2, 3, 2, 2], "comm": 8, "prefetch": 2, "cost": COST}
-SAMPLES = json.loads(flags.EXAMPLE_SAMPLES)
+SAMPLES = json.loads(EXAMPLE_SAMPLES)
 
 Write = Callable[..., str]
 
 
+@pytest.fixture(autouse=True)
+def _signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers of pytest: a program that ends resets its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write a file into the folder that the program runs in: `write(name, text, bytes or JSON data)`; its name."""
+    """Return `write(name, text, bytes or JSON data)`, which writes a file into the working folder and returns its name."""
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, content: Any) -> str:
@@ -44,9 +56,17 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return write
 
 
+def status_of(*argv: str) -> int:
+    """The exit status of a call."""
+    with pytest.raises(SystemExit) as stop:
+        program.main(argv)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
 def output(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """What a call that succeeds prints, with nothing on stderr."""
-    status = program.main(argv)
+    """The output of a call that succeeds and prints nothing to stderr."""
+    status = status_of(*argv)
     shown = capsys.readouterr()
     assert (status, shown.err) == (0, "")
     return shown.out
@@ -54,7 +74,7 @@ def output(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def refusal(capsys: pytest.CaptureFixture[str], status: int, *argv: str) -> str:
     """The one line of a call that fails with this status."""
-    assert program.main(argv) == status
+    assert status_of(*argv) == status
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.endswith("\n")
@@ -64,7 +84,7 @@ def refusal(capsys: pytest.CaptureFixture[str], status: int, *argv: str) -> str:
 
 
 def start(*argv: str, unbuffered: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
-    """The program as a process."""
+    """Run the program as a process."""
     command = [sys.executable, "-m", "scheduler", *argv]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
@@ -96,12 +116,12 @@ def test_json_is_the_lower_bound_and_the_makespan_of_every_policy(write: Write, 
     assert all(result["makespan"] >= found["lower_bound"] * (1 - 1e-12) for result in found["policies"].values())
 
 
-def test_the_table_says_scenario_bound_policies_and_best_split(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_scenario_bound_policies_and_best_split(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     name = write("s.json", SCENARIO)
     lines = output(capsys, "simulate", "--scenario", name, "--random-runs", "20").splitlines()
     assert lines[0] == (
-        "4 cores, 5 cycles of forward 1, backward 2 .. 3 and comm 8; comm may run ahead up to 2 batches;"
-        " rates by the cost functions"
+        "4 cores, 5 cycles of forward 1, backward 2 .. 3 and comm 8; comm may run ahead by up to 2 batches;"
+        " rates from the cost functions"
     )
     assert lines[1].startswith("lower bound ")
     found = json.loads(output(capsys, "simulate", "--scenario", name, "--random-runs", "20", "--json"))
@@ -120,7 +140,7 @@ def test_a_table_of_measured_modes_and_of_no_work_at_all(write: Write, capsys: p
     modes = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, (comm, comp) in rates.items()]
     idle = {"cores": 2, "cycles": 3, "forward": 0, "backward": 0, "comm": 0, "modes": modes}
     shown = output(capsys, "simulate", "--scenario", write("s.json", idle), "--policies", "dynamic, random")
-    assert "comm may run ahead as far as it likes; rates of 4 measured modes\n" in shown
+    assert "comm may run ahead without a limit; rates of 4 measured modes\n" in shown
     assert [line.split()[:4] for line in shown.splitlines()[4:]] == [["dynamic", "0", "s", "-"], ["random", "0", "s", "-"]]
 
 
@@ -139,38 +159,38 @@ def test_the_seed_feeds_random(write: Write, capsys: pytest.CaptureFixture[str])
 def test_dynamic_is_left_out_of_long_runs_unless_it_is_named(
     write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "MOST_MOVES_OF_DYNAMIC", 99)
+    monkeypatch.setattr(simulate_command, "MOST_MOVES_OF_DYNAMIC", 99)
     argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--random-runs", "5", "--json")
-    assert program.main(argv) == 0
+    assert status_of(*argv) == 0
     shown = capsys.readouterr()
     assert shown.err == (
-        "dynamic is left out: its plan weighs about cycles x cycles x cores moves, here 100;"
-        " name it with --policies to wait for it\n"
+        "dynamic is left out: its plan evaluates about cycles x cycles x cores moves, here 100;"
+        " name it with --policies to simulate it\n"
     )
     assert "dynamic" not in json.loads(shown.out)["policies"]
     assert "dynamic" in json.loads(output(capsys, *argv, "--policies", "dynamic"))["policies"]
 
 
-class ImpatientTimer:
-    """Rings at once, so that everything is slow."""
+class InstantTimer:
+    """Fires at once, so that every block counts as slow."""
 
     def __init__(self, seconds: float, function: Callable[..., None], args: list[Any], kwargs: dict[str, Any]) -> None:
         self.start = lambda: function(*args, **kwargs)
         self.cancel = lambda: None
 
 
-def test_a_terminal_is_told_what_takes_so_long(
+def test_a_terminal_shows_the_name_of_a_slow_policy(
     write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "Timer", ImpatientTimer)
+    monkeypatch.setattr(simulate_command, "Timer", InstantTimer)
     argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--policies", "static:1,static:2", "--json")
     output(capsys, *argv)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert program.main(argv) == 0
+    assert status_of(*argv) == 0
     assert capsys.readouterr().err == "simulating static:1, 1 of 2\nsimulating static:2, 2 of 2\n"
 
 
-def test_fit_prints_parameters_with_errors_and_what_a_scenario_wants(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_prints_parameters_with_errors_and_the_cost_of_a_scenario(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     shown = output(capsys, "fit", write("m.json", SAMPLES))
     found = fit(Samples.from_json(SAMPLES))
     for side in (found.comp, found.comm):
@@ -183,7 +203,7 @@ def test_fit_prints_parameters_with_errors_and_what_a_scenario_wants(write: Writ
     assert json.loads(output(capsys, "fit", "m.json", "--json")) == found.to_json()
 
 
-def test_fit_tells_the_side_that_it_can_and_says_why_not_the_other(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_prints_the_identified_side_and_the_reason_for_the_other(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     shown = output(capsys, "fit", write("m.json", SAMPLES | {"comm": SAMPLES["comm"][:2]}))
     assert "  a2 = 0.2" in shown
     assert "  not identified: g needs samples at 3 distinct core counts, and these have 2\n" in shown
@@ -191,9 +211,9 @@ def test_fit_tells_the_side_that_it_can_and_says_why_not_the_other(write: Write,
     assert json.loads(output(capsys, "fit", "m.json", "--json"))["cost"] is None
 
 
-def test_samples_that_tell_neither_side_are_a_mistake(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_that_identify_neither_side_are_an_error(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     name = write("m.json", SAMPLES | {"comp": SAMPLES["comp"][:1], "comm": SAMPLES["comm"][:1]})
-    words = "these samples tell neither f nor g: f needs samples at 2 distinct core counts, and these have 1; g needs"
+    words = "these samples identify neither f nor g: f needs samples at 2 distinct core counts, and these have 1; g needs"
     assert refusal(capsys, 2, "fit", name).startswith(words)
     assert refusal(capsys, 2, "fit", name, "--json").startswith(words)
 
@@ -220,7 +240,7 @@ def test_figures_are_written_and_named(write: Write, capsys: pytest.CaptureFixtu
         ({"forward": 1e308}, "scenario: a work of forward is 1e+308; choose units"),
     ],
 )
-def test_a_scenario_that_cannot_be_is_a_mistake(
+def test_an_invalid_scenario_is_an_error(
     changes: dict[str, Any], words: str, write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refusal(capsys, 2, "simulate", "--scenario", write("s.json", SCENARIO | changes)).startswith(words)
@@ -234,7 +254,7 @@ def test_a_scenario_that_cannot_be_is_a_mistake(
         ("[1, 2]", "expected an object with"),
         ('{"cores": 4, "cores": 4}', "the key 'cores' is given twice"),
         ('{"cores": ' + "9" * 5000 + "}", "a number has too many digits"),
-        ("[" * 100_000, "this is nested too deeply"),
+        ("[" * 100_000, "this JSON is nested too deeply"),
         (b"\x7fELF\x02\x01\x01\x00\xff\xfe", "file.json: byte 8 is not UTF-8"),
         (bytes(range(256)), "file.json: byte 128 is not UTF-8"),
     ],
@@ -243,7 +263,7 @@ def test_a_scenario_that_cannot_be_is_a_mistake(
 @pytest.mark.parametrize(
     "argv", [("simulate", "--scenario"), ("fit",), ("figures", "--out", "figures", "--samples")], ids=lambda a: a[0]
 )
-def test_a_file_that_holds_something_else_is_a_mistake(
+def test_a_file_with_other_content_is_an_error(
     argv: tuple[str, ...], content: Any, words: str, write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert words in refusal(capsys, 2, *argv, write("file.json", content))
@@ -251,20 +271,17 @@ def test_a_file_that_holds_something_else_is_a_mistake(
 
 
 @pytest.mark.parametrize("argv", [("simulate", "--scenario"), ("fit",), ("simulate", "--config")], ids=" ".join)
-def test_a_file_that_cannot_be_read_is_the_users_mistake(
-    argv: tuple[str, ...], write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_cannot_be_read_exits_with_2(argv: tuple[str, ...], write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     Path("folder").mkdir()
-    remedy = "name a file with --config" if "--config" in argv else "name a file, or - for stdin"
-    assert refusal(capsys, 2, *argv, "away.json") == f"away.json: No such file or directory; {remedy}"
-    assert refusal(capsys, 2, *argv, "folder") == f"folder: Is a directory; {remedy}"
+    assert refusal(capsys, 2, *argv, "away.json").endswith("away.json: No such file or directory")
+    assert refusal(capsys, 2, *argv, "folder").endswith("folder: Is a directory")
+    assert refusal(capsys, 2, *argv, "x" * 300).endswith("x: File name too long")
 
 
-def test_a_folder_that_cannot_be_made_is_the_users_mistake(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_created_exits_with_2(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write("taken", "")
-    assert refusal(capsys, 2, "figures", "--out", "taken") == "--out: taken: File exists; name a folder that can be made"
-    below = refusal(capsys, 2, "figures", "--out", "taken/below")
-    assert below == "--out: taken/below: Not a directory; name a folder that can be made"
+    for folder in ("taken", "taken/below", "x" * 300):
+        assert refusal(capsys, 2, "figures", "--out", folder).startswith(f"--out: {folder}")
 
 
 @pytest.mark.parametrize(
@@ -272,22 +289,21 @@ def test_a_folder_that_cannot_be_made_is_the_users_mistake(write: Write, capsys:
     [
         (["simulat"], "unknown command 'simulat', must be one of simulate, figures, fit (did you mean simulate?)"),
         (["--seed"], "unknown command '--seed', must be one of simulate, figures, fit; see core-scheduler --help"),
-        (["simulate"], "the following arguments are required: --scenario; see core-scheduler simulate --help"),
-        (["figures"], "the following arguments are required: --out; see core-scheduler figures --help"),
-        (["fit"], "the following arguments are required: SAMPLES.json; see core-scheduler fit --help"),
+        (["simulate"], "--scenario is required; core-scheduler simulate --help explains every flag"),
+        (["figures"], "--out is required; core-scheduler figures --help explains every flag"),
+        (["fit"], "--samples is required; core-scheduler fit --help explains every flag"),
+        (["fit", "a.json", "b.json"], "unexpected argument 'b.json'"),
         (["simulate", "--scenaro", "s.json"], "unknown flag --scenaro (did you mean --scenario?); core-scheduler simulate --help"),
         (["simulate", "--scenario", "s.json", "--pol", "random"], "unknown flag --pol"),
-        (["simulate", "--scenario", "s.json", "more"], "unexpected argument 'more'; see core-scheduler simulate --help"),
+        (["simulate", "--scenario", "s.json", "more"], "unexpected argument 'more'"),
         (["simulate", "--scenario", "s.json", "-q"], "unexpected argument '-q'"),
-        (["simulate", "--scenario", "s.json", "--seed", "x"], "--seed: 'x' is not a whole number in 0 .. 4294967295; see core-s"),
-        (["simulate", "--scenario", "s.json", "--seed", "-1"], "--seed: '-1' is not a whole number in 0 .. "),
-        (["simulate", "--scenario", "s.json", "--seed", "1.5"], "--seed: '1.5' is not a whole number"),
-        (["simulate", "--scenario", "s.json", "--seed", "9" * 5000], "--seed: '9999"),
-        (["simulate", "--scenario", "s.json", "--seed"], "--seed: expected one argument; see core-scheduler simulate --help"),
-        (["simulate", "--scenario", "s.json", "--random-runs=0"], "--random-runs: '0' is not a whole number in 1 .. 1000000"),
-        (["figures", "--out", "f", "--runs", "many"], "--runs: 'many' is not a whole number in 1 .. 1000000"),
-        (["simulate", "--scenario", ""], "scenario is empty; see core-scheduler simulate --help"),
-        (["figures", "--out="], "out is empty; see core-scheduler figures --help"),
+        (["simulate", "--scenario", "s.json", "--seed", "x"], "--seed is 'x', must be a whole number; see core-scheduler simulate"),
+        (["simulate", "--scenario", "s.json", "--seed", "-1"], "--seed is -1, must be in 0 .. 4294967295"),
+        (["simulate", "--scenario", "s.json", "--seed", "1.5"], "--seed is '1.5', must be a whole number"),
+        (["simulate", "--scenario", "s.json", "--seed", "9" * 40], "--seed is 9999"),
+        (["simulate", "--scenario", "s.json", "--seed"], "--seed needs a value: a whole number; see core-scheduler simulate"),
+        (["simulate", "--scenario", "s.json", "--random-runs=0"], "--random-runs is 0, must be in 1 .. 1000000"),
+        (["figures", "--out", "f", "--runs", "many"], "--runs is 'many', must be a whole number"),
         (["simulate", "--scenario", "s.json", "--policies", "fast"], "policy 'fast' is unknown; the policies are "),
         (["simulate", "--scenario", "s.json", "--policies", "random,,dynamic"], "--policies is 'random,,dynamic', must be names"),
         (
@@ -299,11 +315,11 @@ def test_a_folder_that_cannot_be_made_is_the_users_mistake(write: Write, capsys:
             ["simulate", "--scenario", "s.json", "--policies", "random,os-default"],
             "policy 'os-default' leaves the cores to a kernel",
         ),
-        (["fit", "m.json", "--json=yes"], "--json/--no-json: ignored explicit argument 'yes'"),
+        (["fit", "m.json", "--json=yes"], "unexpected argument 'yes'"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
-def test_a_mistake_on_the_command_line_is_one_line(
+def test_an_error_on_the_command_line_is_one_line(
     argv: list[str], words: str, write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write("s.json", SCENARIO)
@@ -319,16 +335,15 @@ def test_a_mistake_on_the_command_line_is_one_line(
         ("sed = 3", "c.toml: unknown key 'sed' (did you mean seed?); keys are the names of the flags"),
         ("config = 'c.toml'", "c.toml: unknown key 'config'"),
         ("seed = 'three'", "c.toml: seed is 'three', must be a whole number"),
-        ("seed = true", "c.toml: seed is True, must be a whole number"),
-        ("seed = -3", "--seed: '-3' is not a whole number in 0 .. "),
+        ("seed = true", "c.toml: seed is true, must be a whole number"),
+        ("seed = -3", "--seed is -3, must be in 0 .. "),
         ("json = 1", "c.toml: json is 1, must be true or false"),
-        ("policies = ['random']", "c.toml: policies is ['random'], must be text"),
-        ("[seed]\nvalue = 1", "c.toml: seed is {'value': 1}, must be a whole number"),
+        ("[seed]\nvalue = 1", "c.toml: seed is a table, must be a whole number"),
         ("seed = ", "c.toml is not valid TOML: "),
         (b"seed = 1 # \xff", "c.toml is not valid TOML: "),
     ],
 )
-def test_a_mistake_in_a_settings_file_is_one_line(
+def test_an_error_in_a_settings_file_is_one_line(
     text: str | bytes, words: str, write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--config", write("c.toml", text))
@@ -337,11 +352,15 @@ def test_a_mistake_in_a_settings_file_is_one_line(
 
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(write: Write) -> None:
     name = write("c.toml", 'scenario = "a.json"\nrandom-runs = 7\nseed = 8\njson = true\n')
-    settings = flags.parse("simulate", ["--config", name, "--seed", "9", "--no-json"])
-    assert (settings.scenario, settings.random_runs, settings.seed, settings.json) == ("a.json", 7, 9, False)
-    assert flags.parse("simulate", [f"--config={name}", "--scenario", "b.json"]).scenario == "b.json"
-    assert flags.parse("simulate", ["--config", name]).json is True
-    assert flags.parse("simulate", ["--scenario", "b.json"]).random_runs == 1000
+    settings = settings_of("--config", name, "--seed", "9", "--no-json")
+    assert settings == SimulateConfig(scenario=Path("a.json"), random_runs=7, seed=9, json=False)
+    assert settings_of(f"--config={name}", "--scenario", "b.json").scenario == Path("b.json")
+    assert settings_of("--config", name).json is True
+    assert settings_of("--scenario", "b.json").random_runs == 1000
+
+
+def settings_of(*argv: str) -> SimulateConfig:
+    return parse(SimulateConfig, argv, prog="core-scheduler simulate", description="")
 
 
 def test_a_settings_file_may_name_the_samples(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -351,26 +370,23 @@ def test_a_settings_file_may_name_the_samples(write: Write, capsys: pytest.Captu
     assert output(capsys, "fit", "m.json", "--config", "away.toml") == output(capsys, "fit", "m.json")
 
 
-@pytest.mark.parametrize("command", flags.COMMANDS)
+@pytest.mark.parametrize("command", program.COMMANDS)
 def test_help_explains_every_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        program.main([command, "--help"])
-    shown = capsys.readouterr().out
-    assert stop.value.code == 0
-    assert "--config FILE.toml" in shown
-    assert flags.COMMANDS[command].summary in " ".join(shown.split())
-    assert (flags.EXAMPLE_SCENARIO if command == "simulate" else flags.EXAMPLE_SAMPLES) in shown
+    shown = " ".join(output(capsys, command, "--help").split())
+    assert "--config" in shown
+    assert program.COMMANDS[command][2] in shown
+    assert " ".join((EXAMPLE_SCENARIO if command == "simulate" else EXAMPLE_SAMPLES).split()) in shown
 
 
 def test_the_examples_of_the_help_work(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "best static split" in output(capsys, "simulate", "--scenario", write("s.json", flags.EXAMPLE_SCENARIO))
-    assert "for a scenario" in output(capsys, "fit", write("m.json", flags.EXAMPLE_SAMPLES))
+    assert "best static split" in output(capsys, "simulate", "--scenario", write("s.json", EXAMPLE_SCENARIO))
+    assert "for a scenario" in output(capsys, "fit", write("m.json", EXAMPLE_SAMPLES))
 
 
 def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     listed = output(capsys, "--help")
-    assert all(f"\n  {name} " in listed for name in flags.COMMANDS)
-    assert program.main([]) == 2
+    assert all(f"\n  {name} " in listed for name in program.COMMANDS)
+    assert status_of() == 2
     assert capsys.readouterr().err == listed
 
 
@@ -378,8 +394,8 @@ def test_ctrl_c_is_one_line(write: Write, capsys: pytest.CaptureFixture[str], mo
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "simulate", interrupted)
-    assert program.main(["simulate", "--scenario", write("s.json", SCENARIO)]) == 130
+    monkeypatch.setattr(simulate_command, "simulate", interrupted)
+    assert status_of("simulate", "--scenario", write("s.json", SCENARIO)) == 130
     assert capsys.readouterr() == ("", "interrupted\n")
 
 
@@ -402,7 +418,7 @@ def test_the_program_has_a_version_and_a_name() -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("argv", [("fit", "-"), ("fit", "--help"), ("--help",)], ids=" ".join)
-def test_a_reader_that_has_seen_enough_is_no_error(argv: tuple[str, ...], unbuffered: str) -> None:
+def test_a_closed_pipe_prints_no_error(argv: tuple[str, ...], unbuffered: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
@@ -411,19 +427,24 @@ def test_a_reader_that_has_seen_enough_is_no_error(argv: tuple[str, ...], unbuff
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_a_full_disk_is_the_worlds_failure() -> None:
+def test_a_full_disk_exits_with_1() -> None:
     with open("/dev/full", "w") as full:
         ended = start("fit", "-", input=json.dumps(SAMPLES), stdout=full)
     assert (ended.returncode, ended.stderr) == (1, "error: No space left on device\n")
 
 
-def test_only_figures_waits_for_matplotlib() -> None:
-    script = "import sys, scheduler.__main__; sys.exit('matplotlib' in sys.modules)"
+def test_help_loads_neither_numpy_nor_tyro() -> None:
+    script = "import sys, scheduler.__main__; sys.exit(not {'numpy', 'scipy', 'matplotlib', 'tyro'}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_bound_knows_the_prefetch_limit(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    """Light batches, a heavy one, light ones: without a limit comm would begin it long before."""
+def test_only_figures_waits_for_matplotlib() -> None:
+    script = "import sys, scheduler.simulate, scheduler.fit; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_bound_depends_on_the_prefetch_limit(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """Light batches around a heavy one: without a limit comm would start the heavy batch much earlier."""
     data = SCENARIO | {"comm": [1, 1, 1, 60, 1], "forward": 4, "backward": 4}
     bounds = []
     for prefetch in (1, None):
@@ -437,24 +458,24 @@ def test_the_mean_of_equal_runs_lies_between_the_least_and_the_most(
     write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sum of three tenths is more than 0.3."""
-    monkeypatch.setattr(program, "random_makespans", lambda scenario, *, runs, seed: np.full(3, 0.1))
+    monkeypatch.setattr(simulate_command, "random_makespans", lambda scenario, *, runs, seed: np.full(3, 0.1))
     argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--policies", "random", "--json")
     found = json.loads(output(capsys, *argv))["policies"]["random"]
     assert np.full(3, 0.1).mean() > 0.1
     assert found["min"] <= found["makespan"] <= found["max"]
 
 
-def test_rates_that_fall_with_more_cores_are_told(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rates_that_fall_with_more_cores_give_a_warning(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [("comp-only", 0.0, 1.0), ("split:1", 1.0, 3.0), ("comm-only", 2.0, 0.0)]
     modes = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, comm, comp in rows]
     data = {"cores": 2, "cycles": 2, "forward": 1, "backward": 1, "comm": 1, "modes": modes}
-    assert program.main(("simulate", "--scenario", write("s.json", data), "--policies", "static:1")) == 0
+    assert status_of("simulate", "--scenario", write("s.json", data), "--policies", "static:1") == 0
     assert capsys.readouterr().err == "some rates fall where a side gets more cores: adaptive may then lose to a fixed split\n"
 
 
 def test_the_figures_get_the_samples_and_the_seed(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[str, Any] = {}
-    monkeypatch.setattr("scheduler.figures.write_figures", lambda out, **options: told.update(options) or [])
+    options: dict[str, Any] = {}
+    monkeypatch.setattr("scheduler.figures.write_figures", lambda out, **given: options.update(given) or [])
     argv = ("figures", "--out", "f", "--runs", "7", "--seed", "3", "--samples", write("samples.json", SAMPLES))
-    assert program.main(argv) == 0
-    assert told == {"runs": 7, "seed": 3, "samples": SAMPLES}
+    assert status_of(*argv) == 0
+    assert options == {"runs": 7, "seed": 3, "samples": SAMPLES}

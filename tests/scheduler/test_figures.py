@@ -1,4 +1,4 @@
-"""Figures as files and as objects: whole, legible, the same twice, and drawn from the JSON beside them and nothing else."""
+"""Figures are complete, legible and reproducible, and drawn only from the JSON next to them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def drawn(out: Path, name: str) -> Figure:
 
 
 def shown(figure: Figure) -> Iterator[Text]:
-    """Every text but the labels of ticks, which matplotlib keeps apart itself."""
+    """Every text except the tick labels, which matplotlib keeps apart."""
     labels = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels(which="both")}
     return (
         text
@@ -97,7 +97,7 @@ def test_every_figure_has_three_whole_files(written: Path) -> None:
     assert sorted(path.name for path in written.iterdir()) == sorted(f"{n}.{s}" for n in NAMES for s in ("json", "png", "svg"))
 
 
-def test_the_json_says_what_was_computed_and_with_what(written: Path) -> None:
+def test_the_json_has_the_data_and_the_versions(written: Path) -> None:
     for name in NAMES:
         data = data_of(written, name)
         assert data["figure"] == name
@@ -169,13 +169,13 @@ def test_figure_2_shows_given_samples_without_calling_them_examples(tmp_path: Pa
     assert "xample" not in paths[2].read_text(encoding="utf-8")
 
 
-def test_figure_2_says_example_in_the_drawing_itself(written: Path) -> None:
+def test_figure_2_labels_examples_in_the_drawing(written: Path) -> None:
     drawing = (written / "fig2.svg").read_text(encoding="utf-8")
     assert "(example samples, not measured on a device)" in drawing
     assert "Example samples, not measured on a device:" in drawing
 
 
-def test_rounding_is_not_blown_up_to_a_difference() -> None:
+def test_rounding_errors_do_not_fill_the_panel() -> None:
     errors = {"comm_cores": 1, "seconds": 2.0, "relative_error": 1e-16}
     side = {"side": "comp", "formula": "f", "points": [errors], "curve": [errors, errors], "spread": 1e-16}
     figure = figures.draw_fitted_costs({"title": "by hand", "caption": "a caption", "sides": [side, side]})
@@ -192,7 +192,7 @@ def test_samples_without_a_fit_are_drawn_with_the_reason() -> None:
 
 
 @pytest.mark.usefixtures("style")
-def test_bars_are_as_high_as_the_data_say() -> None:
+def test_bars_have_the_heights_of_the_data() -> None:
     times, excess = figures.draw_comparison(COMPARISON).axes
     expected = [13.0, 20.0, 20.0, 11.0, 12.5, 10.0]
     assert [bar.get_height() for bar in times.patches] == expected * 2
@@ -203,7 +203,7 @@ def test_bars_are_as_high_as_the_data_say() -> None:
 
 
 @pytest.mark.usefixtures("style")
-def test_policies_are_apart_in_luminance_or_hatch() -> None:
+def test_policies_differ_in_luminance_or_hatch() -> None:
     bars = figures.draw_comparison(COMPARISON).axes[0].patches[:6]
     grey = [float(np.dot(bar.get_facecolor()[:3], [0.299, 0.587, 0.114])) for bar in bars]
     assert grey == sorted(grey, reverse=True)
@@ -237,7 +237,7 @@ def test_the_table_of_gaps_shows_each_number_in_its_cell() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == data["ratios"]
 
 
-def test_samples_that_cannot_be_leave_no_folder_behind(tmp_path: Path) -> None:
+def test_invalid_samples_leave_no_folder_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="samples"):
         figures.write_figures(tmp_path / "new", samples=[], **SMALL)
     assert not (tmp_path / "new").exists()

@@ -17,6 +17,11 @@ class Run:
     done: list[tuple[Task, float, float]]  # task, when it first had cores, when it ended
 
 
+def next_comp(state: State) -> Task:
+    """The comp task that runs or waits in this state."""
+    return Task.BACKWARD if state.num_forward > state.num_backward else Task.FORWARD
+
+
 def drive(
     controller: Controller,
     rates: RateTable,
@@ -42,7 +47,7 @@ def drive(
     in_force = decision.allocation
     began: dict[str, float | None] = {"comm": None, "comp": None}
     moves = math.inf
-    while not mirror.is_finished:
+    while not mirror.comp_is_done:
         speed = dict(zip(("comm", "comp"), _speeds(in_force, rates, share_unpinned), strict=True))
         if mirror.comm_is_done or mirror.comm_is_blocked:
             speed["comm"] = 0.0
@@ -62,7 +67,7 @@ def drive(
             controller.comp_has_moved(now)
             in_force, moves = decision.allocation, math.inf
             continue
-        task = Task.COMM if side == "comm" else mirror.next_comp
+        task = Task.COMM if side == "comm" else next_comp(mirror)
         comp_goes_on = task is Task.COMM and speed["comp"] > 0
         mirror = mirror.after(task)
         first = began[side]

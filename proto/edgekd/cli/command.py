@@ -4,6 +4,7 @@
 offered here too.
 """
 
+import errno
 import importlib.metadata
 import os
 import shutil
@@ -41,12 +42,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         status = _report(f"error: {error}", USER_ERROR)
     except BrokenPipeError:
         # Whoever read our output, `head` for example, has seen enough. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         status = 1
     except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            _discard_stdout()  # the file behind stdout is full
         # str() of an OSError leads with "[Errno 2]", which says nothing to a reader.
-        known = error.strerror is not None and error.filename is not None
-        status = _report(f"error: {error.filename}: {error.strerror}" if known else f"error: {error}", 1)
+        cause = error.strerror or str(error)
+        status = _report(f"error: {cause}" if error.filename is None else f"error: {error.filename}: {cause}", 1)
     except WorldError as error:
         status = _report(f"error: {error}", 1)
     except MemoryError as error:
@@ -90,6 +93,11 @@ def _overview(commands: Mapping[str, Command], *, prog: str, description: str) -
         )
     lines += ["", f"`{prog} COMMAND --help` explains a command's flags, `{prog} --version` names this version."]
     return "\n".join(lines)
+
+
+def _discard_stdout() -> None:
+    """Send the rest of the buffer to /dev/null: at exit Python would try to write it again, and exit with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(message: str, status: int) -> int:

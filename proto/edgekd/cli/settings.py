@@ -11,6 +11,7 @@ import difflib
 import enum
 import io
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -33,11 +34,16 @@ def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, descri
 
     A class may name others in `reads_files_of`: their keys may stand in the file too, must be of their kind, and are passed over.
     A key that none of them has is refused as ever.
+
+    A class may list required fields in `positional`. Their flags may be left out, as in `fit samples.json`.
+    A class may have a text `examples`. The help prints it below the description.
     """
     hints = _hints(config_class)
+    description = "\n\n".join(filter(None, [description, getattr(config_class, "examples", "")]))
     theirs = {name: hint for other in getattr(config_class, "reads_files_of", ()) for name, hint in _hints(other).items()}
     if "-h" in argv or "--help" in argv:
-        _run_tyro(config_class, ["--help"], prog=prog, description=description)
+        _run_tyro(config_class, ["--help"], prog=prog, description=description, positional=_positional(config_class))
+    argv = _with_flags_of_positionals(argv, _positional(config_class), hints)
     given = _given_names(argv, hints, prog)
     path = _config_path(argv) if "config" in given else None
     settings = {} if path is None else _read_toml(path, {**theirs, **hints})
@@ -57,7 +63,9 @@ def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, descri
     return config_class(**{name: getattr(values, name) for name in hints})
 
 
-def _run_tyro(config_class: type[Any], args: Sequence[str], *, prog: str, description: str) -> tuple[Any, list[str]] | str:
+def _run_tyro(
+    config_class: type[Any], args: Sequence[str], *, prog: str, description: str, positional: Sequence[str] = ()
+) -> tuple[Any, list[str]] | str:
     """What tyro read and what it did not understand; or, if it refused a value, its message without any white space.
 
     tyro draws a box around an error, wrapped to the terminal's width; without white space the flag in it is whole again.
@@ -66,11 +74,15 @@ def _run_tyro(config_class: type[Any], args: Sequence[str], *, prog: str, descri
     import tyro
 
     help_text = "Read settings from this TOML file. Its keys are the names of these flags; a flag given here wins."
+    hints = _hints(config_class)
     # tyro would print a ValueError of __post_init__ in a box of its own. It gets a twin of the class that accepts
     # everything, and `parse` builds the real one from that.
     twin = dataclasses.make_dataclass(
         config_class.__name__,
-        [("config", Annotated[Path | None, tyro.conf.arg(help=help_text)], dataclasses.field(default=None))],
+        [
+            ("config", Annotated[Path | None, tyro.conf.arg(help=help_text)], dataclasses.field(default=None)),
+            *((name, Annotated[hints[name], tyro.conf.Positional]) for name in positional),
+        ],
         bases=(config_class,),
         namespace={"__post_init__": lambda self: None},
         frozen=True,
@@ -89,6 +101,7 @@ def _run_tyro(config_class: type[Any], args: Sequence[str], *, prog: str, descri
             )
     except SystemExit as stop:
         if not stop.code:
+            sys.stdout.flush()  # a closed pipe must be an error now, not at exit
             raise
         return re.sub(r"[\s\u2500-\u257f|+]", "", stderr.getvalue())
 
@@ -109,6 +122,25 @@ def _given_names(argv: Sequence[str], hints: Mapping[str, Any], prog: str) -> se
             raise ValueError(f"unknown flag {flag}{closest(flag, flags)}; {prog} --help explains them all")
         names.add(name)
     return names
+
+
+def _positional(config_class: type[Any]) -> Sequence[str]:
+    """The fields whose flags may be left out, in the order of their values."""
+    return getattr(config_class, "positional", ())
+
+
+def _with_flags_of_positionals(argv: Sequence[str], positional: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
+    """Put the flag before each positional value, so that both spellings are read by the same rules."""
+    given = {arg.partition("=")[0] for arg in argv}
+    names = [name for name in positional if _flag(name) not in given]
+    args: list[str] = []
+    needs_value = False
+    for arg in argv:
+        is_value = arg == "-" or not arg.startswith("-")
+        args.append(f"{_flag(names.pop(0))}={arg}" if names and is_value and not needs_value else arg)
+        name = arg.removeprefix("--").removeprefix("no-").replace("-", "_")
+        needs_value = not is_value and "=" not in arg and hints.get(name) is not bool
+    return args
 
 
 def _config_path(argv: Sequence[str]) -> Path:

@@ -1,11 +1,12 @@
 """One dataclass as flags, TOML file and help; every mistake in one line."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -263,3 +264,69 @@ def test_numbers_that_break_a_rule_are_named(text: str, message: str) -> None:
 def test_only_near_words_are_suggested() -> None:
     assert closest("tets", ["test", "public"]) == " (did you mean test?)"
     assert closest("zzz", ["test", "public"]) == ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig:
+    """Fit a curve."""
+
+    positional: ClassVar[tuple[str, ...]] = ("samples",)
+    examples: ClassVar[str] = '{"cores": 4}'
+
+    samples: Path
+    """Measured times."""
+    degree: int = 1
+    """Degree of the curve."""
+    json: bool = False
+    """Print JSON."""
+
+
+def fit(*argv: str) -> FitConfig:
+    return parse(FitConfig, argv, prog="fit", description="Fit a curve.")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--degree", "2", "m.json", "--json"),
+        ("--json", "m.json", "--degree=2"),
+        ("m.json", "--no-json", "--json", "--degree", "2"),
+        ("--samples", "m.json", "--json", "--degree", "2"),
+    ],
+    ids=" ".join,
+)
+def test_the_flag_of_a_positional_argument_may_be_left_out(argv: tuple[str, ...]) -> None:
+    assert fit(*argv) == FitConfig(samples=Path("m.json"), degree=2, json=True)
+
+
+def test_a_dash_is_a_positional_argument() -> None:
+    assert fit("-").samples == Path("-")
+
+
+def test_a_file_may_hold_the_positional_argument(toml: Path) -> None:
+    toml.write_text('samples = "a.json"\n', encoding="utf-8")
+    assert fit("--config", str(toml)).samples == Path("a.json")
+    assert fit("--config", str(toml), "b.json").samples == Path("b.json")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "--samples is required; fit --help explains every flag"),
+        (("a.json", "b.json"), "unexpected argument 'b.json'"),
+        (("--samples", "a.json", "b.json"), "unexpected argument 'b.json'"),
+        (("a.json", "-q"), "unexpected argument '-q'"),
+    ],
+)
+def test_a_wrong_number_of_positional_arguments_is_an_error(argv: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fit(*argv)
+
+
+def test_help_shows_positional_arguments_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fit("--help")
+    shown = capsys.readouterr().out
+    assert "usage: fit [-h] PATH" in shown
+    assert "--samples" not in shown
+    assert FitConfig.examples in shown

@@ -63,7 +63,7 @@ def test_a_run_by_hand() -> None:
         decision = controller.handle(event)
         assert (str(decision.allocation), decision.reason) == (allocation, reason)
         assert (decision.sequence, decision.time, decision.policy) == (sequence, event.time, "static:1")
-    assert controller.state.is_finished
+    assert controller.state.comp_is_done
 
 
 def test_remaining_work_follows_the_allocations_in_force() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from virtual_time import next_comp
 
 from scheduler.control.controller import Controller
 from scheduler.model.state import Allocation, Decision, Started, State, Task, TaskDone
@@ -82,7 +83,7 @@ def run(world: World, policy: str, *, cycles: int, noise: float, seed: int = 0) 
     state, now, busy_s = State.initial(cycles=cycles, prefetch=PREFETCH), 0.0, 0.0
     comm_left, comp_left = drawn(1.0), drawn(world.forward)
     decisions = [controller.handle(Started(time=0.0))]
-    while not state.is_finished:
+    while not state.comp_is_done:
         comm, comp = world.rates(decisions[-1].allocation)
         if state.comm_is_done or state.comm_is_blocked:
             comm = 0.0
@@ -100,10 +101,10 @@ def run(world: World, policy: str, *, cycles: int, noise: float, seed: int = 0) 
             done = TaskDone(task=Task.COMM, time=now, busy_s=busy_s)
             comm_left, busy_s = drawn(1.0), 0.0
         else:
-            done = TaskDone(task=state.next_comp, time=now)
+            done = TaskDone(task=next_comp(state), time=now)
         state = state.after(done.task)
         if done.task is not Task.COMM and not state.comp_is_done:
-            comp_left = drawn(world.backward if state.next_comp is Task.BACKWARD else world.forward)
+            comp_left = drawn(world.backward if next_comp(state) is Task.BACKWARD else world.forward)
         decisions.append(controller.handle(done))
     return Ran(seconds=now, decisions=decisions)
 

@@ -18,16 +18,16 @@ def test_comm_time_is_equation_4() -> None:
 
 
 def test_c_counts_comm_cores_in_both() -> None:
-    """Algorithm 2 as printed passes the comp cores to g; then comm would slow down as it gets more."""
+    """Algorithm 2 as printed passes the comp cores to g, so comm would become slower with more cores."""
     assert MODEL.comm_time(1.0, 3) < MODEL.comm_time(1.0, 1)
     assert MODEL.comp_time(1.0, 3) > MODEL.comp_time(1.0, 1)
 
 
-def test_rates_are_zero_for_a_side_without_cores_whatever_the_formulas_say() -> None:
+def test_rates_are_zero_for_a_side_without_cores() -> None:
     table = MODEL.rates(4)
     assert table.num_cores == 4
     assert table.comm[0] == 0.0
-    assert table.comp[4] == 0.0  # the formula has 0.1
+    assert table.comp[4] == 0.0  # the formula gives 0.1
     assert table.comp == pytest.approx((0.5, 0.4, 0.3, 0.2, 0.0), rel=1e-15)
     assert table.comm[1:] == pytest.approx([0.5 * c + 1 + math.log(c) for c in (1, 2, 3, 4)], rel=1e-15)
 

@@ -1,4 +1,4 @@
-"""Parameters from times: the true ones come back, their errors are honest, and what cannot be told is not told."""
+"""Fitting: true parameters are found, standard errors are right, and unidentifiable parameters get no value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.model.cost import CostModel
-from scheduler.model.fit import Estimate, Fit, SideFit, fit
+from scheduler.model.fit import fit
+from scheduler.model.fit_result import Estimate, Fit, SideFit
 from scheduler.model.samples import Sample, Samples
 from scheduler.model.scenario import Scenario
 
@@ -28,7 +29,7 @@ SLOWED = CostModel(a1=2.0, a2=-0.05, b1=0.12, b2=0.08, b3=math.e)
 def measure(
     model: CostModel, cores: int, *, noise: float = 0.0, seed: int = 0, repeats: int = 1, splits: Sequence[int] | None = None
 ) -> Samples:
-    """Times of the model, each off by a factor exp(noise * normal), at every core count, or at `splits` of both sides only."""
+    """Times of the model, each with a factor exp(noise * normal), at every core count or at the `splits` of both sides."""
     generator = random.Random(seed)
 
     def samples(time: Any, possible: range) -> tuple[Sample, ...]:
@@ -94,7 +95,7 @@ def test_two_standard_errors_cover_the_truth_as_often_as_they_should() -> None:
 
 
 def test_with_two_core_counts_f_goes_through_the_geometric_means_and_its_error_is_theirs() -> None:
-    """By hand: a1 is the mean of 4 samples at c = 0; the variance is that of 8 errors of 0.1 with 6 degrees of freedom."""
+    """By hand: a1 is the mean of 4 samples at c = 0. The variance comes from 8 errors of 0.1 with 6 degrees of freedom."""
     times = {0: 2.0, 1: 3.0}
     comp = tuple(
         Sample(work=1.0, comm_cores=c, seconds=time * math.exp(sign * 0.1)) for c, time in times.items() for sign in (1, 1, -1, -1)
@@ -135,8 +136,8 @@ def test_r2_is_that_of_the_times_per_unit_of_work() -> None:
     assert found.comp.r2 == pytest.approx(1 - np.sum((times - model) ** 2) / np.sum((times - times.mean()) ** 2), rel=1e-9)
 
 
-def test_samples_that_took_equally_long_are_judged_by_their_work() -> None:
-    """So are those of calibrate, whose visits all last as long."""
+def test_samples_that_took_equally_long_are_compared_by_their_work() -> None:
+    """The samples of `calibrate` are of this kind: all its visits take equally long."""
     works = {0: 3.0, 1: 2.0, 2: 1.0}
     comp = tuple(Sample(work=work * error, comm_cores=c, seconds=1.0) for c, work in works.items() for error in (0.99, 1.01))
     found = fit(Samples(cores=3, comp=comp, comm=comp[2:])).comp
@@ -217,17 +218,17 @@ def test_whatever_the_times_are_a_fit_has_positive_rates_everywhere_or_no_parame
         ((3,), "g needs samples at 3 distinct core counts, and these have 1"),
     ],
 )
-def test_two_core_counts_do_not_tell_g(splits: tuple[int, ...], words: str) -> None:
+def test_two_core_counts_do_not_identify_g(splits: tuple[int, ...], words: str) -> None:
     assert_unknown(fit(measure(CONCAVE, 4, splits=splits, repeats=5)).comm, words)
 
 
-def test_one_core_count_does_not_tell_f() -> None:
+def test_one_core_count_does_not_identify_f() -> None:
     found = fit(measure(CONCAVE, 4, splits=(1,), repeats=5)).comp
     assert_unknown(found, "f needs samples at 2 distinct core counts, and these have 1")
     assert (found.num_samples, found.num_core_counts) == (5, 1)
 
 
-def test_two_cores_tell_f_but_can_never_tell_g() -> None:
+def test_two_cores_identify_f_but_never_g() -> None:
     found = fit(measure(CONCAVE, 2, repeats=3))
     assert found.comp.identified
     assert_unknown(found.comm, "g needs 3 distinct core counts and 2 cores have only 2; give a scenario the measured 'modes'")
@@ -236,10 +237,10 @@ def test_two_cores_tell_f_but_can_never_tell_g() -> None:
 
 
 def test_as_many_samples_as_parameters_leave_no_error_estimate() -> None:
-    """The paper's own Fig. 2 is of this kind: comm at 1, 2 and 3 cores, once each."""
+    """Fig. 2 of the paper has such samples: comm at 1, 2 and 3 cores, once each."""
     found = fit(measure(CONCAVE, 3))
     assert found.comm.identified
-    assert found.comm.note == "3 samples for 3 parameters say nothing of their errors"
+    assert found.comm.note == "3 samples for 3 parameters give no standard errors"
     estimates = [estimate for estimate in found.comm.parameters.values() if estimate is not None]
     assert [estimate.value for estimate in estimates] == pytest.approx([CONCAVE.b1, CONCAVE.b2, CONCAVE.b3])
     assert [estimate.stderr for estimate in estimates] == [None] * 3
@@ -249,51 +250,51 @@ def test_as_many_samples_as_parameters_leave_no_error_estimate() -> None:
 LINEAR = CostModel(a1=2.0, a2=0.1, b1=0.5, b2=0.0, b3=1.0)
 
 
-def test_a_rate_without_a_logarithm_is_fitted_without_it_and_says_so() -> None:
+def test_a_rate_without_a_logarithm_is_fitted_without_it_and_has_a_note() -> None:
     for noise in (0.0, 0.02):
         found = fit(measure(LINEAR, 8, noise=noise, repeats=4))
         assert found.comm.identified
-        assert "cannot be told from 0 and is taken as 0" in found.comm.note
+        assert "cannot be distinguished from 0 and is set to 0" in found.comm.note
         assert found.cost is not None
         assert (found.cost.b2, found.cost.b3) == (0.0, 1.0)
         assert found.cost.b1 == pytest.approx(LINEAR.b1, rel=0.02 if noise else 1e-9)
 
 
-def test_noise_is_hardly_ever_taken_for_a_logarithm() -> None:
+def test_noise_is_rarely_fitted_as_a_logarithm() -> None:
     fits = [fit(measure(LINEAR, 8, noise=0.01, repeats=4, seed=seed)).comm for seed in range(100)]
-    taken = ["is taken as 0" not in found.note for found in fits]
+    taken = ["is set to 0" not in found.note for found in fits]
     assert sum(taken) <= 10
 
 
-def test_a_b3_that_no_computer_holds_is_not_printed() -> None:
+def test_a_b3_beyond_the_range_of_floats_is_not_identified() -> None:
     """A rate of 0.5 c + 0.001 ln c + 1 would need b3 = exp(1000)."""
     comm = tuple(Sample(work=0.5 * c + 0.001 * math.log(c) + 1, comm_cores=c, seconds=1.0) for c in range(1, 9))
-    assert_unknown(fit(Samples(cores=8, comp=comm[:7], comm=comm)).comm, "b3 comes out as inf, which is no parameter")
+    assert_unknown(fit(Samples(cores=8, comp=comm[:7], comm=comm)).comm, "the fit gives b3 = inf, which is not valid")
 
 
-def test_a_parameter_that_noise_drowns_is_told_with_its_error_and_a_note() -> None:
+def test_a_parameter_below_its_noise_has_an_error_and_a_note() -> None:
     untouched = CostModel(a1=2.0, a2=1e-6, b1=0.5, b2=1.0, b3=3.0)
     found = fit(measure(untouched, 4, noise=0.1, repeats=5)).comp
     assert found.identified
-    assert found.note.endswith("cannot be told from 0")
+    assert found.note.endswith("cannot be distinguished from 0")
     assert found.note.startswith("a2 = ")
 
 
-def test_an_outlier_is_told_by_what_is_not_explained() -> None:
+def test_an_outlier_gives_a_note() -> None:
     samples = measure(CONCAVE, 6, noise=0.02, repeats=3)
     spoilt = replace(samples.comp[0], seconds=20 * samples.comp[0].seconds)
     found = fit(replace(samples, comp=(spoilt, *samples.comp[1:]))).comp
     assert "look for outliers" in found.note or not found.identified
 
 
-def test_parameters_beyond_the_bound_of_positive_rates_are_not_told() -> None:
-    """Comp at half its rate with 1 comm core would have none with 2, but there are 8 cores."""
+def test_parameters_beyond_the_bound_of_positive_rates_are_not_identified() -> None:
+    """Comp has half its rate with 1 comm core, so its rate would be 0 with 2 of the 8 cores."""
     comp = tuple(Sample(work=1.0, comm_cores=c, seconds=c + 1.0) for c in (0, 0, 1, 1))
     found = fit(Samples(cores=8, comp=comp, comm=measure(CONCAVE, 8).comm)).comp
     assert_unknown(found, "a parameter is at its bound: the samples put the rate at c=7 at 0 or below")
 
 
-def test_times_that_no_cores_explain_are_not_fitted() -> None:
+def test_times_that_cores_cannot_explain_are_not_fitted() -> None:
     comp = tuple(Sample(work=1.0, comm_cores=c, seconds=10.0 ** (10 * c)) for c in (0, 0, 1, 1))
     assert_unknown(fit(Samples(cores=2, comp=comp, comm=comp)).comp, "differ by more than a factor of 1e+09")
 
@@ -345,8 +346,8 @@ def test_samples_are_read_from_json() -> None:
         (some_samples(cores=True), "samples: 'cores' is True; it must be a whole number"),
         (some_samples(cores=4.0), "samples: 'cores' is 4.0; it must be a whole number"),
         (some_samples(cores=10**400), "it must be a whole number in 2..4096"),
-        (some_samples(comp=[]), "samples: 'comp' is []; it must be a list of one sample or more"),
-        (some_samples(comm={"work": 1}), "samples: 'comm' is {'work': 1}; it must be a list of one sample or more"),
+        (some_samples(comp=[]), "samples: 'comp' is []; it must be a list of at least one sample"),
+        (some_samples(comm={"work": 1}), "samples: 'comm' is {'work': 1}; it must be a list of at least one sample"),
         (some_samples(comp=[3]), "samples comp[0]: expected an object with work, comm_cores, seconds; got 3"),
         (some_samples(comp=[a_sample(), a_sample(hue=1)]), "samples comp[1]: unknown hue"),
         (some_samples(comp=[a_sample(work=0)]), "samples comp[0]: 'work' is 0; it must be positive"),
@@ -378,12 +379,12 @@ def test_bad_samples_are_one_clear_error(data: Any, words: str) -> None:
         max_leaves=6,
     )
 )
-def test_no_samples_fail_in_another_way(data: Any) -> None:
+def test_invalid_samples_never_raise_another_error(data: Any) -> None:
     with pytest.raises(ValueError):
         Samples.from_json(data)
 
 
-def test_a_profile_stands_for_the_samples_in_it() -> None:
+def test_a_profile_is_read_as_its_samples() -> None:
     sample = {"work": 1.0, "comm_cores": 1, "seconds": 2.0}
     samples = {"cores": 2, "comp": [sample], "comm": [sample]}
     assert Samples.from_json({"cores": 2, "modes": [], "samples": samples}) == Samples.from_json(samples)

@@ -1,4 +1,4 @@
-"""Scenarios, samples, profiles and policies as nobody should write them: a value, or one ValueError that says where and what."""
+"""Fuzzed scenarios, samples, profiles and policy names give a value, or one ValueError that names the place and the value."""
 
 import json
 from typing import Any
@@ -38,7 +38,7 @@ READERS: dict[str, tuple[Any, list[Any]]] = {
     "profile": (Profile.from_json, PROFILES),
     "samples": (Samples.from_json, [SAMPLES, {"modes": MODES, "samples": SAMPLES}]),
 }
-# A valid document may ask for many cycles; what a broken one may cost is its own size and a little.
+# A valid document may have many cycles. An invalid document may cost no more than about its own size.
 ENOUGH = 1 << 20
 
 
@@ -52,7 +52,7 @@ def read_or_refuse(read: Any, data: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_the_documents_that_are_changed_here_are_right(kind: str) -> None:
+def test_the_documents_are_valid_before_fuzzing(kind: str) -> None:
     read, documents = READERS[kind]
     for document in documents:
         read(document)
@@ -102,7 +102,7 @@ def test_text_that_would_break_a_parser_is_refused(read: Any, text: str) -> None
 
 @pytest.mark.parametrize("place", ["cores", "forward", "cost"])
 def test_what_is_nested_as_deep_as_json_allows_is_refused_wherever_it_stands(place: str) -> None:
-    """Just below the depth that the parser gives up at, the message must not be what fails."""
+    """Just below the parser's depth limit, building the error message must not fail either."""
     for depth in range(900, 1000):
         nested = "[" * depth + "]" * depth
         text = json.dumps({**SCENARIOS[0], place: "HERE"}).replace('"HERE"', nested)

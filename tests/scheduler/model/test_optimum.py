@@ -1,4 +1,4 @@
-"""The optimum against a linear program that knows nothing of hulls and strings, and against cases worked out by hand."""
+"""The optimum, compared with a linear program without hulls and strings, and with cases computed by hand."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Case:
         return lower_bound(modes=self.modes, forward=self.forward, backward=self.backward, comm=self.comm, prefetch=self.prefetch)
 
     def comp_before(self) -> tuple[Floats, Floats]:
-        """W and E: the comp work before each Backward, and up to its end."""
+        """W and E: the comp work before each Backward, and the comp work up to its end."""
         comp = np.cumsum(np.stack([self.forward, self.backward], axis=1))
         return comp[0::2], comp[1::2]
 
     def levels(self) -> tuple[Floats, Floats]:
-        """How much comm work must be done by W_i, and may be done at E_i."""
+        """The least comm work at W_i, and the most comm work at E_i."""
         floors = np.cumsum(self.comm)
         ahead = self.cycles if self.prefetch is None else self.prefetch
         return floors, floors[np.minimum(np.arange(self.cycles) - 1 + ahead, self.cycles - 1)]
@@ -79,14 +79,14 @@ def table_modes(generator: random.Random, num_cores: int, *, is_monotone: bool) 
 
 
 def loose_modes(generator: random.Random, num_cores: int) -> tuple[Mode, ...]:
-    """Any rates at all, maybe without a mode for comp alone, or without one for comm alone."""
+    """Random rates, possibly without a comp-only mode or without a comm-only mode."""
     kept = [mode for mode in table_modes(generator, num_cores, is_monotone=False) if generator.random() < 0.7]
     shared = Mode(name="shared", comm_rate=positive(generator), comp_rate=positive(generator))
     return (*kept, shared)
 
 
 def works(generator: random.Random, cycles: int, kind: str) -> Floats:
-    """Works of any size, works with zeros among them, or small whole numbers, of which many points lie on one line."""
+    """Works of any size, works with zeros, or small whole numbers that put many points on one line."""
     if kind == "whole":
         return np.array([float(generator.randrange(4)) for _ in range(cycles)])
     return np.array([0.0 if kind == "zeros" and generator.random() < 0.4 else positive(generator, 5) for _ in range(cycles)])
@@ -138,7 +138,7 @@ def least_time(case: Case) -> tuple[float, float]:
     comm_rates, comp_rates = np.array(ways).T
     pieces = np.stack([case.forward, case.backward], axis=1).ravel()[:-1]
     floors, ceilings = case.levels()
-    # All numbers near 1: HiGHS knows absolute tolerances only.
+    # Scale all numbers to about 1: HiGHS has absolute tolerances only.
     comp_unit, comm_unit = pieces.mean() or 1.0, case.comm.mean() or 1.0
     comp_rates, comm_rates = comp_rates / comp_unit, comm_rates / comm_unit
     time_unit = 1 / comp_rates.max() + 1 / comm_rates.max()
@@ -171,7 +171,7 @@ def test_the_lower_bound_is_the_optimum_of_the_linear_program(case: Case) -> Non
 
 
 def heights(path: Course, comp: Floats) -> tuple[Floats, Floats]:
-    """How high the path arrives at each of these places, and how high it leaves them: not the same where it is vertical."""
+    """The heights at which the path reaches and leaves each x; they differ where the path is vertical."""
     last = len(path.comp) - 1
     found = []
     for side in ("left", "right"):
@@ -184,7 +184,7 @@ def heights(path: Course, comp: Floats) -> tuple[Floats, Floats]:
 
 
 def assert_taut(case: Case) -> None:
-    """The path keeps to the rules and bends only where one of them makes it: there is only one such path, the taut string."""
+    """Check that the path obeys the rules and bends only where a rule forces it: only the taut string does."""
     path = case.course()
     (starts, ends), (floors, ceilings) = case.comp_before(), case.levels()
     assert (path.comp[0], path.comm[0]) == (0, 0)
@@ -200,7 +200,7 @@ def assert_taut(case: Case) -> None:
     assert np.array_equal((steps[:-1].conj() * steps[1:]).imag > 0, path.is_ceiling[1:-1])
     if (case.prefetch or case.cycles) >= case.cycles:
         assert not path.is_ceiling.any()
-    # Rounding moves a corner of the path beside a place, and on a steep piece that is high up: look beside it.
+    # Rounding may move a corner of the path next to an x. On a steep piece that changes the height, so look next to x too.
     beside = 1e-11 * ends[-1]
     assert np.all(heights(path, starts + beside)[1] >= floors - small)
     assert np.all(heights(path, np.maximum(ends - beside, 0))[0][:-1] <= ceilings[:-1] + small)
@@ -240,7 +240,7 @@ def test_without_a_limit_the_course_is_the_upper_hull() -> None:
 @given(cases(max_cycles=20))
 @settings(max_examples=400, deadline=None)
 def test_the_funnel_takes_the_points_of_both_staircases_as_they_come(case: Case) -> None:
-    """Also points in one place, and limits that never hold anything down."""
+    """Includes repeated points, and limits that never bind."""
     (starts, ends), (floors, ceilings) = case.comp_before(), case.levels()
     points = np.stack([starts + 1j * floors, ends + 1j * ceilings], axis=1).ravel()[:-1]
     string = funnel(points, np.arange(len(points)) % 2 == 1)
@@ -270,7 +270,7 @@ def test_a_full_buffer_bends_the_course() -> None:
     works = [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 8.0]
     assert vertices(*works) == [(0, 0), (5, 10)]
     assert vertices(*works, prefetch=2) == [(0, 0), (2, 2), (5, 10)]
-    # And the floor bends it back: Y_2 = 9 is due at w = 3, Y_3 = 10 at w = 5; until w = 2 no more than Y_2 fits.
+    # The floor bends it back: Y_2 = 9 is due at w = 3, Y_3 = 10 at w = 5. Until w = 2 the buffer has room for Y_2 only.
     assert vertices([1, 1, 1], [1, 1, 1], [1, 8, 1], prefetch=2) == [(0, 0), (3, 9), (5, 10)]
     assert vertices([1, 1, 1], [1, 1, 1], [1, 8, 1], prefetch=1) == [(0, 0), (1, 1), (2, 1), (3, 9), (4, 9), (5, 10)]
 
@@ -298,7 +298,7 @@ def test_equal_cycles_make_one_straight_line_after_the_first_forward(prefetch: i
     assert path.comm.tolist() == pytest.approx([0, 0.7, 0.7 * cycles], rel=1e-14)
 
 
-def test_bends_too_small_to_see_are_kept_where_they_make_a_large_one_together() -> None:
+def test_bends_within_rounding_are_kept_where_they_add_up_to_a_large_one() -> None:
     cycles = 200_000
     comm = np.linspace(1.0, 1.0 - 1e-11 * cycles, cycles)
     case = Case(modes=(), forward=np.zeros(cycles), backward=np.ones(cycles), comm=comm, prefetch=None)
@@ -324,7 +324,7 @@ def test_more_prefetch_never_hurts(case: Case) -> None:
 @given(cases(), st.integers(0, 2**32), st.sampled_from([(0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]))
 def test_one_mode_more_never_hurts(case: Case, seed: int, kind: tuple[float, float]) -> None:
     generator = random.Random(seed)
-    # Those that Eq. 13 prescribes are there already: a first comm-only mode may be slower than what it takes the place of.
+    # The modes that Eq. 13 prescribes exist already: a first comm-only mode may be slower than the mode that it replaces.
     base = (*case.modes, *table_modes(generator, 1, is_monotone=True))
     extra = Mode(name="extra", comm_rate=kind[0] * positive(generator), comp_rate=kind[1] * positive(generator))
     assert replace(case, modes=(*base, extra)).lower_bound() <= replace(case, modes=base).lower_bound() * (1 + 1e-12)
@@ -353,7 +353,7 @@ def test_the_lower_bound_of_a_case_done_by_hand() -> None:
 
 
 def best_of_pairs(modes: Sequence[Mode], comp: float, comm: float) -> float:
-    """The least time by trying every two ways to use the cores, without rounding: two are enough for two kinds of work."""
+    """The least time over all pairs of modes, without rounding: two modes are enough for two kinds of work."""
     ways = [(Fraction(mode.comm_rate), Fraction(mode.comp_rate)) for mode in modes]
     if all(comp_rate for _, comp_rate in ways):
         ways.append((max(comm_rate for comm_rate, _ in ways), Fraction(0)))
@@ -422,7 +422,7 @@ def modes_of(*rates: tuple[float, float]) -> list[Mode]:
 
 
 def test_modes_that_another_or_a_mixture_of_two_beats_are_dropped() -> None:
-    # (1, 1) is beaten by (2, 3), and (1, 3.5) is just half (0, 4) and half (2, 3).
+    # (2, 3) is better than (1, 1), and (1, 3.5) is half (0, 4) and half (2, 3).
     modes = modes_of((4, 0), (2, 3), (1, 1), (0, 4), (1, 3.5), (3, 0))
     frontier = Frontier.of(modes)
     assert [mode.name for mode in frontier.modes] == ["0|4", "2|3", "4|0"]
@@ -446,7 +446,7 @@ def test_without_a_mode_for_comm_alone_comp_idles_in_the_one_with_the_fastest_co
 
 
 def test_a_slow_mode_for_comm_alone_takes_what_is_left_of_comm() -> None:
-    # Eq. 13: comp blocked means all cores to comm, also where a split would be faster at it.
+    # Eq. 13: while comp is blocked comm has all cores, also where comm would be faster in a split.
     frontier = Frontier.of(modes_of((0, 1), (2, 0.5), (1, 0)))
     assert frontier.cost(1.0, 4.0) == pytest.approx(2.0)
     assert frontier.cost(1.0, 10.0) == pytest.approx(8.0)
@@ -462,7 +462,7 @@ def test_around_names_the_neighbours_of_a_slope() -> None:
 @given(st.integers(0, 2**32), st.floats(0, 1))
 @settings(max_examples=300)
 def test_rates_that_differ_by_rounding_do_no_harm(seed: int, share: float) -> None:
-    """Rates on a coarse grid, each off by a few units in the last place: many of one direction, many alike."""
+    """Rates on a coarse grid, each changed by a few units in the last place: many are collinear or equal."""
     generator = random.Random(seed)
 
     def rate() -> float:
@@ -478,9 +478,9 @@ def test_rates_that_differ_by_rounding_do_no_harm(seed: int, share: float) -> No
 @pytest.mark.parametrize(
     ("rates", "words"),
     [
-        ([(1.0, 0.0), (2.0, 0.0)], r"no mode does any comp work, so no run would end; the modes are: 1\|0, 2\|0"),
-        ([(0.0, 3.0)], r"no mode does any comm work, so no run would end; the modes are: 0\|3"),
-        ([], "no mode does any comp work, so no run would end; the modes are: none"),
+        ([(1.0, 0.0), (2.0, 0.0)], r"no mode does any comp work, so a run would never end; the modes are: 1\|0, 2\|0"),
+        ([(0.0, 3.0)], r"no mode does any comm work, so a run would never end; the modes are: 0\|3"),
+        ([], "no mode does any comp work, so a run would never end; the modes are: none"),
     ],
 )
 def test_modes_that_cannot_end_a_run_are_refused(rates: list[tuple[float, float]], words: str) -> None:
@@ -493,12 +493,12 @@ def test_modes_that_cannot_end_a_run_are_refused(rates: list[tuple[float, float]
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"prefetch": 0}, "the prefetch limit is 0; it must be at least 1, or no batch could be received"),
+        ({"prefetch": 0}, "the prefetch limit is 0; it must be at least 1, or comm could not receive a batch"),
         ({"forward": [1.0, -2.0]}, "the forward work of cycle 2 is -2; it must be finite and not negative"),
         ({"comm": [math.nan, 1.0]}, "the comm work of cycle 1 is nan; it must be finite and not negative"),
         ({"backward": [math.inf, 1.0]}, "the backward work of cycle 1 is inf; it must be finite and not negative"),
-        ({"comm": [1.0]}, r"forward \(2,\), backward \(2,\), comm \(1,\); each task needs one number a cycle"),
-        ({"forward": [], "backward": [], "comm": []}, r"comm \(0,\); each task needs one number a cycle, for at least one cycle"),
+        ({"comm": [1.0]}, r"forward \(2,\), backward \(2,\), comm \(1,\); each task needs one number per cycle"),
+        ({"forward": [], "backward": [], "comm": []}, r"comm \(0,\); each task needs one number per cycle, for at least one cycle"),
         ({"forward": [[1.0], [1.0]]}, r"forward \(2, 1\), backward"),
     ],
 )
@@ -512,7 +512,7 @@ def test_works_and_limits_that_cannot_be_are_refused(changes: dict[str, object],
 
 @pytest.mark.parametrize("prefetch", [None, 1, 2, 8])
 def test_a_hundred_thousand_cycles_add_up(prefetch: int | None) -> None:
-    """The price of every segment, summed in full, is that of the whole."""
+    """The cost of all segments, summed exactly, is the cost of the whole."""
     rng = np.random.default_rng(7)
     forward, backward, comm = rng.uniform(0.5, 1.5, (3, 100_000))
     case = Case(modes=cost_modes(random.Random(7), 8), forward=forward, backward=backward, comm=comm, prefetch=prefetch)

@@ -19,7 +19,7 @@ def test_unpinned_gives_both_sides_every_core() -> None:
     assert place(Allocation.unpinned(2), [4, 6]) == Placement(comm=frozenset({4, 6}), comp=(4, 6), is_pinned=False)
 
 
-def test_a_shared_mode_gives_both_sides_every_core_and_says_so() -> None:
+def test_a_shared_mode_gives_both_sides_every_core_and_is_marked_as_shared() -> None:
     placement = place(Allocation.sharing("compute-first", 2), [4, 6])
     assert placement == Placement(comm=frozenset({4, 6}), comp=(4, 6), is_pinned=True, is_shared=True)
 

@@ -1,4 +1,4 @@
-"""What is known before a run, read from JSON: every mistake is one line that names the value and the rule."""
+"""Profiles and scenarios read from JSON: every error is one line that names the value and the rule."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def modes_profile(*modes: tuple[str, float, float]) -> dict[str, Any]:
 
 
 def measured(**words: Any) -> dict[str, Any]:
-    """A profile whose mode split:1 says more of itself."""
+    """A profile whose mode split:1 has measurement fields."""
     profile = modes_profile(("split:1", 3.0, 1.0), ("comp-only", 0, 2.0), ("comm-only", 5.0, 0.0))
     profile["modes"][0] |= words
     return profile
@@ -114,7 +114,7 @@ def test_a_bad_profile_is_one_clear_error(data: Any, words: str) -> None:
         max_leaves=6,
     )
 )
-def test_no_profile_fails_in_another_way(data: Any) -> None:
+def test_invalid_profiles_never_raise_another_error(data: Any) -> None:
     with pytest.raises(ValueError):
         Profile.from_json(data)
 
@@ -189,7 +189,7 @@ def test_a_bad_scenario_is_one_clear_error(data: Any, words: str) -> None:
         ("", "scenario: this is not JSON"),
         ("{", "scenario: this is not JSON"),
         ('{"cores": 2, "cores": 3}', "scenario: the key 'cores' is given twice"),
-        ("[" * 100_000, "scenario: this is nested too deeply"),
+        ("[" * 100_000, "scenario: this JSON is nested too deeply"),
         ("null", "scenario: expected an object with cores"),
     ],
 )

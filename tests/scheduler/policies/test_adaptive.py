@@ -1,4 +1,4 @@
-"""`adaptive` is as near to the optimum as events allow, and what it knows of the rest of a run is exact."""
+"""`adaptive` is as near to the optimum as switching at events allows, and its T* of the rest of a run is exact."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_ends_near_the_bound_and_never_behind_a_split(family: str, cycles: int, 
 @given(run=varied_runs(max_cycles=30))
 @settings(max_examples=150, deadline=None)
 def test_keeps_near_the_bound_with_varied_works_and_a_full_buffer(run: VariedRun) -> None:
-    """Short runs of wild works: what switching at events only can cost there is bounded by about one task."""
+    """Short runs with very different works: switching only at events costs at most about one task."""
     longest = max(
         run.works.comm.max() / min(run.rates.comm[1:]),
         max(run.works.forward.max(), run.works.backward.max()) / min(run.rates.comp[:-1]),
@@ -77,7 +77,7 @@ def view_of(run: VariedRun, *, num_comm: int, num_comp: int, left: tuple[float, 
 
 
 def rest_of(run: VariedRun, view: View) -> float:
-    """T* of the rest of a run without a limit, as the T* of a run: what comm still has to wait for is its first Forward."""
+    """T* of the rest of a run without a limit, computed as T* of a run whose first Forward is the work before the next Backward."""
     i, q, works = view.num_comm, view.num_forward + view.num_backward, run.works
     _, comp = works.tasks(0, run.cycles)
     until_wait = view.comp_left + sum(comp[q + 1 : 2 * i + 1])
@@ -107,7 +107,7 @@ def rounding_of(run: VariedRun, pace: Pace) -> float:
 @settings(max_examples=300, deadline=None)
 def test_the_rest_of_a_run_is_worth_its_own_optimum(run: VariedRun, counts: tuple[int, int], left: tuple[float, float]) -> None:
     num_comm = counts[0] % run.cycles
-    num_comp = min(counts[1], 2 * num_comm)  # what can have been trained with so many batches
+    num_comp = min(counts[1], 2 * num_comm)  # cycles that can be trained with this number of batches
     view = view_of(run, num_comm=num_comm, num_comp=num_comp, left=left)
     pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
     rest = AnyCycles(run.works, run.cycles)
@@ -154,7 +154,7 @@ def test_equal_cycles_are_a_case_of_any(scenario: Scenario, counts: tuple[int, i
 def test_a_limit_never_makes_the_rest_shorter(run: VariedRun, counts: tuple[int, int], left: tuple[float, float]) -> None:
     num_comm = counts[0] % run.cycles
     num_comp = min(counts[1], 2 * num_comm)
-    prefetch = max(1, num_comm + 1 - num_comp // 2)  # so that this state can be
+    prefetch = max(1, num_comm + 1 - num_comp // 2)  # so that this state is possible
     view = view_of(run, num_comm=num_comm, num_comp=num_comp, left=left)
     pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
     free, limited = AnyCycles(run.works, run.cycles), LimitedCycles(run.works, run.cycles, prefetch)
@@ -183,8 +183,8 @@ def test_a_shared_mode_is_used_where_it_is_worth_it() -> None:
         assert Adaptive().choose(a_view(rates, num_cores=2, works=work)) == expected
 
 
-def test_learnt_works_that_hardly_change_do_not_draw_the_line_again() -> None:
-    """Backward is all of the rest once comm is done, so what it is believed to be shows in the predicted end."""
+def test_learned_works_that_hardly_change_do_not_change_the_path() -> None:
+    """Once comm is done only Backward remains, so the predicted end shows the learned work of Backward."""
     rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0))
     for forward, is_drawn_again in ((0.502, False), (0.51, True)):
         policy = Lookahead()
@@ -195,7 +195,7 @@ def test_learnt_works_that_hardly_change_do_not_draw_the_line_again() -> None:
         assert (lines[0] is not lines[1]) == is_drawn_again
 
 
-def test_another_run_of_the_same_works_has_a_line_of_its_own() -> None:
+def test_another_run_of_the_same_works_has_its_own_path() -> None:
     rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0))
     work = Workload(forward=0.5, backward=0.5, comm=1.0)
     policy = Lookahead()
@@ -208,7 +208,7 @@ def test_another_run_of_the_same_works_has_a_line_of_its_own() -> None:
 
 
 def test_new_rates_count_at_once() -> None:
-    """Comm is slow at first and then fast: what was the right split is none any more."""
+    """Comm is slow at first and then fast, so another split becomes the best."""
     work = Workload(forward=0.5, backward=0.5, comm=1.0)
     slow = RateTable(comm=(0.0, 0.2, 0.5, 0.9), comp=(3.0, 2.0, 1.0, 0.0))
     fast = RateTable(comm=(0.0, 5.0, 5.5, 6.0), comp=(3.0, 2.0, 1.0, 0.0))
@@ -220,7 +220,7 @@ def test_new_rates_count_at_once() -> None:
 
 
 def test_of_equals_comm_gets_ahead() -> None:
-    """Rates linear in the cores: every use of all cores is as good as every other."""
+    """With rates linear in the cores, all uses of all cores are equally good."""
     rates = RateTable(comm=(0.0, 1.0, 2.0, 3.0, 4.0), comp=(4.0, 3.0, 2.0, 1.0, 0.0))
     state = State(cycles=50, num_comm=10, num_forward=2, num_backward=2, prefetch=None)
     work = Workload(forward=0.5, backward=0.5, comm=1.0)
@@ -228,8 +228,8 @@ def test_of_equals_comm_gets_ahead() -> None:
     assert Adaptive().choose(view) == Allocation.all_comm(4)
 
 
-def test_a_buffer_about_to_be_full_is_foreseen() -> None:
-    """One slot is left. Filling it fast means to train on all cores until Backward ends, which curved rates make dear."""
+def test_a_buffer_about_to_be_full_is_predicted() -> None:
+    """One slot is left. Filling it fast forces training on all cores until Backward ends, which is slow with curved rates."""
     rates = RateTable(comm=(0.0, 2.0, 3.0, 3.5, 3.8), comp=(4.0, 3.8, 3.0, 2.0, 0.0))
     work = Workload(forward=2.0, backward=2.0, comm=4.0)
     chosen = []
@@ -243,7 +243,7 @@ def test_a_buffer_about_to_be_full_is_foreseen() -> None:
 @given(run=varied_runs(max_cycles=20), steps=st.integers(0, 40))
 @settings(max_examples=100, deadline=None)
 def test_with_a_limit_the_rest_is_hardly_more_than_its_optimum(run: VariedRun, steps: int) -> None:
-    """On the way of a real run, against the funnel of all gates to the end."""
+    """Along a real run, compared with the funnel of all gates to the end."""
     prefetch = run.prefetch or 2
     pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
     limited = LimitedCycles(run.works, run.cycles, prefetch)
@@ -260,7 +260,7 @@ def test_with_a_limit_the_rest_is_hardly_more_than_its_optimum(run: VariedRun, s
 
 
 def exact_rest(limited: LimitedCycles, view: View, pace: Pace) -> float:
-    """The rest along the taut string through every gate up to the end."""
+    """The seconds of the rest along the taut string through every gate to the end."""
     last = view.cycles - 1
     points, is_ceiling = zip(*limited._gates(view.num_comm, view.num_forward + view.num_backward, last), strict=True)
     string = np.diff(funnel(np.array(points) - complex(*limited.position(view)), np.array(is_ceiling)))
@@ -273,7 +273,7 @@ def doubled(mode: Mode) -> Mode:
 
 
 class Asked(Adaptive):
-    """Remembers what it was asked."""
+    """Records the views that it gets."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The plan of Eq. 13-15 against hand-made examples and an independent reading of the same rule."""
+"""The plan of Eq. 13-15, compared with examples by hand and with an independent implementation of the same rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Label = tuple[Fraction, Fraction, Fraction]
 
 
 def linear(num_cores: int) -> RateTable:
-    """Every core is worth 1 to either side."""
+    """Rates with which every core does 1 unit of work per second for either side."""
     splits = range(num_cores + 1)
     return RateTable(comm=tuple(float(c) for c in splits), comp=tuple(float(num_cores - c) for c in splits))
 
@@ -36,7 +36,7 @@ def test_tasks_that_end_together_are_one_event() -> None:
 
 
 def test_all_cores_go_to_the_side_that_the_other_waits_for() -> None:
-    """F needs 1 s beside one comm core, of 4 units of comm it leaves 3; two cores do them in 1.5 s."""
+    """F takes 1 s next to one comm core, which leaves 3 of the 4 units of comm; two cores do them in 1.5 s."""
     plan = solve(comm=[4.0], comp=[1.0, 1.0], rates=linear(2))
     assert moves_of(plan) == [(0, 0, 1, 1.0), (0, 1, 2, 1.5), (1, 1, 0, 0.5)]
     assert plan.makespan == 3.0
@@ -50,8 +50,8 @@ def test_a_full_buffer_gives_all_cores_to_comp() -> None:
     assert plan.makespan == 9.0
 
 
-def test_one_label_per_state_forgets_the_slower_path_with_less_left_to_do() -> None:
-    """The paper's approximation, pinned by an example: F done soonest wins the state where B waits, whatever comm still needs.
+def test_one_label_per_state_drops_the_slower_path_with_less_remaining_work() -> None:
+    """An example of the paper's approximation: the earliest end of F gives the label of the state, for any remaining comm work.
 
     c=1: F ends at 0.2, comm has 2.8 left, 3 cores: 14/15 s more, B 1/10:  T = 0.2 + 14/15 + 0.1
     c=2: F ends at 0.25, comm has 0.5 left:                                T = 0.25 + 1/6 + 0.1
@@ -64,14 +64,14 @@ def test_one_label_per_state_forgets_the_slower_path_with_less_left_to_do() -> N
 
 
 def test_a_plan_can_start_in_the_middle_of_both_tasks() -> None:
-    """Comm_1 and F_1 are done, half of B_1 and a quarter of Comm_2 too."""
+    """Comm_1 and F_1 are done, and half of B_1 and a quarter of Comm_2."""
     plan = solve(comm=[math.nan, 0.75], comp=[math.nan, 0.5, 1.0, 1.0], rates=linear(2), num_comm=1, num_comp=1)
     assert moves_of(plan) == [(1, 1, 1, 0.5), (1, 2, 1, 0.25), (2, 2, 0, 0.375), (2, 3, 0, 0.5)]
     assert plan.makespan == 1.625
 
 
 def test_a_residual_of_rounding_is_no_residual() -> None:
-    """0.3 / 0.9 s at 0.3 leave 1.4e-17 of 0.1 in floats; both tasks end in one event all the same."""
+    """0.3 / 0.9 s at rate 0.3 leave 1.4e-17 of 0.1 in floats. Both tasks must still end in one event."""
     rates = RateTable(comm=(0.0, 0.3, 1.0), comp=(1.0, 0.9, 0.0))
     assert 0.1 - 0.3 * (0.3 / 0.9) > 0
     plan = solve(comm=[0.1], comp=[0.3, 1.0], rates=rates)
@@ -79,7 +79,7 @@ def test_a_residual_of_rounding_is_no_residual() -> None:
 
 
 def advance(label: Label, move: tuple[Fraction, Fraction], done: tuple[int, int]) -> tuple[tuple[int, int], Label]:
-    """To the next completion; whoever ends gets nothing more here. Exact."""
+    """Advance to the next completion, in exact fractions. A task that ends keeps 0 remaining work here."""
     (time, comm, comp), (comm_rate, comp_rate), (i, q) = label, move, done
     waits = [left / rate for left, rate in ((comm, comm_rate), (comp, comp_rate)) if rate]
     delta = min(waits)
@@ -88,7 +88,7 @@ def advance(label: Label, move: tuple[Fraction, Fraction], done: tuple[int, int]
 
 
 def allowed(i: int, q: int, cycles: int, num_cores: int, prefetch: int | None) -> list[int]:
-    """Eq. 13, from the counts of Forward and Backward."""
+    """The moves of Eq. 13, from the counts of Forward and Backward."""
     forward, backward = q - q // 2, q // 2
     if i == cycles:
         return [0]
@@ -100,7 +100,7 @@ def allowed(i: int, q: int, cycles: int, num_cores: int, prefetch: int | None) -
 
 
 def label_by_recursion(comm: list[float], comp: list[float], rates: RateTable, prefetch: int | None) -> Fraction:
-    """The one-label rule read backwards and in exact fractions: a state's label is the best that a predecessor's leads to."""
+    """The one-label rule, backwards and in exact fractions: a state has the best label that its predecessors lead to."""
     cycles = len(comm)
     works = [Fraction(work) for work in comm] + [Fraction(0)], [Fraction(work) for work in comp] + [Fraction(0)]
 
@@ -127,7 +127,7 @@ def label_by_recursion(comm: list[float], comp: list[float], rates: RateTable, p
 
 
 def best_of_all_paths(comm: list[float], comp: list[float], rates: RateTable, prefetch: int | None) -> float:
-    """The least time over every sequence of splits: no label is ever forgotten."""
+    """The least time over every sequence of splits, without dropping labels."""
     cycles = len(comm)
 
     def best(i: int, q: int, comm_left: float, comp_left: float) -> float:
@@ -149,7 +149,7 @@ def best_of_all_paths(comm: list[float], comp: list[float], rates: RateTable, pr
 
 @st.composite
 def tiny_plans(draw: st.DrawFn, max_cycles: int, max_cores: int) -> tuple[list[float], list[float], Scenario]:
-    """Work that differs from task to task, as no live run has but a simulated one may."""
+    """Works that differ between tasks, which only simulated runs have."""
     scenario = draw(scenarios(max_cores=max_cores, max_cycles=max_cycles))
     generator = random.Random(draw(st.integers(0, 2**32)))
     comm = [positive(generator) for _ in range(scenario.cycles)]
@@ -158,7 +158,7 @@ def tiny_plans(draw: st.DrawFn, max_cycles: int, max_cores: int) -> tuple[list[f
 
 @given(tiny_plans(max_cycles=5, max_cores=6))
 @settings(max_examples=150, deadline=None)
-def test_the_plan_is_what_the_rule_read_backwards_gives(plan: tuple[list[float], list[float], Scenario]) -> None:
+def test_the_plan_equals_the_rule_applied_backwards(plan: tuple[list[float], list[float], Scenario]) -> None:
     comm, comp, scenario = plan
     expected = label_by_recursion(comm, comp, scenario.rates, scenario.prefetch)
     solved = solve(comm=comm, comp=comp, rates=scenario.rates, prefetch=scenario.prefetch)
@@ -167,7 +167,7 @@ def test_the_plan_is_what_the_rule_read_backwards_gives(plan: tuple[list[float],
 
 @given(tiny_plans(max_cycles=3, max_cores=4))
 @settings(max_examples=100, deadline=None)
-def test_no_sequence_of_splits_is_promised_more_than_it_can_do(plan: tuple[list[float], list[float], Scenario]) -> None:
+def test_no_plan_is_faster_than_the_best_sequence_of_splits(plan: tuple[list[float], list[float], Scenario]) -> None:
     comm, comp, scenario = plan
     solved = solve(comm=comm, comp=comp, rates=scenario.rates, prefetch=scenario.prefetch)
     best = best_of_all_paths(comm, comp, scenario.rates, scenario.prefetch)
@@ -176,7 +176,7 @@ def test_no_sequence_of_splits_is_promised_more_than_it_can_do(plan: tuple[list[
 
 @given(tiny_plans(max_cycles=12, max_cores=12))
 @settings(max_examples=100, deadline=None)
-def test_the_moves_of_a_plan_do_what_it_says(plan: tuple[list[float], list[float], Scenario]) -> None:
+def test_the_moves_of_a_plan_take_its_makespan(plan: tuple[list[float], list[float], Scenario]) -> None:
     comm, comp, scenario = plan
     solved = solve(comm=comm, comp=comp, rates=scenario.rates, prefetch=scenario.prefetch)
     comm_done = comp_done = 0.0

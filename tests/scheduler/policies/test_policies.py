@@ -1,4 +1,4 @@
-"""What every policy must do, in any run: the conformance suite. Then what each does that the others do not."""
+"""The conformance suite of all policies, then tests of each policy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(name: str, scenario: Scenario, *, seed: int = 0, is_profiled: bool = Tru
 
 
 def forced(decision: Decision, num_cores: int) -> tuple[Allocation, Reason] | None:
-    """Eq. 13, from the three counts alone."""
+    """The forced allocation of Eq. 13, from the three counts."""
     i, j, k = decision.state.num_comm, decision.state.num_forward, decision.state.num_backward
     cycles, prefetch = decision.state.cycles, decision.state.prefetch
     if (i, j, k) == (cycles, cycles, cycles):
@@ -130,7 +130,7 @@ def test_every_policy_copes_with_cores_taken_away(name: str, num_cores: int) -> 
 @given(scenario=scenarios())
 @settings(max_examples=100, deadline=None)
 def test_both_priorities_take_the_same_time(scenario: Scenario) -> None:
-    """Section V-A of the paper: exclusive time slices add up to the same, whoever goes first."""
+    """Section V-A of the paper: exclusive time slices have the same sum in either order."""
     comm_first = run("comm-priority", scenario).makespan
     work, rates, cycles = scenario.work, scenario.rates, scenario.cycles
     alone = cycles * (work.comm / rates.comm[-1] + (work.forward + work.backward) / rates.comp[0])
@@ -172,7 +172,7 @@ def test_random_draws_every_split_alike_from_its_own_seed() -> None:
 
 
 class Scripted:
-    """Follows a plan made before the run, wherever it is not forced to."""
+    """Follows a plan that was made before the run, in every state that is not forced."""
 
     name = "scripted"
     is_work_conserving = True
@@ -215,7 +215,7 @@ def test_dynamic_begins_with_the_plan_whose_makespan_a_run_would_take(scenario: 
 )
 @settings(max_examples=200, deadline=None)
 def test_dynamic_plans_from_where_the_run_is(scenario: Scenario, counts: tuple[int, bool, int], left: tuple[float, float]) -> None:
-    """The same plan as over the whole run, counted from its beginning, with what is left of the two running tasks."""
+    """The plan equals the plan of the whole run with the remaining work of the two running tasks."""
     i, k = sorted((counts[0] % scenario.cycles, counts[2] % scenario.cycles), reverse=True)
     j = k + counts[1]
     state = State(cycles=scenario.cycles, num_comm=i, num_forward=j, num_backward=k, prefetch=scenario.prefetch)
@@ -238,7 +238,7 @@ def test_dynamic_plans_from_where_the_run_is(scenario: Scenario, counts: tuple[i
 
 
 def test_dynamic_plans_as_far_as_comm_has_run_ahead() -> None:
-    """Comm is at batch 20 while training is at cycle 2: a plan of 8 cycles would not contain the task that runs."""
+    """Comm is at batch 20 and training at cycle 2: a plan of 8 cycles would not contain the running Comm."""
     rates = RateTable(comm=(0.0, 1.0, 1.1, 1.2), comp=(3.0, 2.0, 1.0, 0.0))
     view = View.of(
         State(cycles=100, num_comm=20, num_forward=3, num_backward=2, prefetch=None),
@@ -324,7 +324,7 @@ def test_a_profile_of_another_device_is_refused() -> None:
         make_policy("dynamic", num_cores=4, seed=0, profile=profile)
 
 
-def test_every_kind_of_policy_explains_itself() -> None:
+def test_every_kind_of_policy_has_a_sentence() -> None:
     for name, kind in POLICIES.items():
         assert kind.usage.startswith(name)
         assert len(kind.sentence.split()) > 5
@@ -336,8 +336,8 @@ def test_policies_fit_their_protocol() -> None:
     assert {"dynamic", "adaptive"} <= {name for name, policy in policies.items() if policy.needs_rates}
 
 
-def test_online_dynamic_plans_anew_from_what_is_left() -> None:
-    """The same state twice: what is left of the two running tasks decides."""
+def test_online_dynamic_plans_again_from_the_remaining_work() -> None:
+    """In the same state, the remaining work of the two running tasks decides."""
     rates = RateTable(comm=(0.0, 1.0, 1.1, 1.2), comp=(3.0, 2.0, 1.0, 0.0))
     online, once = make_policy("dynamic", num_cores=3, seed=0), make_policy("dynamic", num_cores=3, seed=0, horizon=None)
     state = State(cycles=4, num_comm=1, num_forward=1, num_backward=0, prefetch=None)

@@ -1,4 +1,4 @@
-"""The race of strategies: who is tried, who is dropped, who leads, and when all begins anew."""
+"""The race of strategies: which strategies are tried or dropped, which one leads, and when the race restarts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRICES = (1.0, 0.0)
 
 
 def follow(race: Race, cost: dict[str, float], *, blocks: int, noise: float = 0.0) -> list[str]:
-    """Who ran, when a cycle under each strategy costs so many seconds."""
+    """Return the strategies that ran, if a cycle under each strategy costs the seconds of `cost`."""
     rng, ran, strategy = random.Random(1), [], race.leader
     for _ in range(blocks):
         ran.append(strategy)
@@ -22,7 +22,7 @@ def follow(race: Race, cost: dict[str, float], *, blocks: int, noise: float = 0.
     return ran
 
 
-def test_the_best_leads_and_the_others_are_tried_ever_more_rarely() -> None:
+def test_the_best_leads_and_the_others_are_tried_less_and_less_often() -> None:
     race = Race(["a", "b", "c"])
     ran = follow(race, {"a": 1.1, "b": 1.0, "c": 1.5}, blocks=100)
     assert race.leader == "b"
@@ -36,7 +36,7 @@ def test_noise_does_not_hide_a_large_difference(noise: float) -> None:
     assert Counter(ran[-40:])["c"] > 30
 
 
-def test_the_first_block_of_a_habit_is_forgotten_when_there_is_another() -> None:
+def test_the_first_block_of_a_strategy_is_dropped_when_there_is_another() -> None:
     race = Race(["a"])
     race.take_in("a", Block(80.0, 8, 8.0))
     assert race.standing(PRICES) == {"a": 10.0}
@@ -44,7 +44,7 @@ def test_the_first_block_of_a_habit_is_forgotten_when_there_is_another() -> None
     assert race.standing(PRICES) == {"a": 1.0}
 
 
-def test_without_leave_to_try_the_leader_goes_on() -> None:
+def test_without_may_try_the_leader_continues() -> None:
     race = Race(["a", "b"])
     race.take_in("a", Block(8.0, 8, 8.0))
     assert race.next(PRICES, 0.0, may_try=False) == "a"
@@ -57,18 +57,18 @@ def test_batches_that_were_received_ahead_are_worth_their_price() -> None:
     assert race.standing((1.0, 0.5)) == {"a": 1.0}
 
 
-def test_blocks_far_worse_than_a_later_one_are_from_another_world() -> None:
+def test_blocks_far_slower_than_a_later_block_are_dropped() -> None:
     race = Race(["a", "b"])
     for seconds in (8.0, 8.0, 8.0, 40.0):
         race.take_in("a", Block(seconds, 8, 8.0))
     race.next(PRICES, 0.05)
-    assert race.standing(PRICES)["a"] > 1.5  # it may be that the machine got slower for good
+    assert race.standing(PRICES)["a"] > 1.5  # the machine may have become slower permanently
     race.take_in("a", Block(8.0, 8, 8.0))
     race.next(PRICES, 0.05)
     assert race.standing(PRICES) == {"a": 1.0}
 
 
-def test_with_a_block_from_another_world_goes_all_that_came_before_it() -> None:
+def test_all_blocks_before_a_dropped_block_are_dropped_too() -> None:
     race = Race(["a", "b", "c"])
     for strategy, seconds in (("b", 16.0), ("b", 16.0), ("a", 8.0), ("a", 40.0), ("c", 24.0), ("a", 8.0)):
         race.take_in(strategy, Block(seconds, 8, 8.0))
@@ -76,12 +76,12 @@ def test_with_a_block_from_another_world_goes_all_that_came_before_it() -> None:
     assert race.standing(PRICES) == {"a": 1.0, "c": 3.0}
 
 
-def test_a_habit_that_is_far_behind_is_not_challenged_again() -> None:
+def test_a_strategy_that_is_far_behind_does_not_challenge_again() -> None:
     ran = follow(Race(["a", "b"]), {"a": 1.0, "b": 3.0}, blocks=100, noise=0.02)
-    assert Counter(ran)["b"] <= 3  # cold, once more to be fair, and perhaps a first challenge
+    assert Counter(ran)["b"] <= 3  # the warm-up block, one counted block, and at most one challenge
 
 
-def test_when_the_leader_gets_slower_the_others_are_measured_anew() -> None:
+def test_when_the_leader_gets_slower_the_others_are_measured_again() -> None:
     race = Race(["a", "b"])
     follow(race, {"a": 1.0, "b": 1.4}, blocks=20)
     assert race.leader == "a"

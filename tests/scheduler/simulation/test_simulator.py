@@ -1,4 +1,4 @@
-"""The simulator keeps the model's rules, agrees with the live loop's controller, and no policy beats the bound."""
+"""The simulator obeys the model's rules and agrees with the live loop's controller, and no policy beats the bound."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def as_varied(scenario: Scenario) -> VariedRun:
 
 
 def names_of(run: VariedRun) -> list[str]:
-    """Every policy, of the splits the outermost."""
+    """Every policy, but of the splits only the two outermost."""
     names = simulable_policies(run)
     return [name for name in names if not name.startswith("static:") or name in ("static:1", f"static:{run.cores - 1}")]
 
@@ -120,7 +120,7 @@ def test_no_policy_beats_the_bound(run: VariedRun, seed: int) -> None:
 @given(run=varied_runs(is_monotone=False))
 @settings(max_examples=100, deadline=None)
 def test_both_priorities_take_the_same_time(run: VariedRun) -> None:
-    """Section V-A of the paper: exclusive time slices add up to the same, whoever goes first."""
+    """Section V-A of the paper: exclusive time slices have the same sum in either order."""
     alone = run.works.comm.sum() / run.rates.comm[-1] + (run.works.forward + run.works.backward).sum() / run.rates.comp[0]
     for name in ("comm-priority", "comp-priority"):
         assert abs(simulate(run, name).makespan - alone) <= rounding_of(run)
@@ -137,7 +137,7 @@ def test_dynamic_takes_the_time_that_its_plan_has(run: VariedRun) -> None:
 @given(scenario=scenarios(min_cores=3), seed=st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
 def test_the_live_controller_decides_alike_from_times_alone(scenario: Scenario, seed: int) -> None:
-    """The same events through `Controller.handle`, which has to infer what remains."""
+    """The same events through `Controller.handle`, which must infer the remaining work."""
     run = as_varied(scenario)
     for name in [name for name in names_of(run) if name != "dynamic"]:  # which plans no further than HORIZON when live
         controller = Controller(
@@ -152,7 +152,7 @@ def test_the_live_controller_decides_alike_from_times_alone(scenario: Scenario, 
 
 
 class Drawn:
-    """`random` with the draws of one of many runs. The works are such that no two tasks end together."""
+    """`random` with the draws of one of many runs. With these works no two tasks end together."""
 
     name = "drawn"
     is_work_conserving = True
@@ -202,7 +202,7 @@ def test_random_runs_spread_around_what_single_runs_take() -> None:
 
 
 def test_a_run_by_hand() -> None:
-    """Two cores, one slot: comm alone 2/s, comp alone 1/s, side by side 1/s and 0.5/s."""
+    """Two cores, one slot. Rates: comm alone 2/s, comp alone 1/s; both in parallel 1/s and 0.5/s."""
     modes = [("comp-only", 0.0, 1.0), ("split:1", 1.0, 0.5), ("comm-only", 2.0, 0.0)]
     run = VariedRun.from_json(
         {
@@ -271,7 +271,7 @@ def test_seeds_matter_to_random_only() -> None:
 
 
 class Stubborn:
-    """Answers what it was told to."""
+    """Returns a given allocation."""
 
     name = "stubborn"
     is_work_conserving = True
@@ -288,7 +288,7 @@ def test_a_policy_that_divides_other_cores_is_noticed() -> None:
     with pytest.raises(AssertionError, match="os-default leaves the cores to a kernel"):
         simulate_policy(run_of(), Unpinned("os-default"))
     for wrong in (Allocation(comm=1, comp=1), Allocation.unpinned(4), Allocation(comm=4, comp=1)):
-        with pytest.raises(AssertionError, match=r"stubborn: '.*' divides other cores than 4"):
+        with pytest.raises(AssertionError, match=r"stubborn: '.*' does not split 4 cores"):
             simulate_policy(run_of(), Stubborn(wrong))
 
 
@@ -305,7 +305,7 @@ def test_a_side_that_a_shared_mode_leaves_without_a_rate_does_not_run() -> None:
 
 
 def test_many_runs_may_end_after_different_numbers_of_events() -> None:
-    """Under split 1 every Comm ends with a comp task, under split 2 none does: the first run waits for the second."""
+    """With split 1 every Comm ends together with a comp task, with split 2 no Comm does, so the runs have different events."""
     modes = [("comp-only", 0.0, 1.0), ("split:1", 1.0, 1.0), ("split:2", 0.7, 1.0), ("comm-only", 1.0, 0.0)]
     rows = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, comm, comp in modes]
     data = {"cores": 3, "cycles": 4, "forward": 1 / 3, "backward": 1 / 3, "comm": 1 / 3, "modes": rows}
@@ -327,7 +327,7 @@ def test_many_runs_may_end_after_different_numbers_of_events() -> None:
     ids=["comm a little later", "forward a little later", "backward a little later", "both"],
 )
 def test_ends_that_differ_by_rounding_are_one_event(forward: list[float], backward: list[float], comm: list[float]) -> None:
-    """Tenths do not add up in floats: without care, an event would follow another after 1e-17 s."""
+    """Sums of tenths are inexact in floats: without a tolerance, a second event would follow after 1e-17 s."""
     modes = [("comp-only", 0.0, 1.0), ("split:1", 1.0, 1.0), ("comm-only", 1.0, 0.0)]
     rows = [{"name": name, "comm_rate": comm_rate, "comp_rate": comp_rate} for name, comm_rate, comp_rate in modes]
     run = VariedRun.from_json({"cores": 2, "cycles": 2, "forward": forward, "backward": backward, "comm": comm, "modes": rows})
@@ -344,7 +344,7 @@ def test_ends_that_differ_by_rounding_are_one_event(forward: list[float], backwa
 
 
 def test_with_a_profile_a_small_limit_costs_a_live_run_no_more_than_a_simulated_one() -> None:
-    """The policy knows every work then, and can foresee a full buffer as far as it matters."""
+    """The policy then knows every work and can predict a full buffer far enough."""
     rates = CostModel(a1=0.5, a2=1 / 12, b1=0.12, b2=0.08, b3=math.e).rates(12)
     work = Workload(forward=2.0, backward=2.0, comm=1.0)
     scenario = Scenario(cycles=100, prefetch=2, profile=Profile(cores=12, workload=work, rates=rates))

@@ -1,4 +1,4 @@
-"""What the figures claim: data that agree with the model, with each other, and with what their captions say."""
+"""The data of the figures agree with the model, with each other, and with their captions."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_segments_and_intervals_fill_the_run_without_a_hole() -> None:
 
 
 def test_a_segment_is_what_the_cores_did_in_it() -> None:
-    """All cores go to comm in a segment where comp waits, and only there; in the third scenario all are comp's."""
+    """Comm has all cores in segments where comp waits, and only there. In scenario 3 comp has all cores."""
     data = studies.timeline()
     for segment in data["segments"]:
         inside = [held for held in data["intervals"] if segment["start"] <= held["start"] < segment["end"]]
@@ -121,7 +121,7 @@ def test_comp_waits_exactly_while_comm_holds_all_cores() -> None:
     assert {wait["side"] for wait in data["waits"]} == {"comp"}
 
 
-def test_waits_of_comm_are_told_from_those_of_comp() -> None:
+def test_waits_of_comm_and_comp_are_distinct() -> None:
     """comp-priority: Comm_1 starts when F_1 (0.75 of work, 4 cores of 1/6 each) is done."""
     waits = studies.timeline(policy="comp-priority")["waits"]
     assert next(wait for wait in waits if wait["side"] == "comm") == {"side": "comm", "start": 0.0, "end": pytest.approx(1.125)}
@@ -209,7 +209,7 @@ def test_example_samples_follow_the_formulas_within_their_noise() -> None:
     assert samples != studies.example_samples(seed=2)
 
 
-def test_examples_are_called_so_in_title_and_caption() -> None:
+def test_examples_are_labelled_in_title_and_caption() -> None:
     data = studies.fitted_costs(seed=5)
     assert data["is_example"]
     assert "example samples, not measured on a device" in data["title"]
@@ -238,20 +238,20 @@ def test_exact_samples_lie_on_their_fit_whatever_their_work() -> None:
             assert seconds == pytest.approx([time(1.0, p["comm_cores"]) for p in (*side["curve"], *side["points"])], rel=1e-6)
 
 
-def test_samples_that_tell_no_parameters_are_shown_without_a_curve_and_with_the_reason() -> None:
+def test_samples_without_identified_parameters_are_shown_without_a_curve_and_with_the_reason() -> None:
     comp, comm = studies.fitted_costs(samples=exact_samples(2))["sides"]
     assert (comp["curve"] != [], comm["curve"]) == (True, [])
     assert comm["spread"] is None
     assert "3 distinct core counts" in comm["text"]
 
 
-def test_a_fit_without_standard_errors_says_so() -> None:
+def test_a_fit_without_standard_errors_has_a_note() -> None:
     samples = exact_samples(5)
     comp, comm = studies.fitted_costs(samples={**samples, "comp": samples["comp"][:2]})["sides"]
-    assert comp["text"] == "f: a1=1.2, a2=0.2 (2 samples for 2 parameters say nothing of their errors) from 2 samples."
+    assert comp["text"] == "f: a1=1.2, a2=0.2 (2 samples for 2 parameters give no standard errors) from 2 samples."
     assert "\u00b1 standard error" in comm["text"]
 
 
-def test_samples_that_are_none_are_refused() -> None:
+def test_invalid_samples_are_rejected() -> None:
     with pytest.raises(ValueError, match="cores"):
         studies.fitted_costs(samples={"comp": []})
