@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from edge_student.host.environment import settle
-from edge_student.run.signals import Interruption, Terminated
+from edge_student.run.signals import SignalHandler, Terminated
 from edge_student.settings.doctor import DoctorConfig
 from edge_student.settings.fetch import FetchConfig
 from edge_student.settings.student import CalibrateConfig, CompareConfig, TrainConfig
@@ -23,18 +23,18 @@ _DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with t
 def train(config: TrainConfig) -> int:
     """Train one student under one policy."""
     start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
-    interruption = Interruption()
+    signals = SignalHandler()
     try:
-        interruption.install()
+        signals.install()
         config.check_secrets()
         cores = settle(os.environ, config.cores, kind_of(config.policy).launch_options.spin_count)
         # Imported here: it loads torch, which must find the environment and the cores settled.
         from edge_student.run.run import Run
 
-        training = Run(config, cores, interruption)
-        about_from_now_on(run=training.run_id, policy=config.policy)
-        logger.info("run %s of edge %s under policy %s", training.run_id, config.edge_id, config.policy)
-        result = training.execute()
+        with Run(config, cores, signals) as training:
+            about_from_now_on(run=training.run_id, policy=config.policy)
+            logger.info("run %s of edge %s under policy %s", training.run_id, config.edge_id, config.policy)
+            result = training.execute()
     except Terminated:
         logger.warning("terminated; with --resume the same command goes on where it stopped, if it had begun")
         return 0

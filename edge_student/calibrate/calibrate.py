@@ -4,7 +4,6 @@ Worker and trainer start with the launch options of `adaptive`, because the spin
 The profile is written at the end, after a complete measurement, or not at all.
 """
 
-import gc
 import logging
 import os
 import sys
@@ -12,8 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-
-import torch
 
 from edge_student.calibrate.device_profile import make_profile
 from edge_student.calibrate.live_device import FOREVER, LiveDevice
@@ -23,14 +20,22 @@ from edge_student.host.fingerprint import fingerprint
 from edge_student.host.provenance import command_line, describe_software
 from edge_student.ipc.messages import Described
 from edge_student.ipc.ring import Ring
-from edge_student.measure.local_teacher import teacher
+from edge_student.measure.local_teacher import check_models, teacher
 from edge_student.run.profile_match import settings_of
-from edge_student.run.setup import TrainingData, check_teacher, configure, load_training_data, make_trainer, ring_shape
+from edge_student.run.setup import (
+    TrainingData,
+    check_teacher,
+    configure,
+    limit_torch_threads,
+    load_training_data,
+    make_trainer,
+    no_full_collections,
+    ring_shape,
+)
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import CalibrateConfig
 from edgekd.cli.progress import Progress
 from edgekd.data.devices import choose_device
-from edgekd.data.models import build_model
 from edgekd.files import make_folder, write_json
 from edgekd.wire.identity import new_run_id
 from scheduler.policies.registry import LaunchOptions
@@ -46,16 +51,14 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], launch_options: L
     device = str(choose_device(config.device))
     make_folder(config.out.parent)
     data = load_training_data(config)
-    _check_models(config, data)
-    if config.torch_threads is not None:
-        torch.set_num_threads(min(config.torch_threads, torch.get_num_threads()))
-    max_threads = torch.get_num_threads()
+    check_models(config, data.private)
+    max_threads = limit_torch_threads(config.torch_threads)
     with teacher(config, cores[0]) as address:
         with CommWorkerProcess(configure(config, address, launch_options, cores, run_id=new_run_id())) as worker:
             described = worker.await_description()
             check_teacher(described, data, address)
             trainer = make_trainer(config, data, described.num_classes, device)
-            with _ring(config, described, data) as ring, _no_collections():
+            with _ring(config, described, data) as ring, no_full_collections():
                 worker.use_ring(ring, start=0, stop=FOREVER)
                 with LiveDevice(worker=worker, ring=ring, trainer=trainer, cores=cores, max_threads=max_threads) as live:
                     live.receive_first(_FIRST_BATCHES * config.seconds)
@@ -110,13 +113,6 @@ def _save(config: CalibrateConfig, profile: dict[str, Any]) -> None:
     print(f"written to {config.out}, drawn in {' and '.join(str(path) for path in plots)}; give it to train with --profile")
 
 
-def _check_models(config: CalibrateConfig, data: TrainingData) -> None:
-    """A name that is wrong here is answered before a teacher is trained. Raises ValueError."""
-    names = (config.model,) if config.teacher is not None else (config.model, config.teacher_model)
-    for name in names:
-        build_model(name, num_classes=data.private.num_classes, input_shape=data.private.images.shape[1:], seed=config.seed)
-
-
 @contextmanager
 def _ring(config: CalibrateConfig, described: Described, data: TrainingData) -> Iterator[Ring]:
     ring = Ring.create(ring_shape(config, described.num_classes, data.private.images.shape[1:]))
@@ -124,14 +120,3 @@ def _ring(config: CalibrateConfig, described: Described, data: TrainingData) -> 
         yield ring
     finally:
         ring.close()
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """As in a run: what was loaded until here stays, so that no full collection falls into a task."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

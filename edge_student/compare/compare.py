@@ -19,8 +19,9 @@ from typing import Any
 from edge_student.compare.prediction import predict
 from edge_student.host.provenance import command_line, describe_host, describe_software
 from edge_student.ipc.parent_death import end_with_parent
+from edge_student.ipc.ring import prefetch_limit
 from edge_student.measure.interleaving import is_complete, run_turns
-from edge_student.measure.local_teacher import teacher
+from edge_student.measure.local_teacher import check_models, teacher
 from edge_student.report.page import write_page
 from edge_student.report.table import print_disturbances, print_table
 from edge_student.report.verdict import BASELINE, summarize
@@ -29,7 +30,6 @@ from edge_student.settings.student import CompareConfig, StudentConfig, jsonable
 from edgekd.cli.progress import Progress
 from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
-from edgekd.data.models import build_model
 from edgekd.errors import WorldError
 from edgekd.files import make_folder, write_json
 from scheduler.model.scenario import Profile
@@ -69,8 +69,7 @@ def check_data_and_model(config: CompareConfig) -> None:
     private = load_dataset(config.private)
     if config.teacher is None or config.input_encoding is None:
         load_dataset(config.public_dataset)
-    for model in (config.model, config.teacher_model):
-        build_model(model, num_classes=private.num_classes, input_shape=private.images.shape[1:], seed=config.seed)
+    check_models(config, private)
 
 
 def predict_all(
@@ -83,8 +82,10 @@ def predict_all(
     for policy in policies:
         slots = next((run["prefetch"] for run in runs if run["policy"] == policy and run["prefetch"] is not None), None)
         try:
-            prefetch = slots if slots is not None and slots < cycles else None  # a ring that holds all batches is no limit
-            predictions[policy] = None if slots is None else predict(profile, policy, cycles=cycles, prefetch=prefetch)
+            if slots is None:
+                predictions[policy] = None
+            else:
+                predictions[policy] = predict(profile, policy, cycles=cycles, prefetch=prefetch_limit(slots, cycles))
         except ValueError as error:  # what was measured is reported all the same
             logger.warning("%s is not modelled: %s", policy, error)
             predictions[policy] = None

@@ -60,7 +60,7 @@ def read_power(machine: Machine, chosen: Sequence[int]) -> Power:
     return Power(
         frequencies={core: found for core, found in frequencies.items() if found},
         is_jetson=conf is not None,
-        mode=power_mode(machine.root) or _saved_mode(machine, modes),
+        mode=power_mode(machine) or _saved_mode(machine, modes),
         modes=modes,
         firmware=machine.firmware(),
         is_raspberry="Raspberry Pi" in (machine.text("proc/device-tree/model") or ""),

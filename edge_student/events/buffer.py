@@ -1,7 +1,7 @@
-"""The run's log in memory: every task, wait and decision as a record, until it is written to events.jsonl.
+"""Buffers the event records of a run (tasks, waits, decisions) in memory until they are written to events.jsonl.
 
-Records are plain dicts with times of the monotonic clock. They are kept in memory, because a write in the middle of a training step
-would be work that nobody scheduled, until the next checkpoint, or the end of the run, in whatever way it ends.
+Records are plain dicts with times of the monotonic clock. They stay in memory until the next checkpoint or the end of the run,
+because a write within a training step would be unscheduled work.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,30 +18,26 @@ class EventBuffer:
         self.records: list[Record] = []
 
     def record(self, record: Record) -> None:
-        """Take in one record."""
+        """Append one record."""
         self.records.append(record)
 
     def take(self) -> list[Record]:
-        """All records so far, which are no longer kept here."""
+        """Remove and return all records."""
         taken = self.records[:]
-        del self.records[: len(taken)]  # what another thread has appended meanwhile stands behind them
+        del self.records[: len(taken)]  # records that another thread appended meanwhile stay
         return taken
 
     def put_back(self, taken: list[Record]) -> None:
-        """Keep again what `take` gave."""
+        """Put records from `take` back at the front."""
         self.records[:0] = taken
-
-    def relative_to(self, start: float) -> list[Record]:
-        """The records in order of time, with times in seconds since `start`."""
-        return since(start, self.records)
 
 
 def since(start: float, records: Iterable[Record]) -> list[Record]:
-    """Records in order of time, with times in seconds since `start`."""
+    """Return the records in order of time, with times in seconds since `start`."""
     moved = [{**record, **{key: record[key] - start for key in _TIMES if key in record}} for record in records]
     return sorted(moved, key=moment)
 
 
 def moment(record: Mapping[str, Any]) -> float:
-    """When a record happened or began, in seconds."""
+    """Return the time or start time of a record, in seconds."""
     return float(record["started"] if "started" in record else record["time"])

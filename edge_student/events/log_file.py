@@ -1,6 +1,6 @@
-"""events.jsonl, which grows at every checkpoint: what a run has logged since the last one is appended, and leaves the memory.
+"""Writes events.jsonl: each checkpoint moves the buffered records from memory to the end of the file.
 
-A run that goes on after a kill cuts the file back to the length that its checkpoint remembers, and appends to that.
+A resumed run first truncates the file to the length stored in its checkpoint.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from scheduler.model.checked_json import check_keys, not_negative
 
 @dataclass(slots=True, kw_only=True)
 class Totals:
-    """What the records of a run add up to. Seconds are wall-clock but for `comm_cpu_s`.
+    """Sums over the records of a run. Seconds are wall-clock, except `comm_cpu_s`.
 
-    What a task spent held in its middle is not its own: that is a wait, with a record of its own.
+    Time that a task was held (`held_s`) does not count as task time: it has a wait record of its own.
     """
 
     stall_s: float = 0.0
@@ -35,7 +35,7 @@ class Totals:
     num_checkpoints: int = 0
 
     def add(self, record: Record) -> None:
-        """One record more."""
+        """Add one record."""
         event = record["event"]
         if event == "decision":
             self.num_decisions += 1
@@ -59,12 +59,12 @@ class Totals:
             self.backward_s += seconds
 
     def to_json(self) -> dict[str, float]:
-        """By name."""
+        """Return the totals by name."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> "Totals":
-        """ValueError for what `to_json` cannot have made."""
+        """Return totals from the output of `to_json`. Raises ValueError for other data; `where` names its source."""
         names = {field.name: field.type for field in fields(cls)}
         check_keys(data, required=tuple(names), where=where)
         values = {name: not_negative(value, repr(name), where, "it") for name, value in data.items()}
@@ -72,33 +72,33 @@ class Totals:
 
 
 class EventFile:
-    """The file of one run, and the totals of all that was ever appended to it.
+    """The events.jsonl of one run, with the totals of all records ever appended to it.
 
-    `start` is when its times count from, on the monotonic clock: of a run that goes on, so long ago as it had run before.
+    `start` is the zero of the file's times, on the monotonic clock. A resumed run sets it earlier by the time it had already run.
     """
 
     start = 0.0
 
     def __init__(self, path: Path, *, num_bytes: int = 0, totals: Totals | None = None) -> None:
-        """`num_bytes` are kept of what is there, none of it if there are fewer. Raises OSError if it cannot be written."""
+        """Open or create the file; truncate it to `num_bytes`, or to 0 if it is shorter. Raises OSError if it is not writable."""
         self.totals = totals or Totals()
         self._path = path
         size = path.stat().st_size if path.exists() else 0
-        self.has_lost_its_beginning = size < num_bytes
-        self.num_bytes = 0 if self.has_lost_its_beginning else num_bytes
+        self.has_lost_records = size < num_bytes
+        self.num_bytes = 0 if self.has_lost_records else num_bytes
         with path.open("ab") as file:
             file.truncate(self.num_bytes)
 
     def append(self, buffer: EventBuffer, *, keep_free: int = 0) -> None:
-        """Move to the file all that the buffer holds, if that leaves `keep_free` bytes of the disk.
+        """Move all buffered records to the file, if at least `keep_free` bytes of the disk remain free.
 
-        Raises OSError naming the file; then everything is as it was.
+        Raises OSError with the file's name. Buffer and file are then unchanged.
         """
         taken = buffer.take()
         lines = "".join(json.dumps(record) + "\n" for record in since(self.start, taken)).encode()
         try:
             disk = os.statvfs(self._path)
-            # Some file systems, in user space or over a network, do not tell: they say that they have no blocks at all.
+            # Some FUSE and network file systems report 0 blocks, so their free space is unknown.
             if keep_free and disk.f_blocks and len(lines) > disk.f_bavail * disk.f_frsize - keep_free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with self._path.open("r+b") as file:
@@ -109,7 +109,7 @@ class EventFile:
                 os.fsync(file.fileno())
         except BaseException as error:
             buffer.put_back(taken)
-            with contextlib.suppress(OSError):  # half of the lines, on a full disk
+            with contextlib.suppress(OSError):  # removes partly written lines after a full disk
                 os.truncate(self._path, self.num_bytes)
             if isinstance(error, OSError):
                 raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
@@ -118,10 +118,10 @@ class EventFile:
         for record in taken:
             self.totals.add(record)
 
-    def tail(self, most_bytes: int) -> tuple[list[Record], bool]:
-        """The last records, as many as so many bytes hold, in order of time; and whether those are all."""
+    def tail(self, max_bytes: int) -> tuple[list[Record], bool]:
+        """Return the records in the last `max_bytes` of the file, in order of time, and whether these are all records."""
         with self._path.open("rb") as file:
-            skipped = max(self.num_bytes - most_bytes, 0)
+            skipped = max(self.num_bytes - max_bytes, 0)
             file.seek(skipped)
             if skipped:
                 file.readline()

@@ -1,4 +1,4 @@
-"""The run's log as a timeline for Perfetto: what each worker did, and who held each core."""
+"""Converts the event log into a Perfetto trace: the tasks of each worker, and the owner of each core."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,16 +10,16 @@ _TRACKS = {"comm": 1, "comp": 2, "scheduler": 3}
 
 
 def to_trace(records: Sequence[Record], cores: Sequence[int]) -> dict[str, Any]:
-    """Chrome's trace-event format (times in us): one track per worker and one per core, as Perfetto shows them.
+    """Return a trace in Chrome's trace-event format (times in us), with one track per worker and one per core.
 
-    `records` are those of events.jsonl, in order of time. Who held a core is what report.html says, too.
+    `records` are those of events.jsonl, in order of time. The core owners are the same as in report.html.
     """
     events: list[dict[str, Any]] = [
         {"ph": "M", "name": "thread_name", "pid": 1, "tid": track, "args": {"name": name}} for name, track in _TRACKS.items()
     ]
     events += [{"ph": "M", "name": "thread_name", "pid": 2, "tid": core, "args": {"name": f"core {core}"}} for core in cores]
     events += [{"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "workers"}}]
-    events += [{"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "who holds which core"}}]
+    events += [{"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "core owners"}}]
     for record in records:
         if record["event"] in ("task", "wait"):
             name = record.get("task") or f"wait for {record['why']}"

@@ -1,7 +1,7 @@
-"""Who held which core, and what each worker did, as spans of time; made from the records of a run's log and nothing else.
+"""Computes time spans from the records of a run: the owner of each core, and the tasks of each worker.
 
-A decision says what is asked for; compute takes it up at its next boundary only. Logs that say when it did (`comp-bound`: from
-then on compute really has these cores) are followed. In one that does not, what was asked for is taken for what was done.
+A decision contains the requested allocation. Compute applies it later, at its next boundary, and logs `comp-bound` with the cores
+that it holds from then on. In a log without `comp-bound` records, every requested allocation counts as applied at once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ _WAITS = {"logits": "stall", "hold": "hold"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """What lasted from `started` to `ended`, in seconds; of a task or a wait also the cycle, counted from 0."""
+    """An activity or owner (`what`) from `started` to `ended`, in seconds. `index` is the cycle of a task or wait, from 0."""
 
     what: str
     started: float
@@ -22,7 +22,7 @@ class Span:
 
 
 def core_owners(records: Sequence[Mapping[str, Any]]) -> dict[int, list[Span]]:
-    """For each core that anybody was given, in order: "comm", "comp" or "both". Between these spans nobody held it."""
+    """Return, by core, the spans of its owners in order: "comm", "comp" or "both". Between these spans the core had no owner."""
     follows_bounds = any(record["event"] == "comp-bound" for record in records)
     spans: dict[int, list[Span]] = {}
     held: dict[int, tuple[str, float]] = {}
@@ -41,12 +41,12 @@ def core_owners(records: Sequence[Mapping[str, Any]]) -> dict[int, list[Span]]:
 
 
 def comm_spans(records: Sequence[Mapping[str, Any]]) -> list[Span]:
-    """The Comm tasks, as "comm"."""
+    """Return the Comm tasks as spans named "comm"."""
     return [_span(record, "comm") for record in records if record["event"] == "task" and record["task"] == "comm"]
 
 
 def comp_spans(records: Sequence[Mapping[str, Any]]) -> list[Span]:
-    """What training did, in order: "forward", "backward", "stall" (it waited for logits) and "hold" (for cores)."""
+    """Return the spans of training in order: "forward", "backward", "stall" (wait for logits) and "hold" (wait for cores)."""
     spans = []
     for record in records:
         if record["event"] == "wait":
@@ -57,7 +57,7 @@ def comp_spans(records: Sequence[Mapping[str, Any]]) -> list[Span]:
 
 
 def last_moment(records: Sequence[Mapping[str, Any]]) -> float:
-    """When the last of it ended, in seconds; 0 for an empty log."""
+    """Return the time of the last record's end, in seconds; 0 for an empty log."""
     return max((float(record["ended"] if "ended" in record else record["time"]) for record in records), default=0.0)
 
 
@@ -66,17 +66,17 @@ def _span(record: Mapping[str, Any], what: str) -> Span:
 
 
 def _changes(records: Sequence[Mapping[str, Any]], follows_bounds: bool) -> Iterator[tuple[float, dict[int, str]]]:
-    """(time, owner of each core from then on), in order of time."""
-    marks: list[tuple[float, str, Mapping[str, Any]]] = []
+    """Yield (time, owner by core from that time on), in order of time."""
+    changes: list[tuple[float, str, Mapping[str, Any]]] = []
     for record in records:
         if record["event"] in ("decision", "comp-bound"):
-            marks.append((record["time"], record["event"], record))
+            changes.append((record["time"], record["event"], record))
         elif record["event"] == "wait" and follows_bounds:
-            marks += [(record["started"], "wait", record), (record["ended"], "go", record)]
+            changes += [(record["started"], "wait", record), (record["ended"], "go", record)]
     requested: Mapping[str, Any] = {"comm": (), "comp": ()}
     bound: list[int] | None = None
     is_waiting = False
-    for time, kind, record in sorted(marks, key=lambda mark: mark[0]):
+    for time, kind, record in sorted(changes, key=lambda change: change[0]):
         if kind == "decision":
             requested = record["requested"]
         elif kind == "comp-bound":
@@ -88,7 +88,7 @@ def _changes(records: Sequence[Mapping[str, Any]], follows_bounds: bool) -> Iter
 
 
 def _owners(requested: Mapping[str, Any], comp: Sequence[int]) -> dict[int, str]:
-    """Where comm was asked onto a core that compute has not left yet, it waits; unless the two were meant to share it."""
+    """Return the owner by core. A core requested for comm stays with compute until compute leaves it, unless both may share it."""
     is_shared = bool(set(requested["comm"]) & set(requested["comp"]))
     owners = dict.fromkeys(comp, "comp")
     for core in requested["comm"]:

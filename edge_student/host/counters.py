@@ -1,7 +1,9 @@
-"""Reads the machine's counters before and after one run, and nothing in between: that would be a guest on the cores we schedule.
+"""Reads CPU, interrupt, temperature and frequency counters from /proc, /sys and psutil.
 
-psutil where it has the thing. /proc and /sys themselves where it does not: its lists per core are by position, and with a core
-offline, position 2 is not core 2. What a machine does not have is absent, never guessed.
+Counters are read before and after a run. A reader that ran during the run would use CPU time on the scheduled cores.
+
+/proc and /sys are read directly for values per core: psutil lists cores by position, which is wrong when a core is offline.
+A counter that the machine lacks is absent or None, never estimated.
 """
 
 import resource
@@ -22,24 +24,24 @@ _PROCESS_FIELDS = ["pid", "ppid", "name", "cpu_times", "create_time", "cpu_num"]
 
 
 def own_cpu_s() -> float:
-    """CPU seconds of this process, of threads that ended too, and of the children that it has waited for."""
+    """Return the CPU seconds of this process, including exited threads and children already waited for."""
     reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + reaped.ru_utime + reaped.ru_stime
 
 
 def all_processes() -> tuple[ProcessTime, ...]:
-    """All processes that may be seen, those that ended and still wait for their parent included."""
+    """Return all visible processes, zombies included."""
     found = []
     for process in psutil.process_iter(_PROCESS_FIELDS):
         info = process.info
-        if None in (info["cpu_times"], info["ppid"], info["create_time"]):  # it went away, or may not be seen
+        if None in (info["cpu_times"], info["ppid"], info["create_time"]):  # it exited, or is not readable
             continue
         times = info["cpu_times"]
         found.append(
             ProcessTime(
                 pid=info["pid"],
                 parent=info["ppid"],
-                born=info["create_time"],
+                created=info["create_time"],
                 name=info["name"] or "",
                 core=-1 if info["cpu_num"] is None else info["cpu_num"],
                 cpu_s=times.user + times.system,
@@ -50,7 +52,7 @@ def all_processes() -> tuple[ProcessTime, ...]:
 
 
 def ask_firmware() -> str | None:
-    """What a Raspberry Pi's `vcgencmd get_throttled` says, like throttled=0x50000; None elsewhere."""
+    """Return the output of a Raspberry Pi's `vcgencmd get_throttled`, for example throttled=0x50000; None on other machines."""
     program = shutil.which("vcgencmd")
     if program is None:
         return None
@@ -62,7 +64,7 @@ def ask_firmware() -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Where the counters are read: this machine, or in a test a folder of files and functions that answer by heart."""
+    """Sources of the counters: files below `root` and functions. The defaults read this machine; tests replace them."""
 
     root: Path = Path("/")
     clock: Callable[[], float] = time.monotonic
@@ -73,45 +75,44 @@ class Machine:
     own_pid: int | None = None
 
     def text(self, path: str) -> str | None:
-        """The content of /`path`; None where there is no such file, or it cannot be read now."""
+        """Return the stripped content of `root`/`path`; None if the file is missing or unreadable."""
         try:
             return (self.root / path).read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return None
 
     def number(self, path: str) -> int | None:
-        """The same as a number."""
+        """Return the content of `root`/`path` as an integer; None if it is missing or not an integer."""
         text = self.text(path)
         return int(text) if text is not None and text.removeprefix("-").isdigit() else None
 
     def firmware(self) -> int | None:
-        """The bits of a Raspberry Pi's get_throttled."""
-        said = self.ask_firmware() or self.text("sys/devices/platform/soc/soc:firmware/get_throttled") or ""
+        """Return the bits of a Raspberry Pi's get_throttled; None on other machines."""
+        output = self.ask_firmware() or self.text("sys/devices/platform/soc/soc:firmware/get_throttled") or ""
         try:
-            return int(said.strip().removeprefix("throttled="), 16)
+            return int(output.strip().removeprefix("throttled="), 16)
         except ValueError:
             return None
 
     def frequency(self, core: int) -> dict[str, Any]:
-        """Governor and MHz of one core; empty without cpufreq."""
-        folder = f"sys/devices/system/cpu/cpu{core}/cpufreq"
-        found: dict[str, Any] = {"governor": self.text(f"{folder}/scaling_governor")}
+        """Return the governor and the frequencies in MHz of one core; empty without cpufreq."""
+        found: dict[str, Any] = {"governor": self.text(cpufreq_path(core, "scaling_governor"))}
         for name, file in (("current", "scaling_cur_freq"), ("min", "scaling_min_freq"), ("max", "scaling_max_freq")):
-            khz = self.number(f"{folder}/{file}")
+            khz = self.number(cpufreq_path(core, file))
             found[f"{name}_mhz"] = None if khz is None else khz / 1000
         return {name: value for name, value in found.items() if value is not None}
 
     def interrupts(self, file: str = "interrupts", names: Iterable[str] | None = None) -> dict[int, int] | None:
-        """Interrupts per core since boot, from /proc/`file`; with `names`, those of devices with these names."""
+        """Return the interrupts per core since boot, from /proc/`file`; with `names`, only those of these devices."""
         return parse_interrupts(self.text(f"proc/{file}") or "", None if names is None else tuple(names))
 
     def nic_names(self) -> list[str]:
-        """Names under which network interfaces with a device may stand in /proc/interrupts: eth0, virtio3."""
+        """Return the names that network hardware can have in /proc/interrupts, for example eth0 or virtio3."""
         folders = [folder for folder in sorted(self.root.glob("sys/class/net/*")) if (folder / "device").exists()]
         return [name for folder in folders for name in (folder.name, (folder / "device").resolve().name)]
 
     def temperatures(self) -> dict[str, float]:
-        """Degrees Celsius by thermal zone."""
+        """Return degrees Celsius by thermal zone."""
         found = {}
         for folder in sorted(self.root.glob("sys/class/thermal/thermal_zone*")):
             degrees = self.number(f"{folder.relative_to(self.root)}/temp")
@@ -120,14 +121,19 @@ class Machine:
         return found
 
 
+def cpufreq_path(core: int, file: str) -> str:
+    """Return the path, below the root, of one cpufreq file of a core."""
+    return f"sys/devices/system/cpu/cpu{core}/cpufreq/{file}"
+
+
 def parse_stat(text: str) -> dict[int, CoreTicks]:
-    """Ticks of each core, by its id, from /proc/stat."""
+    """Return the clock ticks of each core, by core id, from the content of /proc/stat."""
     rows = [line.split() for line in text.splitlines() if line.startswith("cpu") and line[3:4].isdigit()]
     return {int(row[0][3:]): CoreTicks(*(int(field) for field in row[1:9])) for row in rows}
 
 
 class InterruptRow(NamedTuple):
-    """One line of /proc/interrupts: its number or name, how often it came on each core since boot, and what follows of it."""
+    """One line of /proc/interrupts: number or name, count per core since boot, and the remaining words of the line."""
 
     label: str
     counts: dict[int, int]
@@ -135,7 +141,7 @@ class InterruptRow(NamedTuple):
 
 
 def parse_interrupt_rows(text: str) -> list[InterruptRow]:
-    """The lines of /proc/interrupts or /proc/softirqs with a count for every core; ERR and MIS have one sum for all cores."""
+    """Return the lines of /proc/interrupts or /proc/softirqs with a count per core; skip ERR and MIS, which have one total."""
     lines = text.splitlines()
     heads = [word.removeprefix("CPU") for word in lines[0].split()] if lines else []
     if not heads or not all(head.isdecimal() for head in heads):
@@ -151,7 +157,7 @@ def parse_interrupt_rows(text: str) -> list[InterruptRow]:
 
 
 def parse_interrupts(text: str, names: Collection[str] | None = None) -> dict[int, int] | None:
-    """Sums per core of /proc/interrupts or /proc/softirqs; None if `names` are wanted and none is there."""
+    """Return sums per core of /proc/interrupts or /proc/softirqs, of the rows named in `names` if given; None without such rows."""
     rows = parse_interrupt_rows(text)
     if names is not None:
         rows = [
@@ -163,11 +169,11 @@ def parse_interrupts(text: str, names: Collection[str] | None = None) -> dict[in
 
 
 def parse_pressure(text: str) -> float | None:
-    """Seconds since boot in which some task waited for a core, from /proc/pressure/cpu."""
+    """Return the seconds since boot in which some task waited for a core, from /proc/pressure/cpu; None without that line."""
     some = [line for line in text.splitlines() if line.startswith("some ")]
     return int(some[0].rpartition("total=")[2]) / 1e6 if some else None
 
 
 def parse_load(text: str) -> tuple[float, ...]:
-    """The three load averages of /proc/loadavg."""
+    """Return the three load averages of /proc/loadavg."""
     return tuple(float(word) for word in text.split()[:3])

@@ -1,7 +1,7 @@
-"""What two readings of the machine's counters say about the run between them, and whether others disturbed it. Arithmetic only.
+"""Computes from two readings of the counters whether other processes disturbed the run between them. Pure arithmetic.
 
-Others are all processes but the run's own and its teacher's. Interrupts are counted by themselves, because most of them bring in
-the run's own logits: a run must not count as disturbed by what it receives.
+"Others" are all processes except the run's own and the teacher's. Interrupt time is recorded separately and never marks a run as
+disturbed, because most interrupts deliver the run's own logits.
 """
 
 import math
@@ -14,7 +14,7 @@ MAX_STEAL_FRACTION = 0.05
 _MAX_NAMED = 3
 _INTERRUPT_THREADS = ("ksoftirqd/", "irq/")
 
-# Bits of the Raspberry Pi firmware's answer to get_throttled; the same events since boot stand 16 bits higher.
+# Bits of the Raspberry Pi firmware's get_throttled. The same states since boot are 16 bits higher.
 _FIRMWARE_STATES = ("under-voltage", "frequency capped", "throttled", "temperature limit")
 FIRMWARE_SINCE_BOOT = 16
 
@@ -34,11 +34,11 @@ class CoreTicks(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessTime:
-    """CPU seconds of one process: its own, and those of children that ended and that it has waited for."""
+    """CPU seconds of one process (`cpu_s`) and of its exited children that it has waited for (`reaped_s`)."""
 
     pid: int
     parent: int
-    born: float
+    created: float
     name: str
     core: int
     cpu_s: float
@@ -47,7 +47,7 @@ class ProcessTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """All counters at one moment. What this machine does not have is None or empty; seconds but for `ticks`."""
+    """All counters at one moment. A counter that this machine lacks is None or empty. Units are seconds, except `ticks`."""
 
     time: float
     tick_s: float
@@ -67,7 +67,10 @@ class Reading:
 
 
 def describe(before: Reading, after: Reading, cores: Sequence[int], teacher: Collection[int]) -> dict[str, Any]:
-    """The run between both readings as plain JSON values. Fractions are of the run's core-seconds; `teacher` are process ids."""
+    """Return the disturbance between two readings as plain JSON values.
+
+    Fractions are of the run's core-seconds (duration times number of cores). `teacher` contains the teacher's process ids.
+    """
     core_s = (after.time - before.time) * len(cores)
     return {
         "core_s": core_s,
@@ -85,49 +88,49 @@ def describe(before: Reading, after: Reading, cores: Sequence[int], teacher: Col
 
 
 def findings(disturbance: Mapping[str, Any] | None) -> list[str]:
-    """What disturbed a run, in plain words; empty if nothing did, or if it cannot be told."""
+    """Return one sentence per disturbance of a run; empty if there was none, or if the counters are missing."""
     if disturbance is None:
         return []
     found = []
     others, steal = disturbance["others_fraction"], disturbance["steal_fraction"]
     if others is not None and others > max(MAX_OTHERS_FRACTION, disturbance["others_resolution"]):
         names = ", ".join(f"{process['name']} {process['cpu_s']:.2f} s" for process in disturbance["busiest_others"])
-        found.append(f"others used {others:.1%} of the run's cores" + (f" ({names})" if names else ""))
+        found.append(f"other processes used {others:.1%} of the run's cores" + (f" ({names})" if names else ""))
     if steal is not None and steal > max(MAX_STEAL_FRACTION, disturbance["steal_resolution"]):
-        found.append(f"the virtual machine's neighbours took {steal:.1%} of the run's cores")
+        found.append(f"other virtual machines used {steal:.1%} of the run's cores (steal time)")
     if disturbance["throttled"]:
-        found.append(f"the processor was slowed down: {', '.join(disturbance['throttled'])}")
+        found.append(f"the processor was throttled: {', '.join(disturbance['throttled'])}")
     return found
 
 
 def severity(disturbance: Mapping[str, Any]) -> tuple[bool, float]:
-    """Sorts runs from the least disturbed to the most: throttling first, then the fraction that others and neighbours took."""
+    """Return a sort key, lowest for the least disturbed run: throttling first, then the fraction used by others plus steal time."""
     taken = (disturbance["others_fraction"] or 0.0) + (disturbance["steal_fraction"] or 0.0)
     return bool(disturbance["throttled"]), taken
 
 
 def firmware_states(bits: int) -> list[str]:
-    """The Raspberry Pi firmware's states in words: those of this moment."""
+    """Return the names of the current throttling states in a Raspberry Pi's get_throttled bits."""
     return [name for shift, name in enumerate(_FIRMWARE_STATES) if bits >> shift & 1]
 
 
 def _cpu(before: Reading, after: Reading, cores: Sequence[int], teacher: Collection[int], core_s: float) -> dict[str, float | None]:
-    """CPU seconds by who used them, and how far these can be trusted.
+    """Return CPU seconds by user (run, teacher, others, interrupts, steal) with their resolution.
 
-    /proc/stat is truncated to ticks, and most kernels fill it by looking, at each tick, at who runs: hence the resolution, one
-    tick for each counter that moved and two standard errors of that sample.
+    /proc/stat is truncated to ticks, and most kernels fill it by sampling the running task at each tick. The resolution is
+    therefore one tick for each counter that changed, plus two standard errors of that sample.
     """
     own = own_cpu_s(after) - own_cpu_s(before)
     used = _used(before, after)
-    taught = sum(seconds for process, seconds in used if process.pid in teacher) if teacher else None
-    known = {"own_cpu_s": own, "teacher_cpu_s": taught}
+    teacher_s = sum(seconds for process, seconds in used if process.pid in teacher) if teacher else None
+    known = {"own_cpu_s": own, "teacher_cpu_s": teacher_s}
     names = ("others_cpu_s", "others_fraction", "others_resolution", "steal_fraction", "steal_resolution", "interrupts_cpu_s")
     if core_s <= 0 or not all(core in before.ticks and core in after.ticks for core in cores):
         return {**known, **dict.fromkeys(names)}
     moved = [CoreTicks(*(now - then for then, now in zip(before.ticks[core], after.ticks[core], strict=True))) for core in cores]
     programs = [count for ticks in moved for count in (ticks.user, ticks.nice, ticks.system)]
     threads = sum(seconds for process, seconds in used if process.core in cores and process.name.startswith(_INTERRUPT_THREADS))
-    others = max(0.0, sum(programs) * after.tick_s - own - (taught or 0.0) - threads)
+    others = max(0.0, sum(programs) * after.tick_s - own - (teacher_s or 0.0) - threads)
     num_samples = core_s / after.tick_s
     shares = [min(1.0, (ticks.user + ticks.nice + ticks.system) * len(cores) / num_samples) for ticks in moved]
     variance = sum(num_samples / len(cores) * share * (1 - share) for share in shares)
@@ -144,14 +147,14 @@ def _cpu(before: Reading, after: Reading, cores: Sequence[int], teacher: Collect
 
 
 def own_cpu_s(reading: Reading) -> float:
-    """CPU seconds of the reading process and all its descendants, those that ended included."""
+    """Return the CPU seconds of the reading process and all its descendants, exited ones included."""
     family = _family(reading)
     alive = sum(process.cpu_s + process.reaped_s for process in reading.processes if process.pid in family)
     return reading.own_cpu_s + alive
 
 
 def _family(reading: Reading) -> set[int]:
-    """Process ids of the descendants of the reading process."""
+    """Return the process ids of all descendants of the reading process."""
     family: set[int] = set()
     parents = {reading.own_pid}
     while parents:
@@ -161,18 +164,18 @@ def _family(reading: Reading) -> set[int]:
 
 
 def _used(before: Reading, after: Reading) -> list[tuple[ProcessTime, float]]:
-    """CPU seconds between the readings, of each process that lived at the second one."""
-    then = {(process.pid, process.born): process.cpu_s for process in before.processes}
-    return [(process, process.cpu_s - then.get((process.pid, process.born), 0.0)) for process in after.processes]
+    """Return each process of the second reading with its CPU seconds since the first. Creation time tells reused ids apart."""
+    then = {(process.pid, process.created): process.cpu_s for process in before.processes}
+    return [(process, process.cpu_s - then.get((process.pid, process.created), 0.0)) for process in after.processes]
 
 
 def _busiest(before: Reading, after: Reading, cores: Sequence[int], teacher: Collection[int]) -> list[dict[str, Any]]:
-    """The others that used most CPU, of those that were last seen on the run's cores. Those that ended in the run are unknown."""
-    ours = {after.own_pid, *_family(after), *teacher}
+    """Return the other processes that used most CPU and last ran on the run's cores. Processes that have exited are unknown."""
+    excluded = {after.own_pid, *_family(after), *teacher}
     used = [
         (seconds, process)
         for process, seconds in _used(before, after)
-        if seconds > 0 and process.pid not in ours and process.core in cores and not process.name.startswith(_INTERRUPT_THREADS)
+        if seconds > 0 and process.pid not in excluded and process.core in cores and not process.name.startswith(_INTERRUPT_THREADS)
     ]
     top = sorted(used, key=lambda entry: (-entry[0], entry[1].pid))[:_MAX_NAMED]
     return [{"name": process.name, "pid": process.pid, "cpu_s": round(seconds, 2)} for seconds, process in top]
@@ -185,9 +188,10 @@ def _per_core(before: Mapping[int, int] | None, after: Mapping[int, int] | None,
 
 
 def _throttling(before: Reading, after: Reading, cores: Sequence[int]) -> list[str] | None:
-    """What slowed the processor down in the run, in words; None on a machine that does not tell.
+    """Return the causes of throttling during the run; None on a machine that does not report throttling.
 
-    A Raspberry Pi tells what is so now and what was so since boot: a second spell of a kind, over before the run was, goes unseen.
+    A Raspberry Pi reports current states and states since boot. A state that had occurred before the run is not detected again
+    if it starts and ends within the run.
     """
     counts = {core: count for core, count in after.throttle_counts.items() if core in cores and core in before.throttle_counts}
     if after.firmware is None and not counts:

@@ -1,4 +1,4 @@
-"""Processes of this machine that listen at an address, in every network namespace that can be read."""
+"""Finds the local processes that listen at an address, in every readable network namespace."""
 
 import contextlib
 import os
@@ -10,14 +10,12 @@ import psutil
 
 from edgekd.cli.address import parse_addresses
 
-_LISTENING = "0A"
-
-
-_MAPPED = "::ffff:"  # an IPv6 socket that listens for IPv4, as gRPC's do
+_LISTENING = "0A"  # the state TCP_LISTEN in /proc/net/tcp
+_MAPPED = "::ffff:"  # prefix of IPv4 addresses on IPv6 sockets, as gRPC opens them
 
 
 def listening_at(address: str) -> frozenset[int]:
-    """Ids of the processes of this machine that listen at HOST:PORT, or one of several: teachers, or near ends of tunnels."""
+    """Return the ids of local processes that listen at HOST:PORT, or at one of several: teachers, or local ends of tunnels."""
     addresses = parse_addresses(address, flag="--teacher", lowest_port=1)
     return frozenset[int]().union(*(_listening(host, port) for host, port in addresses))
 
@@ -25,9 +23,9 @@ def listening_at(address: str) -> frozenset[int]:
 def _listening(host: str, port: int) -> frozenset[int]:
     host = "127.0.0.1" if host == "localhost" else host
     try:
-        ours = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
-        if host not in ours and not host.startswith("127."):
-            return listening_elsewhere(host, port)
+        local = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+        if host not in local and not host.startswith("127."):
+            return _listening_in_other_namespaces(host, port)
         sockets = psutil.net_connections(kind="tcp")
     except (OSError, psutil.Error):
         return frozenset()
@@ -39,10 +37,10 @@ def _listening(host: str, port: int) -> frozenset[int]:
     )
 
 
-def listening_elsewhere(host: str, port: int) -> frozenset[int]:
-    """The same for the other network namespaces of this machine, as containers have them, where /proc lets us look into them.
+def _listening_in_other_namespaces(host: str, port: int) -> frozenset[int]:
+    """Return the listeners in other network namespaces (containers), as far as /proc is readable.
 
-    psutil knows only our own namespace.
+    psutil reads only the namespace of this process.
     """
     members: dict[str, list[int]] = {}  # by namespace
     for pid in psutil.pids():
@@ -53,13 +51,13 @@ def listening_elsewhere(host: str, port: int) -> frozenset[int]:
     for pids in members.values():
         if host not in _addresses(pids[0]):
             continue
-        wanted = {f"socket:[{inode}]" for inode in _listening_sockets(pids[0], host, port)}
-        found.update(pid for pid in pids if wanted and not wanted.isdisjoint(_open_files(pid)))
+        sockets = {f"socket:[{inode}]" for inode in _listening_sockets(pids[0], host, port)}
+        found.update(pid for pid in pids if sockets and not sockets.isdisjoint(_open_files(pid)))
     return frozenset(found)
 
 
 def _addresses(pid: int) -> set[str]:
-    """IP addresses of the namespace of a process, as its routing tables have them."""
+    """Return the local IP addresses in the namespace of a process, from its routing tables."""
     found = set()
     with contextlib.suppress(OSError), open(f"/proc/{pid}/net/fib_trie", encoding="ascii") as file:
         leaf = ""
@@ -74,7 +72,7 @@ def _addresses(pid: int) -> set[str]:
 
 
 def _listening_sockets(pid: int, host: str, port: int) -> Iterator[str]:
-    """Inodes of the TCP sockets that listen at HOST:PORT, or at every address, in the namespace of a process (proc_net(5))."""
+    """Yield inodes of TCP sockets that listen at HOST:PORT, or at every address, in the namespace of a process (proc_net(5))."""
     for version, family, everywhere in ((4, socket.AF_INET, "0.0.0.0"), (6, socket.AF_INET6, "::")):
         try:
             with open(f"/proc/{pid}/net/tcp{'6' if version == 6 else ''}", encoding="ascii") as file:
@@ -83,14 +81,14 @@ def _listening_sockets(pid: int, host: str, port: int) -> Iterator[str]:
             continue
         for row in rows:
             address, _, at = row[1].partition(":")
-            words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]  # each as this CPU would read it
+            words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]  # each in the byte order of this CPU
             name = socket.inet_ntop(family, struct.pack(f"={len(words)}I", *words)).removeprefix(_MAPPED)
             if row[3] == _LISTENING and int(at, 16) == port and name in (host, everywhere):
                 yield row[9]
 
 
 def _open_files(pid: int) -> set[str]:
-    """What the descriptors of a process point to."""
+    """Return the link targets of the open descriptors of a process."""
     found = set()
     with contextlib.suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):

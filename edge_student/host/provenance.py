@@ -1,4 +1,4 @@
-"""Where a number comes from: the host, the versions and the commit that go into every file of results."""
+"""Describes the provenance of results: host, software versions and commit. Every result file contains it."""
 
 import importlib.metadata
 import os
@@ -17,17 +17,17 @@ _PACKAGES = ("edgekd", "torch", "numpy", "grpcio", "protobuf")
 
 
 def describe_measurement(argv: Sequence[str], cores: tuple[int, ...]) -> dict[str, Any]:
-    """What stands at the head of a benchmark's file: how to run it again, and on what it ran."""
+    """Return the header of a benchmark's result file: command line, host and software."""
     return {"command": command_line(argv), "host": describe_host(cores), "software": describe_software()}
 
 
 def describe_host(cores: tuple[int, ...]) -> dict[str, Any]:
-    """The machine and the cores of this run, as found now, as plain JSON values; None is what it does not have."""
+    """Return the current state of the machine and of the cores of this run, as plain JSON values. Missing values are None."""
     machine = Machine()
     firmware = machine.firmware()
     interrupts = machine.interrupts()
     return {
-        "cpu": _cpu_model(),
+        "cpu": _cpu_model(machine),
         "architecture": platform.machine(),
         "cores_used": list(cores),
         "cores_online": psutil.cpu_count(),
@@ -42,38 +42,31 @@ def describe_host(cores: tuple[int, ...]) -> dict[str, Any]:
 
 
 def describe_software() -> dict[str, Any]:
-    """Versions of what computed it, and the commit if this is a checkout."""
+    """Return the versions of Python and of the main packages, and the commit if this is a git checkout."""
     versions: dict[str, Any] = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **versions, "commit": _commit()}
 
 
 def command_line(argv: Sequence[str]) -> list[str]:
-    """The words that start this program again, with the same flags. `argv` is `sys.argv`."""
+    """Return the command line that starts this program again with the same flags. `argv` is `sys.argv`."""
     program = Path(argv[0])
     if program.name == "__main__.py":
         return ["python", "-m", program.parent.name, *argv[1:]]
     return [program.name, *argv[1:]]
 
 
-def _cpu_model() -> str:
-    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+def _cpu_model(machine: Machine) -> str:
+    for line in (machine.text("proc/cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")
         if name.strip() in ("model name", "Model"):  # x86; Raspberry Pi
             return value.strip()
     return platform.processor() or "unknown"
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None
-
-
 def _commit() -> str | None:
-    """The commit of our own checkout, with "-dirty" if files were changed; None when installed from a package."""
+    """Return the commit of this checkout, with "-dirty" if files were changed; None when installed from a package."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # a repository further up is somebody else's
+    if not (root / ".git").exists():  # a repository in a parent folder is another project's
         return None
     describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -1,4 +1,4 @@
-"""Two readings of the machine's counters around one run, and the disturbance that they show."""
+"""Samples the machine's counters before and after one run and computes the disturbance."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from edge_student.host.disturbance import Reading, describe
 
 
 class DisturbanceSampler:
-    """Of one run on `cores`, with its teacher at HOST:PORT: call `before()`, run, and have `after()` say what else went on."""
+    """Measures the disturbance of one run on `cores` with a teacher at HOST:PORT: call `before()`, run, then call `after()`."""
 
     def __init__(self, cores: Sequence[int], *, teacher: str | None = None, machine: Machine | None = None) -> None:
         self._cores = tuple(cores)
@@ -26,13 +26,13 @@ class DisturbanceSampler:
         self._before = Reading(**slow, **self._read_fast())
 
     def after(self) -> dict[str, Any]:
-        """Take the second reading; what lies between both, as `disturbance.describe` has it."""
-        assert self._before is not None, "before() comes first"
+        """Take the second reading; return the disturbance between both, in the format of `disturbance.describe`."""
+        assert self._before is not None, "call before() first"
         fast = self._read_fast()
         return describe(self._before, Reading(**fast, **self._read_slow()), self._cores, self._teacher)
 
     def _read_fast(self) -> dict[str, Any]:
-        """What must be read at the run's very edge, all at once, so that reading the rest is no part of the run."""
+        """Read the counters closest to the run, so that the time for the slow counters is not part of the run."""
         machine = self._machine
         return {
             "time": machine.clock(),

@@ -71,6 +71,11 @@ class RingShape:
         return _PAGE + self.num_slots * self.slot_bytes
 
 
+def prefetch_limit(num_slots: int, cycles: int) -> int | None:
+    """Return the number of batches a ring lets a run receive ahead; None if it has a slot for every batch of the run."""
+    return num_slots if num_slots < cycles else None
+
+
 class Slot(NamedTuple):
     """A place for one batch: int64 [batch_size], float32 or float16 [batch_size, classes], and uint8 [batch_size, channels, height,
     width], which has no elements where inputs do not travel. Views into a ring, or arrays of the same shapes.

@@ -1,9 +1,13 @@
-"""Whose run is next, and what becomes of a run that others disturbed: it runs again at the end of its turn.
+"""Orders the runs of a comparison in turns and repeats disturbed runs at the end of their turn.
 
-In a turn every policy runs once, so that a ratio compares neighbours in time. Turns go A B C, C B A, A B C, ... A disturbed run is
-left out whatever its wall-clock was, and its repetition takes its place in the pair, be it the policy's or the baseline's. Where no
-attempt was quiet the least disturbed one counts, and says so; and after a turn without any quiet run nothing is repeated until
-there is one again: on a machine that is never quiet, repeating takes three times as long and changes nothing.
+In a turn every policy runs once, with the same seed and batches. Ratios are taken within a turn, so that a slowdown of the whole
+machine cancels out. Turns alternate in direction: A B C, C B A, A B C, ...
+
+A disturbed run is excluded whatever its wall-clock, and its repetition takes its place in the pair with the baseline. If all
+attempts were disturbed, the least disturbed one counts, with a note.
+
+After a turn without any undisturbed run, disturbed runs are not repeated until a run is undisturbed again. On a permanently busy
+machine, repeating would take three times as long without effect.
 """
 
 import logging
@@ -18,41 +22,44 @@ MAX_ATTEMPTS = 3
 
 RunRecord = dict[str, Any]
 RunOnce = Callable[[str, int, int], RunRecord]
-"""(policy, repeat, attempt from 1) -> a run with `valid`, `notes` and `disturbance`."""
+"""Runs one policy: (policy, repeat, attempt counted from 1) -> a record with `valid`, `notes` and `disturbance`."""
 
 
 def schedule_of_runs(policies: Sequence[str], repeats: int) -> list[tuple[int, str]]:
-    """(repeat, policy) in the order in which they run: A B C, C B A, A B C, ..."""
+    """Return (repeat, policy) of all runs in order: A B C, C B A, A B C, ..."""
     return [(repeat, policy) for repeat in range(repeats) for policy in _turn(policies, repeat)]
 
 
 def run_turns(policies: Sequence[str], repeats: int, run_once: RunOnce, runs: list[RunRecord]) -> None:
-    """Append run after run to `runs`, which is the caller's, so that nothing is lost when one of them breaks off.
+    """Execute all runs and append their records to the caller's list `runs`, which keeps them if an exception is raised.
 
-    Each gets `attempt` and `disturbed`. Of the attempts of one policy in one turn at most one is `valid`.
+    Each record gets `attempt` and `disturbed`. At most one attempt of a policy in a turn is `valid`.
     """
-    is_promising = True
+    repeats_disturbed = True
     for repeat in range(repeats):
         start = len(runs)
         due = _turn(policies, repeat)
         try:
             for attempt in range(1, MAX_ATTEMPTS + 1):
                 due = [policy for policy in due if _is_disturbed(run_once, policy, repeat, attempt, runs)]
-                is_promising = is_promising or any(run["valid"] for run in runs[start:])
-                if not due or not is_promising:
+                repeats_disturbed = repeats_disturbed or any(run["valid"] for run in runs[start:])
+                if not due or not repeats_disturbed:
                     break
                 if attempt < MAX_ATTEMPTS:
-                    logger.info("attempt %d of %d for what was disturbed: %s", attempt + 1, MAX_ATTEMPTS, ", ".join(due))
-        finally:  # an interrupted turn is settled too
-            was_quiet_once = any(run["valid"] for run in runs[start:])
-            _settle(runs[start:])
-        if due and is_promising and not was_quiet_once:
-            logger.warning("none of %d attempts in this turn was quiet; disturbed runs are not repeated until one is", MAX_ATTEMPTS)
-        is_promising = was_quiet_once or not due
+                    logger.info("attempt %d of %d for disturbed runs: %s", attempt + 1, MAX_ATTEMPTS, ", ".join(due))
+        finally:  # also for an interrupted turn
+            has_undisturbed = any(run["valid"] for run in runs[start:])
+            _accept_least_disturbed(runs[start:])
+        if due and repeats_disturbed and not has_undisturbed:
+            logger.warning(
+                "all %d attempts in this turn were disturbed; disturbed runs are not repeated until a run is undisturbed",
+                MAX_ATTEMPTS,
+            )
+        repeats_disturbed = has_undisturbed or not due
 
 
 def is_complete(policies: Sequence[str], repeats: int, runs: Sequence[RunRecord]) -> bool:
-    """Whether every policy has had its run in every turn: one that counts, or one that failed."""
+    """Return whether every policy has a run in every turn that counts or failed."""
     done = {(run["repeat"], run["policy"]) for run in runs if run["valid"] or not run["disturbed"]}
     return done == set(schedule_of_runs(policies, repeats))
 
@@ -62,18 +69,18 @@ def _turn(policies: Sequence[str], repeat: int) -> list[str]:
 
 
 def _is_disturbed(run_once: RunOnce, policy: str, repeat: int, attempt: int, runs: list[RunRecord]) -> bool:
-    """Run it and append the run; whether others disturbed it. A run that failed by itself is not asked."""
+    """Run a policy, append the record, and return whether the run was disturbed. A failed run never counts as disturbed."""
     run = run_once(policy, repeat, attempt)
     found = findings(run["disturbance"]) if run["valid"] else []
     run = {**run, "attempt": attempt, "disturbed": bool(found), "valid": run["valid"] and not found}
-    runs.append({**run, "notes": [*run["notes"], *(f"disturbed: {what}" for what in found)]})
+    runs.append({**run, "notes": [*run["notes"], *(f"disturbed: {finding}" for finding in found)]})
     if found:
         logger.info("%s, repeat %d, attempt %d, was disturbed: %s", policy, repeat, attempt, "; ".join(found))
     return bool(found)
 
 
-def _settle(turn: Sequence[RunRecord]) -> None:
-    """Where every attempt of a policy was disturbed, let the least disturbed one count."""
+def _accept_least_disturbed(turn: Sequence[RunRecord]) -> None:
+    """Mark the least disturbed attempt as valid for each policy without an undisturbed attempt."""
     for policy in {run["policy"] for run in turn}:
         attempts = [run for run in turn if run["policy"] == policy]
         disturbed = [run for run in attempts if run["disturbed"]]

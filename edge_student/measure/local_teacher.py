@@ -1,7 +1,7 @@
-"""The teacher that is started when none is given: trained once, cached, precomputed, pinned to the lowest core, on loopback.
+"""Starts a local teacher if --teacher is not given: trained once, cached, precomputed, pinned to the lowest core, on loopback.
 
-It is started as a program, as a stranger would start it. All its logits are computed before the first run, so that during a run it
-only reads them from disk and sends them; what that costs is paid on the same core under every policy.
+The teacher is started through its command line. It computes all logits before the first run, so that during a run it only reads
+them from disk and sends them. This load is on the same core under every policy.
 """
 
 import hashlib
@@ -17,6 +17,8 @@ from edge_student.ipc.parent_death import end_with_parent
 from edge_student.settings.student import HostingConfig
 from edgekd.cli.command import USER_ERROR
 from edgekd.data.datasets import load_dataset
+from edgekd.data.image_dataset import ImageDataset
+from edgekd.data.models import build_model
 from edgekd.errors import WorldError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ _ANNOUNCEMENT = "listening on "
 
 
 def teacher(config: HostingConfig, core: int) -> AbstractContextManager[str | None]:
-    """The address, HOST:PORT, of the teacher that the user named, or of one that is served while the block runs; None offline."""
+    """Return a context with the teacher's address HOST:PORT: --teacher, or a local one that runs within the block; None offline."""
     if config.logits == "offline":
         return nullcontext(None)
     return embedded_teacher(config, core) if config.teacher is None else nullcontext(config.teacher)
@@ -35,7 +37,10 @@ def teacher(config: HostingConfig, core: int) -> AbstractContextManager[str | No
 
 @contextmanager
 def embedded_teacher(config: HostingConfig, core: int) -> Iterator[str]:
-    """Serve `config.public_dataset` on loopback while the block runs; yields HOST:PORT. WorldError if it does not start."""
+    """Serve `config.public_dataset` on loopback while the block runs; yields HOST:PORT.
+
+    Raises ValueError if the teacher rejects its settings, and WorldError if it fails to start for another reason.
+    """
     command = [sys.executable, "-m", "cloud_teacher", "serve", "--listen", "127.0.0.1:0", "--precompute"]
     command += ["--dataset", config.public_dataset, "--model", config.teacher_model, "--log-level", config.log_level]
     command += ["--log-format", config.log_format]
@@ -58,26 +63,26 @@ def embedded_teacher(config: HostingConfig, core: int) -> Iterator[str]:
         line = process.stdout.readline()
         if not line.startswith(_ANNOUNCEMENT):
             status = process.wait()
-            cause = f"the teacher did not start (exit status {status}); its own message stands above"
+            cause = f"the teacher did not start (exit status {status}); see its message above"
             raise ValueError(cause) if status == USER_ERROR else WorldError(cause)
         address = line.removeprefix(_ANNOUNCEMENT).strip()
-        logger.info("the teacher runs on core %d, at %s, all logits precomputed", core, address)
+        logger.info("teacher serves precomputed logits at %s on core %d", address, core)
         yield address
     finally:
         _stop(process)
 
 
 def trained_weights(config: HostingConfig) -> Path | None:
-    """The cached weights of the teacher, trained now if there are none. None for synthetic data: noise teaches nothing."""
+    """Return the teacher's cached weights; train them if missing. None for synthetic data, which is noise and needs no training."""
     if config.public_dataset.startswith("synthetic:"):
         return None
     key = f"{config.teacher_model} {load_dataset(config.public_dataset).digest} {config.seed}"
     path = _CACHE.expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if path.exists():
         return path
-    logger.info("training a teacher once: %s on %s, kept as %s", config.teacher_model, config.public_dataset, path)
+    logger.info("training a teacher: %s on %s, cached as %s", config.teacher_model, config.public_dataset, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, because an interrupted `train` saves what it has, and half a teacher must not be found here later.
+    # Trained in a temporary folder, because an interrupted `train` saves partly trained weights, which must not enter the cache.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         fresh = Path(folder) / path.name
         command = [sys.executable, "-m", "cloud_teacher", "train", "--dataset", config.public_dataset]
@@ -85,10 +90,20 @@ def trained_weights(config: HostingConfig) -> Path | None:
         command += ["--log-level", config.log_level, "--log-format", config.log_format]
         status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, preexec_fn=end_with_parent).returncode
         if status != 0:
-            raise WorldError(f"training the teacher ended with exit status {status}; its own message stands above")
+            raise WorldError(f"training the teacher failed with exit status {status}; see its message above")
         fresh.with_suffix(".json").replace(path.with_suffix(".json"))
         fresh.replace(path)
     return path
+
+
+def check_models(config: HostingConfig, private: ImageDataset) -> None:
+    """Build the student, and the local teacher if one is started, so that a wrong model is rejected before a teacher is trained.
+
+    Raises ValueError.
+    """
+    names = (config.model,) if config.teacher is not None else (config.model, config.teacher_model)
+    for name in names:
+        build_model(name, num_classes=private.num_classes, input_shape=private.images.shape[1:], seed=config.seed)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

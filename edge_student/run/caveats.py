@@ -1,6 +1,6 @@
-"""What a reader of a run's figures must know: everything that was given up, went wrong, or makes them incomparable.
+"""Collects the caveats of a run's results: fallbacks, failures, and reasons why its times are not comparable.
 
-It outlives the process: a run that goes on has what was noted before.
+Checkpoints store the caveats, so a resumed run keeps those of its earlier parts.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from scheduler.model.checked_json import check_keys, listing, shown, whole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caveats:
-    """`is_ranked`: whether the run had the cores that it was to have, as its policy divided them: then its times may be compared.
+    """Caveats of a run. `is_ranked` is True if the policy's allocations were applied on all cores, so that times are comparable.
 
-    `num_reconnects` and `num_refused_chunks` are of all receivers; None where nobody has told yet.
+    `num_reconnects` and `num_refused_chunks` are sums over all receivers; None until a worker has reported.
     """
 
     notes: tuple[str, ...] = ()
@@ -22,7 +22,7 @@ class Caveats:
     num_refused_chunks: int | None = 0
 
     def after(self, before: "Caveats") -> "Caveats":
-        """These, and those of what came before."""
+        """Return these caveats combined with those of the earlier parts of the run."""
         is_known = self.num_refused_chunks is not None and before.num_refused_chunks is not None
         return Caveats(
             notes=(*before.notes, *(note for note in self.notes if note not in before.notes)),
@@ -33,11 +33,11 @@ class Caveats:
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> "Caveats":
-        """Of the fields as a JSON object. ValueError for what is none."""
+        """Return caveats from their fields as a JSON object. Raises ValueError for other data; `where` names its source."""
         check_keys(data, required=("notes", "is_ranked", "num_reconnects", "num_refused_chunks"), where=where)
         notes = listing(data["notes"], where)
         if not all(isinstance(note, str) for note in notes) or not isinstance(data["is_ranked"], bool):
-            raise ValueError(f"{where}: these are no caveats: {shown(data)}")
+            raise ValueError(f"{where}: invalid caveats: {shown(data)}")
         refused = data["num_refused_chunks"]
         return cls(
             notes=tuple(notes),

@@ -1,11 +1,13 @@
-"""A checkpoint on disk: one file that is whole or not believed, kept in two generations.
+"""Reads and writes checkpoint files: checksummed, replaced atomically, kept in two generations.
 
-A file is a magic word, the SHA-256 of all that follows, the length of the JSON, the JSON, and the tensors as safetensors. Nothing
-in it is ever executed. A new one is written beside the others and flushed; then the newest becomes the one before it, and the new
-one the newest, each in one step of the file system: whenever the machine stops, there is the old newest or the new one. A newest
-that turns out to be damaged is put aside, so that it never takes the place of the good one before it.
+A file contains a magic word, the SHA-256 of the rest, the length of the JSON, the JSON, and the tensors as safetensors. No content
+is ever executed.
 
-It knows files. What is in them, and whether that fits a run, is for others.
+A new file is written under a temporary name and flushed. Then the newest file is renamed to the previous one, and the new file to
+the newest, each atomically. After a crash at any moment, the old newest or the new file exists. A damaged newest file is moved
+aside, so that it never replaces the valid previous file.
+
+This module does not check whether the content fits a run; see `resume`.
 """
 
 import contextlib
@@ -28,47 +30,52 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-NEWEST, BEFORE, DAMAGED = "checkpoint.edgekd", "checkpoint.before.edgekd", "checkpoint.damaged.edgekd"
-_FRESH, _LINK = "checkpoint.new", "checkpoint.link"
-FILES = (NEWEST, BEFORE, DAMAGED, _FRESH, _LINK)
-"""Every name that is ever used in a folder."""
+NEWEST, PREVIOUS, DAMAGED = "checkpoint.edgekd", "checkpoint.before.edgekd", "checkpoint.damaged.edgekd"
+_NEW, _LINK = "checkpoint.new", "checkpoint.link"
+FILES = (NEWEST, PREVIOUS, DAMAGED, _NEW, _LINK)
+"""All file names that this module uses in a folder."""
 
 _MAGIC = b"EDGEKDC1"
 _HEAD = struct.Struct("<8s32sQ")
-_MOST_JSON = 64 << 20
-MOST_BYTES = 4 << 30
-"""No student of a board is larger, its momentum included."""
+_MAX_JSON_BYTES = 64 << 20
+MAX_BYTES = 4 << 30
+"""Maximum size of a file. No student that fits a board is larger, momentum included."""
+
+
+NO_RESUME = "omit --resume to start from the first cycle"
+"""The remedy in every CheckpointError."""
 
 
 class CheckpointError(ValueError):
-    """Checkpoints are there, and none of them can be used."""
+    """Checkpoints exist, but cannot be used by this run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Plain JSON values, and tensors by name; no two of them may share their memory."""
+    """Plain JSON values and tensors by name. No two tensors may share memory."""
 
     facts: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> int:
-    """Write the newest checkpoint; the newest of before is kept. Returns the bytes written.
+    """Write a checkpoint as the newest file, keep the old newest as the previous one, and return the bytes written.
 
-    Raises OSError naming the file if it cannot be; then both are what they were, and nothing else is left.
+    Raises OSError with the file's name. Both files are then unchanged, and no temporary file is left.
     """
-    fresh, newest, before, link = (folder / name for name in (_FRESH, NEWEST, BEFORE, _LINK))
+    new, newest, previous, link = (folder / name for name in (_NEW, NEWEST, PREVIOUS, _LINK))
     try:
-        num_bytes = _write(fresh, checkpoint)
+        num_bytes = _write(new, checkpoint)
         link.unlink(missing_ok=True)
-        if newest.exists():  # the first has none before it
+        if newest.exists():
             _duplicate(newest, link)
-            link.replace(before)
-            link.unlink(missing_ok=True)  # a writer that was killed may have left both names of one file, and then that did nothing
-        fresh.replace(newest)
+            link.replace(previous)
+            # A killed writer can leave both names linked to one file. The replace does nothing then, and `link` remains.
+            link.unlink(missing_ok=True)
+        new.replace(newest)
         _flush_names(folder)
     except OSError as error:
-        for name in (fresh, link):
+        for name in (new, link):
             with contextlib.suppress(OSError):
                 name.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror or str(error), str(newest)) from error
@@ -76,15 +83,15 @@ def save(folder: Path, checkpoint: Checkpoint) -> int:
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, None if there is none; a damaged one is put aside for the one before it, with a warning.
+    """Return the newest valid checkpoint; None if there are no files.
 
-    Raises CheckpointError if there are some and none can be used, OSError if the folder cannot be written. Whatever a writer that
-    was killed has left is removed.
+    A damaged newest file is moved aside with a warning, and the previous one is returned. Temporary files of a killed writer are
+    removed. Raises CheckpointError if files exist and none is valid, and OSError if the folder is not writable.
     """
-    for name in (_FRESH, _LINK):
+    for name in (_NEW, _LINK):
         (folder / name).unlink(missing_ok=True)
     flaws = []
-    for name in (NEWEST, BEFORE):
+    for name in (NEWEST, PREVIOUS):
         path = folder / name
         try:
             checkpoint = _read(path)
@@ -94,22 +101,22 @@ def load(folder: Path) -> Checkpoint | None:
             flaws.append(f"{path}: {error}")
             continue
         if flaws:
-            logger.warning("%s; going on from the checkpoint before it, and keeping this one as %s", "; ".join(flaws), DAMAGED)
-            _put_aside(folder)
+            logger.warning("%s; resuming from the previous checkpoint, keeping this file as %s", "; ".join(flaws), DAMAGED)
+            _move_aside(folder)
         return checkpoint
     if flaws:
-        raise CheckpointError(f"no checkpoint can be used ({'; '.join(flaws)}): leave --resume out to start anew")
+        raise CheckpointError(f"no checkpoint can be used ({'; '.join(flaws)}); {NO_RESUME}")
     return None
 
 
 def remove(folder: Path) -> None:
-    """Remove every checkpoint from a folder."""
+    """Remove all checkpoint files from a folder."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
 
 
-def _put_aside(folder: Path) -> None:
-    """The newest, whatever it is, gets another name; one that was put aside earlier goes."""
+def _move_aside(folder: Path) -> None:
+    """Rename the newest file, of any type, to the damaged one. An earlier damaged file is removed."""
     newest, damaged = folder / NEWEST, folder / DAMAGED
     if damaged.is_dir() and not damaged.is_symlink():
         damaged.rmdir()
@@ -119,15 +126,14 @@ def _put_aside(folder: Path) -> None:
 
 
 def _write(path: Path, checkpoint: Checkpoint) -> int:
-    """The whole file, on the disk when this returns; its bytes. The tensors are not copied once more than it takes."""
+    """Write a file, flush it to disk, and return its size. Tensors are serialized once and not copied again."""
     facts = json.dumps(checkpoint.facts, allow_nan=False).encode()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     parts = (struct.pack("<Q", len(facts)), facts, safetensors.torch.save(tensors))
     num_bytes = _HEAD.size - 8 + sum(map(len, parts))
-    if num_bytes > MOST_BYTES or len(facts) > _MOST_JSON:
-        raise OSError(
-            errno.EFBIG, f"{num_bytes} bytes, {len(facts)} of them JSON, and none of more than {MOST_BYTES} is read again"
-        )
+    if num_bytes > MAX_BYTES or len(facts) > _MAX_JSON_BYTES:
+        sizes = f"{num_bytes} bytes with {len(facts)} bytes of JSON, must have at most {MAX_BYTES} and {_MAX_JSON_BYTES}"
+        raise OSError(errno.EFBIG, f"the checkpoint has {sizes}")
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -141,7 +147,7 @@ def _write(path: Path, checkpoint: Checkpoint) -> int:
 
 
 def _duplicate(path: Path, other: Path) -> None:
-    """A second name for a file; where the file system knows no such thing (FAT, some network mounts), a copy."""
+    """Create a hard link to a file, or a copy if the file system has no hard links (FAT, some network mounts)."""
     try:
         os.link(path, other)
     except OSError as error:
@@ -151,37 +157,37 @@ def _duplicate(path: Path, other: Path) -> None:
 
 
 def _read(path: Path) -> Checkpoint:
-    """ValueError says what is wrong with it, in a few words. Nothing is read before it looks like a checkpoint."""
+    """Read a file; raises ValueError with its flaw. Type, size and magic word are checked before the content is read."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no file")
-    if not _HEAD.size <= found.st_size <= MOST_BYTES:
-        raise ValueError(f"it has {found.st_size} bytes, must have {_HEAD.size} to {MOST_BYTES}")
+        raise ValueError("not a regular file")
+    if not _HEAD.size <= found.st_size <= MAX_BYTES:
+        raise ValueError(f"{found.st_size} bytes, must have {_HEAD.size} to {MAX_BYTES}")
     with path.open("rb") as file:
         magic, digest, num_bytes = _HEAD.unpack(file.read(_HEAD.size))
         if magic != _MAGIC:
-            raise ValueError("it is no checkpoint of this version")
-        if num_bytes > min(_MOST_JSON, found.st_size - _HEAD.size):
-            raise ValueError(f"its JSON is said to have {num_bytes} bytes: it is damaged")
+            raise ValueError("not a checkpoint of this version")
+        if num_bytes > min(_MAX_JSON_BYTES, found.st_size - _HEAD.size):
+            raise ValueError(f"damaged: invalid JSON length of {num_bytes} bytes")
         text = file.read(num_bytes)
         body = file.read(found.st_size - _HEAD.size - num_bytes)
     actual = hashlib.sha256(struct.pack("<Q", num_bytes))
     for part in (text, body):
         actual.update(part)
     if actual.digest() != digest:
-        raise ValueError("its checksum is wrong: it is damaged")
+        raise ValueError("damaged: wrong checksum")
     try:
         facts = json.loads(text)
         tensors = safetensors.torch.load(body)
     except (ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise ValueError(f"it is no checkpoint: {error}") from None
+        raise ValueError(f"invalid content: {error}") from None
     if not isinstance(facts, dict):
-        raise ValueError("it is no checkpoint: its JSON is no object")
+        raise ValueError("invalid content: the JSON is not an object")
     return Checkpoint(facts=facts, tensors=tensors)
 
 
 def _flush_names(folder: Path) -> None:
-    """Without this a power cut may bring the old names back."""
+    """Flush the folder's entries to disk. Without this, a power cut can undo the renames."""
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

@@ -1,4 +1,4 @@
-"""Whether a device profile was measured on a device like this one, for work like this run's."""
+"""Checks that a device profile was measured on this device and for the workload of this run."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ from scheduler.model.checked_json import read_json
 from scheduler.model.scenario import Profile
 
 _SAME_DEVICE = {
-    "cpu": "another processor has other rates",
-    "architecture": "another processor has other rates",
-    "cores": "other cores may have other rates; name these with --cores",
-    "governor": "rates change with the clock; set it back",
-    "power_mode": "rates change with the clock; set it back",
-    "torch": "its kernels may be others; install that one",
+    "cpu": "rates depend on the processor",
+    "architecture": "rates depend on the processor",
+    "cores": "rates depend on the cores; set the same with --cores",
+    "governor": "rates depend on the clock; restore this setting",
+    "power_mode": "rates depend on the clock; restore this setting",
+    "torch": "rates depend on torch's kernels; install the same version",
 }
-
+"""Keys of the fingerprint that must be equal, with the reason and the remedy."""
 
 _SAME_WORK = (
     "model",
@@ -31,15 +31,16 @@ _SAME_WORK = (
     "device",
     "torch_threads",
 )
-
+"""Settings that must be equal."""
 
 _MAY_BE_UNKNOWN = ("input_shape", "num_classes")
+"""Settings that are not compared if either side is None."""
 
 
 def settings_of(
     config: StudentConfig, *, device: str, input_shape: Sequence[int] | None = None, num_classes: int | None = None
 ) -> dict[str, Any]:
-    """What rates hold for; `device` is the one that was chosen. A shape or a number of classes that is None is not compared."""
+    """Return the settings that rates depend on. `device` is the chosen one. An unknown shape or number of classes is None."""
     return {
         "model": config.model,
         "batch_size": config.batch_size,
@@ -57,34 +58,31 @@ def settings_of(
 
 
 def check_profile(data: Any, *, fingerprint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """ValueError, in one line, if a profile's JSON says that it is of another device or for other work than these.
+    """Raise ValueError, in one line, if a profile's JSON is of another device or for another workload.
 
-    What a profile does not say is not held against it: one that was written by hand is used as it is.
+    Keys missing from the profile are not compared, so that profiles written by hand are accepted.
     """
     if not isinstance(data, Mapping):
-        return  # `Profile.from_json` says what is wrong with it
-    theirs = data.get("fingerprint")
-    if isinstance(theirs, Mapping):
-        for key, why in _SAME_DEVICE.items():
-            if key in theirs and theirs[key] != fingerprint[key]:
+        return  # `Profile.from_json` raises the error for this
+    measured = data.get("fingerprint")
+    if isinstance(measured, Mapping):
+        for key, reason in _SAME_DEVICE.items():
+            if key in measured and measured[key] != fingerprint[key]:
                 name = key.replace("_", " ")
                 raise ValueError(
-                    f"the profile was measured with {name} {_shown(theirs[key])}, and here it is {_shown(fingerprint[key])}:"
-                    f" {why}, or run calibrate again"
+                    f"the profile was measured with {name} {_shown(measured[key])}, this device has {_shown(fingerprint[key])}:"
+                    f" {reason}, or run calibrate again"
                 )
-    theirs = data.get("settings")
-    if isinstance(theirs, Mapping):
+    measured = data.get("settings")
+    if isinstance(measured, Mapping):
         for key in _SAME_WORK:
-            if (
-                key not in theirs
-                or settings[key] == theirs[key]
-                or (key in _MAY_BE_UNKNOWN and None in (settings[key], theirs[key]))
-            ):
+            is_unknown = key in _MAY_BE_UNKNOWN and None in (settings[key], measured.get(key))
+            if key not in measured or settings[key] == measured[key] or is_unknown:
                 continue
             name = key.replace("_", " ")
             raise ValueError(
-                f"the profile was measured for {name} {_shown(theirs[key])}, and this run has {_shown(settings[key])}:"
-                " other work takes other times; use the same, or run calibrate again"
+                f"the profile was measured for {name} {_shown(measured[key])}, this run has {_shown(settings[key])}:"
+                " rates depend on the workload; use the same setting, or run calibrate again"
             )
 
 
@@ -96,12 +94,15 @@ def load_profile(
     input_shape: Sequence[int] | None = None,
     num_classes: int | None = None,
 ) -> Profile | None:
-    """The profile that the user named; None if he named none. ValueError if it is none, or not for this device and this work."""
+    """Return the profile of --profile, or None without the flag.
+
+    Raises ValueError if the file is missing or invalid, or is of another device or for another workload.
+    """
     if config.profile is None:
         return None
     settings = settings_of(config, device=device, input_shape=input_shape, num_classes=num_classes)
     if not config.profile.exists():
-        raise ValueError(f"--profile {config.profile}: there is no such file; make one with `edge-student calibrate`")
+        raise ValueError(f"--profile {config.profile}: no such file; create it with `edge-student calibrate`")
     try:
         data = read_json(config.profile.read_text(encoding="utf-8"), "profile")
         check_profile(data, fingerprint=fingerprint(cores, os.environ), settings=settings)

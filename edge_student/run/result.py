@@ -1,4 +1,4 @@
-"""What a run leaves behind: result.json, events.jsonl, trace.json and student.safetensors, whether it came to its end or not."""
+"""Writes the files of a finished or interrupted run: result.json, events.jsonl, trace.json and student.safetensors."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from edge_student.host.provenance import describe_host, describe_software
 from edge_student.ipc.messages import Described, Finished
 from edge_student.run import checkpoint_file
 from edge_student.run.caveats import Caveats
-from edge_student.run.resume import Past
+from edge_student.run.resume import ResumeState
 from edge_student.settings.student import TrainConfig, jsonable
 from edge_student.training.trainer import Trainer
 from edgekd.data.models import save_weights
@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A run that is over. Times are of the monotonic clock; `interruption` is what broke it off, None if nothing did.
+    """Data of a run that has ended. Times are of the monotonic clock.
 
-    `past` is what it had behind it when it began in this process.
+    `resumed` is the state at the start in this process. `interruption` is the exception that ended the run early, or None.
     """
 
     config: TrainConfig
@@ -42,7 +42,7 @@ class Outcome:
     loop: SchedulerLoop
     buffer: EventBuffer
     log: EventFile
-    past: Past
+    resumed: ResumeState
     described: Described
     caveats: Caveats
     prefetch: int
@@ -56,26 +56,26 @@ class Outcome:
 
 FILES = ("result.json", "student.safetensors", "events.jsonl", "trace.json")
 
-MOST_TRACED = 8 << 20
-"""Bytes of events.jsonl that trace.json shows: what a viewer still opens, and what can be written while a machine shuts down."""
+MAX_TRACE_BYTES = 8 << 20
+"""Bytes of events.jsonl that trace.json covers. A viewer can open that much, and a machine can write it during shutdown."""
 
 
-def make_way(out: Path, past: Past) -> None:
-    """Remove what would not be of this run: an earlier one's files or, where it goes on, the result of the part before."""
-    if past.resumed_at:
-        (out / "result.json").unlink(missing_ok=True)  # where it is, it vouches for the other files
+def remove_old_files(out: Path, resumed: ResumeState) -> None:
+    """Remove the files of an earlier run. A resumed run keeps its files, except result.json of its earlier part."""
+    if resumed.resumed_at:
+        (out / "result.json").unlink(missing_ok=True)  # result.json marks the other files as complete
         return
     if (out / checkpoint_file.NEWEST).exists():
-        logger.warning("%s held a checkpoint of an earlier run, which is replaced: --resume would have gone on from it", out)
+        logger.warning("%s had a checkpoint of an earlier run, which is removed; --resume would have resumed it", out)
     checkpoint_file.remove(out)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
 
 
-def finished_before(config: TrainConfig, past: Past) -> dict[str, Any] | None:
-    """The result of a run that has nothing left to do, if it is there whole and its own."""
+def load_finished_result(config: TrainConfig, resumed: ResumeState) -> dict[str, Any] | None:
+    """Return the result of a resumed run that has completed all cycles; None if cycles or a valid result are missing."""
     path = config.out / "result.json"
-    if past.num_cycles < config.cycles or not path.exists():
+    if resumed.num_cycles < config.cycles or not path.exists():
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -83,42 +83,44 @@ def finished_before(config: TrainConfig, past: Past) -> dict[str, Any] | None:
         return None
     if not isinstance(result, dict) or result.get("accuracy") is None:
         return None
-    return result if (result.get("cycles"), result.get("run_id")) == (config.cycles, past.run_id) else None
+    return result if (result.get("cycles"), result.get("run_id")) == (config.cycles, resumed.run_id) else None
 
 
-def caveats_of(loop: SchedulerLoop, log: EventFile, past: Past, finished: Finished | None, notes: Iterable[str]) -> Caveats:
-    """What must be known of a run's figures by now, `notes` among it, and of what it has behind it."""
-    told = [*notes, *loop.binding_refusals, *(f"cores were taken away or given back: {change}" for change in loop.cores.changes)]
-    if log.has_lost_its_beginning:
-        told.append("events.jsonl had lost what was logged before the checkpoint")
+def collect_caveats(
+    loop: SchedulerLoop, log: EventFile, resumed: ResumeState, finished: Finished | None, notes: Iterable[str]
+) -> Caveats:
+    """Return the caveats of a run so far: `notes`, those of scheduler, log and link, and those of its earlier parts."""
+    all_notes = [*notes, *loop.binding_refusals, *(f"the allowed cores changed: {change}" for change in loop.cores.changes)]
+    if log.has_lost_records:
+        all_notes.append("events.jsonl lacks the records before the checkpoint")
     if loop.comm_troubles:
-        told.append(f"the link failed {len(loop.comm_troubles)} times, the first time: {loop.comm_troubles[0]}")
+        all_notes.append(f"the link failed {len(loop.comm_troubles)} times, the first time: {loop.comm_troubles[0]}")
     caveats = Caveats(
-        notes=tuple(told),
+        notes=tuple(all_notes),
         is_ranked=not loop.binding_refusals and not loop.cores.changes,
         num_reconnects=finished.num_reconnects if finished else len(loop.comm_troubles),
         num_refused_chunks=finished.num_refused_chunks if finished else None,
     )
-    return caveats.after(past.caveats)
+    return caveats.after(resumed.caveats)
 
 
 def save(outcome: Outcome) -> dict[str, Any]:
-    """Write all files to `config.out`, and return what result.json holds. result.json comes last: where it is, the others are."""
+    """Write all files to `config.out` and return the content of result.json, which is written last to mark the others complete."""
     out = outcome.config.out
-    save_weights(outcome.trainer.student, out / "student.safetensors")  # first: of all the files, what cannot be had again
+    save_weights(outcome.trainer.student, out / "student.safetensors")  # first, because the weights cannot be recovered otherwise
     outcome.log.append(outcome.buffer)
-    records, are_all = outcome.log.tail(MOST_TRACED)
+    records, are_all = outcome.log.tail(MAX_TRACE_BYTES)
     write_text(out / "trace.json", json.dumps(to_trace(records, outcome.cores)))
     result = describe(outcome)
     if not are_all:
-        result["notes"].append(f"trace.json begins {moment(records[0]):.1f} s after the start; events.jsonl has all")
+        result["notes"].append(f"trace.json begins {moment(records[0]):.1f} s after the start; events.jsonl is complete")
     write_json(out / "result.json", result)
     return result
 
 
 def describe(outcome: Outcome) -> dict[str, Any]:
-    """The content of result.json. Seconds are wall-clock but for comm_cpu_s; accuracy is a fraction."""
-    config, past, caveats = outcome.config, outcome.past, outcome.caveats
+    """Return the content of result.json. Seconds are wall-clock, except comm_cpu_s. Accuracy is a fraction."""
+    config, resumed, caveats = outcome.config, outcome.resumed, outcome.caveats
     loss = outcome.trainer.last_loss
     return {
         "run_id": outcome.run_id,
@@ -126,8 +128,8 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "policy": config.policy,
         "seed": config.seed,
         "cycles": outcome.trainer.num_cycles,
-        "wall_clock_s": past.wall_clock_s + outcome.ended - outcome.started,
-        "resumed_at": list(past.resumed_at),
+        "wall_clock_s": resumed.wall_clock_s + outcome.ended - outcome.started,
+        "resumed_at": list(resumed.resumed_at),
         "disturbance": outcome.disturbance,
         "accuracy": outcome.accuracy,
         "alpha": config.alpha,
@@ -151,16 +153,16 @@ def describe(outcome: Outcome) -> dict[str, Any]:
 
 
 def _notes(outcome: Outcome) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Return the notes of result.json: the caveats, resumes, divergence and interruption."""
     trainer, notes = outcome.trainer, list(outcome.caveats.notes)
-    if outcome.past.resumed_at:
-        cycles = ", ".join(map(str, outcome.past.resumed_at))
+    if outcome.resumed.resumed_at:
+        cycles = ", ".join(map(str, outcome.resumed.resumed_at))
         notes.append(
-            f"went on from a checkpoint at cycle {cycles}; wall-clock and totals are of what was kept, disturbance of the last part"
+            f"resumed from a checkpoint at cycle {cycles}: wall-clock and totals cover all kept cycles, disturbance the last part"
         )
     if trainer.num_cycles and not math.isfinite(trainer.last_loss):
         notes.append(f"the loss is {trainer.last_loss}: training diverged; try a smaller --lr")
         logger.warning(notes[-1])
     if outcome.interruption is not None:
-        notes.append(f"broken off: {type(outcome.interruption).__name__}: {outcome.interruption}")
+        notes.append(f"interrupted: {type(outcome.interruption).__name__}: {outcome.interruption}")
     return notes

@@ -1,6 +1,6 @@
-"""How a run goes on from a checkpoint in another process, and when it must not.
+"""Resumes a run from a checkpoint in another process, if recipe and teacher are unchanged.
 
-What must be equal for a run to go on is the recipe: what the weights depend on. Policy, cores and the number of cycles may change.
+The recipe is everything that the weights depend on. Policy, cores and number of cycles may change between the parts of a run.
 """
 
 import logging
@@ -16,7 +16,7 @@ from edge_student.events.log_file import Totals
 from edge_student.ipc.messages import Described
 from edge_student.run import checkpoint_file
 from edge_student.run.caveats import Caveats
-from edge_student.run.checkpoint_file import Checkpoint, CheckpointError
+from edge_student.run.checkpoint_file import NO_RESUME, Checkpoint, CheckpointError
 from edge_student.settings.student import TrainConfig
 from edge_student.training.trainer import Trainer
 from edgekd.wire.identity import read_id
@@ -25,17 +25,20 @@ from scheduler.model.checked_json import check_keys, is_whole, listing, mapping,
 
 logger = logging.getLogger(__name__)
 
-# Flags that the weights depend on, beside the data sets' digests.
+# Flags that the weights depend on, besides the data sets' digests.
 _RECIPE = ("model", "alpha", "temperature", "lr", "momentum", "batch_size", "public_batch", "seed", "encoding", "top_k")
-_KEPT = ("totals", "marks", "wall_clock_s", "events_bytes", "loss", "resumed_at", "learnt")
-_FACTS = ("run_id", "recipe", "teacher", "num_cycles", *_KEPT)
+_KEYS = (
+    *("run_id", "recipe", "teacher", "num_cycles", "totals", "marks", "wall_clock_s", "events_bytes", "loss", "resumed_at"),
+    "learnt",
+)
+"""Keys of a checkpoint's JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Past:
-    """What a run that goes on has behind it; of one that begins, nothing.
+class ResumeState:
+    """State of a run at its last checkpoint. The defaults are the state of a new run.
 
-    `learnt` is for the controller, `snapshot` for the trainer.
+    `controller_state` is for `Controller.recall`, `snapshot` for `Trainer.restore`. `events_bytes` is the length of events.jsonl.
     """
 
     num_cycles: int = 0
@@ -48,91 +51,94 @@ class Past:
     run_id: str | None = None
     recipe: Mapping[str, Any] | None = None
     teacher: Mapping[str, Any] | None = None
-    learnt: Any = None
+    controller_state: Any = None
     snapshot: Mapping[str, torch.Tensor] | None = None
 
 
 def flags_of(config: TrainConfig) -> dict[str, Any]:
-    """What the weights depend on as far as it is known without any data, as plain values by flag."""
+    """Return the flags that the weights depend on, as plain values by flag name. Needs no data set."""
     return {**{name: getattr(config, name) for name in _RECIPE}, "encoding": config.encoding.value}
 
 
 def recipe_of(config: TrainConfig, private_digest: str, num_private: int) -> dict[str, Any]:
-    """All that the weights depend on beside teacher and public data, as plain values by flag."""
+    """Return all that the weights depend on, except teacher and public data, as plain values by flag name."""
     return {**flags_of(config), "private": private_digest, "private_samples": num_private}
 
 
-def load_past(config: TrainConfig) -> Past:
-    """What the checkpoint in --out says, if there is one. Raises CheckpointError for one that cannot be, or is past --cycles."""
+def load_resume_state(config: TrainConfig) -> ResumeState:
+    """Return the state of the checkpoint in --out, or that of a new run if there is none.
+
+    Raises CheckpointError for an invalid checkpoint, and for one of a cycle above --cycles.
+    """
     found = checkpoint_file.load(config.out)
     if found is None:
-        logger.info("%s holds no checkpoint yet: beginning at the first cycle", config.out)
-        return Past()
+        logger.info("%s has no checkpoint; starting at the first cycle", config.out)
+        return ResumeState()
     try:
-        past = _to_past(found, str(config.out / checkpoint_file.NEWEST))
+        state = _to_resume_state(found, str(config.out / checkpoint_file.NEWEST))
     except ValueError as error:
-        raise CheckpointError(f"{error}; leave --resume out to start anew") from None
-    if past.num_cycles > config.cycles:
-        raise CheckpointError(f"--cycles is {config.cycles}, but {config.out} has a checkpoint of cycle {past.num_cycles} already")
-    return past
+        raise CheckpointError(f"{error}; {NO_RESUME}") from None
+    if state.num_cycles > config.cycles:
+        raise CheckpointError(f"--cycles is {config.cycles}, must be at least {state.num_cycles}, the checkpoint's in {config.out}")
+    return state
 
 
-def check_recipe(past: Past, recipe: Mapping[str, Any], out: Path) -> None:
-    """CheckpointError, naming flag and both values, unless a run that goes on is still of the recipe that it began with."""
+def check_recipe(resumed: ResumeState, recipe: Mapping[str, Any], out: Path) -> None:
+    """Raise CheckpointError, with flag and both values, if a resumed run has another recipe than its checkpoint."""
     for name, value in recipe.items():
-        if past.recipe is None or past.recipe.get(name) == value:
+        if resumed.recipe is None or resumed.recipe.get(name) == value:
             continue
-        then = "another data set" if name == "private" else shown(past.recipe.get(name))
-        now = "what it is" if name == "private" else shown(value)
-        raise CheckpointError(
-            f"--{name.replace('_', '-')} is {now}, and was {then} when the checkpoint in {out} was written: go on with the same, "
-            "or begin anew without --resume"
-        )
+        flag = f"--{name.replace('_', '-')}"
+        if name == "private":
+            difference = f"{flag} names another data set than"
+        else:
+            difference = f"{flag} is {shown(value)}, must be {shown(resumed.recipe.get(name))} as in"
+        raise CheckpointError(f"{difference} the checkpoint in {out}: use the same value, or {NO_RESUME}")
 
 
-def check_teacher_is_the_same(past: Past, described: Described, out: Path) -> None:
-    """CheckpointError if the run began with another teacher, or another public data set: their logits are never mixed."""
-    if past.teacher is None:
+def check_same_teacher(resumed: ResumeState, described: Described, out: Path) -> None:
+    """Raise CheckpointError if a resumed run has another teacher or public data set: logits of two teachers are never mixed."""
+    if resumed.teacher is None:
         return
-    for name, what in (("teacher_digest", "teacher"), ("dataset_digest", "public data set")):
-        then, now = past.teacher.get(name), getattr(described, name)
-        if then != now:
+    for key, name in (("teacher_digest", "teacher"), ("dataset_digest", "public data set")):
+        stored, current = resumed.teacher.get(key), getattr(described, key)
+        if stored != current:
             raise CheckpointError(
-                f"the {what} is {now[:12]}, and was {str(then)[:12]} when the checkpoint in {out} was written: logits of two are "
-                "never mixed; begin anew without --resume"
+                f"the {name} has digest {current[:12]}, must have {str(stored)[:12]} as in the checkpoint in {out}: logits of two "
+                f"teachers are never mixed; {NO_RESUME}"
             )
 
 
-def go_on(past: Past, trainer: Trainer, controller: Controller, config: TrainConfig) -> None:
-    """Put trainer and controller where the run was. Raises CheckpointError for what cannot be theirs."""
-    if past.snapshot is not None:
+def resume_training(resumed: ResumeState, trainer: Trainer, controller: Controller, config: TrainConfig) -> None:
+    """Restore trainer and controller from a checkpoint, if there is one. Raises CheckpointError for unsuitable content."""
+    if resumed.snapshot is not None:
         where = config.out / checkpoint_file.NEWEST
         try:
-            trainer.restore(past.snapshot, past.num_cycles)
-            controller.recall(past.learnt, "what was learnt")
+            trainer.restore(resumed.snapshot, resumed.num_cycles)
+            controller.recall(resumed.controller_state, "controller state")
         except ValueError as error:
-            raise CheckpointError(f"{where}: {error}; leave --resume out to start anew") from None
-        trainer.last_loss = past.loss
-        logger.info("going on after %d of %d cycles", past.num_cycles, config.cycles)
+            raise CheckpointError(f"{where}: {error}; {NO_RESUME}") from None
+        trainer.last_loss = resumed.loss
+        logger.info("resuming after %d of %d cycles", resumed.num_cycles, config.cycles)
     if config.checkpoint_every:
-        trainer.keep_boundaries()
+        trainer.enable_snapshots()
 
 
-def _to_past(found: Checkpoint, where: str) -> Past:
+def _to_resume_state(found: Checkpoint, where: str) -> ResumeState:
     facts = found.facts
-    check_keys(facts, required=_FACTS, where=where)
+    check_keys(facts, required=_KEYS, where=where)
     teacher, recipe = mapping(facts["teacher"], where), mapping(facts["recipe"], where)
     resumed_at = listing(facts["resumed_at"], where)
     if not all(is_whole(cycle) for cycle in resumed_at):
-        raise ValueError(f"{where}: {shown(resumed_at)} are no cycles")
+        raise ValueError(f"{where}: resumed_at is {shown(resumed_at)}, must be cycle numbers")
     run_id = read_id(facts["run_id"])
     if run_id is None:
-        raise ValueError(f"{where}: {shown(facts['run_id'])} names no run")
+        raise ValueError(f"{where}: run_id is {shown(facts['run_id'])}, which is not a valid id")
     num_cycles = whole(facts, "num_cycles", where, least=0, most=None)
     wall_clock_s = number(facts, "wall_clock_s", where)
     if wall_clock_s < 0:
-        raise ValueError(f"{where}: a wall-clock of {wall_clock_s:g} s")
-    return Past(
+        raise ValueError(f"{where}: wall_clock_s is {wall_clock_s:g}, must be at least 0")
+    return ResumeState(
         num_cycles=num_cycles,
         wall_clock_s=wall_clock_s,
         totals=Totals.from_json(facts["totals"], f"{where}, totals"),
@@ -143,6 +149,6 @@ def _to_past(found: Checkpoint, where: str) -> Past:
         run_id=run_id,
         recipe=recipe,
         teacher=teacher,
-        learnt=facts["learnt"],
+        controller_state=facts["learnt"],
         snapshot=found.tensors,
     )

@@ -1,14 +1,17 @@
-"""What has to stand before anything can be timed: the data, a teacher that fits them, the trainer and the ring."""
+"""Prepares a run before its clock starts: data, checks of the teacher, trainer, ring, threads and garbage collection."""
 
+import gc
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+
+import torch
 
 from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import RingShape
 from edge_student.settings.student import StudentConfig
-from edge_student.training.trainer import Recipe, Trainer
+from edge_student.training.trainer import Recipe, Trainer, check_same_shape
 from edgekd.data.datasets import load_dataset
 from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.models import build_model
@@ -54,49 +57,47 @@ def configure(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """The two data sets of a training step; `public` is None where its inputs travel with the logits."""
+    """The two data sets of a training step. `public` is None if its inputs are received with the logits."""
 
     private: ImageDataset
     public: ImageDataset | None
 
 
 def load_training_data(config: StudentConfig) -> TrainingData:
-    """Private and public data. ValueError for a name that is none, or more private samples than there are."""
+    """Load the private and the public data. Raises ValueError for an unknown name, or more --private-samples than exist."""
     private = load_dataset(config.private)
-    wanted = config.private_samples
-    if wanted is not None and wanted > len(private.labels):
-        raise ValueError(f"--private-samples is {wanted}, but {private.name} has {len(private.labels)} samples")
-    if wanted is not None:
-        private = replace(private, images=private.images[:wanted], labels=private.labels[:wanted])
+    limit = config.private_samples
+    if limit is not None and limit > len(private.labels):
+        raise ValueError(f"--private-samples is {limit}, must be at most {len(private.labels)}, the size of {private.name}")
+    if limit is not None:
+        private = replace(private, images=private.images[:limit], labels=private.labels[:limit])
     public = None if config.input_encoding else load_dataset(config.public_dataset)
     return TrainingData(private=private, public=public)
 
 
 def default_streams(num_cores: int) -> int:
-    """Streams that receive at a time where the user does not say: half as many as there are cores, 4 at most."""
+    """Return the default of --streams: half the number of cores, at least 1 and at most 4."""
     return max(1, min(num_cores // 2, _MOST_STREAMS))
 
 
 def check_teacher(described: Described, data: TrainingData, address: str | None) -> None:
-    """ValueError unless the teacher serves our public data set, or inputs of the private one's shape, with as many classes.
+    """Check that a teacher fits the data; `address` is None for a logit cache.
 
-    `address` is None if a cache speaks for it.
+    Raises ValueError unless the teacher serves this edge's public data set (or, if inputs are received, inputs of the private
+    shape) with the same number of classes.
     """
-    whose = "the logit cache" if address is None else f"the teacher at {address}"
+    source = "the logit cache" if address is None else f"the teacher at {address}"
     private, public = data.private, data.public
-    if public is None and described.input_shape != private.images.shape[1:]:
-        raise ValueError(
-            f"{whose} has inputs of {list(described.input_shape)}, {private.name} of {list(private.images.shape[1:])}: "
-            "one forward runs over both, so they must be of one shape"
-        )
+    if public is None:
+        check_same_shape(source, described.input_shape, private.name, private.images.shape[1:])
     if public is not None and described.dataset_digest != public.digest:
         raise ValueError(
-            f"{whose} serves {described.dataset_name} (digest {described.dataset_digest[:12]}), "
+            f"{source} serves {described.dataset_name} (digest {described.dataset_digest[:12]}), "
             f"this edge has {public.name} (digest {public.digest[:12]}): name the same data set with --public"
         )
     if described.num_classes != private.num_classes:
         raise ValueError(
-            f"the teacher knows {described.num_classes} classes, {private.name} {private.num_classes}: they must agree"
+            f"{source} has {described.num_classes} classes, {private.name} has {private.num_classes}: they must be equal"
         )
 
 
@@ -105,9 +106,9 @@ def make_trainer(
     data: TrainingData,
     num_classes: int,
     device: str,
-    uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
+    defer_signals: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Trainer:
-    """A trainer that has warmed up."""
+    """Build the student and return its trainer, warmed up. See `Trainer` for `defer_signals`."""
     shape = data.private.images.shape[1:]
     student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
     recipe = Recipe(
@@ -120,14 +121,35 @@ def make_trainer(
         seed=config.seed,
         device=device,
     )
-    trainer = Trainer(student=student, private=data.private, public=data.public, recipe=recipe, uninterrupted=uninterrupted)
+    trainer = Trainer(student=student, private=data.private, public=data.public, recipe=recipe, defer_signals=defer_signals)
     trainer.warm_up(num_classes)
     return trainer
 
 
 def ring_shape(config: StudentConfig, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
-    """Room for as many batches as the user allows, a run needs and the memory holds, of inputs of this shape where they travel."""
-    wanted = min(config.prefetch or config.cycles, config.cycles)
+    """Return a ring with one slot per batch, limited by --prefetch, --cycles and --ring-mib. Slots include inputs if received."""
+    num_slots = min(config.prefetch or config.cycles, config.cycles)
     slot = config.slot_shape(batch_size=config.public_batch, num_classes=num_classes, input_shape=input_shape)
-    fitting = max(1, (config.ring_mib << 20) // slot.slot_bytes)
-    return replace(slot, num_slots=min(wanted, fitting))
+    max_slots = max(1, (config.ring_mib << 20) // slot.slot_bytes)
+    return replace(slot, num_slots=min(num_slots, max_slots))
+
+
+def limit_torch_threads(limit: int | None) -> int:
+    """Limit the number of torch threads to `limit`, if given, and return the resulting number."""
+    if limit is not None:
+        torch.set_num_threads(min(limit, torch.get_num_threads()))
+    return torch.get_num_threads()
+
+
+@contextmanager
+def no_full_collections() -> Iterator[None]:
+    """Exclude all existing objects from garbage collection while the block runs.
+
+    A full collection over torch's objects takes 0.1 s, at a moment that the scheduler does not control.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

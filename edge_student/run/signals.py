@@ -1,7 +1,7 @@
-"""Signals as exceptions, but never in the middle of something that must be whole.
+"""Turns signals into exceptions and defers them while an operation must not be interrupted.
 
-SIGTERM raises Terminated, Ctrl-C and a lost terminal KeyboardInterrupt, in the main thread and wherever it is. What a signal must
-not tear is done in `deferred()`: it is raised when that ends. Inside, `allowed()` lets it through again.
+SIGTERM raises Terminated; SIGINT (Ctrl-C) and SIGHUP (lost terminal) raise KeyboardInterrupt. All are raised in the main thread.
+Within `deferred()` a signal is stored and raised at the end of the block. Within `allowed()` it is raised at once again.
 """
 
 import signal
@@ -10,24 +10,24 @@ from contextlib import contextmanager
 
 
 class Terminated(KeyboardInterrupt):
-    """Somebody in charge of this machine wants the process to end, by SIGTERM: that is no failure."""
+    """SIGTERM: a request to shut down, which is not a failure."""
 
 
-class Interruption:
-    """Whether a signal may be raised now. One for a process, made in its main thread."""
+class SignalHandler:
+    """Handles the signals of a process. Create one per process, in the main thread."""
 
     def __init__(self) -> None:
         self._is_deferred = False
         self._pending: type[KeyboardInterrupt] | None = None
 
     def install(self) -> None:
-        """Take over SIGTERM, SIGINT and SIGHUP; the last not if it is ignored, as nohup has it."""
+        """Handle SIGTERM, SIGINT and SIGHUP. SIGHUP stays ignored if it is ignored already, as under nohup."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self.hear)
+                signal.signal(number, self.handle)
 
-    def hear(self, number: int, frame: object) -> None:
-        """A signal has come."""
+    def handle(self, number: int, frame: object) -> None:
+        """Raise the exception of a signal, or store it if signals are deferred."""
         kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self._is_deferred:
             self._pending = self._pending or kind
@@ -36,7 +36,7 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Whatever comes meanwhile is raised at the end."""
+        """Defer signals to the end of the block."""
         was_deferred, self._is_deferred = self._is_deferred, True
         try:
             yield
@@ -46,7 +46,7 @@ class Interruption:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Whatever has come is raised now, and what comes meanwhile at once."""
+        """Raise a pending signal now, and signals within the block at once."""
         was_deferred, self._is_deferred = self._is_deferred, False
         try:
             self._raise_pending()

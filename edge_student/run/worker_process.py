@@ -1,4 +1,4 @@
-"""The trainer's end of the comm worker: starts the program, shakes hands with it, and shows it to the scheduler as a CommPort.
+"""Runs the comm worker as a child process and implements the scheduler's CommPort on top of it.
 
 The handshake: Configure ->, <- Described, UseRing with the ring's descriptor ->, <- Ready, and Go -> when the wall-clock starts.
 """
@@ -35,49 +35,48 @@ logger = logging.getLogger(__name__)
 
 _EXIT_WAIT_S = 5.0
 
-# For glibc's malloc (mallopt(3)). By default it maps every block of more than 128 kB afresh and gives it back at once, so that each
-# chunk of logits costs hundreds of page faults, three quarters of what it takes to receive it.
+# For glibc's malloc (mallopt(3)). By default it maps every block above 128 kB separately and unmaps it when freed. Each chunk of
+# logits then causes hundreds of page faults, which take three quarters of the time to receive it.
 _KEEP_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 
-# The thread that waits for a chunk reads the socket too, as gRPC did until its event engine gave that to threads of its own, which
-# takes half as long again. Versions that were tried; a later one may not know the word, and says so on every start.
-_READ_WHERE_AWAITED = {"GRPC_EXPERIMENTS": "-event_engine_client"}
-_KNOWN_GRPC = ((1, 80), (1, 85))
+# Lets the thread that waits for a chunk read the socket itself. gRPC's event engine uses separate threads, which takes 50 % longer.
+# Set only for tested versions: a later one may not know the name, and would log a warning at every start.
+_READ_IN_WAITING_THREAD = {"GRPC_EXPERIMENTS": "-event_engine_client"}
+_TESTED_GRPC = ((1, 80), (1, 85))
 
 
 class TeacherUnavailableError(WorldError):
-    """The teacher could not be reached, or kept failing, for longer than the user wants to wait."""
+    """The teacher was unreachable or failing for longer than --max-wait."""
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a process that receives logits is started with; what the user has set himself stays."""
-    first, last = _KNOWN_GRPC
+    """Return the environment for a process that receives logits. Variables in `environ` have precedence."""
+    first, last = _TESTED_GRPC
     version = tuple(int(part) for part in importlib.metadata.version("grpcio").split(".")[:2])
-    return {**_KEEP_LARGE_BLOCKS, **(_READ_WHERE_AWAITED if first <= version <= last else {}), **environ}
+    return {**_KEEP_LARGE_BLOCKS, **(_READ_IN_WAITING_THREAD if first <= version <= last else {}), **environ}
 
 
 class CommWorkerProcess:
-    """A running comm worker. Use as a context manager: it ends the process, whatever happens."""
+    """A running comm worker process. Use as a context manager, which ends the process in all cases."""
 
     def __init__(self, config: Configure) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "edge_student.receive.worker", str(theirs.fileno()), str(os.getpid())]
-        # Its own session: a terminal's Ctrl-C is for the trainer, who then ends it.
+        local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "edge_student.receive.worker", str(remote.fileno()), str(os.getpid())]
+        # In a session of its own, so that a terminal's Ctrl-C reaches only the trainer, which then ends the worker.
         self._process = subprocess.Popen(
             command,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[remote.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             env=worker_environment(os.environ),
         )
-        theirs.close()
-        self._control = ours
-        # A second handle for wakes: Python would let a send on the first one wait as long as a receive may.
-        self._doorbell = ours.dup()
-        self._doorbell.setblocking(False)
-        # The batch that training is waiting for, or will be next: where a failing link has stopped us.
-        self._next_index: int | None = None
-        self._about = {"edge": config.edge_id or None, "run": config.run_id or None}
+        remote.close()
+        self._control = local
+        # A second handle for wakes, because Python applies the timeout of a receive to a send on the same socket object.
+        self._wake_socket = local.dup()
+        self._wake_socket.setblocking(False)
+        self._next_index: int | None = None  # the next batch to arrive, for log records of a failing link
+        self._log_fields = {"edge": config.edge_id or None, "run": config.run_id or None}
         self._ring: Ring | None = None
         self.finished: Finished | None = None
         self._send(config)
@@ -94,32 +93,32 @@ class CommWorkerProcess:
         return self._process.pid
 
     def await_description(self) -> Described:
-        """What the teacher says of itself; blocks while the worker keeps trying to reach it.
+        """Wait for the teacher's description while the worker connects and retries, and return it.
 
-        Raises TeacherUnavailableError when it gave up, ValueError when the teacher will never answer this edge.
+        Raises TeacherUnavailableError after --max-wait, and ValueError if the teacher permanently rejects this edge.
         """
         message = self._await(Described)
         assert isinstance(message, Described)
         return message
 
     def use_ring(self, ring: Ring, *, start: int, stop: int) -> None:
-        """Hand over the ring for batches start .. stop-1, and wait until the worker has mapped it."""
+        """Pass the ring for batches start .. stop-1 to the worker, and wait until the worker has mapped it."""
         self._ring, self._next_index = ring, start
         self._send(UseRing(start=start, stop=stop), fds=(ring.fd,))
         self._await(Ready)
 
     def go(self) -> None:
-        """Let the worker start to receive."""
+        """Start receiving."""
         self._send(Go())
 
     def next_event(self, timeout_s: float) -> CommEvent | None:
-        """The worker's next event, or None after `timeout_s` seconds."""
+        """Return the worker's next event, or None after `timeout_s` seconds."""
         try:
             message = self._receive(timeout_s)
         except TimeoutError:
             return None
         except PeerGone:
-            return CommFailed(error=self._death())
+            return CommFailed(error=self._exit_error())
         if isinstance(message, BatchReceived):
             self._next_index = message.index + 1
             return BatchArrived(
@@ -131,35 +130,35 @@ class CommWorkerProcess:
                 num_bytes=message.num_bytes,
             )
         if isinstance(message, LinkTrouble):
-            self._say_trouble(message)
+            self._log_trouble(message)
             return CommTrouble(time=message.time, cause=message.cause)
         if isinstance(message, Failed):
-            return CommFailed(error=self._failure(message))
+            return CommFailed(error=self._to_error(message))
         assert isinstance(message, Finished), message
         self.finished = message
         return CommEnded()
 
     def hold(self) -> None:
-        """Stop the worker at its next chunk."""
+        """Pause the worker at its next chunk."""
         assert self._ring is not None
         self._ring.set_held(True)
 
     def release(self) -> None:
-        """Let a held worker go on."""
+        """Resume a held worker."""
         assert self._ring is not None
         self._ring.set_held(False)
-        messages.wake(self._doorbell)
+        messages.wake(self._wake_socket)
 
     def free_slots(self, num_batches: int) -> None:
-        """Batches 0 .. num_batches-1 have been consumed."""
+        """Free the slots of batches 0 .. num_batches-1, which have been consumed."""
         assert self._ring is not None
         self._ring.set_consumed(num_batches)
-        messages.wake(self._doorbell)
+        messages.wake(self._wake_socket)
 
     def close(self) -> None:
-        """End the process, at the latest by SIGKILL, and reap it."""
+        """Close the sockets, end the process (by SIGKILL if necessary) and reap it."""
         self._control.close()
-        self._doorbell.close()
+        self._wake_socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_WAIT_S if self.finished else 0.0)
         if self._process.poll() is None:
@@ -171,39 +170,40 @@ class CommWorkerProcess:
             try:
                 message = self._receive(None)
             except PeerGone:
-                raise self._death() from None
+                raise self._exit_error() from None
             if isinstance(message, kind):
                 return message
             if isinstance(message, Failed):
-                raise self._failure(message)
+                raise self._to_error(message)
             assert isinstance(message, LinkTrouble), message
-            self._say_trouble(message)
+            self._log_trouble(message)
 
     def _send(self, message: Message, *, fds: tuple[int, ...] = ()) -> None:
         try:
             messages.send(self._control, message, fds=fds)
         except PeerGone:
-            raise self._death() from None
+            raise self._exit_error() from None
 
     def _receive(self, timeout_s: float | None) -> Message:
         self._control.settimeout(timeout_s)
         message, _ = messages.receive(self._control)
         return message
 
-    def _say_trouble(self, trouble: LinkTrouble) -> None:
-        about = {**self._about, "index": self._next_index}  # said here, because the scheduler's thread knows nothing of the run
-        logger.warning("attempt %d failed: %s; trying again", trouble.attempt, trouble.cause, extra=about)
+    def _log_trouble(self, trouble: LinkTrouble) -> None:
+        # The fields are explicit, because this can run in the scheduler's thread, which lacks the run's log context.
+        fields = {**self._log_fields, "index": self._next_index}
+        logger.warning("attempt %d failed: %s; trying again", trouble.attempt, trouble.cause, extra=fields)
 
-    def _failure(self, message: Failed) -> Exception:
+    def _to_error(self, message: Failed) -> Exception:
         return ValueError(message.cause) if message.is_user_error else TeacherUnavailableError(message.cause)
 
-    def _death(self) -> Exception:
+    def _exit_error(self) -> Exception:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_WAIT_S)
-        return WorldError(f"the comm worker (process {self.pid}) died: {_describe_status(self._process.returncode)}")
+        return WorldError(f"the comm worker (process {self.pid}) ended early: {_describe_status(self._process.returncode)}")
 
 
 def _describe_status(status: int | None) -> str:
     if status is None:
-        return "it closed its socket and lives on"
+        return "its socket is closed, but the process still runs"
     return f"killed by signal {-status}" if status < 0 else f"exit status {status}"

@@ -1,1 +1,1 @@
-"""The training step: loss, optimiser, yield points inside a step, rollback of an unfinished one."""
+"""The training step: loss, optimiser, yield points within a step, rollback of an unfinished step."""

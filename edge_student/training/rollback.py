@@ -1,6 +1,7 @@
-"""What a Forward changes although no step has been taken: the student's buffers, batch normalisation's means for example, and the
-random state, which dropout draws from. Kept as they were at the last cycle's end, so that a cycle that was broken off can begin
-again as if it had not begun.
+"""Keeps the state that a Forward changes before any optimiser step, as it was at the end of the last complete cycle.
+
+This state consists of the student's buffers (for example batch-normalisation means) and the random number generators (used by
+dropout). With it, an interrupted cycle can be repeated with the same result.
 """
 
 from collections.abc import Mapping
@@ -9,10 +10,10 @@ import torch
 
 
 class RollbackState:
-    """Copies of a student's buffers, by name, and of the random state, as `remember` last found them."""
+    """Copies of a student's buffers, by name, and of the generator states, from the last call of `save`."""
 
     def __init__(self, student: torch.nn.Module, device: str) -> None:
-        # Looked up once: to walk through a large model takes as long as to copy.
+        # Looked up once, because walking through a large model takes as long as copying.
         self._owners = [
             (f"{prefix}.{name}" if prefix else name, module, name)
             for prefix, module in student.named_modules()
@@ -20,35 +21,35 @@ class RollbackState:
         ]
         self._device = device
         self.buffers = {path: getattr(module, name).detach().clone() for path, module, name in self._owners}
-        self.random = random_state(device)
+        self.generators = generator_states(device)
 
-    def remember(self) -> None:
-        """This is a boundary: copy anew."""
+    def save(self) -> None:
+        """Copy the current buffers and generator states. Call it at the end of a cycle."""
         with torch.no_grad():
             for path, module, name in self._owners:
                 self.buffers[path].copy_(getattr(module, name))
-        self.random = random_state(self._device)
+        self.generators = generator_states(self._device)
 
 
-def random_state(device: str) -> dict[str, torch.Tensor]:
-    """The states, uint8, of the generators that a student on `device` draws from."""
+def generator_states(device: str) -> dict[str, torch.Tensor]:
+    """Return the states (uint8) of the random number generators that a student on `device` uses, by device type."""
     states = {"cpu": torch.get_rng_state()}
     if torch.device(device).type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def restore_random(states: Mapping[str, torch.Tensor], device: str) -> None:
-    """Draw on from these states; those of a device that is not used are left. ValueError for one that is none, or missing."""
-    for name in random_state(device):
+def restore_generators(states: Mapping[str, torch.Tensor], device: str) -> None:
+    """Set the generators to `states` and ignore states of unused devices. Raises ValueError for a missing or invalid state."""
+    for name in generator_states(device):
         if name not in states:
             if name == "cpu":
-                raise ValueError("the random state is missing")
-            continue  # written on another device, whose numbers nobody can draw here
+                raise ValueError("the random generator state is missing")
+            continue  # the checkpoint was written on a machine without this device
         try:
             if name == "cpu":
                 torch.set_rng_state(states[name])
             else:
                 torch.cuda.set_rng_state(states[name], device)
         except (RuntimeError, TypeError) as error:
-            raise ValueError(f"the random state of {name} is none: {error}") from None
+            raise ValueError(f"the random generator state of {name} is invalid: {error}") from None

@@ -1,7 +1,7 @@
-"""Stochastic gradient descent with momentum: theta <- theta - lr * grad (Eq. 2), by torch.optim's own function.
+"""Stochastic gradient descent with momentum: theta <- theta - lr * grad (Eq. 2), through torch.optim's function `sgd`.
 
-Its class SGD would do, but making one imports torch's compiler, which nothing here uses: 1 to 2 seconds of a processor and a
-hundred megabytes or so at the start of every run, and several times as long on a small board.
+The class torch.optim.SGD is not used: creating one imports torch's compiler, which is not needed here. That import takes 1 to 2
+CPU seconds and about 100 MB at the start of every run, and several times as long on a small board.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from torch.optim.sgd import sgd
 
 
 class Sgd:
-    """Steps of SGD over `parameters`; those without a gradient stay as they are. Bit by bit what torch.optim.SGD does."""
+    """SGD over `parameters`. Parameters without a gradient do not change. Results are bit-identical to torch.optim.SGD."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], *, lr: float, momentum: float) -> None:
         self._parameters = list(parameters)
@@ -21,7 +21,7 @@ class Sgd:
 
     @property
     def momentum(self) -> dict[int, torch.Tensor]:
-        """The momentum of each parameter that has some, by its number."""
+        """Momentum buffers by parameter number; parameters that have not been stepped are absent."""
         return {n: buffer for n, buffer in enumerate(self._buffers) if buffer is not None}
 
     @momentum.setter
@@ -31,18 +31,18 @@ class Sgd:
         ]
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for parameter in self._parameters:
             parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
         """Take one step against the gradients."""
-        moved = [n for n, parameter in enumerate(self._parameters) if parameter.grad is not None]
-        buffers = [self._buffers[n] for n in moved]
+        updated = [n for n, parameter in enumerate(self._parameters) if parameter.grad is not None]
+        buffers = [self._buffers[n] for n in updated]
         sgd(
-            [self._parameters[n] for n in moved],
-            [gradient for n in moved if (gradient := self._parameters[n].grad) is not None],
+            [self._parameters[n] for n in updated],
+            [gradient for n in updated if (gradient := self._parameters[n].grad) is not None],
             buffers,
             weight_decay=0.0,
             momentum=self._momentum,
@@ -51,5 +51,5 @@ class Sgd:
             nesterov=False,
             maximize=False,
         )
-        for n, buffer in zip(moved, buffers, strict=True):
+        for n, buffer in zip(updated, buffers, strict=True):
             self._buffers[n] = buffer

@@ -1,8 +1,8 @@
-"""A program that loads what a run loads and trains one small step, for `doctor` to watch: what kills it does not kill `doctor`.
+"""Loads the libraries of a run and trains one small step, in a process of its own so that a crash does not end `doctor`.
 
     python -m edge_student.training.torch_check
 
-prints one line of JSON: the version, whether CUDA works, the OpenMP runtimes that were loaded, and the memory it took.
+prints one line of JSON: torch's version, the number of threads, the loaded OpenMP runtimes, and the peak memory.
 """
 
 import importlib
@@ -13,12 +13,12 @@ from typing import Any
 
 from edge_student.host.fingerprint import openmp_runtimes
 
-# What a run loads beside torch, and what brings an OpenMP runtime of its own: scikit-learn's digits, scipy's solvers.
-_ALSO = ("torchvision", "sklearn.datasets", "scipy.linalg")
+# Libraries that a run loads besides torch and that bring their own OpenMP runtime.
+_OTHER_LIBRARIES = ("torchvision", "sklearn.datasets", "scipy.linalg")
 
 
 def try_torch() -> dict[str, Any]:
-    """Load and train; plain JSON values. Whatever goes wrong is raised, or ends the process."""
+    """Import the libraries, train one step, and return plain JSON values. Errors are raised, or end the process."""
     import torch
 
     model = torch.nn.Sequential(
@@ -28,7 +28,7 @@ def try_torch() -> dict[str, Any]:
     loss = torch.nn.functional.cross_entropy(model(torch.randn(16, 3, 16, 16)), torch.zeros(16, dtype=torch.long))
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    for name in _ALSO:
+    for name in _OTHER_LIBRARIES:
         importlib.import_module(name)
     return {
         "version": torch.__version__,
@@ -40,7 +40,7 @@ def try_torch() -> dict[str, Any]:
 
 
 def _openmp_files() -> list[dict[str, Any]]:
-    """The OpenMP runtimes as threadpoolctl sees them: which kind, and which file."""
+    """Return the OpenMP runtimes that threadpoolctl finds: kind, file and number of threads."""
     import threadpoolctl  # type: ignore[import-untyped]  # scikit-learn brings it
 
     pools = threadpoolctl.threadpool_info()

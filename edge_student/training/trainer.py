@@ -1,11 +1,10 @@
-"""The compute worker: one cycle after the other, each a Forward and a Backward.
+"""The compute worker: trains cycle by cycle, each cycle a Forward and a Backward.
 
-It trains; it does not know who receives, who schedules, or which cores it runs on. Everything it may wait for is behind
-`schedule`: around each task, and between layers. One forward over [private batch ; public batch], one backward, one SGD step
-(Eq. 1 and 2).
+A cycle is one forward over [private batch ; public batch], one backward and one SGD step (Eq. 1 and 2). The trainer is independent
+of receiver, scheduler and cores: it can block only in `Schedule`, around each task and between layers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ import numpy.typing as npt
 import torch
 
 from edge_student.training.loss import combined_loss
-from edge_student.training.rollback import RollbackState, restore_random
+from edge_student.training.rollback import RollbackState, restore_generators
 from edge_student.training.sgd import Sgd
-from edge_student.training.yield_points import NOWHERE, everywhere, interruptible, measure
+from edge_student.training.yield_points import NO_YIELD_POINTS, every_layer, find_yield_points, interruptible
 from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.tensors import to_input
 from edgekd.wire.layouts import Decoded
@@ -27,32 +26,32 @@ from scheduler.model.state import Task
 
 _EVALUATION_BATCH = 500
 _PROBE_ROUNDS = 4
-_PROBE_ELEMENTS_PER_THREAD = 1 << 16  # twice the grain of an element-wise operation in ATen, so that no thread is left out
+_PROBE_ELEMENTS_PER_THREAD = 1 << 16  # twice ATen's grain size of element-wise operations, so that every thread works
 
 
 class Schedule(Protocol):
-    """Who says when a task may run."""
+    """Controls when a task may run."""
 
     def task(self, task: Task) -> AbstractContextManager[None]:
-        """Surrounds one task; entering may block."""
+        """Return a context for one task; entering it may block."""
 
     def between_layers(self) -> None:
-        """Called inside a task, in the same thread, where no parallel operation runs; may block, and is called often."""
+        """Called often within a task, in the training thread, while no parallel operation runs. May block."""
 
 
 class BatchSource(Protocol):
-    """Where what came over the wire lies once its Comm task is done."""
+    """Access to received batches, after their Comm task is done."""
 
     def logits(self, batch_index: int) -> Decoded:
-        """[public batch, classes] of float32, or of float16 where they came so."""
+        """Return the teacher's logits [public batch, classes], float32 or float16 as received."""
 
     def inputs(self, batch_index: int) -> npt.NDArray[np.uint8]:
-        """The public inputs, uint8 [public batch, channels, height, width]; asked for only where they travel."""
+        """Return the received public inputs, uint8 [public batch, channels, height, width]. Not called if public data is local."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How to train: the loss (Eq. 1), SGD (Eq. 2) and the batches."""
+    """Hyperparameters of the loss (Eq. 1), of SGD (Eq. 2) and of the batches."""
 
     alpha: float
     temperature: float
@@ -65,9 +64,10 @@ class Recipe:
 
 
 class Trainer:
-    """Trains `student` on `private` with a teacher's logits of `public`. Use: `warm_up()`, then `train()`.
+    """Trains `student` on `private` data and on a teacher's logits of `public` data. Call `warm_up()`, then `train()`.
 
-    `public` is None where its inputs travel with the logits. A signal may break it off anywhere but within `uninterrupted`.
+    `public` is None if its inputs are received with the logits. A signal handler may raise anywhere except within `defer_signals`,
+    a context that encloses the optimiser step and its bookkeeping. Raises ValueError if the two data sets differ in shape.
     """
 
     def __init__(
@@ -77,31 +77,28 @@ class Trainer:
         private: ImageDataset,
         public: ImageDataset | None,
         recipe: Recipe,
-        uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
+        defer_signals: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        if public is not None and private.images.shape[1:] != public.images.shape[1:]:
-            raise ValueError(
-                f"{private.name} has images of {private.images.shape[1:]}, {public.name} of {public.images.shape[1:]}; "
-                "one forward runs over both, so they must be of one shape"
-            )
+        if public is not None:
+            check_same_shape(private.name, private.images.shape[1:], public.name, public.images.shape[1:])
         self.student = student.to(recipe.device)
         self._private = private
         self._public = public
         self._recipe = recipe
         self._optimizer = self._make_optimizer(self.student)
-        # On a GPU the layers are only queued, by one thread, which needs no cores to be moved.
+        # On a GPU one thread only queues the layers, so changing its cores within a pass has no use.
         self._is_on_cpu = torch.device(recipe.device).type == "cpu"
-        self._places = everywhere(self.student) if self._is_on_cpu else NOWHERE
-        self._uninterrupted = uninterrupted
-        self._boundary: RollbackState | None = None
+        self._yield_points = every_layer(self.student) if self._is_on_cpu else NO_YIELD_POINTS
+        self._defer_signals = defer_signals
+        self._rollback: RollbackState | None = None
         self.num_cycles = 0
-        """Cycles whose optimiser step has been taken."""
+        """Number of cycles with a completed optimiser step."""
         self.last_loss = float("nan")
 
     def warm_up(self, num_classes: int) -> None:
         """Run two steps on a copy, so that threads exist and kernels are chosen before the clock starts.
 
-        The second also tells between which of its layers training will ask for new cores; without it, it asks between all.
+        On the CPU the second step also measures the yield points; without a warm-up, every layer is one.
         """
         student = deepcopy(self.student).train()
         optimizer = self._make_optimizer(student)
@@ -115,66 +112,70 @@ class Trainer:
 
         step()
         if self._is_on_cpu:
-            self._places = measure(student, step)
+            self._yield_points = find_yield_points(student, step)
         else:
             step()
 
     def train(
         self, cycles: int, schedule: Schedule, source: BatchSource, on_cycle: Callable[[int], None], *, start: int = 0
     ) -> None:
-        """Run cycles `start` .. `cycles` - 1; `num_cycles` tells how far it came if something raises on the way."""
+        """Run cycles `start` .. `cycles` - 1. After an exception, `num_cycles` is the number of completed cycles."""
         self.student.train()
         self.num_cycles = start
-        with interruptible(self.student, self._places, schedule.between_layers):
+        with interruptible(self.student, self._yield_points, schedule.between_layers):
             for cycle in range(start, cycles):
                 with schedule.task(Task.FORWARD):
                     logits, labels = self._forward(self.student, cycle, self._public_inputs(cycle, source))
-                with ExitStack() as until_booked:  # the step, its count and its record: all of them, or none
+                with ExitStack() as signals_deferred:  # step, count and record are done together or not at all
                     with schedule.task(Task.BACKWARD):
                         loss = self._differentiate(self._optimizer, logits, labels, source.logits(cycle))
-                        until_booked.enter_context(self._uninterrupted())
+                        signals_deferred.enter_context(self._defer_signals())
                         self._optimizer.step()
                         self.last_loss = loss.item()
                     self.num_cycles = cycle + 1
-                    if self._boundary is not None:
-                        self._boundary.remember()
+                    if self._rollback is not None:
+                        self._rollback.save()
                 on_cycle(self.num_cycles)
 
-    def keep_boundaries(self) -> None:
-        """From now on `snapshot` can be asked for, at any moment."""
-        self._boundary = RollbackState(self.student, self._recipe.device)
+    def enable_snapshots(self) -> None:
+        """Keep the rollback state after each cycle from now on, so that `snapshot` can be called at any moment."""
+        self._rollback = RollbackState(self.student, self._recipe.device)
 
     def snapshot(self) -> dict[str, torch.Tensor]:
-        """All that the next cycles depend on, as it was after `num_cycles` cycles: for `restore`, in memory of its own.
+        """Return copies of all state that the next cycles depend on, as of the end of cycle `num_cycles`, for `restore`.
 
-        Parameters and momentum change in a step only; buffers and random state, which a Forward changes, are those of the boundary.
+        Parameters and momentum change only in a step and are current. A Forward changes buffers and generators, so these come from
+        the rollback state.
         """
-        assert self._boundary is not None, "keep_boundaries() comes first"
+        assert self._rollback is not None, "call enable_snapshots() first"
         student = {f"student.{name}": tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items()}
-        buffers = {f"student.{name}": tensor.cpu().clone() for name, tensor in self._boundary.buffers.items()}
+        buffers = {f"student.{name}": tensor.cpu().clone() for name, tensor in self._rollback.buffers.items()}
         momentum = {f"momentum.{n}": tensor.cpu().clone() for n, tensor in self._optimizer.momentum.items()}
-        random = {f"random.{name}": state.clone() for name, state in self._boundary.random.items()}
+        random = {f"random.{name}": state.clone() for name, state in self._rollback.generators.items()}
         return student | {name: buffers[name] for name in student.keys() & buffers.keys()} | momentum | random
 
     def restore(self, snapshot: Mapping[str, torch.Tensor], num_cycles: int) -> None:
-        """Be again what `snapshot` told after so many cycles. ValueError for what is not of this student, and its weights stay."""
+        """Restore a `snapshot` taken after `num_cycles` cycles.
+
+        Raises ValueError if it is of another student; the weights are then unchanged.
+        """
         parts: dict[str, dict[str, torch.Tensor]] = {"student": {}, "momentum": {}, "random": {}}
         for name, tensor in snapshot.items():
             part, _, rest = name.partition(".")
             if part not in parts:
-                raise ValueError(f"'{name}' belongs to no student")
+                raise ValueError(f"'{name}' is not part of a snapshot")
             parts[part][rest] = tensor
         expected = self.student.state_dict()
         parameters = {str(n): parameter for n, parameter in enumerate(self.student.parameters())}
-        _check_alike(parts["student"], expected, is_whole=True)
-        _check_alike(parts["momentum"], parameters, is_whole=False)
-        restore_random(parts["random"], self._recipe.device)
+        _check_tensors(parts["student"], expected, is_complete=True)
+        _check_tensors(parts["momentum"], parameters, is_complete=False)
+        restore_generators(parts["random"], self._recipe.device)
         self.student.load_state_dict(parts["student"])
         self._optimizer.momentum = {int(n): tensor for n, tensor in parts["momentum"].items()}
         self.num_cycles = num_cycles
 
     def accuracy(self, test: ImageDataset) -> float:
-        """Fraction of `test` that the student gets right."""
+        """Return the fraction of `test` that the student classifies correctly."""
         self.student.eval()
         num_right = 0
         with torch.inference_mode():
@@ -192,15 +193,15 @@ class Trainer:
     def _forward(
         self, student: torch.nn.Module, cycle: int, public_inputs: npt.NDArray[np.uint8]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of [private ; public], and the private labels."""
+        """Return the logits of [private ; public] and the private labels."""
         recipe = self._recipe
-        # The public order is the protocol's; the private one must not be the same, so it has the next seed.
+        # The protocol defines the public order by the seed. The private order must differ, so it uses the next seed.
         private_ids = batch_ids(recipe.seed + 1, len(self._private.images), recipe.batch_size, cycle)
         images = np.concatenate([self._private.images[private_ids], public_inputs])
         labels = torch.from_numpy(self._private.labels[private_ids]).to(recipe.device)
         logits = student(to_input(images).to(recipe.device))
         if logits.is_cuda:
-            torch.cuda.synchronize()  # a task ends when its work is done, not when it was queued
+            torch.cuda.synchronize()  # a task ends when its work is done, not when it is queued
         return logits, labels
 
     def _differentiate(
@@ -210,7 +211,7 @@ class Trainer:
         labels: torch.Tensor,
         teacher_logits: Decoded,
     ) -> torch.Tensor:
-        """The loss, a scalar, and its gradients. Everything read from `teacher_logits` has been used when it returns."""
+        """Compute the gradients and return the loss, a scalar. `teacher_logits` is not used after the return."""
         recipe = self._recipe
         loss = combined_loss(
             logits[: recipe.batch_size],
@@ -228,30 +229,39 @@ class Trainer:
         return Sgd(student.parameters(), lr=self._recipe.lr, momentum=self._recipe.momentum)
 
 
-def _check_alike(given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, is_whole: bool) -> None:
-    """ValueError, naming the first, for a tensor that is not expected, or not as expected; or missing, where none may be."""
-    strange = sorted(given.keys() - expected.keys()) or (sorted(expected.keys() - given.keys()) if is_whole else [])
-    if strange:
-        raise ValueError(f"'{strange[0]}' is {'missing' if strange[0] in expected else 'not of this student'}")
+def check_same_shape(first: str, first_shape: Sequence[int], second: str, second_shape: Sequence[int]) -> None:
+    """Raise ValueError, with both names, unless the inputs of two data sets have the same shape."""
+    if tuple(first_shape) != tuple(second_shape):
+        raise ValueError(
+            f"{first} has inputs of shape {list(first_shape)}, {second} of {list(second_shape)}: one forward runs over both, "
+            "so the shapes must be equal"
+        )
+
+
+def _check_tensors(given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, is_complete: bool) -> None:
+    """Raise ValueError for the first tensor that is unexpected, of another shape or type, or (if `is_complete`) missing."""
+    wrong = sorted(given.keys() - expected.keys()) or (sorted(expected.keys() - given.keys()) if is_complete else [])
+    if wrong:
+        raise ValueError(f"'{wrong[0]}' is {'missing' if wrong[0] in expected else 'not a tensor of this student'}")
     for name, tensor in given.items():
         if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
-            there, here = f"{list(tensor.shape)} of {tensor.dtype}", f"{list(expected[name].shape)} of {expected[name].dtype}"
-            raise ValueError(f"'{name}' is {there}, and this student's {here}")
+            found, needed = f"{list(tensor.shape)} {tensor.dtype}", f"{list(expected[name].shape)} {expected[name].dtype}"
+            raise ValueError(f"'{name}' is {found}, must be {needed}")
 
 
 class TorchTeam:
-    """The OpenMP team of the calling thread, as scheduler.live.binding.ThreadTeam wants it."""
+    """The OpenMP thread team of the calling thread; implements scheduler.live.binding.ThreadTeam."""
 
     def size(self) -> int:
-        """Number of threads, master included."""
+        """Return the number of threads, master included."""
         return torch.get_num_threads()
 
     def resize(self, num_threads: int) -> None:
-        """Change the number of threads; torch applies it to the calling thread only."""
+        """Set the number of threads. torch applies it to the calling thread only."""
         torch.set_num_threads(num_threads)
 
     def exercise(self) -> None:
-        """A few parallel operations that give every thread of the team something to do; about 0.1 ms."""
+        """Run a few parallel operations that use every thread of the team; takes about 0.1 ms."""
         values = torch.zeros(torch.get_num_threads() * _PROBE_ELEMENTS_PER_THREAD)
         for _ in range(_PROBE_ROUNDS):
             values.add_(1.0)

@@ -1,9 +1,11 @@
-"""Places between two layers of a model, inside a Forward or a Backward, where training may be interrupted for a moment.
+"""Yield points: places between two layers, within a Forward or a Backward, where training can pause or change its cores.
 
-Before a layer's forward a pre-hook of the module runs; before its backward, a pre-hook of the autograd node that made its output.
-Neither touches a tensor, so results stay what they are, and for a graph on the CPU both run in the thread that trains. (Hooks of
-modules for the backward pass wrap the tensors instead, and break where a layer works in place.) A hook takes 5 to 10 us, which in
-a model of many small layers is a tenth of its step: `measure` finds the few places that are worth one. One long layer is not split.
+A pre-hook of the module runs before a layer's forward; a pre-hook of the autograd node of its output runs before its backward.
+Neither hook touches a tensor, so results do not change. On the CPU both run in the training thread. (Backward hooks of modules wrap
+the tensors instead and fail for layers that work in place.)
+
+A hook takes 5 to 10 us, which is a tenth of the step in a model of many small layers. `find_yield_points` therefore selects only
+points far enough apart. A single long layer is not split.
 """
 
 import time
@@ -19,67 +21,67 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 GAP_S = 0.010
-"""Least time from one place to the next: a thousand times what a hook takes, and a tenth of what a new allocation may wait."""
+"""Minimum time between two yield points: 1000 times the cost of a hook, a tenth of the delay allowed for a new allocation."""
 
-_CALL_S = GAP_S / 10
-"""A layer that is called more often than this, on the average, is no place: every one of its calls would run the hook."""
+_MIN_CALL_INTERVAL_S = GAP_S / 10
+"""A layer called more often than this on average is no yield point, because every call would run the hook."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YieldPoints:
-    """Layers by name: those before whose forward, and those before whose backward, training may be interrupted."""
+    """Names of the layers with a yield point before their forward, and of those with one before their backward."""
 
     forward: frozenset[str]
     backward: frozenset[str]
 
 
-NOWHERE = YieldPoints(forward=frozenset(), backward=frozenset())
+NO_YIELD_POINTS = YieldPoints(forward=frozenset(), backward=frozenset())
 
 
-def everywhere(model: nn.Module) -> YieldPoints:
-    """Every layer, which is every module that has no other inside."""
+def every_layer(model: nn.Module) -> YieldPoints:
+    """Return a yield point before each layer. A layer is a module without submodules."""
     names = frozenset(name for name, _ in _layers(model))
     return YieldPoints(forward=names, backward=names)
 
 
 @contextmanager
-def interruptible(model: nn.Module, places: YieldPoints, between_layers: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, `between_layers` is called at these places. What it raises ends the pass."""
+def interruptible(model: nn.Module, points: YieldPoints, between_layers: Callable[[], None]) -> Iterator[None]:
+    """Call `between_layers` at each of these points while the block runs. An exception from it ends the pass."""
     with ExitStack() as hooks:
         for name, layer in _layers(model):
-            if name in places.forward:
+            if name in points.forward:
                 hooks.callback(_before_forward(layer, between_layers).remove)
-            if name in places.backward:
+            if name in points.backward:
                 hooks.callback(_before_backward(layer, between_layers).remove)
         yield
 
 
-def measure(model: nn.Module, step: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> YieldPoints:
-    """The places of `model` that lie GAP_S apart, found by running `step`, one forward and one backward of it."""
+def find_yield_points(model: nn.Module, step: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> YieldPoints:
+    """Return points of `model` at least GAP_S apart, measured while `step` runs one forward and one backward."""
     forward: list[tuple[str, float]] = []
     backward: list[tuple[str, float]] = []
 
-    def mark(marks: list[tuple[str, float]], name: str) -> None:
-        marks.append((name, clock()))
+    def visit(visits: list[tuple[str, float]], name: str) -> None:
+        visits.append((name, clock()))
 
     with ExitStack() as hooks:
         for name, layer in _layers(model):
-            hooks.callback(_before_forward(layer, partial(mark, forward, name)).remove)
-            hooks.callback(_before_backward(layer, partial(mark, backward, name)).remove)
+            hooks.callback(_before_forward(layer, partial(visit, forward, name)).remove)
+            hooks.callback(_before_backward(layer, partial(visit, backward, name)).remove)
         step()
-    return YieldPoints(forward=spaced(forward), backward=spaced(backward))
+    return YieldPoints(forward=select_spaced(forward), backward=select_spaced(backward))
 
 
-def spaced(marks: Sequence[tuple[str, float]]) -> frozenset[str]:
-    """Of the layers of one pass, each with the time in seconds when it was reached, those to interrupt at."""
-    if not marks:
+def select_spaced(visits: Sequence[tuple[str, float]]) -> frozenset[str]:
+    """Select the layers to yield at from the (layer name, time in seconds) visits of one pass."""
+    if not visits:
         return frozenset()
-    (_, last), (_, end) = marks[0], marks[-1]
-    most_calls = (end - last) / _CALL_S
-    calls = Counter(name for name, _ in marks)
+    (_, last), (_, end) = visits[0], visits[-1]
+    max_calls = (end - last) / _MIN_CALL_INTERVAL_S
+    calls = Counter(name for name, _ in visits)
     chosen = set()
-    for name, reached in marks:
-        if reached - last >= GAP_S and calls[name] <= most_calls:
+    for name, reached in visits:
+        if reached - last >= GAP_S and calls[name] <= max_calls:
             chosen.add(name)
             last = reached
     return frozenset(chosen)
@@ -103,13 +105,13 @@ def _before_backward(layer: nn.Module, call: Callable[[], None]) -> RemovableHan
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         node = _node_of(output)
         if node is not None:
-            node.register_prehook(before_node)  # it goes with the graph, at the end of the step
+            node.register_prehook(before_node)  # freed with the graph at the end of the step
 
     return layer.register_forward_hook(hook)
 
 
 def _node_of(output: Any) -> torch.autograd.graph.Node | None:
-    """The autograd node that made a layer's output, or the first of several; None if there is nothing to differentiate."""
+    """Return the autograd node of a layer's output, or of its first differentiable tensor; None if there is none."""
     if isinstance(output, torch.Tensor):
         return output.grad_fn
     if isinstance(output, tuple | list):

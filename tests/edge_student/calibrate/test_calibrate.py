@@ -547,7 +547,7 @@ def test_a_comm_worker_that_dies_ends_the_calibration(tmp_path: Path) -> None:
             assert student.stderr is not None
             said += student.stderr.read()
     assert student.returncode == 1, said
-    assert "died: killed by signal 9" in said.splitlines()[-1]
+    assert "ended early: killed by signal 9" in said.splitlines()[-1]
     assert not path.exists()
 
 

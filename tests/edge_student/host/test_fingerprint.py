@@ -1,29 +1,15 @@
-"""Which device a profile is of: what is read, what is compared, and that each refusal names the value, the rule and the remedy."""
+"""The fingerprint of a device: kernel files, power mode, OpenMP runtimes, and missing values."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from edge_student.host.counters import Machine
 from edge_student.host.fingerprint import fingerprint, openmp_runtimes
-from edge_student.run.profile_match import check_profile, settings_of
-from edge_student.settings.student import StudentConfig
 
-HERE: dict[str, Any] = {
-    "cpu": "Cortex-A72",
-    "architecture": "aarch64",
-    "cores": [0, 1, 2, 3],
-    "governor": "performance",
-    "power_mode": None,
-    "min_khz": "600000",
-    "max_khz": "1500000",
-    "torch": "2.11.0",
-    "openmp": ["libgomp.so.1"],
-    "spinning": {},
-}
-WORK = settings_of(StudentConfig(private="digits:private"), device="cpu", input_shape=(1, 8, 8), num_classes=10)
+KEYS = {"cpu", "architecture", "cores", "governor", "power_mode", "min_khz", "max_khz", "torch", "openmp", "spinning"}
 
 
 @pytest.fixture
@@ -39,16 +25,16 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_what_cores_agree_on_is_told_once(root: Path) -> None:
-    found = fingerprint((0, 1), {"GOMP_SPINCOUNT": "30000", "HOME": "/root"}, root=root)
+    found = fingerprint((0, 1), {"GOMP_SPINCOUNT": "30000", "HOME": "/root"}, Machine(root=root))
     assert (found["governor"], found["min_khz"], found["max_khz"]) == ("performance", "600000", "1500000")
     assert found["cores"] == [0, 1]
     assert found["spinning"] == {"GOMP_SPINCOUNT": "30000"}
-    assert fingerprint((1, 2), {}, root=root)["max_khz"] == ["1500000", "2400000"]
-    assert set(found) == set(HERE)
+    assert fingerprint((1, 2), {}, Machine(root=root))["max_khz"] == ["1500000", "2400000"]
+    assert set(found) == KEYS
 
 
 def test_a_machine_that_says_nothing_has_a_fingerprint_too(tmp_path: Path) -> None:
-    found = fingerprint((0,), {}, root=tmp_path)
+    found = fingerprint((0,), {}, Machine(root=tmp_path))
     assert (found["governor"], found["max_khz"], found["power_mode"], found["openmp"]) == (None, None, None, [])
     assert found["torch"]
     assert json.loads(json.dumps(found)) == found
@@ -72,7 +58,7 @@ def test_a_jetson_is_asked_for_its_power_mode(
     program.write_text(f'#!/bin/sh\ntest "$*" = -q && printf "{answer}"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    assert fingerprint((0,), {}, root=tmp_path)["power_mode"] == mode
+    assert fingerprint((0,), {}, Machine(root=tmp_path))["power_mode"] == mode
 
 
 def test_loaded_openmp_runtimes_are_named_once(tmp_path: Path) -> None:
@@ -82,79 +68,4 @@ def test_loaded_openmp_runtimes_are_named_once(tmp_path: Path) -> None:
         "7f01 r--p /site-packages/torch/lib/libgomp-e985bcbb.so.1.0.0",
     ]
     (tmp_path / "proc/self/maps").write_text("\n".join([*lines, "7f02 r-xp /usr/lib/libiomp5.so", "7f03 r-xp /usr/lib/libc.so.6"]))
-    assert openmp_runtimes(tmp_path) == ["libgomp-e985bcbb.so.1.0.0", "libiomp5.so"]
-
-
-def test_the_same_device_and_work_are_accepted() -> None:
-    data = json.loads(json.dumps({"fingerprint": HERE, "settings": WORK}))
-    check_profile(data, fingerprint=HERE, settings=WORK)
-
-
-@pytest.mark.parametrize("data", [{}, [], None, {"fingerprint": None, "settings": 3}, {"fingerprint": {}, "settings": {}}])
-def test_what_a_profile_does_not_say_is_not_held_against_it(data: Any) -> None:
-    check_profile(data, fingerprint=HERE, settings=WORK)
-
-
-@pytest.mark.parametrize("harmless", [{"min_khz": "1"}, {"openmp": ["other"]}, {"spinning": {"GOMP_SPINCOUNT": "1"}}])
-def test_what_does_not_make_another_device_is_only_recorded(harmless: dict[str, Any]) -> None:
-    check_profile({"fingerprint": HERE | harmless}, fingerprint=HERE, settings=WORK)
-
-
-def refusal(data: dict[str, Any]) -> str:
-    with pytest.raises(ValueError) as error:
-        check_profile(data, fingerprint=HERE, settings=WORK)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("cpu", "Cortex-A76", "measured with cpu Cortex-A76, and here it is Cortex-A72: another processor has other rates, or run"),
-        ("architecture", "x86_64", "architecture x86_64, and here it is aarch64: another processor"),
-        (
-            "cores",
-            [2, 3],
-            "cores 2, 3, and here it is 0, 1, 2, 3: other cores may have other rates; name these with --cores, or run calibrate",
-        ),
-        ("governor", "powersave", "governor powersave, and here it is performance: rates change with the clock; set it back, or"),
-        ("power_mode", "15W", "power mode 15W, and here it is unset: rates change"),
-        ("torch", "2.12.0", "torch 2.12.0, and here it is 2.11.0: its kernels may be others"),
-    ],
-)
-def test_another_device_is_refused(key: str, value: Any, words: str) -> None:
-    said = refusal({"fingerprint": HERE | {key: value}})
-    assert words in said
-    assert said.endswith("run calibrate again")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        (
-            "model",
-            "cnn:width=8",
-            "measured for model cnn:width=8, and this run has cnn: other work takes other times; use the same, or",
-        ),
-        ("batch_size", 64, "batch size 64, and this run has 32"),
-        ("public_batch", 64, "public batch 64, and this run has 128"),
-        ("encoding", "float16", "encoding float16, and this run has float32"),
-        ("input_shape", [3, 32, 32], "input shape 3, 32, 32, and this run has 1, 8, 8"),
-        ("num_classes", 100, "num classes 100, and this run has 10"),
-        ("device", "cuda", "device cuda, and this run has cpu"),
-        ("torch_threads", 1, "torch threads 1, and this run has unset"),
-    ],
-)
-def test_other_work_is_refused(key: str, value: Any, words: str) -> None:
-    said = refusal({"settings": WORK | {key: value}})
-    assert words in said
-    assert said.endswith("run calibrate again")
-
-
-def test_another_data_set_of_the_same_shape_is_the_same_work() -> None:
-    check_profile({"settings": WORK | {"private": "x:private", "public": "x:public"}}, fingerprint=HERE, settings=WORK)
-
-
-def test_a_shape_that_is_not_known_yet_is_not_compared() -> None:
-    early = settings_of(StudentConfig(private="digits:private"), device="cpu")
-    check_profile({"settings": WORK}, fingerprint=HERE, settings=early)
+    assert openmp_runtimes(Machine(root=tmp_path)) == ["libgomp-e985bcbb.so.1.0.0", "libiomp5.so"]

@@ -43,9 +43,9 @@ def test_a_disturbed_run_runs_again_at_the_end_of_its_turn(caplog: pytest.LogCap
     assert order_of(runs)[:5] == [("os-default", 0, 1), ("b", 0, 1), ("c", 0, 1), ("b", 0, 2), ("b", 0, 3)]
     assert order_of(runs)[5:] == [("c", 1, 1), ("b", 1, 1), ("os-default", 1, 1)]
     assert [run["valid"] for run in runs if run["policy"] == "b" and run["repeat"] == 0] == [False, False, True]
-    assert runs[1]["notes"] == ["disturbed: others used 50.0% of the run's cores (make 5.00 s)"]
-    assert "b, repeat 0, attempt 1, was disturbed: others used 50.0%" in caplog.text
-    assert "attempt 2 of 3 for what was disturbed: b" in caplog.text
+    assert runs[1]["notes"] == ["disturbed: other processes used 50.0% of the run's cores (make 5.00 s)"]
+    assert "b, repeat 0, attempt 1, was disturbed: other processes used 50.0%" in caplog.text
+    assert "attempt 2 of 3 for disturbed runs: b" in caplog.text
 
 
 def test_repetitions_keep_the_order_of_their_turn() -> None:
@@ -83,7 +83,7 @@ def test_after_a_turn_without_a_quiet_run_nothing_is_repeated_until_there_is_one
     assert order_of(runs)[-3:] == [("os-default", 2, 1), ("b", 2, 1), ("b", 2, 2)]
     assert sum(run["valid"] for run in runs) == 6
     assert is_complete(["os-default", "b"], 3, runs)
-    assert caplog.text.count("not repeated until one is") == 1
+    assert caplog.text.count("not repeated until a run is undisturbed") == 1
 
 
 def test_the_slow_are_not_repeated_and_the_fast_are_not_kept_only_the_disturbed() -> None:

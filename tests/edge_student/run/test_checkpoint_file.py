@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from edge_student.run import checkpoint_file
-from edge_student.run.checkpoint_file import BEFORE, DAMAGED, NEWEST, Checkpoint, CheckpointError
+from edge_student.run.checkpoint_file import DAMAGED, NEWEST, PREVIOUS, Checkpoint, CheckpointError
 
 WRITER = """
 import os, sys
@@ -80,7 +80,7 @@ def test_what_was_saved_is_loaded_and_two_generations_are_kept(tmp_path: Path) -
     for number in (1, 2, 3):
         assert checkpoint_file.save(tmp_path, made(number)) == (tmp_path / NEWEST).stat().st_size
         assert number_of(checkpoint_file.load(tmp_path)) == number
-    assert sorted(path.name for path in tmp_path.iterdir()) == [BEFORE, NEWEST]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, NEWEST]
     (tmp_path / NEWEST).unlink()
     assert number_of(checkpoint_file.load(tmp_path)) == 2
 
@@ -114,9 +114,9 @@ def test_a_writer_killed_at_any_step_leaves_the_old_or_the_new(tmp_path: Path) -
     seen = []
     for folder in killed_at_every_step(base, tmp_path):
         seen.append(number_of(checkpoint_file.load(folder)))
-        assert {path.name for path in folder.iterdir()} == {NEWEST, BEFORE}, "nothing else lies about once it was loaded"
+        assert {path.name for path in folder.iterdir()} == {NEWEST, PREVIOUS}, "nothing else lies about once it was loaded"
         checkpoint_file.save(folder, made(4))  # and the next one can be written
-        assert {path.name for path in folder.iterdir()} == {NEWEST, BEFORE}, "nor once the next one was written"
+        assert {path.name for path in folder.iterdir()} == {NEWEST, PREVIOUS}, "nor once the next one was written"
         assert number_of(checkpoint_file.load(folder)) == 4
     assert set(seen) == {2, 3}
     assert seen[-1] == 3
@@ -135,7 +135,7 @@ def test_a_writer_killed_at_any_step_after_a_damaged_one_leaves_the_good_one_or_
     seen = []
     for folder in killed_at_every_step(base, tmp_path):
         seen.append(number_of(checkpoint_file.load(folder)))
-        assert {path.name for path in folder.iterdir()} <= {NEWEST, BEFORE, DAMAGED}
+        assert {path.name for path in folder.iterdir()} <= {NEWEST, PREVIOUS, DAMAGED}
     assert set(seen) == {1, 3}
     assert seen[-1] == 3
 
@@ -143,8 +143,8 @@ def test_a_writer_killed_at_any_step_after_a_damaged_one_leaves_the_good_one_or_
 @pytest.mark.promise(number=15)
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint_file.save(tmp_path, made(1))
-    monkeypatch.setattr(checkpoint_file, "MOST_BYTES", 4000)
-    with pytest.raises(OSError, match="none of more than 4000 is read again") as refused:
+    monkeypatch.setattr(checkpoint_file, "MAX_BYTES", 4000)
+    with pytest.raises(OSError, match="must have at most 4000") as refused:
         checkpoint_file.save(tmp_path, made(2))
     assert refused.value.filename == str(tmp_path / NEWEST)
     assert {path.name for path in tmp_path.iterdir()} == {NEWEST}
@@ -161,7 +161,7 @@ def test_an_altered_file_is_left_for_the_one_before_it(where: str, tmp_path: Pat
     (tmp_path / NEWEST).write_bytes(data)
     assert number_of(checkpoint_file.load(tmp_path)) == 1
     assert NEWEST in caplog.text
-    assert "going on from the checkpoint before it" in caplog.text
+    assert "resuming from the previous checkpoint" in caplog.text
 
 
 @pytest.mark.promise(number=15)
@@ -179,8 +179,8 @@ def test_where_none_can_be_used_it_says_so_and_what_to_do(tmp_path: Path) -> Non
     for number in (1, 2):
         checkpoint_file.save(tmp_path, made(number))
     (tmp_path / NEWEST).write_bytes(b"x" * 100)
-    (tmp_path / BEFORE).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be used .*no checkpoint of this version.*leave --resume out"):
+    (tmp_path / PREVIOUS).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be used .*not a checkpoint of this version.*omit --resume"):
         checkpoint_file.load(tmp_path)
 
 
@@ -218,7 +218,7 @@ def test_what_is_no_file_or_far_too_large_is_left_unread_for_the_one_before_it(t
     assert is_passed_over()
     newest.symlink_to("/dev/zero")  # to read it would take all memory
     assert is_passed_over()
-    for num_bytes in (checkpoint_file.MOST_BYTES + 1, checkpoint_file.MOST_BYTES):  # of the second only the first word is read
+    for num_bytes in (checkpoint_file.MAX_BYTES + 1, checkpoint_file.MAX_BYTES):  # of the second only the first word is read
         with newest.open("wb") as sparse:
             sparse.truncate(num_bytes)
         assert is_passed_over()

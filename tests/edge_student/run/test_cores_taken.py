@@ -78,7 +78,7 @@ def test_a_core_that_goes_when_all_has_been_received_is_missed_as_well(cpuset: C
     assert max(received) < change["time"], "it was still receiving"
     result = json.loads((out / "result.json").read_text())
     assert not result["valid"]
-    assert sum(note.startswith("cores were taken away or given back") for note in result["notes"]) == 1
+    assert sum(note.startswith("the allowed cores changed") for note in result["notes"]) == 1
 
 
 @pytest.mark.slow

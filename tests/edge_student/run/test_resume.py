@@ -2,11 +2,10 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +19,11 @@ from edge_student.events.buffer import EventBuffer
 from edge_student.events.log_file import EventFile
 from edge_student.run import checkpoint_file, checkpoint_writer
 from edge_student.run.caveats import Caveats
-from edge_student.run.checkpoint_file import BEFORE, NEWEST
-from edge_student.run.checkpoint_writer import Checkpoints
-from edge_student.run.resume import Past
-from edge_student.run.signals import Interruption, Terminated
+from edge_student.run.checkpoint_file import NEWEST, PREVIOUS
+from edge_student.run.checkpoint_writer import CheckpointWriter
+from edge_student.run.resume import ResumeState
+from edge_student.run.signals import SignalHandler, Terminated
+from edge_student.settings.student import TrainConfig
 from edge_student.training.trainer import Trainer
 from edgekd.files import claim_folder
 
@@ -51,7 +51,7 @@ class Noisy(torch.nn.Module):
 def noisy_trainer() -> Trainer:
     torch.manual_seed(11)
     trainer = Trainer(student=Noisy(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
-    trainer.keep_boundaries()
+    trainer.enable_snapshots()
     return trainer
 
 
@@ -95,7 +95,7 @@ def test_a_snapshot_taken_anywhere_is_that_of_the_last_whole_cycle(number: int) 
     other.train(2, Boundaries(), Logits(), lambda done: None)  # it has a past of its own, of which nothing may stay
     other.restore(snapshot, number // 2)
     assert other.num_cycles == number // 2
-    other.keep_boundaries()
+    other.enable_snapshots()
     other.train(5, Boundaries(), Logits(), lambda done: None, start=number // 2)
     assert state(other) == state(whole)
 
@@ -116,12 +116,12 @@ def test_a_snapshot_does_not_change_when_training_goes_on() -> None:
     [
         ({"student.last.weight": torch.zeros(3)}, r"'last.weight' is \[3\]"),
         ({"student.last.weight": torch.zeros(10, 64, dtype=torch.float64)}, "float64"),
-        ({"student.nonsense": torch.zeros(1)}, "'nonsense' is not of this student"),
-        ({"momentum.77": torch.zeros(1)}, "'77' is not of this student"),
+        ({"student.nonsense": torch.zeros(1)}, "'nonsense' is not a tensor of this student"),
+        ({"momentum.77": torch.zeros(1)}, "'77' is not a tensor of this student"),
         ({"momentum.0": torch.zeros(9)}, r"'0' is \[9\]"),
-        ({"random.cpu": torch.zeros(3, dtype=torch.uint8)}, "random state of cpu is none"),
-        ({"random.cpu": torch.zeros(5056)}, "random state of cpu is none"),
-        ({"other": torch.zeros(1)}, "'other' belongs to no student"),
+        ({"random.cpu": torch.zeros(3, dtype=torch.uint8)}, "random generator state of cpu is invalid"),
+        ({"random.cpu": torch.zeros(5056)}, "random generator state of cpu is invalid"),
+        ({"other": torch.zeros(1)}, "'other' is not part of a snapshot"),
     ],
 )
 def test_a_snapshot_of_another_student_is_refused_and_changes_nothing(change: dict[str, torch.Tensor], complaint: str) -> None:
@@ -144,15 +144,15 @@ def test_a_snapshot_without_a_weight_or_a_random_state_is_refused() -> None:
 
 
 def test_a_signal_in_a_step_is_raised_after_it_was_counted() -> None:
-    interruption = Interruption()
-    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE, uninterrupted=interruption.deferred)
-    trainer.keep_boundaries()
+    signals = SignalHandler()
+    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE, defer_signals=signals.deferred)
+    trainer.enable_snapshots()
     step = trainer._optimizer.step
     seen: list[int] = []
 
     def torn_step() -> None:
         seen.append(trainer.num_cycles)
-        interruption.hear(signal.SIGTERM, None)
+        signals.handle(signal.SIGTERM, None)
         step()
 
     trainer._optimizer.step = torn_step  # type: ignore[method-assign]
@@ -168,24 +168,24 @@ def test_a_signal_in_a_step_is_raised_after_it_was_counted() -> None:
 
 
 def test_signals_are_deferred_let_through_and_deferred_again() -> None:
-    interruption = Interruption()
+    signals = SignalHandler()
     said = []
 
     def work() -> None:
-        with interruption.deferred():
-            interruption.hear(signal.SIGINT, None)
+        with signals.deferred():
+            signals.handle(signal.SIGINT, None)
             said.append("first")
-            with pytest.raises(KeyboardInterrupt), interruption.allowed():
+            with pytest.raises(KeyboardInterrupt), signals.allowed():
                 said.append("never")
             said.append("through")
-            interruption.hear(signal.SIGINT, None)
+            signals.handle(signal.SIGINT, None)
             said.append("second")
 
     with pytest.raises(KeyboardInterrupt):
         work()
     assert said == ["first", "through", "second"]
     with pytest.raises(Terminated):
-        interruption.hear(signal.SIGTERM, None)
+        signals.handle(signal.SIGTERM, None)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_an_edge_that_is_killed_goes_on_with_the_same_result(policy: str, addres
     assert status == -signal.SIGKILL, said
     status, said = begin_and_end([*command, "--resume"], f"280 of {CYCLES}", signal.SIGKILL)
     assert status == -signal.SIGKILL, said
-    assert "going on after " in said
+    assert "resuming after " in said
     finished = run([*command, "--resume"])
     assert finished.returncode == 0, finished.stderr
     assert weights(tmp_path) == weights(whole)
@@ -233,12 +233,12 @@ def test_an_edge_that_is_killed_goes_on_with_the_same_result(policy: str, addres
     assert result["valid"]
     assert len(result["resumed_at"]) == 2
     assert 0 < result["resumed_at"][0] < result["resumed_at"][1] < CYCLES
-    assert any(note.startswith("went on from a checkpoint at cycle") for note in result["notes"])
+    assert any(note.startswith("resumed from a checkpoint at cycle") for note in result["notes"])
     assert result["num_checkpoints"] >= 2
     log = events(tmp_path)
     last = max(record.get("ended", record.get("time", 0.0)) for record in log)
     assert result["wall_clock_s"] == pytest.approx(last, abs=1.0)
-    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == [BEFORE, NEWEST]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == [PREVIOUS, NEWEST]
 
 
 @pytest.mark.slow
@@ -280,7 +280,7 @@ def test_what_fails_at_the_end_of_a_run_keeps_nothing_else_from_being_saved(addr
     blind = [command[0], "-c", BLIND, *command[3:]]
     found, said = begin_and_end(blind, f"160 of {CYCLES}", signal.SIGTERM)
     assert found == 0, said
-    assert "and then: RuntimeError: the machine is not to be looked at" in said
+    assert "another error: RuntimeError: the machine is not to be looked at" in said
     finished = run([*blind, "--resume"])
     assert finished.returncode == 1
     assert "the machine is not to be looked at" in finished.stderr
@@ -300,14 +300,14 @@ def test_a_run_that_was_whole_trains_on_with_more_cycles_and_not_at_all_with_as_
     modified = (tmp_path / "student.safetensors").stat().st_mtime_ns
     again = run([*short, "--resume"])
     assert again.returncode == 0
-    assert "nothing is left to do" in again.stderr
+    assert "nothing to do" in again.stderr
     assert (tmp_path / "student.safetensors").stat().st_mtime_ns == modified
     longer = run(student_command(address, tmp_path, *EXACT, "--resume", "--logits", "online"))
     assert longer.returncode == 0, longer.stderr
     assert weights(tmp_path) == weights(whole)
     fewer = run([*short, "--resume"])
     assert fewer.returncode == 2
-    assert f"has a checkpoint of cycle {CYCLES} already" in fewer.stderr
+    assert f"--cycles is 150, must be at least {CYCLES}" in fewer.stderr
 
 
 @pytest.mark.slow
@@ -317,9 +317,9 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(address: str, tmp_pat
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     refused = run([*command, "--cycles", "30", "--resume", "--private-samples", "65"])
     assert refused.returncode == 2
-    assert "--private-samples is 65, and was 64" in refused.stderr
+    assert "--private-samples is 65, must be 64 as in the checkpoint" in refused.stderr
     for flags, complaint in (
-        (["--lr", "0.01"], "--lr is 0.01, and was 0.05"),
+        (["--lr", "0.01"], "--lr is 0.01, must be 0.05 as in the checkpoint"),
         (["--encoding", "int8"], "--encoding is 'int8'"),
     ):
         for more in (["--cycles", "30"], []):  # also where nothing would be left to do
@@ -338,7 +338,7 @@ def test_a_checkpoint_of_another_teacher_is_refused(address: str, tmp_path: Path
     with teacher(tmp_path / "store", "--seed", "9") as other:
         refused = run(student_command(other.address, tmp_path / "out", *EXACT, "--cycles", "30", "--resume"))
     assert refused.returncode == 2, refused.stderr
-    assert "logits of two are never mixed" in refused.stderr
+    assert "logits of two teachers are never mixed" in refused.stderr
 
 
 @pytest.mark.slow
@@ -351,7 +351,7 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before_it_with_the_same_result
     (tmp_path / NEWEST).write_bytes(data[: len(data) // 2])
     finished = run([*command, "--resume"])
     assert finished.returncode == 0, finished.stderr
-    assert "going on from the checkpoint before it" in finished.stderr
+    assert "resuming from the previous checkpoint" in finished.stderr
     assert weights(tmp_path) == weights(whole)
     assert trained_once(tmp_path)
 
@@ -363,24 +363,23 @@ def test_a_run_that_is_ended_before_its_first_cycle_leaves_the_checkpoint_that_i
 ) -> None:
     """The signal comes when all is loaded and nothing is trained yet."""
     from edge_student.run.run import Run
-    from edge_student.settings.student import TrainConfig
     from edgekd.cli.command import parse
     from scheduler.live.threads import allowed_cores
 
     command = student_command(address, tmp_path, "--policy", "os-default", *EXACT)
     assert run([*command, "--cycles", "100"]).returncode == 0
-    interruption = Interruption()
+    signals = SignalHandler()
     config = parse(TrainConfig, [*command[4:], "--resume"], prog="", description="")
-    running = Run(config, tuple(sorted(allowed_cores())), interruption)
-    look = running._sampler.before
+    with Run(config, tuple(sorted(allowed_cores())), signals) as running:
+        read_counters = running._sampler.before
 
-    def look_and_hear() -> None:
-        look()
-        interruption.hear(signal.SIGTERM, None)
+        def read_and_terminate() -> None:
+            read_counters()
+            signals.handle(signal.SIGTERM, None)
 
-    monkeypatch.setattr(running._sampler, "before", look_and_hear)
-    with pytest.raises(Terminated):
-        running.execute()
+        monkeypatch.setattr(running._sampler, "before", read_and_terminate)
+        with pytest.raises(Terminated):
+            running.execute()
     kept = checkpoint_file.load(tmp_path)
     assert kept is not None
     assert kept.facts["num_cycles"] == 100
@@ -411,55 +410,21 @@ def test_marks_of_a_run_outlive_its_process() -> None:
             Caveats.from_json(wrong, "here")
 
 
-def test_a_log_that_cannot_be_written_keeps_its_records_in_order(tmp_path: Path) -> None:
-    buffer, log = EventBuffer(), EventFile(tmp_path / "events.jsonl")
-    for started in (1.0, 2.0):
-        buffer.record({"event": "checkpoint", "index": 1, "started": started, "ended": started + 0.5})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-    try:
-        with pytest.raises(OSError, match="large"):
-            log.append(buffer)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    buffer.record({"event": "checkpoint", "index": 2, "started": 3.0, "ended": 3.5})
-    log.append(buffer)
-    assert [record["started"] for record in events(tmp_path)] == [1.0, 2.0, 3.0]
-    assert (log.totals.num_checkpoints, log.totals.checkpoint_s, buffer.records) == (3, 1.5, [])
-    assert log.num_bytes == (tmp_path / "events.jsonl").stat().st_size
-
-
-def test_half_of_what_was_to_be_logged_is_not_left_on_a_full_disk(tmp_path: Path) -> None:
-    buffer, log = EventBuffer(), EventFile(tmp_path / "events.jsonl")
-    buffer.record({"event": "decision", "time": 1.0})
-    log.append(buffer)
-    whole = (tmp_path / "events.jsonl").read_bytes()
-    buffer.record({"event": "decision", "time": 2.0})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1]))
-    try:
-        with pytest.raises(OSError, match="large"):
-            log.append(buffer)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (tmp_path / "events.jsonl").read_bytes() == whole
-
-
 class FullDisk:
-    """What `Checkpoints` needs of a run, on a disk that takes nothing."""
+    """What `CheckpointWriter` needs of a run, on a disk that takes nothing."""
 
     def __init__(self, out: Path, every: float) -> None:
         self.buffer, self.log = EventBuffer(), EventFile(out / "events.jsonl")
         self.config = SimpleNamespace(out=out, checkpoint_every=every)
         trainer = SimpleNamespace(num_cycles=7, last_loss=0.5, snapshot=dict, student=torch.nn.Linear(1, 1))
-        self.checkpoints = Checkpoints(
+        self.checkpoints = CheckpointWriter(
             config=self.config,  # type: ignore[arg-type]
             identity={},
             trainer=trainer,  # type: ignore[arg-type]
             controller=SimpleNamespace(to_json=dict),  # type: ignore[arg-type]
             buffer=self.buffer,
             log=self.log,
-            past=Past(),
+            resumed=ResumeState(),
             caveats=Caveats,
         )
 
@@ -468,14 +433,14 @@ def test_a_full_disk_is_tried_once_in_a_while_and_told_once(tmp_path: Path) -> N
     disk = FullDisk(tmp_path, every=3600.0)
     (tmp_path / "checkpoint.new").mkdir()  # what nobody can open as a file
     disk.checkpoints.begin(time.monotonic())
-    for _ in range(checkpoint_writer.FULL_JOURNAL + 50):
+    for _ in range(checkpoint_writer.MAX_BUFFERED_RECORDS + 50):
         disk.buffer.record({"event": "decision", "time": 0.0})
     for _ in range(20):
         disk.checkpoints.on_cycle()
-        for _ in range(checkpoint_writer.FULL_JOURNAL):
+        for _ in range(checkpoint_writer.MAX_BUFFERED_RECORDS):
             disk.buffer.record({"event": "decision", "time": 0.0})
     (note,) = disk.checkpoints.notes
-    assert note.startswith("1 times a checkpoint or its log could not be written, first at cycle 7, ")
+    assert note.startswith("1 writes of a checkpoint or of events.jsonl failed, the first at cycle 7, ")
     assert disk.log.totals.num_checkpoints == 0
 
 
@@ -497,7 +462,7 @@ def test_on_a_small_disk_the_log_leaves_room_for_two_checkpoints_a_fresh_one_and
     free = size + size + student  # one is there, another and a fresh one are not
     disk.checkpoints.end(2.0)
     assert (tmp_path / "events.jsonl").read_bytes() == b""
-    assert (tmp_path / BEFORE).exists()
+    assert (tmp_path / PREVIOUS).exists()
     free = size + student + 100
     disk.checkpoints.end(3.0)
     assert [record["event"] for record in events(tmp_path)] == ["decision"]
@@ -517,7 +482,7 @@ def test_a_run_that_cannot_begin_leaves_the_earlier_one_as_it_is(address: str, t
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     again = run(student_command(address, tmp_path, *EXACT, "--cycles", "10"))
     assert again.returncode == 0
-    assert "held a checkpoint of an earlier run, which is replaced" in again.stderr
+    assert "had a checkpoint of an earlier run, which is removed" in again.stderr
     assert json.loads((tmp_path / "result.json").read_text())["cycles"] == 10
 
 
@@ -527,6 +492,18 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         claim_folder(tmp_path)
     os.close(claim)
     os.close(claim_folder(tmp_path))
+
+
+def test_a_run_unlocks_its_folder_when_its_constructor_fails_or_its_context_ends(tmp_path: Path) -> None:
+    from edge_student.run.run import Run
+
+    config = TrainConfig(teacher="127.0.0.1:1", private="digits:private", out=tmp_path)
+    for wrong in (replace(config, model="nonsense"), replace(config, policy="nonsense")):
+        with pytest.raises(ValueError, match="nonsense"):
+            Run(wrong, (0, 1))
+    for _ in range(2):
+        with Run(config, (0, 1)), pytest.raises(ValueError, match="another run"):
+            Run(config, (0, 1))
 
 
 def test_a_log_that_finds_no_room_keeps_no_checkpoint_from_being_written(tmp_path: Path) -> None:

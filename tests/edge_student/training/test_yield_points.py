@@ -11,7 +11,15 @@ from small_training import PRIVATE, PUBLIC, RECIPE, TEST, Boundaries, Logits, st
 from torch import nn
 
 from edge_student.training.trainer import TorchTeam, Trainer
-from edge_student.training.yield_points import GAP_S, NOWHERE, YieldPoints, everywhere, interruptible, measure, spaced
+from edge_student.training.yield_points import (
+    GAP_S,
+    NO_YIELD_POINTS,
+    YieldPoints,
+    every_layer,
+    find_yield_points,
+    interruptible,
+    select_spaced,
+)
 from edgekd.data.models import save_weights
 from scheduler.model.state import Task
 
@@ -60,10 +68,10 @@ class Metronome:
         return self.now
 
 
-def reached(model: nn.Module, places: YieldPoints) -> tuple[int, int, set[int]]:
+def reached(model: nn.Module, points: YieldPoints) -> tuple[int, int, set[int]]:
     """How often a step was interrupted in its forward and in its backward, and in which threads."""
     threads: list[int] = []
-    with interruptible(model, places, lambda: threads.append(threading.get_ident())):
+    with interruptible(model, points, lambda: threads.append(threading.get_ident())):
         loss = model(torch.ones(2, 1, 8, 8)).sum()
         forward = len(threads)
         loss.backward()
@@ -72,38 +80,38 @@ def reached(model: nn.Module, places: YieldPoints) -> tuple[int, int, set[int]]:
 
 def test_every_layer_is_reached_in_both_passes_by_the_thread_that_trains() -> None:
     model = block()
-    assert everywhere(model).forward == set(FORWARD), "modules that hold others are no layers"
-    assert reached(model, everywhere(model)) == (len(FORWARD), len(FORWARD), {threading.get_ident()})
+    assert every_layer(model).forward == set(FORWARD), "modules that hold others are no layers"
+    assert reached(model, every_layer(model)) == (len(FORWARD), len(FORWARD), {threading.get_ident()})
 
 
-def test_only_the_places_asked_for_are_reached() -> None:
+def test_only_the_points_asked_for_are_reached() -> None:
     assert reached(block(), YieldPoints(forward=frozenset({"twice"}), backward=frozenset({"conv"})))[:2] == (2, 1)
-    assert reached(block(), NOWHERE)[:2] == (0, 0)
+    assert reached(block(), NO_YIELD_POINTS)[:2] == (0, 0)
 
 
 def test_afterwards_nothing_is_left_on_the_model(tmp_path: Path) -> None:
     model = block()
     names = list(model.state_dict())
     calls: list[None] = []
-    with interruptible(model, everywhere(model), lambda: calls.append(None)):
+    with interruptible(model, every_layer(model), lambda: calls.append(None)):
         assert list(model.state_dict()) == names
         copy = deepcopy(model)
         save_weights(model, tmp_path / "a.safetensors")
     one_step(model)
     assert calls == []
     assert list(copy.state_dict()) == names
-    with pytest.raises(ZeroDivisionError), interruptible(model, everywhere(model), lambda: 1 // 0):
+    with pytest.raises(ZeroDivisionError), interruptible(model, every_layer(model), lambda: 1 // 0):
         one_step(model)
     one_step(model)
 
 
-@pytest.mark.parametrize("places", [YieldPoints(forward=frozenset({"last"}), backward=frozenset()), everywhere(block())])
-def test_what_is_raised_between_layers_comes_out_of_the_pass(places: YieldPoints) -> None:
+@pytest.mark.parametrize("points", [YieldPoints(forward=frozenset({"last"}), backward=frozenset()), every_layer(block())])
+def test_what_is_raised_between_layers_comes_out_of_the_pass(points: YieldPoints) -> None:
     def fail() -> None:
         raise ConnectionError("gave up")
 
     model = block()
-    with pytest.raises(ConnectionError, match="gave up"), interruptible(model, places, fail):
+    with pytest.raises(ConnectionError, match="gave up"), interruptible(model, points, fail):
         one_step(model)
 
 
@@ -118,25 +126,25 @@ def test_what_is_raised_in_a_backward_comes_out_of_it_as_it_is() -> None:
             loss.backward()
 
 
-def test_places_lie_apart_in_time() -> None:
-    marks = [("a", 0.0), ("b", 0.6 * GAP_S), ("c", 1.1 * GAP_S), ("d", 1.9 * GAP_S), ("e", 2.0 * GAP_S), ("f", 9.0 * GAP_S)]
-    assert spaced(marks) == {"c", "f"}
-    assert spaced([]) == spaced(marks[:2]) == frozenset(), "a step that is soon over is not interrupted"
+def test_points_lie_apart_in_time() -> None:
+    visits = [("a", 0.0), ("b", 0.6 * GAP_S), ("c", 1.1 * GAP_S), ("d", 1.9 * GAP_S), ("e", 2.0 * GAP_S), ("f", 9.0 * GAP_S)]
+    assert select_spaced(visits) == {"c", "f"}
+    assert select_spaced([]) == select_spaced(visits[:2]) == frozenset(), "a step that is soon over is not interrupted"
 
 
 def test_a_layer_that_is_called_all_the_time_is_no_place() -> None:
-    marks = [("cell", number * GAP_S / 100) for number in range(1000)]
-    assert spaced(marks) == frozenset()
-    assert spaced([*marks, ("last", marks[-1][1])]) == {"last"}
+    visits = [("cell", number * GAP_S / 100) for number in range(1000)]
+    assert select_spaced(visits) == frozenset()
+    assert select_spaced([*visits, ("last", visits[-1][1])]) == {"last"}
 
 
-def test_measuring_finds_the_places_of_both_passes() -> None:
+def test_measuring_finds_the_points_of_both_passes() -> None:
     model = block()
-    found = measure(model, lambda: one_step(model), clock=Metronome(0.6 * GAP_S))
+    found = find_yield_points(model, lambda: one_step(model), clock=Metronome(0.6 * GAP_S))
     # Two layers take longer than GAP_S: every second one is a place, in the order of either pass.
     assert found.forward == {"twice", "inner.1", "recurrent"}
     assert found.backward == {"twice", "inner.0", "norm"}
-    assert reached(model, NOWHERE)[:2] == (0, 0), "what measured is gone"
+    assert reached(model, NO_YIELD_POINTS)[:2] == (0, 0), "what measured is gone"
 
 
 class Resizing(Boundaries):
@@ -152,10 +160,10 @@ class Resizing(Boundaries):
         self.team.exercise()
 
 
-def trained(schedule: Boundaries, model: nn.Module, places: YieldPoints) -> dict[str, torch.Tensor]:
+def trained(schedule: Boundaries, model: nn.Module, points: YieldPoints) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     trainer = Trainer(student=model, private=PRIVATE, public=PUBLIC, recipe=RECIPE)
-    trainer._places = places
+    trainer._yield_points = points
     trainer.train(3, schedule, Logits(), lambda done: None)
     torch.set_num_threads(1)
     return trainer.student.state_dict()
@@ -164,24 +172,24 @@ def trained(schedule: Boundaries, model: nn.Module, places: YieldPoints) -> dict
 @pytest.mark.parametrize("make", [student, block], ids=["cnn", "block"])
 def test_interruptions_change_no_bit_of_what_is_trained(make: Callable[[], nn.Module]) -> None:
     schedule = Resizing(1)
-    interrupted = trained(schedule, make(), everywhere(make()))
-    undisturbed = trained(Boundaries(), make(), NOWHERE)
-    assert len(schedule.found) >= 3 * 2 * len(everywhere(make()).forward)
+    interrupted = trained(schedule, make(), every_layer(make()))
+    undisturbed = trained(Boundaries(), make(), NO_YIELD_POINTS)
+    assert len(schedule.found) >= 3 * 2 * len(every_layer(make()).forward)
     assert all(torch.equal(interrupted[name], tensor) for name, tensor in undisturbed.items())
 
 
 def test_a_team_sized_between_two_layers_keeps_its_size_in_both_passes() -> None:
     schedule = Resizing(1, 2)
-    trained(schedule, block(), everywhere(block()))
+    trained(schedule, block(), every_layer(block()))
     assert schedule.tasks == [Task.FORWARD, Task.BACKWARD] * 3
     assert schedule.found == ([1, 2] * len(schedule.found))[: len(schedule.found)]
 
 
 def test_a_trainer_asks_everywhere_until_its_warm_up_has_measured() -> None:
     trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
-    assert trainer._places == everywhere(trainer.student)
+    assert trainer._yield_points == every_layer(trainer.student)
     trainer.warm_up(10)
-    assert trainer._places.forward <= everywhere(trainer.student).forward
+    assert trainer._yield_points.forward <= every_layer(trainer.student).forward
     assert reached_by_accuracy(trainer) == 0
 
 
