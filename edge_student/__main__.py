@@ -78,7 +78,7 @@ def fetch(config: FetchConfig) -> int:
 
 def doctor(config: DoctorConfig) -> int:
     """Look at this device and at the way to its teacher."""
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format)
     # What the other commands refuse (a variable, a core, a file) is a finding here, so nothing is settled and nothing checked.
     from edge_student.doctor.doctor import look
 

@@ -3,17 +3,17 @@
 It reads a settings file that was written for another command of this program, which is where a device's settings stand anyway.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from edge_student.settings.fetch import FetchConfig
 from edge_student.settings.link import PublicInputs, Receiving
 from edge_student.settings.student import CalibrateConfig, CompareConfig, TrainConfig
-from edgekd.cli.command import LogLevel
+from edgekd.cli.command import LogFormat, LogLevel
 from edgekd.cli.cores import parse_cores
 from edgekd.wire.codec import Encoding
-from edgekd.wire.limits import MAX_BATCH_SIZE
+from edgekd.wire.limits import MAX_BATCH_SIZE, MAX_WINDOW
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +40,10 @@ class DoctorConfig(Receiving):
     """With --encoding topk, how many of each row's logits; without it, 10."""
     public_inputs: PublicInputs = "local"
     """Where the public images are to come from: local, stream or stored."""
+    window: int = 64
+    """Batches requested in one call."""
+    max_silence: float = 30.0
+    """Seconds a connected teacher may stay silent before its stream is cancelled."""
     tls_ca: Path | None = None
     """Authority that signed the teacher's certificate, in PEM; turns TLS on."""
     tls_cert: Path | None = None
@@ -54,6 +58,11 @@ class DoctorConfig(Receiving):
     """Print the findings as JSON."""
     log_level: LogLevel = "info"
     """Least severe message that is shown on stderr."""
+    log_format: LogFormat = "text"
+    """How messages on stderr look: text for people, json for machines, one object a line."""
+
+    max_wait: float = field(default=0.0, init=False)  # one attempt: doctor reports the cause of its failure
+    edge_id: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         if self.teacher is not None:
@@ -64,4 +73,7 @@ class DoctorConfig(Receiving):
             raise ValueError(f"--ring-mib is {self.ring_mib}, must be at least 1")
         if not 1 <= self.public_batch <= MAX_BATCH_SIZE:
             raise ValueError(f"--public-batch is {self.public_batch}, must be in 1 .. {MAX_BATCH_SIZE}")
+        if not 1 <= self.window <= MAX_WINDOW:
+            raise ValueError(f"--window is {self.window}, must be in 1 .. {MAX_WINDOW}")
+        self.check_max_silence()
         self.check_top_k()

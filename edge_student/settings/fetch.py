@@ -62,4 +62,4 @@ class FetchConfig(Receiving):
         for flag, value, most in (("--batch-size", self.batch_size, MAX_BATCH_SIZE), ("--window", self.window, MAX_WINDOW)):
             if not 1 <= value <= most:
                 raise ValueError(f"{flag} is {value}, must be in 1 .. {most}")
-        self.check_patience()
+        self.check_timeouts()

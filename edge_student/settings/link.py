@@ -4,11 +4,13 @@ Rules and no fields: each command lists its own, in its own order, because that 
 """
 
 import logging
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
+from edge_student.ipc.messages import Configure
 from edge_student.ipc.ring import RingShape
 from edgekd.cli.address import format_address, is_loopback, parse_addresses
-from edgekd.cli.command import LogLevel
+from edgekd.cli.command import LogFormat, LogLevel
 from edgekd.cli.tls import Secrets
 from edgekd.wire.codec import Encoding, Format
 from edgekd.wire.identity import read_id
@@ -34,10 +36,13 @@ class Receiving(Secrets):
     top_k: int | None
     public_inputs: PublicInputs
     insecure: bool
+    cache: Path
+    window: int
     max_wait: float
     max_silence: float
     edge_id: str
     log_level: LogLevel
+    log_format: LogFormat
 
     @property
     def form(self) -> Format:
@@ -56,19 +61,49 @@ class Receiving(Secrets):
         inputs = input_shape if self.input_encoding else ()
         return RingShape.one_slot(self.form, batch_size=batch_size, num_classes=num_classes, input_shape=inputs)
 
-    @property
-    def wire_settings(self) -> dict[str, Any]:
-        """What a comm worker of any of these commands is told, as messages.Configure has it: how logits and inputs travel, and
-        where the secrets of the wire are, empty for what was not given.
+    def configure(
+        self,
+        *,
+        teacher: str,
+        batch_size: int,
+        seed: int = 0,
+        niceness: int = 0,
+        is_idle: bool = False,
+        logits: str = "online",
+        dataset_digest: str = "",
+        num_streams: int = 1,
+        run_id: str = "",
+    ) -> Configure:
+        """Build the configuration of the comm worker. Every command that receives logits uses this method.
+
+        `teacher` is one address or several, separated by commas. It is empty with `logits="offline"`; then `dataset_digest` selects
+        the logit cache. The remaining fields come from these settings. Unset files become empty strings.
         """
-        files = {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "tls_ca": self.tls_ca, "token_file": self.token_file}
-        return {
-            "encoding": self.form.encoding.value,
-            "top_k": self.form.top_k,
-            "inputs": self.input_encoding or "",
-            "log_level": self.log_level,
-            **{name: "" if path is None else str(path.expanduser()) for name, path in files.items()},
-        }
+        return Configure(
+            teacher=teacher,
+            batch_size=batch_size,
+            seed=seed,
+            encoding=self.form.encoding.value,
+            top_k=self.form.top_k,
+            window=self.window,
+            max_wait_s=self.max_wait,
+            max_silence_s=self.max_silence,
+            log_level=self.log_level,
+            log_format=self.log_format,
+            niceness=niceness,
+            is_idle=is_idle,
+            logits=logits,
+            cache=str(self.cache),
+            dataset_digest=dataset_digest,
+            inputs=self.input_encoding or "",
+            num_streams=num_streams,
+            tls_cert=_text_of(self.tls_cert),
+            tls_key=_text_of(self.tls_key),
+            tls_ca=_text_of(self.tls_ca),
+            token_file=_text_of(self.token_file),
+            edge_id=self.edge_id,
+            run_id=run_id,
+        )
 
     def check_secrets(self) -> None:
         """The same as at both ends, and a warning where a token would be no secret for long."""
@@ -105,8 +140,20 @@ class Receiving(Secrets):
                     "--tls-ca, or --insecure if everybody on this network may read and change what is sent"
                 )
 
-    def check_patience(self) -> None:
-        """ValueError for a time that is none."""
-        for flag, seconds in (("--max-wait", self.max_wait), ("--max-silence", self.max_silence)):
-            if not 0 < seconds <= _MOST_SECONDS:
-                raise ValueError(f"{flag} is {seconds}, must be above 0 and at most {_MOST_SECONDS:g} seconds")
+    def check_timeouts(self) -> None:
+        """Check --max-wait and --max-silence. Raises ValueError."""
+        _check_seconds("--max-wait", self.max_wait)
+        self.check_max_silence()
+
+    def check_max_silence(self) -> None:
+        """Check --max-silence. Raises ValueError."""
+        _check_seconds("--max-silence", self.max_silence)
+
+
+def _check_seconds(flag: str, seconds: float) -> None:
+    if not 0 < seconds <= _MOST_SECONDS:
+        raise ValueError(f"{flag} is {seconds}, must be above 0 and at most {_MOST_SECONDS:g} seconds")
+
+
+def _text_of(path: Path | None) -> str:
+    return "" if path is None else str(path.expanduser())

@@ -113,7 +113,7 @@ class StudentConfig(Receiving):
         for flag, number in (("--temperature", self.temperature), ("--lr", self.lr)):
             if not 0 < number < float("inf"):
                 raise ValueError(f"{flag} is {number}, must be above 0 and finite")
-        self.check_patience()
+        self.check_timeouts()
         if self.batch_size > _MAX_PRIVATE_BATCH:
             raise ValueError(f"--batch-size is {self.batch_size}, must be at most {_MAX_PRIVATE_BATCH}")
         if self.public_batch > MAX_BATCH_SIZE:
