@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml
 	touch $@
 
 demo: $(STAMP) ## compare the policies on this machine (embedded teacher, digits): prints the table, writes demo-out/
-	$(BIN)/edge-student compare --private digits:private --out $(DEMO_OUT) $(DEMO_FLAGS)
+	$(BIN)/edge-student compare --out $(DEMO_OUT) $(DEMO_FLAGS)
 
 test: lint ## lint, then every test
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal $(PYTEST_FLAGS)

@@ -48,8 +48,8 @@ def _settle(config: TeacherConfig) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "train": (TrainConfig, _train, "Train a teacher on public data and save its weights with a card."),
-    "precompute": (PrecomputeConfig, _precompute, "Compute all logits of a teacher into its store; goes on where it was stopped."),
+    "train": (TrainConfig, _train, "Train a teacher on public data and save its weights."),
+    "precompute": (PrecomputeConfig, _precompute, "Compute all logits of a teacher into its store. Resumes where it stopped."),
     "serve": (ServeConfig, _serve, "Stream a teacher's logits of a public data set to edges."),
 }
 

@@ -78,7 +78,7 @@ def fetch(config: FetchConfig) -> int:
 
 def doctor(config: DoctorConfig) -> int:
     """Look at this device and at the way to its teacher."""
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format)
     # What the other commands refuse (a variable, a core, a file) is a finding here, so nothing is settled and nothing checked.
     from edge_student.doctor.doctor import look
 
@@ -89,16 +89,12 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-_COMMANDS: dict[str, Command] = {
-    "train": (TrainConfig, train, "Train one student under one policy, and save what it learned and how long it took."),
-    "calibrate": (
-        CalibrateConfig,
-        calibrate,
-        "Measure what this device does in each mode, and save it as a profile for --profile.",
-    ),
-    "fetch": (FetchConfig, fetch, "Receive all logits of a teacher into the cache of this edge, for --logits offline."),
-    "compare": (CompareConfig, compare, "Train the same student under several policies and compare their wall-clock."),
-    "doctor": (DoctorConfig, doctor, "Look at this device and the way to its teacher, and say what to mend before you measure."),
+COMMANDS: dict[str, Command] = {
+    "train": (TrainConfig, train, "Train a student with a teacher's logits under one scheduling policy."),
+    "calibrate": (CalibrateConfig, calibrate, "Measure this device's rates in each mode and save a device profile."),
+    "fetch": (FetchConfig, fetch, "Download all logits of a teacher into the cache of this edge."),
+    "compare": (CompareConfig, compare, "Train the same student under several policies and compare wall-clock."),
+    "doctor": (DoctorConfig, doctor, "Check this device and the connection to its teacher before measuring."),
 }
 
 
@@ -109,7 +105,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, and a lost terminal sends it
         signal.signal(signal.SIGHUP, _interrupt)
-    run(lambda: dispatch(sys.argv[1:], _COMMANDS, prog="edge-student", description=_DESCRIPTION))
+    run(lambda: dispatch(sys.argv[1:], COMMANDS, prog="edge-student", description=_DESCRIPTION))
 
 
 if __name__ == "__main__":

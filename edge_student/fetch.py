@@ -6,7 +6,6 @@ Receives over the same wire and in the same way as a run, in this process. Whate
 
 import logging
 
-from edge_student.ipc.messages import Configure
 from edge_student.ipc.ring import Slot
 from edge_student.receive.description import RequestRefusedError
 from edge_student.receive.receiver import BadTeacherError, Receiver
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def fetch(config: FetchConfig) -> int:
     """Receive what is missing. Raises ValueError for the user's mistake and WorldError when the teacher stays away."""
-    told = _configure(config)
+    told = config.configure(teacher=config.teacher, batch_size=config.batch_size, logits="hybrid", run_id=new_run_id())
     about_from_now_on(run=told.run_id)
     receiver = Receiver(told, lambda cause, attempt: logger.warning("attempt %d failed: %s", attempt, cause))
     source = Hybrid(receiver, told)
@@ -73,22 +72,3 @@ def _check_dataset(config: FetchConfig, digest: str, name: str) -> None:
             f"the teacher at {config.teacher} serves {name} (digest {digest[:12]}), {config.public} is another data set "
             f"(digest {ours.digest[:12]})"
         )
-
-
-def _configure(config: FetchConfig) -> Configure:
-    return Configure(
-        teacher=config.teacher,
-        batch_size=config.batch_size,
-        seed=0,
-        window=config.window,
-        max_wait_s=config.max_wait,
-        max_silence_s=config.max_silence,
-        niceness=0,
-        is_idle=False,
-        logits="hybrid",
-        cache=str(config.cache),
-        edge_id=config.edge_id,
-        run_id=new_run_id(),
-        log_format=config.log_format,
-        **config.wire_settings,
-    )

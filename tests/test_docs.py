@@ -142,7 +142,7 @@ def test_demo_of_the_makefile_is_accepted(settings: Path) -> None:
     planned = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
     (demo,) = COMMAND.findall(join_lines(planned.stdout))
     check(" ".join(demo), settings)
-    assert "digits:private" in demo[1]
+    assert edge_student.settings.student.CompareConfig().private == "digits:private", "the demo downloads nothing"
     assert "--policies" not in demo[1], "the demo compares every policy that the machine's cores allow"
 
 

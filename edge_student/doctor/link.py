@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from edge_student.doctor.finding import Finding, Status, note, ok, problem, unknown
 from edge_student.doctor.tls import find_papers, read_papers
-from edge_student.ipc.messages import Configure, Described
+from edge_student.ipc.messages import Described
 from edge_student.ipc.ring import Slot
 from edge_student.receive.diagnose import find_cause
 from edge_student.receive.receiver import Receiver
@@ -21,9 +21,7 @@ from edgekd.cli.address import format_address, parse_addresses
 logger = logging.getLogger(__name__)
 
 _NUM_QUESTIONS = 7
-_WINDOW = 64
 _LONG_ENOUGH_S = 5.0  # for a rate; a window of a slow link would take minutes
-_HANGS_S = 30.0
 _FAR_S = 0.1
 _CONNECT_S = 5.0
 _CHECKS = ("link.reach", "link.round-trip", "link.throughput")
@@ -82,7 +80,9 @@ def _not_made(checks: tuple[str, ...], why: str, first: str) -> Iterator[Finding
 
 
 def _ask_and_receive(config: DoctorConfig) -> Iterator[Finding]:
-    receiver = Receiver(_configure(config), lambda cause, attempt: logger.debug("attempt %d failed: %s", attempt, cause))
+    assert config.teacher is not None
+    configuration = config.configure(teacher=config.teacher, batch_size=config.public_batch)
+    receiver = Receiver(configuration, lambda cause, attempt: logger.debug("attempt %d failed: %s", attempt, cause))
     try:
         try:
             described, first_s, seconds = _ask(receiver)
@@ -148,8 +148,8 @@ def _receive(receiver: Receiver, described: Described, config: DoctorConfig) -> 
     shape = config.slot_shape(batch_size=config.public_batch, num_classes=described.num_classes, input_shape=described.input_shape)
     slot = Slot.empty(shape)
     started, num_bytes, seconds, index = time.perf_counter(), 0, 0.0, 0
-    while index < _WINDOW and (index == 0 or seconds < _LONG_ENOUGH_S):
-        num_bytes += receiver.receive(index, _WINDOW, slot, lambda: None)
+    while index < config.window and (index == 0 or seconds < _LONG_ENOUGH_S):
+        num_bytes += receiver.receive(index, config.window, slot, lambda: None)
         index, seconds = index + 1, time.perf_counter() - started
     receiver.release()
     return Received(num_batches=index, num_bytes=num_bytes, seconds=seconds)
@@ -169,19 +169,4 @@ def find_throughput(received: Received, described: Described, config: DoctorConf
         bytes_per_s=rate,
         encoding=str(config.form),
         public_batch=config.public_batch,
-    )
-
-
-def _configure(config: DoctorConfig) -> Configure:
-    assert config.teacher is not None
-    return Configure(
-        teacher=config.teacher,
-        batch_size=config.public_batch,
-        seed=0,
-        window=_WINDOW,
-        max_wait_s=0.0,  # one attempt: why it failed is what is asked for
-        max_silence_s=_HANGS_S,
-        niceness=0,
-        is_idle=False,
-        **config.wire_settings,
     )

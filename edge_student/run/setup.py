@@ -35,23 +35,16 @@ def configure(
 
     `address` is None without a teacher; then `dataset_digest` says whose logits are read from the cache. `run_id` names this run.
     """
-    return Configure(
+    return config.configure(
         teacher=address or "",
         batch_size=config.public_batch,
         seed=config.seed,
-        window=config.window,
-        max_wait_s=config.max_wait,
-        max_silence_s=config.max_silence,
         niceness=launch_options.comm_niceness,
         is_idle=launch_options.comm_is_idle,
         logits=config.logits,
-        cache=str(config.cache),
         dataset_digest=dataset_digest,
         num_streams=config.streams or default_streams(len(cores)),
-        edge_id=config.edge_id,
         run_id=run_id,
-        log_format=config.log_format,
-        **config.wire_settings,
     )
 
 

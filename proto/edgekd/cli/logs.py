@@ -14,12 +14,26 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """Log flags of every command. For a settings class to inherit from."""
+
+    help_group: ClassVar[str] = "output"
+
+    log_level: LogLevel = "info"
+    """Lowest severity of the log messages on stderr."""
+    log_format: LogFormat = "text"
+    """Format of log messages: text is for people, json writes one object per line."""
+
 
 FIELDS = ("run", "edge", "policy", "index", "count", "peer")
 """Of which run and edge, under which policy, from which batch on, how many of them, and who is at the other end."""

@@ -5,19 +5,18 @@ into flags and its field docstrings into help; this room adds the file, and turn
 the value, the rule and where to read on. It relies on nothing of tyro's wording, which changes between versions.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import enum
-import io
 import re
-import sys
 import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
+
+from edgekd.cli.flags import fields_of, hints_of, print_help, read_flags
 
 ConfigT = TypeVar("ConfigT")
 
@@ -38,11 +37,11 @@ def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, descri
     A class may list required fields in `positional`. Their flags may be left out, as in `fit samples.json`.
     A class may have a text `examples`. The help prints it below the description.
     """
-    hints = _hints(config_class)
-    description = "\n\n".join(filter(None, [description, getattr(config_class, "examples", "")]))
-    theirs = {name: hint for other in getattr(config_class, "reads_files_of", ()) for name, hint in _hints(other).items()}
+    hints = hints_of(config_class)
+    theirs = {name: hint for other in getattr(config_class, "reads_files_of", ()) for name, hint in hints_of(other).items()}
     if "-h" in argv or "--help" in argv:
-        _run_tyro(config_class, ["--help"], prog=prog, description=description, positional=_positional(config_class))
+        description = "\n\n".join(filter(None, [description, getattr(config_class, "examples", "")]))
+        print_help(config_class, prog=prog, description=description, positional=_positional(config_class))
     argv = _with_flags_of_positionals(argv, _positional(config_class), hints)
     given = _given_names(argv, hints, prog)
     path = _config_path(argv) if "config" in given else None
@@ -50,7 +49,7 @@ def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, descri
     settings = {name: value for name, value in settings.items() if name in hints and name not in given}
     _check_required(config_class, given | settings.keys(), prog)
     args = [arg for name, value in settings.items() for arg in _as_args(name, value)] + list(argv)
-    outcome = _run_tyro(config_class, args, prog=prog, description=description)
+    outcome = read_flags(config_class, args, prog=prog)
     if isinstance(outcome, str):
         name = _first_name(outcome, [*hints, "config"])
         source = f"{path}: {name}" if name in settings else _flag(name)
@@ -60,50 +59,7 @@ def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, descri
     values, unexpected = outcome
     if unexpected:
         raise ValueError(f"unexpected argument {unexpected[0]!r}: every setting is a --flag; see {prog} --help")
-    return config_class(**{name: getattr(values, name) for name in hints})
-
-
-def _run_tyro(
-    config_class: type[Any], args: Sequence[str], *, prog: str, description: str, positional: Sequence[str] = ()
-) -> tuple[Any, list[str]] | str:
-    """What tyro read and what it did not understand; or, if it refused a value, its message without any white space.
-
-    tyro draws a box around an error, wrapped to the terminal's width; without white space the flag in it is whole again.
-    """
-    # tyro takes 0.1 s to import, which neither the list of commands nor the version should pay for.
-    import tyro
-
-    help_text = "Read settings from this TOML file. Its keys are the names of these flags; a flag given here wins."
-    hints = _hints(config_class)
-    # tyro would print a ValueError of __post_init__ in a box of its own. It gets a twin of the class that accepts
-    # everything, and `parse` builds the real one from that.
-    twin = dataclasses.make_dataclass(
-        config_class.__name__,
-        [
-            ("config", Annotated[Path | None, tyro.conf.arg(help=help_text)], dataclasses.field(default=None)),
-            *((name, Annotated[hints[name], tyro.conf.Positional]) for name in positional),
-        ],
-        bases=(config_class,),
-        namespace={"__post_init__": lambda self: None},
-        frozen=True,
-        kw_only=True,
-    )
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            return tyro.cli(
-                twin,
-                args=args,
-                prog=prog,
-                description=description,
-                return_unknown_args=True,
-                config=(tyro.conf.EnumChoicesFromValues,),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            sys.stdout.flush()  # a closed pipe must be an error now, not at exit
-            raise
-        return re.sub(r"[\s\u2500-\u257f|+]", "", stderr.getvalue())
+    return config_class(**values)
 
 
 def _given_names(argv: Sequence[str], hints: Mapping[str, Any], prog: str) -> set[str]:
@@ -187,7 +143,7 @@ def _as_args(name: str, value: Any) -> list[str]:
 def _check_required(config_class: type[Any], given: Iterable[str], prog: str) -> None:
     missing = [
         _flag(field.name)
-        for field in _fields(config_class)
+        for field in fields_of(config_class)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and field.name not in set(given)
     ]
     if missing:
@@ -221,16 +177,6 @@ def parse_numbers(name: str, text: str, defaults: Mapping[str, int | None]) -> d
     if missing:
         raise ValueError(f"{name}: {', '.join(missing)} missing from '{text}'")
     return {key: value for key, value in numbers.items() if value is not None}
-
-
-def _fields(config_class: type[Any]) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(config_class) if field.init]
-
-
-def _hints(config_class: type[Any]) -> dict[str, Any]:
-    """The type of every field."""
-    hints = typing.get_type_hints(config_class)
-    return {field.name: hints[field.name] for field in _fields(config_class)}
 
 
 def _flag(name: str) -> str:

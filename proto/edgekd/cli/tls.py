@@ -59,7 +59,7 @@ class TlsFiles:
                 raise ValueError(f"--tls-cert {self.cert} and --tls-key {self.key}: {_why(error)}") from None
 
 
-class Secrets:
+class TlsSettings:
     """What a command with the settings below can say of them, at either end. For a dataclass to inherit from; no fields."""
 
     __slots__ = ()

@@ -470,7 +470,7 @@ def test_the_plot_shows_the_samples_with_the_intervals_of_the_rates(tmp_path: Pa
         ({"profile": Path("old.json")}, "--profile is old.json, but calibrate makes a profile"),
         ({"out": Path("profile")}, "--out is profile, must end in .json"),
         ({"teacher": "nowhere"}, "--teacher"),
-        ({"teacher": "127.0.0.1:1", "rate_limit": "1mbit"}, "--rate-limit 1mbit is for a teacher that is started here"),
+        ({"teacher": "127.0.0.1:1", "rate_limit": "1mbit"}, "--rate-limit is 1mbit, but limits the local teacher only"),
     ],
 )
 def test_settings_that_cannot_be_are_a_mistake(flags: dict[str, Any], words: str) -> None:

@@ -85,7 +85,7 @@ def test_what_stands_on_the_page_is_what_the_exit_status_says(
     [
         (["--cores", "3-1"], "runs backwards"),
         (["--teacher", "vm"], "must be HOST:PORT"),
-        (["--teacher", "vm:1"], "the wire would be plaintext"),
+        (["--teacher", "vm:1"], "the connection would be plaintext"),
         (["--ring-mib", "0"], "must be at least 1"),
         (["--public-batch", "0"], "must be in 1 .."),
         (["--core", "1"], "did you mean --cores"),

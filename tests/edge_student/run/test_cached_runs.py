@@ -98,7 +98,7 @@ def test_what_a_cache_lacks_is_said_before_anything_is_trained(address: str, tmp
     [
         (("--logits", "offline", "--teacher", "127.0.0.1:1"), "--logits offline needs none"),
         (("--logits", "hybrid"), "--teacher is missing"),
-        (("--top-k", "3", "--teacher", "127.0.0.1:1"), "it goes with --encoding topk"),
+        (("--top-k", "3", "--teacher", "127.0.0.1:1"), "use it with --encoding topk"),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(flags: tuple[str, ...], said: str, tmp_path: Path) -> None:

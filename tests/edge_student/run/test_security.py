@@ -240,9 +240,9 @@ def certificate(port: int) -> str:
 def test_plaintext_beyond_loopback_has_to_be_asked_for(tmp_path: Path) -> None:
     serve = ["cloud_teacher", "serve", "--dataset", "digits:public", "--model", "cnn:width=4", "--listen", "0.0.0.0:0"]
     said = run(python(*serve, "--store", str(tmp_path)))
-    assert (said.returncode, "the wire would be plaintext: give --tls-cert" in said.stderr) == (2, True)
+    assert (said.returncode, "the connection would be plaintext: give --tls-cert" in said.stderr) == (2, True)
     said = run(student_command("teacher.example:50051", tmp_path / "run", *FEW))
-    assert (said.returncode, "the wire would be plaintext: give --tls-ca, or --insecure" in said.stderr) == (2, True)
+    assert (said.returncode, "the connection would be plaintext: give --tls-ca, or --insecure" in said.stderr) == (2, True)
     said = run(student_command("127.0.0.9:1", tmp_path / "run", *FEW[:-1], "0.1", "--insecure"))
     assert (said.returncode, "nobody listens at 127.0.0.9:1" in said.stderr) == (1, True)
 

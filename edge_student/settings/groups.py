@@ -1,0 +1,164 @@
+"""Settings that several commands share, one dataclass per group of --help. The docstring below a field is its help text.
+
+A command's settings inherit from these classes. They have no slots, because Python cannot inherit from several classes with slots.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from edgekd.cli.cores import parse_cores
+from edgekd.cli.devices import Device
+from edgekd.wire.limits import MAX_BATCH_SIZE
+
+_MAX_SEED = 2**64 - 1
+_MAX_PRIVATE_BATCH = 1 << 16
+"""Private samples in one step: more than any board holds in memory."""
+_MAX_RING_MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Data sets of a training step."""
+
+    help_group: ClassVar[str] = "data"
+
+    private: str = "digits:private"
+    """Private data set to train on. Its test split measures the accuracy."""
+    public: str | None = None
+    """Public data set, the one that the teacher serves. Omit it if the teacher sends its inputs (--public-inputs).
+    (default: the public split of --private)"""
+    private_samples: int | None = None
+    """Number of private samples to train on, counted from the first one. (default: all)"""
+
+    def check_data(self) -> None:
+        """Reject test splits and an empty selection. Raises ValueError."""
+        check_at_least_one("--private-samples", self.private_samples)
+        for flag, dataset in (("--private", self.private), ("--public", self.public)):
+            if dataset is not None and dataset.endswith(":test"):
+                raise ValueError(f"{flag} is {dataset}, must not be a test split: accuracy is measured on the test split")
+
+    @property
+    def public_dataset(self) -> str:
+        """Name of the public data set."""
+        return self.public or split_of(self.private, "public")
+
+    @property
+    def test_dataset(self) -> str:
+        """Name of the test split of the private data set."""
+        return split_of(self.private, "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The student."""
+
+    help_group: ClassVar[str] = "model"
+
+    model: str = "cnn"
+    """Student model: cnn, cnn:width=32, torchvision:NAME, timm:NAME or package.module:callable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Loss, optimiser and length of a training."""
+
+    help_group: ClassVar[str] = "training"
+
+    cycles: int = 200
+    """Number of optimiser steps. Each step uses one batch of logits."""
+    alpha: float = 0.1
+    """Weight of the loss on private labels, 0 to 1. The loss on the teacher's logits has the weight 1 - alpha (Eq. 1)."""
+    temperature: float = 4.0
+    """Temperature that softens the logits of teacher and student."""
+    lr: float = 0.05
+    """Learning rate of SGD."""
+    momentum: float = 0.9
+    """Momentum of SGD, 0 to 1."""
+    batch_size: int = 32
+    """Private samples in one step."""
+    seed: int = 0
+    """Seed of the initial weights, of both sample orders and of the policy `random`."""
+
+    def check_training(self) -> None:
+        """Check ranges. Raises ValueError."""
+        check_at_least_one("--cycles", self.cycles)
+        check_at_least_one("--batch-size", self.batch_size)
+        for flag, weight in (("--alpha", self.alpha), ("--momentum", self.momentum)):
+            if not 0 <= weight <= 1:
+                raise ValueError(f"{flag} is {weight}, must be in 0 .. 1")
+        for flag, number in (("--temperature", self.temperature), ("--lr", self.lr)):
+            if not 0 < number < float("inf"):
+                raise ValueError(f"{flag} is {number}, must be above 0 and finite")
+        if self.batch_size > _MAX_PRIVATE_BATCH:
+            raise ValueError(f"--batch-size is {self.batch_size}, must be at most {_MAX_PRIVATE_BATCH}")
+        if not 0 <= self.seed < _MAX_SEED:
+            raise ValueError(f"--seed is {self.seed}, must be in 0 .. 2^64-2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferSettings:
+    """Batches of logits and the memory in which they wait."""
+
+    help_group: ClassVar[str] = "receiving"
+
+    public_batch: int = 128
+    """Public samples in one step and in one received batch."""
+    ring_mib: int = 256
+    """Memory limit in MiB for received batches that wait for training."""
+
+    def check_buffer(self) -> None:
+        """Check ranges. Raises ValueError."""
+        if not 1 <= self.public_batch <= MAX_BATCH_SIZE:
+            raise ValueError(f"--public-batch is {self.public_batch}, must be in 1 .. {MAX_BATCH_SIZE}")
+        if not 1 <= self.ring_mib <= _MAX_RING_MIB:
+            raise ValueError(f"--ring-mib is {self.ring_mib}, must be in 1 .. {_MAX_RING_MIB}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreSettings:
+    """The cores that a command may use."""
+
+    help_group: ClassVar[str] = "cores"
+
+    cores: str | None = None
+    """Cores to use, for example 0-3 or 0,2. (default: all cores that this process may use)"""
+
+    def check_cores(self) -> None:
+        """Check the syntax of --cores. Raises ValueError."""
+        if self.cores is not None:
+            parse_cores(self.cores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings(CoreSettings):
+    """Where and with how many threads the student trains."""
+
+    help_group: ClassVar[str] = "cores"
+
+    torch_threads: int | None = None
+    """Maximum number of threads of the training step. With 1, results do not depend on the core split.
+    (default: one per core)"""
+    device: Device = "cpu"
+    """Device that trains the student. auto selects a GPU if there is one."""
+    profile: Path | None = None
+    """Device profile with the rates for the policies dynamic and adaptive. (default: both measure rates in their first cycles)"""
+
+    def check_cores(self) -> None:
+        """Check --cores and --torch-threads. Raises ValueError."""
+        CoreSettings.check_cores(self)
+        check_at_least_one("--torch-threads", self.torch_threads)
+
+
+def check_at_least_one(flag: str, value: int | None) -> None:
+    """Raise ValueError for a number below 1. None, the default of an optional flag, is valid."""
+    if value is not None and value < 1:
+        raise ValueError(f"{flag} is {value}, must be at least 1")
+
+
+def split_of(dataset: str, split: str) -> str:
+    """Name another split of the same data set: fashion-mnist:private, test -> fashion-mnist:test."""
+    base, colon, last = dataset.rpartition(":")
+    if colon and last in ("public", "private", "test"):
+        return f"{base}:{split}"
+    return f"{dataset}:{split}"
