@@ -119,8 +119,8 @@ def row_label(y: float, name: str) -> Shape:
     at = (("x", px(_LABEL_END)), ("y", px(y)), ("text-anchor", "end"))
     if len(name) * _LETTER <= _LABEL_END:
         return Shape(tag="text", at=at, look="label", text=name)
-    at = (*at, ("textLength", px(_LABEL_END)), ("lengthAdjust", "spacingAndGlyphs"))
-    return Shape(tag="text", at=at, look="label", text=name, tip=name)
+    compressed = (*at, ("textLength", px(_LABEL_END)), ("lengthAdjust", "spacingAndGlyphs"))
+    return Shape(tag="text", at=compressed, look="label", text=name, tip=name)
 
 
 def px(value: float) -> str:
