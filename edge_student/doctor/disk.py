@@ -24,7 +24,7 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """Result of the trial write. `tried` is the existing folder; `sync_s` are the seconds of each write with fsync.
+    """Result of the test write. `tried` is the existing folder; `sync_s` are the seconds of each write with fsync.
 
     `write_error` is the reason why the write failed, `read_error` why the folder could not be inspected. Both are empty on success.
     """

@@ -109,7 +109,7 @@ def parts_figure(parts: Sequence[RunRecord]) -> Figure | None:
     medians = "; ".join(f"{row['policy']}: " + ", ".join(f"{part} {row[part]:.3f}" for part in PARTS) for row in parts)
     return Figure(
         name="parts",
-        title="Where the time of training went, by policy",
+        title="Training time by part, for each policy",
         description=f"Seconds, medians over the runs that count. {medians}.",
         height=bottom + 42,
         shapes=tuple(shapes),
@@ -142,7 +142,7 @@ def rates_figure(side: RunRecord, cores: int) -> Figure:
     rates = ", ".join(f"c={point['c']}: {point['rate']:.4g}" for point in side["points"])
     return Figure(
         name=f"rates-{look}",
-        title=f"Rate of {'training (comp)' if look == 'comp' else 'receiving (comm)'} against the cores given to comm",
+        title=f"Rate of {'training (comp)' if look == 'comp' else 'receiving (comm)'} by cores given to comm",
         description=f"Work per second. {rates or 'no points'}.",
         height=height,
         width=460.0,

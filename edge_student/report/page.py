@@ -26,7 +26,7 @@ _RUN_FACTS = ("wall_clock_s", "accuracy", "stall_s", "hold_s", "forward_s", "bac
 
 
 def write_page(out: Path) -> Path:
-    """Write report.html beside report.json in `out`, and return its path.
+    """Write report.html next to report.json in `out`, and return its path.
 
     A missing run log or profile is replaced by a sentence that names it.
 
@@ -90,9 +90,9 @@ def _context(report: dict[str, Any], out: Path) -> dict[str, Any]:
 
 def _disturbances(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return {"names", "rows": [(policy, repeat, texts)]} of the counters of each run. Without counters, `names` is empty."""
-    seen = [(run["policy"], run["repeat"], run["disturbance"]) for run in runs if isinstance(run.get("disturbance"), dict)]
-    names = list(dict.fromkeys(name for _, _, found in seen for name in found))
-    rows = [(policy, repeat, [written(found.get(name)) for name in names]) for policy, repeat, found in seen]
+    counters = [(run["policy"], run["repeat"], run["disturbance"]) for run in runs if isinstance(run.get("disturbance"), dict)]
+    names = list(dict.fromkeys(name for _, _, values in counters for name in values))
+    rows = [(policy, repeat, [written(values.get(name)) for name in names]) for policy, repeat, values in counters]
     return {"names": names, "rows": rows}
 
 

@@ -100,9 +100,9 @@ def _excerpt(comm: Sequence[Span], comp: Sequence[Span]) -> tuple[int, int, floa
 
 def _cut(spans: Sequence[Span], scale: Scale) -> list[tuple[Span, float, float]]:
     """Return (span, x, width) of the spans that overlap the scale, which is in seconds."""
-    seen = [span for span in spans if span.ended > scale.low and span.started < scale.high]
-    ends = [(scale(max(span.started, scale.low)), scale(min(span.ended, scale.high))) for span in seen]
-    return [(span, x, end - x) for span, (x, end) in zip(seen, ends, strict=True)]
+    visible = [span for span in spans if span.ended > scale.low and span.started < scale.high]
+    ends = [(scale(max(span.started, scale.low)), scale(min(span.ended, scale.high))) for span in visible]
+    return [(span, x, end - x) for span, (x, end) in zip(visible, ends, strict=True)]
 
 
 def _row_of_cores(spans: Sequence[Span], scale: Scale, y: float, height: float) -> list[Shape]:
@@ -126,14 +126,14 @@ def _tasks(spans: Sequence[Span], scale: Scale, y: float) -> list[Shape]:
 def _strip(owners: dict[int, list[Span]], comp: Sequence[Span], whole: Scale, y: float) -> list[Shape]:
     """Draw two stacked bands over time: the share of cores that each side held, and the share of each training activity."""
     cores = {
-        look: [_of(spans, what) for spans in owners.values()]
-        for look, what in (("held-comp", "comp"), ("held-both", "both"), ("held-comm", "comm"))
+        look: [_of(spans, owner) for spans in owners.values()]
+        for look, owner in (("held-comp", "comp"), ("held-both", "both"), ("held-comm", "comm"))
     }
-    training = {what: [_of(comp, what)] for what in ("backward", "forward", "hold", "stall")}
+    training = {activity: [_of(comp, activity)] for activity in ("backward", "forward", "hold", "stall")}
     lower = y + _STRIP + _GAP
     if len(comp) <= _MOST_DRAWN:
-        seen = {what: _cut(spans, whole) for what, (spans,) in training.items() if spans}
-        worked = [blocks([(x, lower, width, _STRIP) for _, x, width in cut], what) for what, cut in seen.items()]
+        visible = {activity: _cut(spans, whole) for activity, (spans,) in training.items() if spans}
+        worked = [blocks([(x, lower, width, _STRIP) for _, x, width in cut], activity) for activity, cut in visible.items()]
     else:  # slices about as long as a task would alias with the tasks, so each slice spans several
         worked = _band(training, min(len(comp) // 8, _NUM_SLICES), whole, lower)
     return [
@@ -156,8 +156,8 @@ def _band(kinds: dict[str, list[list[Span]]], num_slices: int, whole: Scale, y: 
     return shapes
 
 
-def _of(spans: Sequence[Span], what: str) -> list[Span]:
-    return [span for span in spans if span.what == what]
+def _of(spans: Sequence[Span], kind: str) -> list[Span]:
+    return [span for span in spans if span.what == kind]
 
 
 def _shares(spans: Sequence[Span], end: float, num_slices: int) -> list[float]:

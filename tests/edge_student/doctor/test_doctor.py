@@ -53,21 +53,21 @@ def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_this_machine_is_examined_from_end_to_end(tmp_path: Path) -> None:
+def test_this_machine_is_checked_from_end_to_end(tmp_path: Path) -> None:
     ended = run("doctor", "--json", "--out", str(tmp_path / "not" / "yet"), "--log-level", "error", OMP_PLACES="cores")
-    said = json.loads(ended.stdout)
-    found = {finding["check"]: finding for finding in said["findings"]}
-    assert list(dict.fromkeys(finding["check"].partition(".")[0] for finding in said["findings"])) == AREAS
+    report = json.loads(ended.stdout)
+    found = {finding["check"]: finding for finding in report["findings"]}
+    assert list(dict.fromkeys(finding["check"].partition(".")[0] for finding in report["findings"])) == AREAS
     assert not [check for check in found if check.endswith(".doctor")], "no check failed"
     assert (found["software.environment"]["status"], found["software.environment"]["remedy"]) == (
         "problem",
         "run `unset OMP_PLACES`",
     )
-    assert (said["status"], ended.returncode, ended.stderr) == ("problem", 1, "")
+    assert (report["status"], ended.returncode, ended.stderr) == ("problem", 1, "")
     assert found["software.torch"]["details"]["trial"]["peak_mib"] > 50
     assert found["disk.out"]["details"]["tried"] == str(tmp_path)
     assert list(tmp_path.iterdir()) == [], "no file is left"
-    assert said["host"]["cores_used"] == sorted(allowed_cores())
+    assert report["host"]["cores_used"] == sorted(allowed_cores())
 
 
 def test_the_exit_status_follows_the_printed_findings(
@@ -84,7 +84,7 @@ def test_the_exit_status_follows_the_printed_findings(
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["--cores", "3-1"], "runs backwards"),
         (["--teacher", "vm"], "must be HOST:PORT"),
@@ -94,9 +94,9 @@ def test_the_exit_status_follows_the_printed_findings(
         (["--core", "1"], "did you mean --cores"),
     ],
 )
-def test_wrong_usage_is_an_error_without_output(argv: list[str], says: str) -> None:
+def test_wrong_usage_is_an_error_without_output(argv: list[str], message: str) -> None:
     ended = run("doctor", *argv)
-    assert (ended.returncode, says in ended.stderr, ended.stdout) == (2, True, "")
+    assert (ended.returncode, message in ended.stderr, ended.stdout) == (2, True, "")
 
 
 SHARED = 'teacher = "127.0.0.1:50051"\nprivate = "digits:private"\nmodel = "cnn"\nring-mib = 64\nseconds = 9\n'
@@ -113,15 +113,15 @@ def test_a_file_that_was_written_for_other_commands_is_read(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ('modle = "cnn"', r"unknown key 'modle' \(did you mean model\?\)"),
         ('listen = "0.0.0.0:1"', "unknown key 'listen'"),  # a teacher's
         ("model = true", "model is true, must be text"),
     ],
 )
-def test_a_key_that_no_command_of_the_edge_has_is_refused(line: str, says: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_a_key_that_no_command_of_the_edge_has_is_rejected(line: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
         parsed(tmp_path / "pi.toml", SHARED.replace('model = "cnn"', line))
 
 
@@ -223,7 +223,7 @@ def test_several_openmp_runtimes_are_named() -> None:
         ({"OMP_NUM_THREADS": "2"}, Status.NOTE, "run `unset OMP_NUM_THREADS`, unless you want to measure this setting"),
     ],
 )
-def test_variables_that_fight_or_change_a_measurement(environ: dict[str, str], status: Status, remedy: str) -> None:
+def test_variables_that_conflict_or_change_a_measurement(environ: dict[str, str], status: Status, remedy: str) -> None:
     (found,) = check_environment(environ)
     assert (found.status, found.remedy) == (status, remedy)
 
@@ -242,8 +242,8 @@ def test_the_test_of_permissions_changes_nothing_of_this_process() -> None:
     before = os.sched_getaffinity(0)
     tried = try_permissions(allowed_cores())
     assert (tried.affinity_error, os.sched_getaffinity(0)) == ("", before)
-    refused = list(check_permissions(Permissions(affinity_error="Operation not permitted", may_stop_yielding=False)))
-    assert [(finding.check, finding.status) for finding in refused] == [
+    findings = list(check_permissions(Permissions(affinity_error="Operation not permitted", may_stop_yielding=False)))
+    assert [(finding.check, finding.status) for finding in findings] == [
         ("kernel.affinity", Status.PROBLEM),
         ("kernel.yielding", Status.NOTE),
     ]
@@ -318,8 +318,8 @@ def test_a_core_that_may_not_be_used_ends_a_command_before_anything_starts(comma
 
 @pytest.mark.promise(number=22)
 def test_a_core_that_is_offline_is_named_with_those_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel leaves offline cores out of what it answers (sched_getaffinity(2)); to take one away here would disturb others."""
+    """sched_getaffinity(2) omits offline cores. It is simulated here, because a real offline core would affect other programs."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 3})
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError) as raised:
         choose_cores("0-3")
-    assert str(refusal.value) == "--cores 0-3: core 2 is offline or not allowed to this process, which may use [0, 1, 3]"
+    assert str(raised.value) == "--cores 0-3: core 2 is offline or not allowed to this process, which may use [0, 1, 3]"

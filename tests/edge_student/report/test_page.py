@@ -211,7 +211,7 @@ def test_of_many_cores_every_other_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ended", [None, 0.0], ids=["no training", "no time"])
-def test_a_log_of_nothing_cannot_be_drawn(tmp_path: Path, ended: float | None) -> None:
+def test_an_empty_log_cannot_be_drawn(tmp_path: Path, ended: float | None) -> None:
     forward = {"event": "task", "task": "forward", "index": 0, "started": 0.0, "ended": ended}
     section = section_of(tmp_path, [decision(0.0, [0], [1])] + [forward] * (ended is not None))
     assert section["figure"] is None
@@ -247,7 +247,7 @@ def test_every_figure_is_well_formed_and_described(tmp_path: Path) -> None:
         assert "nan" not in ElementTree.tostring(figure, encoding="unicode")
 
 
-def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+def test_the_page_loads_no_external_file(tmp_path: Path) -> None:
     write_comparison(tmp_path)
     html = page_of(tmp_path)
     assert re.findall(r"https?:|<script|<iframe|<img|@import|javascript:", html) == []
@@ -273,8 +273,8 @@ def test_an_interrupted_comparison_starts_with_a_warning(tmp_path: Path) -> None
 
 def test_runs_that_do_not_count_or_were_disturbed_are_hollow_and_listed(tmp_path: Path) -> None:
     report = write_comparison(tmp_path)
-    refused, disturbed, other = report["runs"][:3]
-    refused.update(valid=False, notes=["the kernel refused"])
+    failed, disturbed, other = report["runs"][:3]
+    failed.update(valid=False, notes=["the kernel refused"])
     quiet = {
         "others_fraction": 0.0,
         "others_resolution": 0.0,
@@ -394,7 +394,7 @@ def test_a_fit_is_drawn_as_far_as_it_is_identified(tmp_path: Path, fitted: Any, 
 def test_formulas_that_were_given_are_drawn(tmp_path: Path) -> None:
     cost = {"a1": 0.1, "a2": 0.25, "b1": 1.0, "b2": 0.0, "b3": 1.0}
     (tmp_path / "p.json").write_text(json.dumps({**profile(fitted=False), "cost": cost}))
-    write_comparison(tmp_path, profile=Path("p.json"))  # found beside the report
+    write_comparison(tmp_path, profile=Path("p.json"))  # next to the report
     assert page_of(tmp_path).count('<polyline class="curve') == 2
 
 
@@ -415,7 +415,7 @@ def test_a_long_comparison_of_all_policies_stays_small(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"summary": [], "runs": []}', NEARLY])
-def test_a_file_that_is_no_report_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_report_is_a_value_error_with_its_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(ValueError, match=r"report\.json is not the report of a comparison"):
         write_page(tmp_path)

@@ -44,14 +44,14 @@ LOW_CONTRAST = """
   };
   const low = [];
   for (const element of document.querySelectorAll("body *")) {
-    const said = [...element.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data.trim()).join("");
+    const words = [...element.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data.trim()).join("");
     const drawn = element.tagName === "text";
-    if (!said || (element.namespaceURI.includes("svg") && !drawn)) continue;
+    if (!words || (element.namespaceURI.includes("svg") && !drawn)) continue;
     const ink = channels(drawn ? getComputedStyle(element).fill : getComputedStyle(element).color);
     const on = drawn && element.getAttribute("class").startsWith("on-");
     const under = on ? channels(getComputedStyle(element.previousElementSibling).fill) : ground(element);
     const [a, b] = [luminance(ink), luminance(under)].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < least) low.push(`${said.slice(0, 40)}: ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
+    if ((a + 0.05) / (b + 0.05) < least) low.push(`${words.slice(0, 40)}: ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
   }
   return low;
 }
