@@ -8,6 +8,7 @@ from rich.table import Table
 
 from edge_student.calibrate.visits import QUIET_SHARE
 from edge_student.measure.intervals import shown_level
+from edge_student.measure.number_format import format_duration, format_rate, format_rate_interval
 from scheduler.simulation.studies import fitted_costs
 
 Interval = Sequence[float] | None
@@ -24,8 +25,9 @@ def print_calibration(profile: dict[str, Any]) -> None:
         title=f"{settings['model']} on {settings['private']}, {profile['cores']} cores of {origin['cpu']}, "
         f"{profile['seconds']:.0f} s of measuring",
         caption=f"Medians of the visits and their intervals{_level_of(profile)}. "
-        f"Alone on all cores, a cycle takes {_seconds(cycle_s)} "
-        f"({_seconds(profile['forward'])} Forward, {_seconds(profile['backward'])} Backward) and a batch {_seconds(batch_s)}",
+        f"Alone on all cores, a cycle takes {format_duration(cycle_s)} "
+        f"({format_duration(profile['forward'])} Forward, {format_duration(profile['backward'])} Backward) "
+        f"and a batch {format_duration(batch_s)}",
     )
     for name in ("mode", "batches/s", "interval", "batches", "comm CPU", "steps/s", "interval", "steps", "remark"):
         table.add_column(name, justify="left" if name in ("mode", "remark") else "right")
@@ -33,12 +35,12 @@ def print_calibration(profile: dict[str, Any]) -> None:
         share = mode["comm_cpu_share"]
         table.add_row(
             mode["name"],
-            _rate(mode["comm_rate"] / batch_s),
-            _interval(mode["comm_interval"], batch_s),
+            format_rate(mode["comm_rate"] / batch_s),
+            format_rate_interval(mode["comm_interval"], batch_s),
             str(mode["num_comm"]),
             "-" if share is None else f"{share:.2f}",
-            _rate(mode["comp_rate"] / cycle_s),
-            _interval(mode["comp_interval"], cycle_s),
+            format_rate(mode["comp_rate"] / cycle_s),
+            format_rate_interval(mode["comp_interval"], cycle_s),
             str(mode["num_comp"]),
             remark(mode),
         )
@@ -123,18 +125,6 @@ def _level_of(profile: dict[str, Any]) -> str:
 
 def _is_wide(interval: Interval) -> bool:
     return interval is not None and interval[1] > MAX_RATIO * interval[0]
-
-
-def _rate(rate: float) -> str:
-    return "-" if not rate else f"{rate:.3g}" if rate < 1000 else f"{rate:.0f}"
-
-
-def _interval(interval: Interval, unit_s: float) -> str:
-    return "-" if interval is None or not interval[1] else f"{_rate(interval[0] / unit_s)} .. {_rate(interval[1] / unit_s)}"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _plus_minus(error: float | None) -> str:

@@ -1,1 +1,1 @@
-"""The command `compare`: every policy on the same work, and the prediction of the model."""
+"""Implement the command `compare`: run every policy on the same work and add the model's prediction."""

@@ -1,8 +1,8 @@
-"""`compare`: the same training under several policies, each run a fresh process, interleaved, on the same seed and batches.
+"""`compare`: train under several policies, interleaved, each run in a fresh process with the same seed and batches.
 
-Policies take turns (A B C, C B A, A B C, ...), so that a machine that slows down or warms up treats them alike, and a run that
-others disturbed runs again (`turns.py`). The clock of a run starts after its start-up; what is compared is `wall_clock_s` of each
-run's own result.json.
+Policies run in turns (A B C, C B A, A B C, ...), so a machine that warms up or slows down affects all of them alike. Disturbed
+runs are repeated, see measure/interleaving.py. The compared value is `wall_clock_s` of each run's result.json; its clock starts
+after start-up.
 """
 
 import dataclasses
@@ -42,7 +42,10 @@ _RUN_FIELDS = (*_TIMES, "cycles", "prefetch", "accuracy", "valid", "notes", "dis
 
 
 def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
-    """Run everything, write report.json, print the table; 0 if every run was valid, 1 if some were not (the report says which)."""
+    """Run all policies, write report.json and report.html, print the table. Return 1 if a run failed, else 0.
+
+    Raises ValueError for a wrong setting, WorldError if the teacher or the first run fails.
+    """
     policies = choose_policies(config, len(cores))
     profile = load_profile(config, cores, device=str(choose_device(config.device)))
     check_data_and_model(config)
@@ -56,16 +59,16 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
         with teacher(config, cores[0]) as address:
             _run_all(config, address, policies, runs)
     finally:
-        if runs:  # an interrupted comparison keeps what it has measured
+        if runs:  # an interrupted comparison reports the runs that it has
             _report(config, host, policies, runs, predict_all(profile, policies, runs, config.cycles))
     failed = [run for run in runs if not run["valid"] and not run["disturbed"]]
     for run in failed:
-        logger.warning("%s, repeat %d, does not count: %s", run["policy"], run["repeat"], "; ".join(run["notes"]))
+        logger.warning("run of %s, repeat %d, does not count: %s", run["policy"], run["repeat"], "; ".join(run["notes"]))
     return 1 if failed else 0
 
 
 def check_data_and_model(config: CompareConfig) -> None:
-    """A name that is wrong here is answered before a teacher is trained. Raises ValueError."""
+    """Check the names of data sets and models before a teacher is trained. Raises ValueError."""
     private = load_dataset(config.private)
     if config.teacher is None or config.input_encoding is None:
         load_dataset(config.public_dataset)
@@ -75,7 +78,7 @@ def check_data_and_model(config: CompareConfig) -> None:
 def predict_all(
     profile: Profile | None, policies: Sequence[str], runs: Sequence[dict[str, Any]], cycles: int
 ) -> dict[str, float | None]:
-    """Modelled seconds by policy, each with the prefetch that its runs really had. Empty without a profile."""
+    """Return modelled seconds by policy, with the prefetch of its measured runs. Empty without a profile."""
     if profile is None:
         return {}
     predictions: dict[str, float | None] = {}
@@ -86,8 +89,8 @@ def predict_all(
                 predictions[policy] = None
             else:
                 predictions[policy] = predict(profile, policy, cycles=cycles, prefetch=prefetch_limit(slots, cycles))
-        except ValueError as error:  # what was measured is reported all the same
-            logger.warning("%s is not modelled: %s", policy, error)
+        except ValueError as error:  # a missing prediction must not prevent the report
+            logger.warning("no prediction for %s: %s", policy, error)
             predictions[policy] = None
     return predictions
 
@@ -115,11 +118,11 @@ def _report(
     print_table(summary, runs, report)
     print_disturbances(runs)
     page = write_page(config.out)
-    print(f"written to {path}, and as a page to {page}; events and timelines of each run lie beside it in runs/")
+    print(f"Report: {path}. Page: {page}. Logs of each run: {config.out / 'runs'}.")
 
 
 def choose_policies(config: CompareConfig, num_cores: int) -> tuple[str, ...]:
-    """The policies that the user named, or all that `num_cores` allow; ValueError for one that cannot be."""
+    """Return the requested policies, by default all that `num_cores` allow. Raises ValueError for an impossible policy."""
     if config.policies is not None:
         names = parse_policies(config.policies)
         for name in names:
@@ -128,15 +131,17 @@ def choose_policies(config: CompareConfig, num_cores: int) -> tuple[str, ...]:
     names = tuple(recipe.names(max(num_cores, 2))[0] for recipe in POLICIES.values())
     possible = tuple(name for name in names if num_cores > 1 or not splits_cores(name))
     if num_cores == 2:
-        logger.info("with 2 cores there is one split, so random is static:1 and left out; --policies can name it")
+        logger.info("random is skipped: with 2 cores there is one split, so it equals static:1; request it with --policies")
         return tuple(name for name in names if name != "random")
     if possible != names:
-        logger.warning("with %d core there is nothing to split; left out: %s", num_cores, ", ".join(set(names) - set(possible)))
+        logger.warning(
+            "a run has %d core, so policies that split cores are skipped: %s", num_cores, ", ".join(set(names) - set(possible))
+        )
     return possible
 
 
 def splits_cores(name: str) -> bool:
-    """Whether this policy needs two cores."""
+    """Return whether a policy needs at least two cores."""
     try:
         make_policy(name, num_cores=1, seed=0)
     except ValueError:
@@ -145,7 +150,7 @@ def splits_cores(name: str) -> bool:
 
 
 def _run_all(config: CompareConfig, address: str | None, policies: Sequence[str], runs: list[dict[str, Any]]) -> None:
-    """Run every policy in every turn, and say how far it is. Disturbed runs come on top, so they do not move the bar."""
+    """Run every policy in every turn, with a progress bar. Repeated attempts do not advance the bar."""
     progress = Progress("runs", len(policies) * config.repeats)
     num_done = 0
 
@@ -165,16 +170,19 @@ def _run_all(config: CompareConfig, address: str | None, policies: Sequence[str]
 
 
 def _run_once(config: CompareConfig, address: str | None, policy: str, repeat: int, attempt: int) -> dict[str, Any]:
-    """One fresh process; its result, or what it said when it failed."""
+    """Run one fresh process. Return its result, or a note with its last error line if it failed.
+
+    Raises ValueError or WorldError if the very first run fails, because the cause would fail every other run.
+    """
     name = f"{policy.replace(':', '-')}-{repeat}" + ("" if attempt == 1 else f"-attempt-{attempt}")
     out = config.out / "runs" / name
-    # As text, whatever ours is: what ended a run is the last line it says, and goes into the report.
+    # The run logs as text in any case, because its last line goes into the report as the cause of a failure.
     command = [sys.executable, "-m", "edge_student", "train", *shared_flags(dataclasses.replace(config, log_format="text"))]
     command += ["--policy", policy, "--out", str(out), "--checkpoint-every", "0"]
     command += [] if address is None else ["--teacher", address]
-    # In hybrid mode each run fills a cache of its own, or the first would pay for the others.
-    with tempfile.TemporaryDirectory(prefix="edgekd-") if config.logits == "hybrid" else nullcontext() as own_cache:
-        command += [] if own_cache is None else ["--cache", own_cache]
+    # In hybrid mode each run fills its own cache. A shared cache would make the first run slower than the others.
+    with tempfile.TemporaryDirectory(prefix="edgekd-") if config.logits == "hybrid" else nullcontext() as cache:
+        command += [] if cache is None else ["--cache", cache]
         process = subprocess.run(
             command,
             capture_output=True,
@@ -185,18 +193,18 @@ def _run_once(config: CompareConfig, address: str | None, policy: str, repeat: i
         )
     run: dict[str, Any] = {"policy": policy, "repeat": repeat, "folder": f"runs/{name}", **dict.fromkeys(_RUN_FIELDS)}
     if process.returncode != 0:
-        said = process.stderr.strip().splitlines() or ["it said nothing"]
-        if repeat == 0 and policy == BASELINE and attempt == 1:  # the very first run: what ended it would end every other
-            cause = said[-1].removeprefix("error: ")
+        error_lines = process.stderr.strip().splitlines() or ["no message on stderr"]
+        if repeat == 0 and policy == BASELINE and attempt == 1:
+            cause = error_lines[-1].removeprefix("error: ")
             raise ValueError(cause) if process.returncode == 2 else WorldError(f"the first run failed: {cause}")
-        return {**run, "valid": False, "notes": [f"exit status {process.returncode}: {said[-1]}"]}
+        return {**run, "valid": False, "notes": [f"exit status {process.returncode}: {error_lines[-1]}"]}
     result = json.loads((out / "result.json").read_text())
     logger.debug("%s: %s", policy, process.stdout.strip())
     return {**run, **{name: result[name] for name in _RUN_FIELDS}}
 
 
 def shared_flags(config: StudentConfig) -> list[str]:
-    """The settings that `train` shares with `compare`, as its command line."""
+    """Return the settings shared by `train` and `compare` as command-line flags of `train`."""
     flags = []
     for field in dataclasses.fields(StudentConfig):
         value = getattr(config, field.name)

@@ -1,21 +1,21 @@
-"""What the model says a run will take on a measured device: modelled wall-clock, never to be mixed with measured."""
+"""Predict the wall-clock of a run from a device profile. Modelled seconds are always reported apart from measured ones."""
 
 from scheduler.model.scenario import Profile, Scenario, TaskWorks
 from scheduler.policies.registry import kind_of, make_policy
 from scheduler.simulation.simulator import simulate_policy
 
 MOST_CYCLES = 1000
-"""A policy that plans at every event takes a millisecond and more for a cycle. Longer runs are stretched from shorter ones."""
+"""Maximum cycles to simulate. Longer runs are extrapolated, because planning at every event takes more than 1 ms per cycle."""
 
 _SHORT_RAMP = 8
 
 
 def predict(profile: Profile, policy: str, *, cycles: int, prefetch: int | None) -> float | None:
-    """Modelled seconds of a run under this policy, which plans with the profile's rates as a live run does.
+    """Return the modelled seconds of a run. The policy plans with the rates of the profile, as in a live run.
 
-    `prefetch` is how many batches comm may run ahead, None: no limit; `random` draws from seed 0. None where there is nothing to
-    model: a policy that leaves the cores to the kernel, or one whose mode the profile lacks. ValueError for one that cannot be on
-    its cores.
+    `prefetch` is the number of batches that comm may run ahead, None for no limit. The policy `random` uses seed 0. Returns None
+    if the kernel assigns the cores under this policy, or if the profile lacks the policy's shared mode. Raises ValueError if the
+    policy is impossible on the cores of the profile.
     """
     kind = kind_of(policy)
     made = make_policy(policy, num_cores=profile.cores, seed=0, profile=profile)
@@ -25,10 +25,10 @@ def predict(profile: Profile, policy: str, *, cycles: int, prefetch: int | None)
     if cycles <= MOST_CYCLES:
         return _simulated(profile, policy, cycles, prefetch)
     if prefetch is None or prefetch <= MOST_CYCLES // _SHORT_RAMP:
-        # After a beginning that is as long in a shorter run, every further cycle takes the same.
+        # After the ramp-up, which a shorter run has too, every cycle takes the same time.
         half, whole = (_simulated(profile, policy, n, prefetch) for n in (MOST_CYCLES // 2, MOST_CYCLES))
         return whole + (cycles - MOST_CYCLES) * (whole - half) / (MOST_CYCLES - MOST_CYCLES // 2)
-    # Filling a large buffer may take most of the run: the same run in fewer and larger pieces.
+    # Filling a large buffer may take most of the run, so the whole run is simulated with fewer and longer cycles.
     stretch = cycles / MOST_CYCLES
     return stretch * _simulated(profile, policy, MOST_CYCLES, max(1, round(prefetch / stretch)))
 

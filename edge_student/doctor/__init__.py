@@ -1,1 +1,1 @@
-"""The command `doctor`: one module per subject; each reads, judges and suggests. Never torch."""
+"""Implement the command `doctor`: one module per subject reads, checks and recommends. Torch is never imported."""

@@ -1,6 +1,6 @@
-"""The cores: which may be used, which are really two, which are slower, and which of them the network interrupts.
+"""Check the cores: allowed cores, CPU quota, SMT siblings, and clusters of different speed.
 
-`read_cores` looks, at the kernel's files below a root; what it read is a value, and all that follows from it is pure.
+`read_cores` reads the kernel's files below a root folder. The checks of its result are pure functions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,14 @@ from edge_student.host.counters import Machine
 from edgekd.cli.cores import parse_cores
 
 _CPU = "sys/devices/system/cpu"
-# Turbo gives some cores of one kind a few per cent more than others; two kinds of core lie much further apart.
+# Turbo differs by a few per cent between cores of one kind. Cores of two kinds differ by much more.
 _SAME_SPEED = 0.9
 _UNKNOWN_CLUSTERS = (-1, 65535)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Core:
-    """One core as the kernel describes it; None is what it does not say. `siblings` are the threads of its physical core."""
+    """One core as the kernel describes it. Unknown values are None. `siblings` are the threads of its physical core."""
 
     id: int
     siblings: frozenset[int] | None
@@ -29,33 +29,33 @@ class Core:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cores:
-    """What was read. `allowed` may be used by this process, `wanted` was named by the user, `chosen` are the cores of a run.
+    """The cores of the machine. `allowed` is the affinity of this process, `requested` the value of --cores, if given.
 
-    `quota` is how many cores' worth of time the control group has; None if it is not limited.
+    `quota` is the CPU limit of the control group in cores, None without a limit.
     """
 
     allowed: frozenset[int]
     online: frozenset[int] | None
     present: frozenset[int] | None
-    wanted: frozenset[int] | None
+    requested: frozenset[int] | None
     described: tuple[Core, ...]
     quota: float | None
     is_virtual: bool
 
     @property
     def chosen(self) -> tuple[int, ...]:
-        """Sorted; empty if none of those that the user named may be used."""
-        return tuple(sorted(self.allowed if self.wanted is None else self.allowed & self.wanted))
+        """Return the cores of a run, sorted. Empty if no requested core is allowed."""
+        return tuple(sorted(self.allowed if self.requested is None else self.allowed & self.requested))
 
 
-def read_cores(machine: Machine, allowed: frozenset[int], wanted: str | None) -> Cores:
-    """What the files below the machine's root say. Nothing is missed that is not there."""
-    chosen = allowed if wanted is None else parse_cores(wanted)
+def read_cores(machine: Machine, allowed: frozenset[int], requested: str | None) -> Cores:
+    """Read the files below the machine's root. Missing files give None."""
+    chosen = allowed if requested is None else parse_cores(requested)
     return Cores(
         allowed=allowed,
         online=_core_list(machine, f"{_CPU}/online"),
         present=_core_list(machine, f"{_CPU}/present"),
-        wanted=None if wanted is None else chosen,
+        requested=None if requested is None else chosen,
         described=tuple(_read_core(machine, core) for core in sorted(chosen & allowed)),
         quota=_quota(machine),
         is_virtual="hypervisor" in (machine.text("proc/cpuinfo") or "").split(),
@@ -73,7 +73,7 @@ def _core_list(machine: Machine, path: str) -> frozenset[int] | None:
 def _read_core(machine: Machine, core: int) -> Core:
     folder = f"{_CPU}/cpu{core}"
     cluster = machine.number(f"{folder}/topology/cluster_id")
-    if cluster is None or cluster in _UNKNOWN_CLUSTERS:  # kernels that do not know clusters show them as packages
+    if cluster is None or cluster in _UNKNOWN_CLUSTERS:  # kernels without cluster ids report clusters as packages
         cluster = machine.number(f"{folder}/topology/physical_package_id")
     return Core(
         id=core,
@@ -85,7 +85,7 @@ def _read_core(machine: Machine, core: int) -> Core:
 
 
 def _quota(machine: Machine) -> float | None:
-    """Of the control group that this process sees as its root, or, without a namespace, is in."""
+    """Read the CPU limit of this process's control group, in cores. Checks the group's path and the root of a namespace."""
     group = next((line[3:] for line in (machine.text("proc/self/cgroup") or "").splitlines() if line.startswith("0::/")), "/")
     for folder in dict.fromkeys((f"sys/fs/cgroup{group.rstrip('/')}", "sys/fs/cgroup")):
         words = (machine.text(f"{folder}/cpu.max") or "").split()
@@ -95,22 +95,22 @@ def _quota(machine: Machine) -> float | None:
     return quota / period if quota is not None and quota > 0 and period else None
 
 
-def find_cores(cores: Cores) -> Iterator[Finding]:
-    """All that follows from what was read."""
-    yield _allowed(cores)
+def check_cores(cores: Cores) -> Iterator[Finding]:
+    """Check allowed cores, quota, SMT siblings and clusters."""
+    yield _check_allowed(cores)
     if cores.quota is not None and cores.quota < len(cores.allowed):
         yield warning(
             "cores.quota",
-            f"the control group limits this process to {cores.quota:g} cores' worth of time, and stops it in between",
-            "in a container give it whole cores instead: --cpuset-cpus=0-3 in place of --cpus",
+            f"the control group limits this process to the CPU time of {cores.quota:g} cores and pauses it above the limit",
+            "give the container whole cores: replace --cpus with --cpuset-cpus=0-3",
             quota_cores=cores.quota,
         )
     if cores.chosen:
-        yield _threads_of_one_core(cores)
-        yield _clusters(cores)
+        yield _check_smt(cores)
+        yield _check_clusters(cores)
 
 
-def _allowed(cores: Cores) -> Finding:
+def _check_allowed(cores: Cores) -> Finding:
     check, allowed = "cores.allowed", sorted(cores.allowed)
     details = {
         "allowed": allowed,
@@ -118,30 +118,37 @@ def _allowed(cores: Cores) -> Finding:
         "present": None if cores.present is None else sorted(cores.present),
         "chosen": list(cores.chosen),
     }
-    missing = sorted((cores.wanted or frozenset()) - cores.allowed)
+    missing = sorted((cores.requested or frozenset()) - cores.allowed)
     if missing:
-        why = "; ".join(f"core {core} {_why_missing(core, cores)}" for core in missing)
-        return problem(check, f"--cores asks for more than may be used: {why}", _way_back(missing, cores), **details)
-    text = f"a run would have {len(cores.chosen)} {'core' if len(cores.chosen) == 1 else 'cores'}, {show_cores(cores.chosen)}"
-    away = sorted((cores.present or frozenset()) - cores.online) if cores.online is not None else []
-    kept = sorted(cores.online - cores.allowed) if cores.online is not None else []
-    if kept:
-        text += f"; {these(kept)} kept from this process by a cpuset, a container or taskset"
-    if away:
-        text += f"; {these(away)} offline"
-    ways = ["if that is not on purpose, start it without taskset, or with other --cpuset-cpus"] if kept else []
-    ways += [f"`echo 1 | sudo tee /{_CPU}/cpu{away[0]}/online` brings one back"] if away else []
+        reasons = "; ".join(f"core {core} {_why_missing(core, cores)}" for core in missing)
+        return problem(check, f"--cores names unusable cores: {reasons}", _remedy_of_missing(missing, cores), **details)
+    text = f"a run can use {_counted(len(cores.chosen))}: {show_cores(cores.chosen)}"
+    offline = sorted((cores.present or frozenset()) - cores.online) if cores.online is not None else []
+    excluded = sorted(cores.online - cores.allowed) if cores.online is not None else []
+    if excluded:
+        text += f"; {these(excluded)} excluded by a cpuset, a container or taskset"
+    if offline:
+        text += f"; {these(offline)} offline"
+    remedies = ["to use all cores, start without taskset, or with other --cpuset-cpus"] if excluded else []
+    remedies += [f"to enable a core, run `{_enable(offline[0])}`"] if offline else []
     if len(cores.chosen) == 1:
-        ways.append("with one core use --policy os-default, which divides nothing")
-        text += ": there is nothing to divide between receiving and training"
-        return warning(check, text, "; ".join(ways), **details)
-    if ways:
-        return note(check, text, "; ".join(ways), **details)
+        text += "; one core cannot be split between receiving and training"
+        return warning(check, text, "; ".join([*remedies, "with one core, use --policy os-default"]), **details)
+    if remedies:
+        return note(check, text, "; ".join(remedies), **details)
     return ok(check, f"{text}{'' if cores.online is None else f', of {len(cores.online)} online'}", **details)
 
 
+def _counted(num_cores: int) -> str:
+    return f"{num_cores} core" if num_cores == 1 else f"{num_cores} cores"
+
+
+def _enable(core: int) -> str:
+    return f"echo 1 | sudo tee /{_CPU}/cpu{core}/online"
+
+
 def these(cores: Sequence[int]) -> str:
-    """The beginning of a sentence about some cores."""
+    """Return the subject and verb of a sentence about cores: "core 3 is" or "cores 0-2 are"."""
     return f"core {cores[0]} is" if len(cores) == 1 else f"cores {show_cores(cores)} are"
 
 
@@ -150,44 +157,44 @@ def _why_missing(core: int, cores: Cores) -> str:
         return "does not exist"
     if cores.online is not None and core not in cores.online:
         return "is offline"
-    return "is not allowed to this process"
+    return "is not allowed for this process"
 
 
-def _way_back(missing: Sequence[int], cores: Cores) -> str:
+def _remedy_of_missing(missing: Sequence[int], cores: Cores) -> str:
     offline = [core for core in missing if cores.present and cores.online and core in cores.present - cores.online]
-    wake = f", or wake it: `echo 1 | sudo tee /{_CPU}/cpu{offline[0]}/online`" if offline else ""
-    return f"use --cores {show_cores(sorted(cores.allowed))} or some of these{wake}"
+    enable = f", or enable core {offline[0]}: `{_enable(offline[0])}`" if offline else ""
+    return f"use --cores {show_cores(sorted(cores.allowed))} or a subset{enable}"
 
 
-def _threads_of_one_core(cores: Cores) -> Finding:
+def _check_smt(cores: Cores) -> Finding:
     check = "cores.smt"
     known = [core for core in cores.described if core.siblings is not None]
     details = {"siblings": {str(core.id): sorted(core.siblings or ()) for core in known}, "is_virtual": cores.is_virtual}
     if len(known) < len(cores.described):
         return unknown(
             check,
-            "the kernel does not say which cores are threads of one physical core (no topology/thread_siblings_list)",
-            "look with `lscpu --extended`, and name one thread of each physical core with --cores",
+            "the kernel does not report which cores share a physical core (topology/thread_siblings_list is missing)",
+            "run `lscpu --extended`, then list one thread of each physical core with --cores",
             **details,
         )
     shared = [(core.siblings or frozenset()) & set(cores.chosen) for core in known]
     pairs = sorted({tuple(sorted(group)) for group in shared if len(group) > 1})
     if pairs:
         first = sorted({min(group) for group in shared})
-        what = " and ".join(show_cores(pair) for pair in pairs[:4]) + (" and so on" if len(pairs) > 4 else "")
-        text = f"cores {what} are threads of one physical core each: what comm does on one slows training on the other"
-        return warning(check, text, f"use one thread of each: --cores {show_cores(first)}", **details)
+        shown = " and ".join(show_cores(pair) for pair in pairs[:4]) + (" and others" if len(pairs) > 4 else "")
+        text = f"cores {shown} share a physical core each, so comm on one of them slows training on the other"
+        return warning(check, text, f"use one thread of each physical core: --cores {show_cores(first)}", **details)
     if cores.is_virtual:
         return note(
             check,
-            "no two of these cores share a physical one, says the hypervisor, which need not be true",
-            "ask whoever runs the host whether these are whole cores; a run marks itself if neighbours take their time (steal)",
+            "the hypervisor reports that no two of these cores share a physical core, which may be wrong",
+            "ask the operator of the host whether these are whole cores; runs record the time taken by other machines (steal)",
             **details,
         )
-    return ok(check, "no two of these cores are threads of one physical core", **details)
+    return ok(check, "no two of these cores share a physical core", **details)
 
 
-def _clusters(cores: Cores) -> Finding:
+def _check_clusters(cores: Cores) -> Finding:
     check = "cores.clusters"
     details = {
         str(core.id): {"cluster": core.cluster, "capacity": core.capacity, "max_mhz": core.max_khz and core.max_khz / 1000}
@@ -197,8 +204,8 @@ def _clusters(cores: Cores) -> Finding:
     if not speeds:
         return unknown(
             check,
-            "the kernel does not say how fast each core is (neither cpu_capacity nor cpufreq)",
-            "if this processor has two kinds of core, name those of one kind with --cores",
+            "the kernel does not report the speed of each core (cpu_capacity and cpufreq are missing)",
+            "if this processor has two kinds of core, list the cores of one kind with --cores",
             cores=details,
         )
     fastest = max(speeds.values())
@@ -207,26 +214,26 @@ def _clusters(cores: Cores) -> Finding:
         fast = [core for core in speeds if core not in slow]
         return warning(
             check,
-            f"{these(slow)} slower than {show_cores(fast)}: the scheduler takes all cores for equal, and one slow core holds up "
-            "a whole team of training threads",
+            f"{these(slow)} slower than {show_cores(fast)}; the scheduler assumes equal cores, and all training threads wait for "
+            "the slowest one",
             f"use cores of one kind: --cores {show_cores(fast)}",
             cores=details,
         )
     groups = {core.cluster: [other.id for other in cores.described if other.cluster == core.cluster] for core in cores.described}
-    # A cluster of one physical core is only another word for it.
+    # Clusters of one physical core each carry no information.
     if None not in groups and 1 < len(groups) < len({core.siblings for core in cores.described}):
         return note(
             check,
-            f"these cores are in {len(groups)} clusters, {' | '.join(show_cores(group) for group in groups.values())}, and equally "
-            "fast; cores of one cluster share a cache",
-            "nothing needs to be done; a split along that border may do better than its number of cores says",
+            f"these cores form {len(groups)} clusters of equal speed: {' | '.join(show_cores(group) for group in groups.values())}"
+            "; cores of one cluster share a cache",
+            "no action is needed; a split at the cluster boundary may be faster than the model predicts",
             cores=details,
         )
-    return ok(check, "these cores are all of one kind", cores=details)
+    return ok(check, "all these cores are of one kind", cores=details)
 
 
 def _speeds(cores: Sequence[Core]) -> dict[int, int]:
-    """What each core can do, in one unit: the kernel's capacity where that differs, else its highest clock; empty if unknown."""
+    """Return the speed of each core in one unit: the kernel's capacity if it differs, else the maximum clock. Empty if unknown."""
     capacities = {core.id: core.capacity for core in cores if core.capacity is not None}
     clocks = {core.id: core.max_khz for core in cores if core.max_khz is not None}
     known = [values for values in (capacities, clocks) if len(values) == len(cores)]
@@ -234,7 +241,7 @@ def _speeds(cores: Sequence[Core]) -> dict[int, int]:
 
 
 def show_cores(cores: Sequence[int]) -> str:
-    """Core ids as --cores takes them: 0-3,6."""
+    """Format core ids in the syntax of --cores: 0-3,6."""
     parts: list[list[int]] = []
     for core in cores:
         if parts and core == parts[-1][-1] + 1:

@@ -1,7 +1,7 @@
-"""`doctor`: looks at an edge box before anybody measures or deploys on it, and says what each thing means and what to do.
+"""`doctor`: check an edge device before a measurement or a deployment, and print findings with remedies.
 
-It changes nothing. Each room of `doctor_*` looks at one thing and knows nothing of the others; here they are called, and shown.
-Torch is never loaded here.
+It changes no setting of the machine. Each module of this folder checks one subject; this module calls them and prints their
+findings. Torch is never loaded in this process.
 """
 
 import json
@@ -15,18 +15,18 @@ from typing import IO
 from rich.console import Console
 from rich.text import Text
 
-from edge_student.doctor.cores import find_cores, read_cores
-from edge_student.doctor.disk import find_disk, try_disk
+from edge_student.doctor.cores import check_cores, read_cores
+from edge_student.doctor.disk import check_disk, try_disk
 from edge_student.doctor.finding import Finding, Status, unknown, worst
-from edge_student.doctor.interrupts import find_interrupts, read_nic
-from edge_student.doctor.link import look_at_link
-from edge_student.doctor.power import find_power, read_power
-from edge_student.doctor.software import find_environment, find_openmp, find_torch, read_board, read_torch, run_torch_check
+from edge_student.doctor.interrupts import check_interrupts, read_nic
+from edge_student.doctor.link import check_link
+from edge_student.doctor.power import check_power, read_power
+from edge_student.doctor.software import check_environment, check_openmp, check_torch, read_board, read_torch, run_torch_check
 from edge_student.doctor.system import (
-    find_clock,
-    find_memory,
-    find_page_size,
-    find_permissions,
+    check_clock,
+    check_memory,
+    check_page_size,
+    check_permissions,
     page_size,
     read_clock,
     read_memory,
@@ -43,7 +43,7 @@ _STYLES = {Status.OK: "green", Status.NOTE: "cyan", Status.UNKNOWN: "magenta", S
 
 
 def look(config: DoctorConfig) -> int:
-    """Look at everything, print what was found, and return the exit status: 1 if there is a problem, else 0."""
+    """Run all checks, print the findings, and return the exit status: 1 if there is a problem, else 0."""
     findings = list(examine(config))
     cores = tuple(sorted(allowed_cores()))
     if config.json:
@@ -57,44 +57,44 @@ def look(config: DoctorConfig) -> int:
 
 
 def examine(config: DoctorConfig, machine: Machine | None = None) -> Iterator[Finding]:
-    """All findings, in the order of their areas. Takes as long as loading torch, and with a teacher a few seconds more."""
+    """Yield all findings, ordered by area. Takes the time to load torch, plus a few seconds with a teacher."""
     machine = machine or Machine()
     cores = read_cores(machine, allowed_cores(), config.cores)
-    yield from _guarded("cores", lambda: find_cores(cores))
-    yield from _guarded("cores", lambda: [find_interrupts(read_nic(machine), cores.chosen)])
-    yield from _guarded("power", lambda: find_power(read_power(machine, cores.chosen), cores.present))
-    logger.info("loading torch in a process of its own, and training one small step")
+    yield from _guarded("cores", lambda: check_cores(cores))
+    yield from _guarded("cores", lambda: [check_interrupts(read_nic(machine), cores.chosen)])
+    yield from _guarded("power", lambda: check_power(read_power(machine, cores.chosen), cores.present))
+    logger.info("loading torch in a subprocess and training one small step")
     torch_check = run_torch_check()
-    torch_mib = None if torch_check.said is None else torch_check.said["peak_mib"]
+    torch_mib = None if torch_check.output is None else torch_check.output["peak_mib"]
     clock = read_clock()
-    yield from _guarded("machine", lambda: [find_page_size(page_size()), find_clock(clock)])
-    yield from _guarded("machine", lambda: [find_memory(read_memory(machine), config.ring_mib, torch_mib)])
+    yield from _guarded("machine", lambda: [check_page_size(page_size()), check_clock(clock)])
+    yield from _guarded("machine", lambda: [check_memory(read_memory(machine), config.ring_mib, torch_mib)])
     yield from _guarded("disk", lambda: _disks(config, machine.text("proc/self/mounts")))
-    yield from _guarded("kernel", lambda: find_permissions(try_permissions(cores.allowed)))
-    yield from _guarded("software", lambda: [find_torch(read_torch(), read_board(machine, platform.machine()), torch_check)])
-    yield from _guarded("software", lambda: [find_openmp(torch_check), *find_environment(os.environ)])
-    yield from _guarded("link", lambda: look_at_link(config, clock.now))
+    yield from _guarded("kernel", lambda: check_permissions(try_permissions(cores.allowed)))
+    yield from _guarded("software", lambda: [check_torch(read_torch(), read_board(machine, platform.machine()), torch_check)])
+    yield from _guarded("software", lambda: [check_openmp(torch_check), *check_environment(os.environ)])
+    yield from _guarded("link", lambda: check_link(config, clock.now))
 
 
 def _disks(config: DoctorConfig, mounts: str | None) -> Iterator[Finding]:
-    yield find_disk("disk.out", try_disk(config.out, mounts=mounts), flag="--out", worst=Status.PROBLEM)
-    # Only `fetch` and runs with --logits hybrid write there.
-    yield find_disk("disk.cache", try_disk(config.cache, mounts=mounts), flag="--cache", worst=Status.WARNING)
+    yield check_disk("disk.out", try_disk(config.out, mounts=mounts), flag="--out", worst=Status.PROBLEM)
+    # Only `fetch` and runs with --logits hybrid write to the cache.
+    yield check_disk("disk.cache", try_disk(config.cache, mounts=mounts), flag="--cache", worst=Status.WARNING)
 
 
-def _guarded(area: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """What `look` finds. A machine that no room has foreseen must not keep the others from being told: what breaks is unknown."""
+def _guarded(area: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """Yield the findings of `check`. An exception becomes an unknown finding, so that the other checks still run."""
     try:
-        yield from look()
+        yield from check()
     except Exception as error:
-        logger.debug("a check of %s broke", area, exc_info=True)
-        text = f"this could not be looked at, by a mistake of doctor's own: {type(error).__name__}: {error}"
-        yield unknown(f"{area}.doctor", text, "please report it, with what --log-level debug says")
+        logger.debug("a check of %s failed", area, exc_info=True)
+        text = f"the check failed because of a bug in doctor: {type(error).__name__}: {error}"
+        yield unknown(f"{area}.doctor", text, "report the bug, with the output of --log-level debug")
 
 
 def show(findings: Sequence[Finding], file: IO[str]) -> None:
-    """The findings by area, the worst of each last, and a line that counts them; colours only where `file` is a terminal."""
-    console = Console(file=file, highlight=False, soft_wrap=True)  # the terminal breaks lines, so that commands can be copied
+    """Print the findings by area, the worst of each area last, then a summary line. Colours are used only on a terminal."""
+    console = Console(file=file, highlight=False, soft_wrap=True)  # no hard line breaks, so that commands can be copied
     width = max((len(finding.check) for finding in findings), default=0)
     for area in dict.fromkeys(finding.area for finding in findings):
         console.print(Text(area, style="bold"))
@@ -106,8 +106,8 @@ def show(findings: Sequence[Finding], file: IO[str]) -> None:
             if finding.remedy:
                 console.print(Text(f"{'':{width + 10}}  -> {finding.remedy}", style="dim" if finding.status is Status.NOTE else ""))
     counts = {status: sum(finding.status is status for finding in findings) for status in reversed(Status)}
-    told = ", ".join(f"{count} {_plural(status, count)}" for status, count in counts.items() if count)
-    console.print(Text(f"{told}: {_verdict(worst(findings))}", style=_STYLES[worst(findings)]))
+    shown_counts = ", ".join(f"{count} {_plural(status, count)}" for status, count in counts.items() if count)
+    console.print(Text(f"{shown_counts}: {_verdict(worst(findings))}", style=_STYLES[worst(findings)]))
 
 
 def _of(area: str, findings: Iterable[Finding]) -> list[Finding]:
@@ -121,9 +121,9 @@ def _plural(status: Status, count: int) -> str:
 
 def _verdict(status: Status) -> str:
     return {
-        Status.PROBLEM: "mend the problems first",
-        Status.WARNING: "it will run; mend the warnings before you measure",
-        Status.UNKNOWN: "nothing wrong was seen, and not everything could be looked at",
+        Status.PROBLEM: "fix the problems first",
+        Status.WARNING: "runs will work; fix the warnings before you measure",
+        Status.UNKNOWN: "no defect was found, but some checks could not run",
         Status.NOTE: "ready",
         Status.OK: "ready",
     }[status]

@@ -1,6 +1,6 @@
-"""One thing that `doctor` found: what was looked at, what it means, and what to do about it.
+"""Define the result of one check of `doctor`: what was checked, the status, and the remedy.
 
-Nothing here looks at anything. A check that could not look is `unknown` and says why; it is never `ok`.
+A check that cannot read its input is `unknown` and names the reason. It is never `ok`.
 """
 
 import dataclasses
@@ -10,29 +10,30 @@ from typing import Any
 
 
 class Status(StrEnum):
-    """How bad it is, from good to bad."""
+    """Status of a finding, from good to bad."""
 
     OK = "ok"
     NOTE = "note"
-    """Nothing is wrong, but a reader of results should know it."""
+    """Nothing is wrong, but readers of results should know it."""
     UNKNOWN = "unknown"
-    """It could not be looked at, so it may be anything."""
+    """The check could not read its input, so any state is possible."""
     WARNING = "warning"
-    """Runs work, and what they measure is not what one might think, or something is about to break."""
+    """Runs work, but their measurements are misleading, or a failure is near."""
     PROBLEM = "problem"
-    """A run fails, or its result is worth nothing."""
+    """A run fails, or its result is invalid."""
 
     @property
     def severity(self) -> int:
-        """Larger is worse."""
+        """Return the rank of the status; larger is worse."""
         return list(Status).index(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """`check` is AREA.NAME, the same in every version. `summary` is one sentence with the values that were found.
+    """Result of one check. `check` is AREA.NAME and stays the same in every version.
 
-    `remedy` is a command or an action, and empty only for `ok`. `details` are the values themselves, as plain JSON.
+    `summary` is one sentence with the measured values. `remedy` is a command or an action, empty only for `ok`. `details` are the
+    values as plain JSON.
     """
 
     check: str
@@ -42,43 +43,43 @@ class Finding:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert bool(self.remedy) is (self.status is not Status.OK), f"{self.check}: a remedy for all but ok, and only for it"
+        assert bool(self.remedy) is (self.status is not Status.OK), f"{self.check}: every status except ok needs a remedy"
 
     @property
     def area(self) -> str:
-        """The first word of `check`."""
+        """Return the part of `check` before the dot."""
         return self.check.partition(".")[0]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as plain JSON values."""
+        """Return the finding as plain JSON values."""
         return {**dataclasses.asdict(self), "status": self.status.value, "details": dict(self.details)}
 
 
 def ok(check: str, summary: str, **details: Any) -> Finding:
-    """All is well."""
+    """Return a finding without a defect."""
     return Finding(check=check, status=Status.OK, summary=summary, details=details)
 
 
 def note(check: str, summary: str, remedy: str, **details: Any) -> Finding:
-    """Nothing is wrong, but it should be known."""
+    """Return a finding that is no defect, but that readers of results should know."""
     return Finding(check=check, status=Status.NOTE, summary=summary, remedy=remedy, details=details)
 
 
 def unknown(check: str, summary: str, remedy: str, **details: Any) -> Finding:
-    """It could not be looked at; `summary` says why."""
+    """Return a finding of a check that could not read its input. `summary` names the reason."""
     return Finding(check=check, status=Status.UNKNOWN, summary=summary, remedy=remedy, details=details)
 
 
 def warning(check: str, summary: str, remedy: str, **details: Any) -> Finding:
-    """It works, and should not stay so."""
+    """Return a finding that lets runs work but makes measurements misleading."""
     return Finding(check=check, status=Status.WARNING, summary=summary, remedy=remedy, details=details)
 
 
 def problem(check: str, summary: str, remedy: str, **details: Any) -> Finding:
-    """It does not work."""
+    """Return a finding that makes runs fail or invalidates their results."""
     return Finding(check=check, status=Status.PROBLEM, summary=summary, remedy=remedy, details=details)
 
 
 def worst(findings: Iterable[Finding]) -> Status:
-    """The worst status among them, `ok` if there are none."""
+    """Return the worst status of the findings, `ok` if there are none."""
     return max((finding.status for finding in findings), key=lambda status: status.severity, default=Status.OK)

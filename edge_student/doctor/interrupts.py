@@ -1,6 +1,6 @@
-"""Which core the network interrupts. Comm takes the lowest cores of a run, so that is where they should come.
+"""Check which cores handle the network interrupts. They should be on the lowest core of a run, which comm gets first.
 
-An interrupt on a core that trains stops its thread, and all threads of an OpenMP team wait for the last one.
+An interrupt on a training core delays its thread, and all threads of an OpenMP team wait for the slowest one.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from edge_student.host.counters import InterruptRow, Machine, parse_interrupt_ro
 from edgekd.cli.cores import parse_cores
 
 _CHECK = "cores.interrupts"
-_GATEWAY = 0x2  # RTF_GATEWAY; a default route through a tunnel may have none
-_WORTH_NAMING = 0.01  # of the interface's interrupts: links that go up and down have interrupts of their own, which hardly come
+_GATEWAY = 0x2  # RTF_GATEWAY; a default route through a tunnel may lack this flag
+_MIN_SHARE = 0.01  # of the interface's interrupts; leaves out rare ones, for example for changes of the link state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NicInterrupt:
-    """One interrupt of the interface: how often it came on each core, where it may come, and where it comes now, if known."""
+    """One interrupt of the interface: its count per core, its allowed cores, and its current (effective) cores, if known."""
 
     number: str
     counts: dict[int, int]
@@ -27,7 +27,7 @@ class NicInterrupt:
 
     @property
     def cores(self) -> frozenset[int]:
-        """Where it comes: what the kernel says, else where it may and can only come, else where it has come most."""
+        """Return the cores that handle it: effective cores, else a single allowed core, else the core with the highest count."""
         if self.effective:
             return self.effective
         if self.allowed and len(self.allowed) == 1:
@@ -37,9 +37,9 @@ class NicInterrupt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nic:
-    """The interface of the default route; no name if there is no such route.
+    """The interface of the default route. `name` is empty without a default route.
 
-    `has_device` is false for one end of a veth pair, a bridge or a tunnel; `is_readable` says whether /proc/interrupts is.
+    `has_device` is false for a veth pair, a bridge or a tunnel. `is_readable` is whether /proc/interrupts can be read.
     """
 
     name: str
@@ -49,26 +49,26 @@ class Nic:
 
 
 def read_nic(machine: Machine) -> Nic:
-    """What the files below the machine's root say."""
+    """Read the interface of the default route and its interrupts from the files below the machine's root."""
     name = _default_interface(machine)
     text = machine.text("proc/interrupts")
     rows = parse_interrupt_rows(text or "")
     device = machine.root / "sys/class/net" / name / "device"
-    # A virtio interface hangs below the PCI device that has the interrupts.
+    # The interrupts of a virtio interface belong to its parent, a PCI device.
     numbers = {entry.name for folder in (device, device.resolve().parent) for entry in folder.glob("msi_irqs/*")} if name else set()
     has_device = bool(name) and device.exists()
     names = [name, device.resolve().name]
-    ours = [row for row in rows if has_device and row.label.isdigit() and (row.label in numbers or _is_of(row, names))]
+    matching = [row for row in rows if has_device and row.label.isdigit() and (row.label in numbers or _is_of(row, names))]
     return Nic(
         name=name,
         has_device=has_device,
         is_readable=text is not None,
-        interrupts=tuple(_read_interrupt(machine, row) for row in ours),
+        interrupts=tuple(_read_interrupt(machine, row) for row in matching),
     )
 
 
 def _default_interface(machine: Machine) -> str:
-    """The interface of the default route with the lowest metric, of IPv4 before IPv6; empty if there is none."""
+    """Return the interface of the default route with the lowest metric, IPv4 before IPv6. Empty without a default route."""
     routes = [line.split() for line in (machine.text("proc/net/route") or "").splitlines()[1:]]
     found = [(int(row[6]), row[0]) for row in routes if len(row) > 7 and row[1] == row[7] == "00000000"]
     if not found:
@@ -82,7 +82,7 @@ def _default_interface(machine: Machine) -> str:
 
 
 def _is_of(row: InterruptRow, names: Sequence[str]) -> bool:
-    """Whether an interrupt is named after the interface or its device: eth0, eth0-rx-1, virtio2-input.0, 2490000.ether_qos.rx0."""
+    """Return whether the name of an interrupt starts with the interface or its device: eth0-rx-1, virtio2-input.0, 2490000.qos."""
     return any(word == name or (word.startswith(name) and word[len(name)] in "-.:_@") for word in row.words for name in names)
 
 
@@ -98,26 +98,35 @@ def _read_interrupt(machine: Machine, row: InterruptRow) -> NicInterrupt:
     )
 
 
-def find_interrupts(nic: Nic, chosen: Sequence[int]) -> Finding:
-    """Whether comm or training has them, on the cores of a run."""
+def check_interrupts(nic: Nic, chosen: Sequence[int]) -> Finding:
+    """Check whether the network interrupts are on cores of comm or of training. `chosen` are the cores of a run, sorted."""
     if not nic.name:
         return unknown(
             _CHECK,
-            "no interface has a default route, so it is not known whose interrupts matter",
-            "look in /proc/interrupts which core those of the interface to the teacher come on; it should be the lowest of a run",
+            "no interface has a default route, so the interface to the teacher is not known",
+            "find the interface to the teacher in /proc/interrupts, and move its interrupts to the lowest core of a run",
         )
     total = sum(sum(irq.counts.values()) for irq in nic.interrupts)
-    busy = [irq for irq in nic.interrupts if sum(irq.counts.values()) > _WORTH_NAMING * total]
+    busy = [irq for irq in nic.interrupts if sum(irq.counts.values()) > _MIN_SHARE * total]
     if not busy or not chosen:
-        why = "it has none of its own in /proc/interrupts, as WiFi and USB behind another controller"
-        why = why if nic.has_device else "it is no hardware, but a tunnel, a bridge or a container's end of one"
-        why = why if nic.is_readable else "/proc/interrupts cannot be read"
         return unknown(
             _CHECK,
-            f"which core the interrupts of {nic.name} come on is not known: {why}",
-            "look in /proc/interrupts of the host for its controller (mmc, xhci); it should be on the lowest core of a run",
+            f"the cores of the interrupts of {nic.name} are not known: {_why_unknown(nic)}",
+            "find its controller (mmc or xhci) in /proc/interrupts of the host, and move the interrupt to the lowest core of a run",
             interface=nic.name,
         )
+    return _judge(nic, busy, chosen)
+
+
+def _why_unknown(nic: Nic) -> str:
+    if not nic.is_readable:
+        return "/proc/interrupts cannot be read"
+    if not nic.has_device:
+        return "it is a tunnel, a bridge or a container interface, without hardware"
+    return "it has no line in /proc/interrupts, as is usual for WiFi and USB adapters"
+
+
+def _judge(nic: Nic, busy: Sequence[NicInterrupt], chosen: Sequence[int]) -> Finding:
     details = {
         "interface": nic.name,
         "interrupts": {
@@ -130,16 +139,16 @@ def find_interrupts(nic: Nic, chosen: Sequence[int]) -> Finding:
         },
     }
     cores = sorted(frozenset().union(*(irq.cores for irq in busy)))
-    where = f"the interrupts of {nic.name} come on {'core' if len(cores) == 1 else 'cores'} {show_cores(cores)}"
-    in_the_way = sorted(set(cores) & set(chosen[1:]))
-    if not in_the_way:
-        whose = f"core {chosen[0]} is the first that comm gets" if chosen[0] in cores else "a run has no thread there"
-        return ok(_CHECK, f"{where}; {whose}", **details)
-    wrong = [irq.number for irq in busy if not irq.cores.isdisjoint(in_the_way)]
-    remedy = "; ".join(f"echo {chosen[0]} | sudo tee /proc/irq/{number}/smp_affinity_list" for number in wrong[:4])
-    remedy = f"`{remedy}`{' and so on' if len(wrong) > 4 else ''}, and stop irqbalance if it runs"
-    if in_the_way[-1] in chosen[: len(chosen) // 2]:
-        text = f"{where}, which comm has only under a policy that gives it that many; else they stop training"
-        return note(_CHECK, text, remedy, **details)
-    text = f"{where}; {these(in_the_way)} training's, which every one of them stops"
-    return warning(_CHECK, text, remedy, **details)
+    text = f"{'core' if len(cores) == 1 else 'cores'} {show_cores(cores)} {'handles' if len(cores) == 1 else 'handle'}"
+    text += f" the interrupts of {nic.name}"
+    training = sorted(set(cores) & set(chosen[1:]))
+    if not training:
+        reason = f"comm gets core {chosen[0]} first" if chosen[0] in cores else "a run does not use it"
+        return ok(_CHECK, f"{text}; {reason}", **details)
+    misplaced = [irq.number for irq in busy if not irq.cores.isdisjoint(training)]
+    commands = "; ".join(f"echo {chosen[0]} | sudo tee /proc/irq/{number}/smp_affinity_list" for number in misplaced[:4])
+    more = ", and the same for the other interrupts" if len(misplaced) > 4 else ""
+    remedy = f"run `{commands}`{more}; stop irqbalance if it is active"
+    if training[-1] in chosen[: len(chosen) // 2]:
+        return note(_CHECK, f"{text}; they delay training unless the policy gives these cores to comm", remedy, **details)
+    return warning(_CHECK, f"{text}; {these(training)} used for training, which every interrupt delays", remedy, **details)

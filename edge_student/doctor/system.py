@@ -1,6 +1,6 @@
-"""Memory, pages, the time of day, and what the kernel lets the scheduler do.
+"""Check memory, page size, the system clock, and the kernel permissions that the scheduler needs.
 
-What was read is a value; what follows from it is pure.
+`read_*` and `try_*` read or test the machine. The checks of their results are pure functions.
 """
 
 import ctypes
@@ -15,15 +15,15 @@ from edge_student.doctor.finding import Finding, note, ok, problem, unknown, war
 from edge_student.host.counters import Machine
 from scheduler.live.threads import BindingRefusedError, may_stop_yielding, set_mask
 
-# Before this program was written: a board without a battery begins at 1970, or where its file system was made.
-_BEFORE_US = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
+# Older than this program. A board without a clock battery starts at 1970, or at the date of its file system.
+_EARLIEST_DATE = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
 _UNSYNCHRONISED = 0x40  # STA_UNSYNC, adjtimex(2)
 _USUAL_PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """MiB; None is what the kernel does not say. `limit_left` is what a container's limit leaves."""
+    """Memory in MiB, None if unknown. `limit_left` is the unused part of the container's memory limit."""
 
     available: int | None
     total: int | None
@@ -32,10 +32,10 @@ class Memory:
 
 
 def read_memory(machine: Machine) -> Memory:
-    """From /proc/meminfo and the control group's own files."""
+    """Read /proc/meminfo and the files of the control group."""
     rows = [line.split() for line in (machine.text("proc/meminfo") or "").splitlines()]
     kib = {row[0].rstrip(":"): int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
-    limits = [  # of the second and the first version of control groups; the first's "no limit" is a very large number
+    limits = [  # cgroup v2, then v1, which reports "no limit" as a very large number
         (machine.number("sys/fs/cgroup/memory.max"), machine.number("sys/fs/cgroup/memory.current")),
         (
             machine.number("sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -51,8 +51,8 @@ def read_memory(machine: Machine) -> Memory:
     )
 
 
-def find_memory(memory: Memory, ring_mib: int, torch_mib: int | None) -> Finding:
-    """Whether the ring and torch fit; `torch_mib` is what a process with torch and one small step really took, if that is known."""
+def check_memory(memory: Memory, ring_mib: int, torch_mib: int | None) -> Finding:
+    """Check that the ring and torch fit into memory. `torch_mib` is the measured peak of the torch subprocess, None if unknown."""
     check = "machine.memory"
     known = [value for value in (memory.available, memory.limit_left) if value is not None]
     details = {
@@ -64,51 +64,55 @@ def find_memory(memory: Memory, ring_mib: int, torch_mib: int | None) -> Finding
         "torch_mib": torch_mib,
     }
     if not known:
-        return unknown(check, "/proc/meminfo does not say how much memory is available", "look with `free -m`", **details)
+        return unknown(
+            check,
+            "the available memory is not known, because /proc/meminfo does not report it",
+            "run `free -m` to see the available memory",
+            **details,
+        )
     free, needed = min(known), ring_mib + (torch_mib or 0)
-    parts = f"--ring-mib {ring_mib}" + (
-        "" if torch_mib is None else f" and {torch_mib} MiB that torch took here for one small step"
-    )
+    parts = f"{ring_mib} MiB for --ring-mib" + ("" if torch_mib is None else f" and {torch_mib} MiB for torch")
     if free < needed:
         return problem(
             check,
-            f"{free} MiB of memory are available, and a run takes more than {needed}: {parts}",
-            "end other programs, or give less to --ring-mib; a small one holds training up only where the link does",
+            f"{free} MiB of memory are available, but a run needs more than {needed} MiB: {parts}",
+            "stop other programs, or lower --ring-mib; a small ring slows training only on a slow or unstable link",
             **details,
         )
     if free < 2 * needed:
-        text = f"{free} MiB of memory are available, and a run takes {needed} before model and data: {parts}"
-        return warning(check, text, "give less to --ring-mib, or look with `free -m` while a first run trains", **details)
+        text = f"{free} MiB of memory are available, but a run needs {needed} MiB plus model and data: {parts}"
+        return warning(check, text, "lower --ring-mib, or watch `free -m` during a first run", **details)
     if memory.swap_used:
-        text = f"{free} MiB of memory are available, enough for {parts}; {memory.swap_used} MiB of others are swapped out"
-        return note(check, text, "end what is not needed: what swaps while a run trains disturbs it", **details)
+        text = f"{free} MiB of memory are available, enough for {parts}; {memory.swap_used} MiB of other programs are in swap"
+        return note(check, text, "stop programs that you do not need, because swapping during a run disturbs it", **details)
     return ok(check, f"{free} MiB of memory are available, enough for {parts}", **details)
 
 
-def find_page_size(page_bytes: int) -> Finding:
-    """Which pages the kernel has, and what some builds make of others than 4 KiB."""
+def check_page_size(page_bytes: int) -> Finding:
+    """Check the page size. Some builds of libraries work with 4 KiB pages only."""
     check, kib = "machine.pages", page_bytes // 1024
     if page_bytes == _USUAL_PAGE:
-        return ok(check, f"the kernel has pages of {kib} KiB, as every build expects", page_bytes=page_bytes)
+        return ok(check, f"the kernel uses pages of {kib} KiB, which every build supports", page_bytes=page_bytes)
     return note(
         check,
-        f"the kernel has pages of {kib} KiB, as a Raspberry Pi 5's has 16: a library or an allocator (jemalloc) that was built for "
-        "4 KiB ends there with `Unsupported system page size` or `ELF load command ... not properly aligned`",
-        "nothing, if torch runs (software.torch); else, on a Pi 5, add kernel=kernel8.img to /boot/firmware/config.txt and reboot",
+        f"the kernel uses pages of {kib} KiB (a Raspberry Pi 5 uses 16 KiB); libraries or allocators (jemalloc) built for 4 KiB "
+        "fail with `Unsupported system page size` or `ELF load command ... not properly aligned`",
+        "no action is needed if software.torch is ok; else, on a Raspberry Pi 5, add kernel=kernel8.img to "
+        "/boot/firmware/config.txt and reboot",
         page_bytes=page_bytes,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """The time of day, in seconds since 1970, and whether somebody keeps it right; None if the kernel does not tell."""
+    """The system clock in seconds since 1970. `is_synchronised` is the NTP state, None if the kernel does not report it."""
 
     now: float
     is_synchronised: bool | None
 
 
 class _Timex(ctypes.Structure):
-    """The head of struct timex (adjtimex(2)), with room for all that follows."""
+    """The first fields of struct timex (adjtimex(2)), padded to its full size."""
 
     _fields_ = (
         ("modes", ctypes.c_uint),
@@ -122,81 +126,84 @@ class _Timex(ctypes.Structure):
 
 
 def read_clock() -> Clock:
-    """Ask the kernel (adjtimex(2), which changes nothing without modes)."""
-    answer = _Timex()
+    """Read the clock state with adjtimex(2). Mode 0 changes nothing."""
+    timex = _Timex()
     try:
-        said = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(answer))
+        result = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex))
     except (OSError, AttributeError):
-        said = -1
-    return Clock(now=time.time(), is_synchronised=None if said < 0 else not answer.status & _UNSYNCHRONISED)
+        result = -1
+    return Clock(now=time.time(), is_synchronised=None if result < 0 else not timex.status & _UNSYNCHRONISED)
 
 
-def find_clock(clock: Clock) -> Finding:
-    """Whether certificates can be judged by it. Whether it fits the teacher's certificate is `link.tls`."""
+def check_clock(clock: Clock) -> Finding:
+    """Check whether the clock is plausible and synchronised. `link.tls` compares it with the certificates."""
     check = "machine.clock"
     when = datetime.fromtimestamp(clock.now, UTC).strftime("%Y-%m-%d %H:%M UTC")
     details = {"now": clock.now, "is_synchronised": clock.is_synchronised}
     remedy = (
-        "`sudo timedatectl set-ntp true`, and wait until `timedatectl` says yes; it needs UDP port 123, or a server of your own"
+        "run `sudo timedatectl set-ntp true`, and wait until `timedatectl` shows a synchronized clock; NTP needs UDP port 123 or a "
+        "time server in your network"
     )
-    if clock.now < _BEFORE_US:
-        text = f"the clock says {when}, long before this program was written: every certificate looks as if it were not valid yet"
+    if clock.now < _EARLIEST_DATE:
+        text = f"the clock shows {when}, which is wrong, so every certificate appears not yet valid"
         return problem(check, text, remedy, **details)
     if clock.is_synchronised is None:
-        return unknown(check, f"the clock says {when}; the kernel does not tell whether anybody keeps it right", remedy, **details)
+        return unknown(check, f"the clock shows {when}; the kernel does not report whether it is synchronised", remedy, **details)
     if not clock.is_synchronised:
-        text = f"the clock says {when}, and nothing keeps it right: certificates are judged by it, and logs of two machines differ"
-        return warning(check, text, f"{remedy}; in a virtual machine the host may keep it", **details)
-    return ok(check, f"the clock says {when}, and is synchronised", **details)
+        text = (
+            f"the clock shows {when} and is not synchronised, so certificate checks can fail and logs of two machines can disagree"
+        )
+        return warning(check, text, f"{remedy}; in a virtual machine, the host may set the clock", **details)
+    return ok(check, f"the clock shows {when} and is synchronised", **details)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permissions:
-    """What the kernel let a thread of ours do. `refusal` says why it kept a mask, empty if it did not."""
+    """Kernel permissions of a thread. `affinity_error` is the reason why sched_setaffinity failed, empty on success."""
 
-    refusal: str
+    affinity_error: str
     may_stop_yielding: bool
 
 
 def try_permissions(allowed: frozenset[int]) -> Permissions:
-    """Try it in threads that live only for this, so that nothing of this process is changed."""
-    refusals: list[str] = []
+    """Test the permissions in short-lived threads, so that this process keeps its affinity and priority."""
+    errors: list[str] = []
 
     def pin() -> None:
         try:
             set_mask(threading.get_native_id(), frozenset([min(allowed)]))
             set_mask(threading.get_native_id(), allowed)
         except BindingRefusedError as error:
-            refusals.append(error.strerror or str(error))
+            errors.append(error.strerror or str(error))
 
     thread = threading.Thread(target=pin, name="edgekd-doctor")
     thread.start()
     thread.join()
-    return Permissions(refusal="".join(refusals), may_stop_yielding=may_stop_yielding())
+    return Permissions(affinity_error="".join(errors), may_stop_yielding=may_stop_yielding())
 
 
-def find_permissions(permissions: Permissions) -> Iterator[Finding]:
-    """What the scheduler will have to do without."""
-    if permissions.refusal:
+def check_permissions(permissions: Permissions) -> Iterator[Finding]:
+    """Check for kernel permissions that the scheduler needs."""
+    if permissions.affinity_error:
         yield problem(
             "kernel.affinity",
-            f"threads cannot be pinned: {permissions.refusal}; a run would go on unpinned, and be marked, and not count",
-            "allow sched_setaffinity: it is a rule of the container or a seccomp profile that forbids it",
+            f"threads cannot be pinned: {permissions.affinity_error}; a run would continue unpinned and would not count",
+            "allow sched_setaffinity in the seccomp profile or the container settings",
         )
     else:
-        yield ok("kernel.affinity", "threads can be pinned, and given back all cores")
+        yield ok("kernel.affinity", "threads can be pinned and unpinned")
     check = "kernel.yielding"
     if permissions.may_stop_yielding:
-        yield ok(check, "a thread that yields to all others may be like them again")
+        yield ok(check, "a thread can leave the kernel's idle class (SCHED_IDLE) again")
     else:
         yield note(
             check,
-            "this process may put a thread into the kernel's idle class and not take it out again, so training threads without a "
-            "core spin on those of the others for milliseconds",
-            "give it CAP_SYS_NICE or an RLIMIT_NICE of 20: `docker run --cap-add SYS_NICE`, or LimitNICE=+0 in a systemd unit",
+            "a thread of this process cannot leave the kernel's idle class (SCHED_IDLE), so training threads without a core spin "
+            "for milliseconds on the cores of other threads",
+            "grant CAP_SYS_NICE or an RLIMIT_NICE of 20: use `docker run --cap-add SYS_NICE`, or LimitNICE=+0 in a systemd unit",
         )
 
 
 def page_size() -> int:
-    """Bytes of a page."""
+    """Return the page size in bytes."""
     return os.sysconf("SC_PAGE_SIZE")

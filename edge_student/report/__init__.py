@@ -1,1 +1,1 @@
-"""The report of a comparison: verdicts, terminal table, HTML page."""
+"""Report a comparison: verdicts, terminal table, HTML page."""

@@ -1,4 +1,4 @@
-"""What the page says in words: which policy to use and why, and facts of any shape as rows of a table."""
+"""Write the texts of the page: the recommended policy with its reason, and values of any shape as rows of a table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """Which policy to use: in a few words, and why. `policy` is empty where the runs do not tell."""
+    """The recommended policy, with a headline and a reason. `policy` is empty if the runs support no recommendation."""
 
     policy: str
     headline: str
@@ -21,59 +21,57 @@ class Advice:
 
 
 def advise(summary: Sequence[Row]) -> Advice:
-    """What the verdicts allow to say, and not more."""
+    """Derive the recommendation from the verdicts alone."""
     baseline = next((row for row in summary if row["policy"] == BASELINE), None)
     if baseline is None or not baseline["num_runs"]:
-        why = f"Everything is judged against {BASELINE}, what you have without doing anything, and none of its runs counted."
-        return Advice(policy="", headline="These runs do not tell which policy to use.", why=why)
+        why = f"Every policy is compared with {BASELINE}, the default of the operating system. No run of {BASELINE} counts."
+        return Advice(policy="", headline="These runs do not show which policy to use.", why=why)
     others = [row for row in summary if row["policy"] != BASELINE]
     faster = sorted((row for row in others if row["verdict"] == "faster"), key=lambda row: float(row["ratio_vs_os_default"]))
     if faster:
-        return _faster(faster, others)
-    return _stay(others)
+        return _recommend_fastest(faster, others)
+    return _recommend_baseline(others)
 
 
-def _faster(faster: Sequence[Row], others: Sequence[Row]) -> Advice:
+def _recommend_fastest(faster: Sequence[Row], others: Sequence[Row]) -> Advice:
     best, ratio, (low, high) = faster[0], faster[0]["ratio_vs_os_default"], faster[0]["ratio_ci95"]
     level = best.get("ratio_ci_level")
-    sure = f"{level:.1%} " if level else ""
+    shown_level = f"{level:.1%} " if level else ""
     why = (
-        f"It took {ratio:.2f} of {BASELINE}'s time ({sure}interval {low:.2f} to {high:.2f}, {best['num_runs']} runs):"
-        f" {_percent(1 - ratio)} less than doing nothing."
+        f"It took {ratio:.2f} of the time of {BASELINE} ({shown_level}interval {low:.2f} to {high:.2f}, {best['num_runs']} runs),"
+        f" which is {1 - ratio:.0%} less."
     )
     rivals = [row["policy"] for row in faster[1:] if row["ratio_ci95"][0] <= high]
     if rivals:
-        why += f" {_listed(rivals)} {_was(rivals)} faster than {BASELINE} too; their intervals overlap, so either will do."
-    return Advice(policy=best["policy"], headline=f"Use {best['policy']} on this device.", why=why + _untold(others))
+        why += f" {_listed(rivals)} {_was(rivals)} also faster than {BASELINE}."
+        why += " The intervals overlap, so any of these policies is a good choice."
+    return Advice(policy=best["policy"], headline=f"Use {best['policy']} on this device.", why=why + _undecided(others))
 
 
-def _stay(others: Sequence[Row]) -> Advice:
+def _recommend_baseline(others: Sequence[Row]) -> Advice:
     alike = [row["policy"] for row in others if row["verdict"] == "no significant difference"]
     slower = [row["policy"] for row in others if row["verdict"] == "slower"]
     if slower and len(slower) == len(others):
-        why = f"{_listed(slower)} {_was(slower)} significantly slower, so leave the cores to the operating system."
+        why = f"{_listed(slower)} {_was(slower)} significantly slower. Let the operating system assign the cores."
         return Advice(policy=BASELINE, headline=f"Use {BASELINE} on this device: it is the fastest.", why=why)
     if alike and not slower and len(alike) == len(others):
-        why = f"No policy differs significantly from {BASELINE}, so the default is as good as any other."
-        return Advice(policy=BASELINE, headline=f"Stay with {BASELINE} on this device: nothing differs.", why=why)
+        why = f"No policy differs significantly from {BASELINE}, so the default is as good as any other policy."
+        return Advice(policy=BASELINE, headline=f"Keep {BASELINE} on this device: no policy is faster.", why=why)
     if alike or slower:
         why = f"No other policy was significantly faster{f', and {_listed(slower)} {_was(slower)} slower' if slower else ''}."
         if alike:
-            why += f" {_listed(alike)} cannot be told from {BASELINE}, so the default is as good."
-        return Advice(policy=BASELINE, headline=f"Stay with {BASELINE} on this device.", why=why + _untold(others))
+            differ = "does not differ" if len(alike) == 1 else "do not differ"
+            why += f" {_listed(alike)} {differ} significantly from {BASELINE}, so the default is as good."
+        return Advice(policy=BASELINE, headline=f"Keep {BASELINE} on this device.", why=why + _undecided(others))
     if not others:
-        return Advice(policy="", headline=f"Only {BASELINE} was measured.", why="There is nothing to compare it with.")
-    why = f"A verdict needs {MIN_REPEATS_FOR_VERDICT} repeats of each policy. Until then stay with {BASELINE}, the default."
-    return Advice(policy="", headline="Too few runs to tell which policy to use.", why=why)
+        return Advice(policy="", headline=f"Only {BASELINE} was measured.", why="Compare it with at least one other policy.")
+    why = f"A verdict needs {MIN_REPEATS_FOR_VERDICT} repeats of each policy. Keep {BASELINE}, the default, until you have them."
+    return Advice(policy="", headline="Too few runs to recommend a policy.", why=why)
 
 
-def _untold(others: Sequence[Row]) -> str:
-    untold = [row["policy"] for row in others if row["verdict"].startswith("too few")]
-    return f" Of {_listed(untold)} there are too few runs to tell." if untold else ""
-
-
-def _percent(part: float) -> str:
-    return f"{100 * part:.0f} %"
+def _undecided(others: Sequence[Row]) -> str:
+    undecided = [row["policy"] for row in others if row["verdict"].startswith("too few")]
+    return f" {_listed(undecided)} had too few runs for a verdict." if undecided else ""
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -85,17 +83,17 @@ def _was(names: Sequence[str]) -> str:
 
 
 def meaning_of(policy: str) -> str:
-    """What a policy does, in a sentence."""
+    """Describe a policy in one sentence."""
     try:
         sentence = kind_of(policy).sentence
     except ValueError:
-        return "A policy that this version does not know."
+        return "This version of EdgeKD does not know this policy."
     argument = policy.partition(":")[2]
     return f"{sentence[0].upper()}{sentence[1:]}." + (f" Here c is {argument}." if argument else "")
 
 
 def disturbed_by(run: Row) -> list[str]:
-    """What disturbed a run, in words; empty if nothing is known, also where a report of another version saw other things."""
+    """List the disturbances of a run. Empty if none are known, or if the report is of a version with other fields."""
     try:
         return findings(run.get("disturbance"))
     except (KeyError, TypeError):
@@ -103,7 +101,7 @@ def disturbed_by(run: Row) -> list[str]:
 
 
 def facts(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(name, text) of everything in nested dicts and lists, whatever its keys are."""
+    """Yield (name, text) of every value in nested dicts and lists, for any keys."""
     if isinstance(values, dict) and values:
         for name, value in values.items():
             yield from facts(value, f"{prefix}, {name}" if prefix else str(name))
@@ -115,7 +113,7 @@ def facts(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def written(value: Any) -> str:
-    """A fact as people write it."""
+    """Format a JSON value as text for readers."""
     if value is None:
         return "not known"
     if isinstance(value, bool):

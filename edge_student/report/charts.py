@@ -1,4 +1,4 @@
-"""Two figures over all runs: how long each took, and where its time went. Geometry only; every number stands in report.json."""
+"""Draw the figures over all runs: wall-clock per run, time per part, and rates. Every number comes from report.json."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -13,16 +13,16 @@ PARTS = ("forward", "backward", "stall", "hold", "rest")
 _RIGHT = WIDTH - 96
 _ROW = 40.0
 _TOP = 16.0
-_SPREAD_FOR_LOG = 4.0  # beyond this, one slow run would press all others into a corner of a linear scale
+_SPREAD_FOR_LOG = 4.0  # at a larger ratio of slowest to fastest, one slow run would compress all others on a linear scale
 
 
 def is_doubtful(run: RunRecord) -> bool:
-    """Whether a run is shown hollow: it does not count, or something disturbed it."""
+    """Return whether a run is drawn as a hollow dot: it does not count, or it was disturbed."""
     return not run["valid"] or bool(disturbed_by(run))
 
 
 def wall_clock_figure(summary: Sequence[RunRecord], runs: Sequence[RunRecord]) -> Figure | None:
-    """Every run as a dot, and the median with its interval; None if no run came to its end."""
+    """Draw every run as a dot, and the median with its interval. Return None if no run finished."""
     times = [run["wall_clock_s"] for run in runs if run["wall_clock_s"]]
     if not times:
         return None
@@ -39,7 +39,7 @@ def wall_clock_figure(summary: Sequence[RunRecord], runs: Sequence[RunRecord]) -
     return Figure(
         name="wall-clock",
         title="Wall-clock of every run, by policy",
-        description=f"Medians: {'; '.join(described) or 'none'}. The table has the intervals, the list of runs every single time.",
+        description=f"Medians: {'; '.join(described) or 'none'}. The table has the intervals. The list of runs has every time.",
         height=bottom + 42,
         shapes=tuple(shapes),
     )
@@ -63,14 +63,17 @@ def _wall_clock_row(scale: Scale, y: float, row: RunRecord, runs: Sequence[RunRe
         shapes += [line(x, y - 13, x, y + 13, "median"), text(WIDTH - 4, y + 4, f"{row['median_s']:.3f} s", "value", "end")]
     own = [run for run in runs if run["policy"] == row["policy"] and run["wall_clock_s"]]
     for number, run in enumerate(own):
-        lane = y + (number % 5 - 2) * 3.2  # so that equal times do not hide each other
-        tip = "; ".join([f"repeat {run['repeat']}: {run['wall_clock_s']:.3f} s", *([] if run["valid"] else ["does not count"])])
+        lane = y + (number % 5 - 2) * 3.2  # separates runs with equal times
+        tip = f"repeat {run['repeat']}: {run['wall_clock_s']:.3f} s" + ("" if run["valid"] else "; does not count")
         shapes.append(circle(scale(run["wall_clock_s"]), lane, 3.6, "hollow" if is_doubtful(run) else "dot", tip))
     return shapes
 
 
 def parts_of(policies: Sequence[str], runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """{"policy", "forward", "backward", "stall", "hold", "rest"} in seconds: medians over the runs that count, if there are any."""
+    """Return {"policy", "forward", "backward", "stall", "hold", "rest"}, in seconds, for each policy with a valid run.
+
+    Each part is the median over the valid runs.
+    """
     rows = []
     for policy in policies:
         valid = [_with_rest(run) for run in runs if run["policy"] == policy and run["valid"]]
@@ -84,13 +87,13 @@ def _with_rest(run: RunRecord) -> RunRecord:
 
 
 def parts_figure(parts: Sequence[RunRecord]) -> Figure | None:
-    """A bar for each policy, stacked of where its time went; None without a run that counts."""
+    """Draw a stacked bar of the parts for each policy. Return None without a valid run."""
     if not parts:
         return None
     bottom = _TOP + _ROW * len(parts)
     longest = max(sum(row[part] for part in PARTS) for row in parts)
     scale = Scale(low=0.0, high=longest * 1.02 or 1.0, start=LEFT, end=_RIGHT)
-    shapes = axis(scale, bottom, _TOP - 8, "seconds, medians of each part")
+    shapes = axis(scale, bottom, _TOP - 8, "seconds, median of each part")
     for number, row in enumerate(parts):
         y = _TOP + _ROW * (number + 0.5)
         shapes.append(row_label(y + 4, row["policy"]))
@@ -103,18 +106,18 @@ def parts_figure(parts: Sequence[RunRecord]) -> Figure | None:
                 shapes.append(text(x + width / 2, y + 4, f"{row[part]:.3f}", f"on-{part}", "middle"))
             before += row[part]
         shapes.append(text(WIDTH - 4, y + 4, f"{before:.3f} s", "value", "end"))
-    said = "; ".join(f"{row['policy']}: " + ", ".join(f"{part} {row[part]:.3f}" for part in PARTS) for row in parts)
+    medians = "; ".join(f"{row['policy']}: " + ", ".join(f"{part} {row[part]:.3f}" for part in PARTS) for row in parts)
     return Figure(
         name="parts",
-        title="Where the time of training went, by policy",
-        description=f"Seconds, medians over the runs that count. {said}.",
+        title="Training time by part, for each policy",
+        description=f"Seconds, medians over the runs that count. {medians}.",
         height=bottom + 42,
         shapes=tuple(shapes),
     )
 
 
 def rates_figure(side: RunRecord, cores: int) -> Figure:
-    """One side's rates against comm's cores: {"name", "formula", "points", "samples", "curve"}, see page_profile."""
+    """Draw the rates of one side over the cores given to comm. `side` has the keys "name", "points", "samples" and "curve"."""
     height, bottom, start, end = 268.0, 216.0, 62.0, 440.0
     highest = max([point["rate"] for point in (*side["points"], *side["samples"])] + [ci[1] for ci in _intervals(side)])
     up = Scale(low=0.0, high=highest * 1.08, start=bottom, end=14.0)
@@ -135,12 +138,12 @@ def rates_figure(side: RunRecord, cores: int) -> Figure:
         if point["ci95"] is not None:
             low, high = (up(value) for value in point["ci95"])
             shapes += [line(x, low, x, high, "whisker"), *(line(x - 5, y, x + 5, y, "whisker") for y in (low, high))]
-        shapes.append(circle(x, up(point["rate"]), 5, f"rate-{look}", f"{point['name']}: {point['rate']:.4g} a second"))
-    said = ", ".join(f"c={point['c']}: {point['rate']:.4g}" for point in side["points"])
+        shapes.append(circle(x, up(point["rate"]), 5, f"rate-{look}", f"{point['name']}: {point['rate']:.4g} per second"))
+    rates = ", ".join(f"c={point['c']}: {point['rate']:.4g}" for point in side["points"])
     return Figure(
         name=f"rates-{look}",
-        title=f"Rate of {'training (comp)' if look == 'comp' else 'receiving (comm)'} against the cores given to comm",
-        description=f"Work per second. {said or 'no points'}.",
+        title=f"Rate of {'training (comp)' if look == 'comp' else 'receiving (comm)'} by cores given to comm",
+        description=f"Work per second. {rates or 'no points'}.",
         height=height,
         width=460.0,
         shapes=tuple(shapes),

@@ -1,24 +1,24 @@
-"""report.html: one comparison as a page that needs nothing else. Every number on it comes from report.json, a log or the profile.
+"""Write report.html, a self-contained page of one comparison. Every number comes from report.json, a log or the profile.
 
-The page has no script and may load nothing, and says so to the browser; all text is escaped.
+The page has no script. Its content security policy forbids loading other files. All text is escaped.
 """
 
 import json
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jinja2
 
 from edge_student.measure.intervals import shown_level
+from edge_student.measure.number_format import format_interval, format_number, format_percent
 from edge_student.report.advice import advise, disturbed_by, facts, meaning_of, written
 from edge_student.report.charts import PARTS, is_doubtful, parts_figure, parts_of, wall_clock_figure
 from edge_student.report.profile_charts import profile_section
 from edge_student.report.table import disturbance_lines
 from edge_student.report.timeline import representative_run, timeline_section
+from edge_student.report.verdict import median_of
 from edgekd.files import write_text
 
 _TEMPLATE = "page.html.j2"
@@ -26,10 +26,11 @@ _RUN_FACTS = ("wall_clock_s", "accuracy", "stall_s", "hold_s", "forward_s", "bac
 
 
 def write_page(out: Path) -> Path:
-    """Write report.html beside report.json in `out`, and return its path.
+    """Write report.html next to report.json in `out`, and return its path.
 
-    OSError if report.json cannot be read or the page not written, ValueError if it is not a report. A run's log or a profile
-    that is gone leaves its place on the page to a sentence that says so.
+    A missing run log or profile is replaced by a sentence that names it.
+
+    Raises OSError if report.json cannot be read or the page cannot be written, ValueError if report.json is not a report.
     """
     source = out / "report.json"
     try:
@@ -43,7 +44,7 @@ def write_page(out: Path) -> Path:
 
 
 def render(report: dict[str, Any], out: Path) -> str:
-    """The page's HTML. Logs are looked for in `out`/runs."""
+    """Return the HTML of the page. Logs are read from `out`/runs."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("edge_student.report", ""),
         autoescape=True,
@@ -51,7 +52,7 @@ def render(report: dict[str, Any], out: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(seconds=_seconds, interval=_interval, percent=_percent, written=written)
+    environment.filters.update(number=format_number, interval=format_interval, percent=format_percent, written=written)
     return environment.get_template(_TEMPLATE).render(_context(report, out))
 
 
@@ -65,7 +66,7 @@ def _context(report: dict[str, Any], out: Path) -> dict[str, Any]:
         "config": config,
         "host": report["host"],
         "advice": advise(summary),
-        "summary": [{**row, "accuracy": _median_accuracy(row["policy"], runs)} for row in summary],
+        "summary": [{**row, "accuracy": median_of(runs, row["policy"], "accuracy")} for row in summary],
         "meanings": [(policy, meaning_of(policy)) for policy in policies],
         "level": shown_level(row.get(name) for row in summary for name in ("ci_level", "ratio_ci_level")),
         "num_expected": len(policies) * config["repeats"],
@@ -87,27 +88,22 @@ def _context(report: dict[str, Any], out: Path) -> dict[str, Any]:
     }
 
 
-def _median_accuracy(policy: str, runs: Sequence[dict[str, Any]]) -> float | None:
-    values = [run["accuracy"] for run in runs if run["policy"] == policy and run["valid"] and run["accuracy"] is not None]
-    return median(values) if values else None
-
-
 def _disturbances(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """{"names", "rows": [(policy, repeat, texts)]} of what was seen during the runs; no names if nothing was looked at."""
-    seen = [(run["policy"], run["repeat"], run["disturbance"]) for run in runs if isinstance(run.get("disturbance"), dict)]
-    names = list(dict.fromkeys(name for _, _, found in seen for name in found))
-    rows = [(policy, repeat, [written(found.get(name)) for name in names]) for policy, repeat, found in seen]
+    """Return {"names", "rows": [(policy, repeat, texts)]} of the counters of each run. Without counters, `names` is empty."""
+    counters = [(run["policy"], run["repeat"], run["disturbance"]) for run in runs if isinstance(run.get("disturbance"), dict)]
+    names = list(dict.fromkeys(name for _, _, values in counters for name in values))
+    rows = [(policy, repeat, [written(values.get(name)) for name in names]) for policy, repeat, values in counters]
     return {"names": names, "rows": rows}
 
 
 def _notes(run: dict[str, Any]) -> list[str]:
-    """What was noted of a run, and what disturbed it, if the notes do not say so already."""
+    """Return the notes of a run, plus its disturbances that the notes do not contain."""
     notes: list[str] = run["notes"]
     return [*notes, *(found for found in disturbed_by(run) if not any(found in note for note in notes))]
 
 
 def _cautions(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """How quiet the machine was, as the terminal says it; nothing for a report of another version, which saw other things."""
+    """Return the disturbance lines of the terminal. Empty for a report of a version with other fields."""
     try:
         return disturbance_lines(runs)
     except (KeyError, TypeError):
@@ -116,15 +112,3 @@ def _cautions(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 def _is_noted(run: dict[str, Any]) -> bool:
     return is_doubtful(run) or bool(run["notes"]) or run.get("attempt", 1) > 1
-
-
-def _seconds(value: float | None) -> str:
-    return "\N{EN DASH}" if value is None or not math.isfinite(value) else f"{value:.3f}"
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return "\N{EN DASH}" if interval is None else f"{interval[0]:.3f} \N{HORIZONTAL ELLIPSIS} {interval[1]:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "\N{EN DASH}" if value is None else f"{100 * value:.1f} %"

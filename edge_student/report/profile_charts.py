@@ -1,4 +1,4 @@
-"""What the page shows of the device's profile: measured rates by comm cores, and the curves of f and g where they are known."""
+"""Draw the device profile: measured rates over the cores given to comm, and the curves of f and g if they are known."""
 
 import json
 import math
@@ -9,24 +9,26 @@ from typing import Any
 from edge_student.report.charts import rates_figure
 from edge_student.report.shapes import Figure
 from scheduler.model.cost import CostModel
-from scheduler.model.fit import fit
 from scheduler.model.samples import Samples
 
 Data = dict[str, Any]
 
 _COMP = ("a1", "a2")
 _COMM = ("b1", "b2", "b3")
-_NOTHING = {"a1": 1.0, "a2": 0.0, "b1": 1.0, "b2": 0.0, "b3": 1.0}
+_ANY_PARAMETERS = {"a1": 1.0, "a2": 0.0, "b1": 1.0, "b2": 0.0, "b3": 1.0}
 _CURVE_POINTS = 60
 
 
 def profile_section(given: str | None, out: Path) -> Data:
-    """{"why_not"} or {"path", "figures", "notes", "modes", "fingerprint"} of the profile that the comparison was given."""
+    """Return {"why_not", "path", "figures", "notes", "modes", "fingerprint", "cores"} of the profile given to the comparison.
+
+    If the profile is missing or unreadable, return {"why_not"} with the reason alone.
+    """
     if given is None:
         return {"why_not": "No device profile was given to this comparison."}
     found = next((path for path in (Path(given), out / given) if path.is_file()), None)
     if found is None:
-        return {"why_not": f"The profile {given} is gone or lies elsewhere now, so its rates cannot be shown."}
+        return {"why_not": f"The profile {given} was deleted or moved, so its rates cannot be shown."}
     try:
         return {"why_not": "", "path": given, **_describe(json.loads(found.read_text(encoding="utf-8")))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
@@ -41,8 +43,8 @@ def _describe(profile: Data) -> Data:
         notes.append(_noted(name, parameters, note))
         sides.append(_side(name, profile, cores, parameters))
     figures: list[Figure] = [rates_figure(side, cores) for side in sides if side["points"] or side["samples"]]
-    beside = [mode for mode in profile.get("modes") or [] if _comm_cores(mode["name"], cores) is None]
-    return {"figures": figures, "notes": notes, "modes": beside, "fingerprint": profile.get("fingerprint") or {}, "cores": cores}
+    shared = [mode for mode in profile.get("modes") or [] if _comm_cores(mode["name"], cores) is None]
+    return {"figures": figures, "notes": notes, "modes": shared, "fingerprint": profile.get("fingerprint") or {}, "cores": cores}
 
 
 def _side(name: str, profile: Data, cores: int, parameters: dict[str, float] | None) -> Data:
@@ -60,7 +62,7 @@ def _side(name: str, profile: Data, cores: int, parameters: dict[str, float] | N
 
 
 def _comm_cores(mode: str, cores: int) -> int | None:
-    """How many cores a mode gives to comm; None for one in which the sides share theirs."""
+    """Return the number of cores that a mode gives to comm. None for a mode in which both sides share cores."""
     if mode in ("comp-only", "comm-only"):
         return 0 if mode == "comp-only" else cores
     digits = mode.removeprefix("split").strip(":()")
@@ -68,16 +70,21 @@ def _comm_cores(mode: str, cores: int) -> int | None:
 
 
 def _parameters(profile: Data, side: str) -> tuple[dict[str, float] | None, str]:
-    """f's or g's parameters, or None, and a note: as fitted when calibrating, as given, or fitted now to the samples."""
+    """Return the parameters of f (comp) or g (comm), or None, and a note.
+
+    The first available source is used: the stored fit, the given cost, or a new fit of the stored samples.
+    """
     names = _COMP if side == "comp" else _COMM
     fitted = (profile.get("fit") or {}).get(side)
     if fitted is None and profile.get("cost"):
         return {name: float(profile["cost"][name]) for name in names}, ""
     if fitted is None and profile.get("samples"):
+        from scheduler.model.fit import fit  # loads scipy, which takes seconds on a small board
+
         samples = Samples.from_json({key: profile["samples"][key] for key in ("cores", "comp", "comm")})
         fitted = fit(samples).to_json()[side]
     if fitted is None:
-        return None, "the profile has measured rates only"
+        return None, "the profile contains only measured rates"
     if any(fitted.get(name) is None for name in names):
         return None, str(fitted.get("note") or "not identified")
     return {name: float(fitted[name]["value"]) for name in names}, str(fitted.get("note") or "")
@@ -94,7 +101,7 @@ def _noted(side: str, parameters: dict[str, float] | None, note: str) -> str:
 def _curve(side: str, parameters: dict[str, float] | None, first: int, cores: int) -> list[Data]:
     if parameters is None:
         return []
-    model = CostModel(**{**_NOTHING, **parameters})
+    model = CostModel(**{**_ANY_PARAMETERS, **parameters})
     rate: Callable[[float], float] = model.comp_rate if side == "comp" else model.comm_rate
-    at = [first + (cores - 1) * number / _CURVE_POINTS for number in range(_CURVE_POINTS + 1)]
-    return [{"c": c, "rate": rate(c)} for c in at if math.isfinite(rate(c)) and rate(c) > 0]
+    core_counts = [first + (cores - 1) * number / _CURVE_POINTS for number in range(_CURVE_POINTS + 1)]
+    return [{"c": c, "rate": rate(c)} for c in core_counts if math.isfinite(rate(c)) and rate(c) > 0]

@@ -1,4 +1,4 @@
-"""What a figure of the page is made of: shapes with numbers, which the template writes down as SVG. Colours are the template's."""
+"""Build the figures of the page from geometric shapes. The template renders them as SVG and sets the colours."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 WIDTH = 920.0
 LEFT = 132.0
-"""Where the labels of the rows end, in pixels."""
+"""Right end of the row labels and left end of the plot, in pixels."""
 
-_LETTER = 7.0  # a letter of the labels, in pixels, rounded up
+_LETTER = 7.0  # width of one letter of a label in pixels, rounded up
+_LABEL_END = LEFT - 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """One SVG element. `look` is its CSS class, `text` what is written, `tip` what is shown to who points at it."""
+    """One SVG element. `look` is its CSS class, `text` its content, `tip` its tooltip."""
 
     tag: str
     at: tuple[tuple[str, str], ...]
@@ -24,7 +25,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A drawing of WIDTH x `height`, with a title and a description for who cannot see it. `name` is unique on the page."""
+    """A drawing of WIDTH x `height`. Screen readers read the title and the description. `name` is unique on the page."""
 
     name: str
     title: str
@@ -36,7 +37,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """From values to pixels; logarithmic where `is_log`."""
+    """Map values to pixels, logarithmically if `is_log`."""
 
     low: float
     high: float
@@ -45,12 +46,12 @@ class Scale:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Where `value` lies. It must be positive on a logarithmic scale."""
+        """Return the pixel of `value`, which must be positive on a logarithmic scale."""
         low, high, value = (math.log(x) if self.is_log else x for x in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, most: int = 7) -> list[float]:
-        """Round values between both ends, `most` of them or fewer."""
+        """Return at most `most` round values between both ends."""
         if self.is_log:
             return _log_ticks(self.low, self.high, most)
         step = _round_up((self.high - self.low) / most)
@@ -73,39 +74,39 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def rect(x: float, y: float, width: float, height: float, look: str, tip: str = "") -> Shape:
-    """A rectangle from its upper left corner; what is narrower than can be seen is drawn as wide as can be."""
+    """Draw a rectangle from its upper left corner. The minimum width of 0.3 pixels keeps it visible."""
     at = (("x", px(x)), ("y", px(y)), ("width", px(max(width, 0.3))), ("height", px(height)))
     return Shape(tag="rect", at=at, look=look, tip=tip)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, look: str) -> Shape:
-    """A straight line."""
+    """Draw a straight line."""
     return Shape(tag="line", at=(("x1", px(x1)), ("y1", px(y1)), ("x2", px(x2)), ("y2", px(y2))), look=look)
 
 
 def circle(x: float, y: float, radius: float, look: str, tip: str = "") -> Shape:
-    """A dot."""
+    """Draw a dot."""
     return Shape(tag="circle", at=(("cx", px(x)), ("cy", px(y)), ("r", px(radius))), look=look, tip=tip)
 
 
 def text(x: float, y: float, words: str, look: str = "label", anchor: str = "start") -> Shape:
-    """Words whose baseline begins, has its middle or ends (`anchor`: start, middle, end) at x, y."""
+    """Draw text with its start, middle or end (`anchor`: start, middle, end) at x and its baseline at y."""
     return Shape(tag="text", at=(("x", px(x)), ("y", px(y)), ("text-anchor", anchor)), look=look, text=words)
 
 
 def polyline(points: Iterable[tuple[float, float]], look: str) -> Shape:
-    """A line through points."""
+    """Draw a line through points."""
     return Shape(tag="polyline", at=(("points", " ".join(f"{px(x)},{px(y)}" for x, y in points)),), look=look)
 
 
 def blocks(boxes: Sequence[tuple[float, float, float, float]], look: str) -> Shape:
-    """Many rectangles (x, y, width, height) in one element, which keeps a page of thousands of them small."""
+    """Draw many rectangles (x, y, width, height) as one element. One element keeps a page with thousands of them small."""
     path = "".join(f"M{px(x)} {px(y)}h{px(max(width, 0.3))}v{px(height)}h-{px(max(width, 0.3))}z" for x, y, width, height in boxes)
     return Shape(tag="path", at=(("d", path),), look=look)
 
 
 def axis(scale: Scale, y: float, top: float, unit: str) -> list[Shape]:
-    """Thin lines from `top` to y at round values of a horizontal scale, the values below them, and their unit."""
+    """Draw a horizontal axis at y: grid lines up to `top` at round values, the values, and their unit."""
     shapes = []
     for tick in scale.ticks():
         x = scale(tick)
@@ -113,14 +114,15 @@ def axis(scale: Scale, y: float, top: float, unit: str) -> list[Shape]:
     return [*shapes, text((scale.start + scale.end) / 2, y + 34, unit, "tick", "middle")]
 
 
-def row_label(y: float, words: str) -> Shape:
-    """The name of a row, right before the plot; one too long for its place is cut, and stands whole in its tip."""
-    most = int((LEFT - 12) / _LETTER)
-    shown = words if len(words) <= most else words[: most - 2] + ".."
-    at = (("x", px(LEFT - 12)), ("y", px(y)), ("text-anchor", "end"))
-    return Shape(tag="text", at=at, look="label", text=shown, tip="" if shown == words else words)
+def row_label(y: float, name: str) -> Shape:
+    """Draw the name of a row left of the plot. A long name is compressed to the width, never cut; its tooltip repeats it."""
+    at = (("x", px(_LABEL_END)), ("y", px(y)), ("text-anchor", "end"))
+    if len(name) * _LETTER <= _LABEL_END:
+        return Shape(tag="text", at=at, look="label", text=name)
+    compressed = (*at, ("textLength", px(_LABEL_END)), ("lengthAdjust", "spacingAndGlyphs"))
+    return Shape(tag="text", at=compressed, look="label", text=name, tip=name)
 
 
 def px(value: float) -> str:
-    """A number of pixels, to a tenth."""
+    """Format a number of pixels, to a tenth."""
     return f"{value:.1f}".removesuffix(".0")

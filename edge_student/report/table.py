@@ -1,128 +1,126 @@
-"""What people see of a comparison on the terminal: the table, and how quiet the machine was. All of it is in report.json."""
+"""Print a comparison on the terminal: the table of policies and a report on disturbances. report.json holds all the data."""
 
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from edge_student.host.disturbance import MAX_OTHERS_FRACTION
 from edge_student.measure.interleaving import MAX_ATTEMPTS
 from edge_student.measure.intervals import shown_level
-from edge_student.report.verdict import Summary
+from edge_student.measure.number_format import format_interval, format_number
+from edge_student.report.verdict import Summary, median_of
 
 _PARTS = ("forward", "backward", "stall", "hold")
 _MAX_NAMED = 3
+_PIPE_WIDTH = 170
 
 
 def print_table(summary: Sequence[Summary], runs: Sequence[dict[str, Any]], report: dict[str, Any]) -> None:
-    """Print one row per policy: median wall-clock, intervals, where the time went, and the verdict.
+    """Print one row per policy: median wall-clock, intervals, time per part, verdict.
 
-    What a profile predicts has a column of its own, and only when there was a profile.
+    With a profile, the modelled seconds have a column of their own.
     """
     host, config = report["host"], report["config"]
     num_cores = len(host["cores_used"])
     is_modelled = config.get("profile") is not None
     table = Table(
         title=f"{config['cycles']} cycles of {config['model']} on {config['private']}, {num_cores} cores of {host['cpu']}",
-        caption=caption(summary) + ("; modelled: what the profile predicts, not measured" if is_modelled else ""),
+        caption=caption(summary) + ("; modelled seconds are predicted from the profile, not measured" if is_modelled else ""),
     )
-    names = ["policy", "runs", "wall-clock", "interval", "vs os-default", "interval", *_PARTS, "accuracy"]
-    for name in (*names, *(["modelled"] if is_modelled else []), "verdict"):
-        table.add_column(name, justify="left" if name in ("policy", "verdict") else "right")
+    # The minimum width keeps policy names whole on a narrow terminal.
+    longest_name = max((len(row.policy) for row in summary), default=0)
+    table.add_column("policy", no_wrap=True, min_width=longest_name)
+    for name in ("runs", "wall-clock", "interval", "vs os-default", "interval", *_PARTS, "accuracy"):
+        table.add_column(name, justify="right")
+    if is_modelled:
+        table.add_column("modelled", justify="right")
+    table.add_column("verdict")
     for row in summary:
         table.add_row(
             row.policy,
             str(row.num_runs),
-            _seconds(row.median_s),
-            _interval(row.ci95),
-            _seconds(row.ratio_vs_os_default),
-            _interval(row.ratio_ci95),
-            *(_seconds(_median_of(runs, row.policy, f"{part}_s")) for part in _PARTS),
-            _seconds(_median_of(runs, row.policy, "accuracy")),
-            *([_seconds(row.predicted_s)] if is_modelled else []),
+            format_number(row.median_s),
+            format_interval(row.ci95),
+            format_number(row.ratio_vs_os_default),
+            format_interval(row.ratio_ci95),
+            *(format_number(median_of(runs, row.policy, f"{part}_s")) for part in _PARTS),
+            format_number(median_of(runs, row.policy, "accuracy")),
+            *([format_number(row.predicted_s)] if is_modelled else []),
             row.verdict,
         )
-    # A pipe has no width of its own; a wrapped table is no table.
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=170)
+    if not console.is_terminal:  # a pipe has no width, and rich would wrap the table at 80 columns
+        console = Console(width=_PIPE_WIDTH)
     console.print(table)
 
 
 def caption(summary: Sequence[Summary]) -> str:
-    """What the table's numbers are, with the level that its intervals really have."""
-    sure = shown_level(level for row in summary for level in (row.ci_level, row.ratio_ci_level))
-    return f"wall-clock in seconds, medians and their intervals{sure}; ratios are paired within a repeat"
+    """Explain the numbers of the table. The actual level of the intervals follows in parentheses."""
+    level = shown_level(level for row in summary for level in (row.ci_level, row.ratio_ci_level))
+    return f"wall-clock: median seconds with intervals{level}; ratios are paired within a repeat, below 1 is faster"
 
 
 def disturbance_lines(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """How many runs others disturbed, who that was, and what the reader must make of it."""
+    """Report how many runs were disturbed, by which processes, and how that limits the results."""
     firsts = [run for run in runs if run["attempt"] == 1]
     disturbed = [run for run in firsts if run["disturbed"]]
-    repetitions = len(runs) - len(firsts)
-    nobody = "No run" if _all_were_watched(runs) else "None of the runs that could be watched"
-    lines = [] if disturbed else [f"{nobody} was disturbed by others."]
+    num_attempts = len(runs) - len(firsts)
+    lines = []
     if disturbed:
         lines.append(
-            f"{len(disturbed)} of {len(firsts)} runs were disturbed; {repetitions} repetitions were made to replace them. "
-            f"By: {_who([run for run in runs if run['disturbed']])}."
+            f"{len(disturbed)} of {len(firsts)} runs were disturbed; {num_attempts} extra attempts were made. "
+            f"Causes: {_causes([run for run in runs if run['disturbed']])}."
         )
+    elif _all_were_monitored(runs):
+        lines.append("No run was disturbed by other processes.")
+    else:
+        lines.append("None of the monitored runs was disturbed by other processes.")
     noisy = [run for run in runs if run["disturbed"] and run["valid"]]
     if noisy:
-        which = Counter(run["policy"] for run in noisy)
-        named = ", ".join(f"{policy} {count}" for policy, count in which.items())
+        counts = Counter(run["policy"] for run in noisy)
+        named = ", ".join(f"{policy} {count}" for policy, count in counts.items())
         lines.append(
-            f"NOT A QUIET MACHINE: {len(noisy)} of the runs that count were disturbed too, each the least so of up to "
-            f"{MAX_ATTEMPTS} attempts ({named}). Read differences with care."
+            f"NOT A QUIET MACHINE: {len(noisy)} disturbed runs count ({named}). Each is the least disturbed of up to "
+            f"{MAX_ATTEMPTS} attempts. Stop other programs and repeat the comparison before you rely on small differences."
         )
     return lines + _limits(runs)
 
 
 def print_disturbances(runs: Sequence[dict[str, Any]]) -> None:
-    """Print them below the table."""
+    """Print the lines on disturbances below the table."""
     for line in disturbance_lines(runs):
         print(line)
 
 
-def _who(disturbed: Sequence[dict[str, Any]]) -> str:
-    """The disturbers by name, the greediest first."""
+def _causes(disturbed: Sequence[dict[str, Any]]) -> str:
+    """Name the processes with the most CPU time, then the throttling states."""
     seconds: Counter[str] = Counter()
     for run in disturbed:
-        seen = run["disturbance"]
-        for process in seen["busiest_others"]:
+        disturbance = run["disturbance"]
+        for process in disturbance["busiest_others"]:
             seconds[process["name"]] += process["cpu_s"]
-        seconds["the virtual machine's neighbours"] += (seen["steal_fraction"] or 0.0) * seen["core_s"]
+        seconds["other virtual machines on the host"] += (disturbance["steal_fraction"] or 0.0) * disturbance["core_s"]
     named = [f"{name} ({spent:.1f} s)" for name, spent in seconds.most_common(_MAX_NAMED) if spent >= 0.05]
     states = sorted({state for run in disturbed for state in run["disturbance"]["throttled"] or ()})
-    return ", ".join([*named, *states]) or "processes that had ended when the run had"
+    return ", ".join([*named, *states]) or "processes that exited before the end of the run"
 
 
 def _limits(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """What could not have been seen: nothing at all without counters, and small guests in short runs."""
-    if not _all_were_watched(runs):
-        return ["This machine does not tell who uses its cores (no /proc/stat), so a disturbed run may have gone unseen."]
+    """Report what the monitoring cannot detect: any disturbance without counters, small ones in short runs."""
+    if not _all_were_monitored(runs):
+        return ["This machine has no /proc/stat, so disturbances by other processes cannot be detected."]
     resolutions = [run["disturbance"]["others_resolution"] for run in runs if run["disturbance"] is not None]
     if resolutions and max(resolutions) > MAX_OTHERS_FRACTION:
-        return [f"The runs are short: others with less than {max(resolutions):.0%} of the cores go unseen. More --cycles see more."]
+        return [
+            f"The runs are too short to detect other processes that use less than {max(resolutions):.0%} of the cores. "
+            "Increase --cycles to detect smaller disturbances."
+        ]
     return []
 
 
-def _all_were_watched(runs: Sequence[dict[str, Any]]) -> bool:
-    seen = [run["disturbance"] for run in runs if run["disturbance"] is not None]
-    return all(disturbance["others_resolution"] is not None for disturbance in seen)
-
-
-def _median_of(runs: Sequence[dict[str, Any]], policy: str, part: str) -> float | None:
-    values = [run[part] for run in runs if run["policy"] == policy and run["valid"]]
-    return float(np.median(values)) if values else None
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else f"{interval[0]:.3f} .. {interval[1]:.3f}"
+def _all_were_monitored(runs: Sequence[dict[str, Any]]) -> bool:
+    disturbances = [run["disturbance"] for run in runs if run["disturbance"] is not None]
+    return all(disturbance["others_resolution"] is not None for disturbance in disturbances)

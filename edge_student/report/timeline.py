@@ -1,4 +1,4 @@
-"""The timeline of one run: an excerpt in which every task can be seen, and below it the whole run in a thin strip."""
+"""Draw the timeline of one run: an excerpt that shows every task, and below it the whole run as a strip."""
 
 import json
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ RunRecord = dict[str, Any]
 EXCERPT_CYCLES = 12
 _RIGHT = WIDTH - 16
 _NUM_SLICES = 260
-_MOST_DRAWN = 360  # tasks of training that the strip shows one by one; of more, it shows shares of the time
+_MOST_DRAWN = 360  # the strip draws up to this many training tasks one by one; above, it draws shares of time
 _STRIP = 34.0
 _LANE = 24.0
 _GAP = 6.0
 
 
 def representative_run(policy: str, median_s: float | None, runs: Sequence[RunRecord]) -> RunRecord | None:
-    """The run that counts and is nearest to the median; None if none counts."""
+    """Return the valid run that is nearest to the median. None without a valid run."""
     valid = [run for run in runs if run["policy"] == policy and run["valid"]]
     if median_s is None or not valid:
         return None
@@ -28,10 +28,10 @@ def representative_run(policy: str, median_s: float | None, runs: Sequence[RunRe
 
 
 def timeline_section(policy: str, run: RunRecord | None, out: Path, number: int) -> RunRecord:
-    """{"policy", "caption", "figure"} of one policy; without a log the figure is None and the caption says why."""
+    """Return {"policy", "caption", "figure"} of one policy. Without a readable log, figure is None and caption names the cause."""
     if run is None:
-        return {"policy": policy, "figure": None, "caption": "No run of this policy counted, so there is none to show."}
-    folder = run.get("folder", f"runs/{policy.replace(':', '-')}-{run['repeat']}")  # a repeated run has one of its own
+        return {"policy": policy, "figure": None, "caption": "No run of this policy counts, so no timeline is shown."}
+    folder = run.get("folder", f"runs/{policy.replace(':', '-')}-{run['repeat']}")  # a repeated attempt has its own folder
     try:
         lines = (out / folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
         figure, shown = _draw([json.loads(line) for line in lines], policy, number)
@@ -39,18 +39,18 @@ def timeline_section(policy: str, run: RunRecord | None, out: Path, number: int)
         return {
             "policy": policy,
             "figure": None,
-            "caption": f"The log {folder}/events.jsonl is gone, so there is nothing to draw.",
+            "caption": f"The log {folder}/events.jsonl is missing, so no timeline is shown.",
         }
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
-        why = f"{type(error).__name__}: {error}"
-        return {"policy": policy, "figure": None, "caption": f"The log {folder}/events.jsonl cannot be read ({why})."}
+        cause = f"{type(error).__name__}: {error}"
+        return {"policy": policy, "figure": None, "caption": f"The log {folder}/events.jsonl cannot be read ({cause})."}
     return {"policy": policy, "figure": figure, "caption": f"Repeat {run['repeat']}, {run['wall_clock_s']:.3f} s. {shown}"}
 
 
 def _draw(records: Sequence[RunRecord], policy: str, number: int) -> tuple[Figure, str]:
     owners, comm, comp = core_owners(records), comm_spans(records), comp_spans(records)
     if not comp:
-        raise ValueError("it has no task of training")
+        raise ValueError("it has no training task")
     first, last, start, end = _excerpt(comm, comp)
     scale = Scale(low=start, high=end, start=LEFT, end=_RIGHT)
     in_ms = Scale(low=start * 1e3, high=end * 1e3, start=LEFT, end=_RIGHT)
@@ -58,28 +58,31 @@ def _draw(records: Sequence[RunRecord], policy: str, number: int) -> tuple[Figur
     shapes: list[Shape] = []
     y = 14.0
     for row, (core, spans) in enumerate(owners.items()):
-        if height > 8 or row % 2 == 0:  # low rows have room for every other name
+        if height > 8 or row % 2 == 0:  # with low rows, only every other label fits
             shapes.append(row_label(y + height / 2 + 4.5, f"core {core}"))
-        shapes += [rect(LEFT, y, _RIGHT - LEFT, height, "nobody"), *_row_of_cores(spans, scale, y, height)]
+        shapes += [rect(LEFT, y, _RIGHT - LEFT, height, "idle"), *_row_of_cores(spans, scale, y, height)]
         y += height + 3
     y += _GAP
     for label, spans in (("comm", comm), ("training", comp)):
-        shapes += [row_label(y + 16, label), rect(LEFT, y, _RIGHT - LEFT, _LANE, "nobody"), *_tasks(spans, scale, y)]
+        shapes += [row_label(y + 16, label), rect(LEFT, y, _RIGHT - LEFT, _LANE, "idle"), *_tasks(spans, scale, y)]
         y += _LANE + _GAP
-    shapes = [*axis(in_ms, y, 10, f"milliseconds since the start: cycles {first} to {last}"), *shapes]
+    shapes = [*axis(in_ms, y, 10, f"milliseconds since the start, cycles {first} to {last}"), *shapes]
     y += 52
     whole = Scale(low=0.0, high=last_moment(records), start=LEFT, end=_RIGHT)
     bottom = y + 2 * (_STRIP + _GAP)
-    shapes += axis(whole, bottom, y - 4, "seconds since the start: the whole run, the frame is the excerpt above")
+    shapes += axis(whole, bottom, y - 4, "seconds since the start, whole run; the frame marks the excerpt above")
     shapes += [*_strip(owners, comp, whole, y), _window(whole, start, end, y)]
-    title = f"Who held which core under {policy}"
-    description = f"Above, cycles {first} to {last}: a row for each core, and what comm and training did. Below, the whole run."
+    title = f"Core use over time under {policy}"
+    description = f"Top: cycles {first} to {last}, with one row per core and the tasks of comm and training. Bottom: the whole run."
     figure = Figure(name=f"timeline-{number}", title=title, description=description, height=bottom + 42, shapes=tuple(shapes))
-    return figure, f"Above, cycles {first} to {last} of {(comp[-1].index or 0) + 1}, counted from 0."
+    return figure, f"Top: cycles {first} to {last} of {(comp[-1].index or 0) + 1}, counted from 0. Bottom: the whole run."
 
 
 def _excerpt(comm: Sequence[Span], comp: Sequence[Span]) -> tuple[int, int, float, float]:
-    """The first and last cycle to show, and from when to when; in the middle, or where comm ends if that is earlier."""
+    """Return the first and last cycle of the excerpt, and its start and end in seconds.
+
+    The excerpt lies in the middle of the run, or at the end of comm if comm ends earlier.
+    """
     cycles = [span for span in comp if span.index is not None]
     last_cycle = max(span.index or 0 for span in cycles)
     first = max(0, last_cycle // 2 - EXCERPT_CYCLES // 2 + 1)
@@ -90,16 +93,16 @@ def _excerpt(comm: Sequence[Span], comp: Sequence[Span]) -> tuple[int, int, floa
     last = min(first + EXCERPT_CYCLES - 1, last_cycle)
     shown = [span for span in cycles if first <= (span.index or 0) <= last]
     end, worked_from = shown[-1].ended, next((span.started for span in shown if span.what not in ("hold", "stall")), 0.0)
-    # A wait before the first cycle may be as long as half of the run; then its last part has to do.
+    # A wait before the first cycle may take half of the run. The excerpt shows only the last part of a long wait.
     start = max(shown[0].started, worked_from - 0.5 * (end - worked_from))
     return first, last, start, end
 
 
 def _cut(spans: Sequence[Span], scale: Scale) -> list[tuple[Span, float, float]]:
-    """(span, x, width) of those that can be seen, in a scale of seconds."""
-    seen = [span for span in spans if span.ended > scale.low and span.started < scale.high]
-    ends = [(scale(max(span.started, scale.low)), scale(min(span.ended, scale.high))) for span in seen]
-    return [(span, x, end - x) for span, (x, end) in zip(seen, ends, strict=True)]
+    """Return (span, x, width) of the spans that overlap the scale, which is in seconds."""
+    visible = [span for span in spans if span.ended > scale.low and span.started < scale.high]
+    ends = [(scale(max(span.started, scale.low)), scale(min(span.ended, scale.high))) for span in visible]
+    return [(span, x, end - x) for span, (x, end) in zip(visible, ends, strict=True)]
 
 
 def _row_of_cores(spans: Sequence[Span], scale: Scale, y: float, height: float) -> list[Shape]:
@@ -113,7 +116,7 @@ def _tasks(spans: Sequence[Span], scale: Scale, y: float) -> list[Shape]:
     shapes = []
     for span, x, width in _cut(spans, scale):
         tip = f"{span.what} of cycle {span.index}: {(span.ended - span.started) * 1e3:.2f} ms"
-        look = f"task {span.what}" if width > 3 else span.what  # an outline would hide what is narrower
+        look = f"task {span.what}" if width > 3 else span.what  # an outline would cover a narrower task
         shapes.append(rect(x, y, width, _LANE, look, tip))
         if width > 30 and span.what in ("comm", "forward", "backward"):
             shapes.append(text(x + width / 2, y + 16, str(span.index), f"on-{span.what}", "middle"))
@@ -121,21 +124,21 @@ def _tasks(spans: Sequence[Span], scale: Scale, y: float) -> list[Shape]:
 
 
 def _strip(owners: dict[int, list[Span]], comp: Sequence[Span], whole: Scale, y: float) -> list[Shape]:
-    """Two bands, stacked in each slice of time: the share of the cores that each side held, and what training did."""
+    """Draw two stacked bands over time: the share of cores that each side held, and the share of each training activity."""
     cores = {
-        look: [_of(spans, what) for spans in owners.values()]
-        for look, what in (("held-comp", "comp"), ("held-both", "both"), ("held-comm", "comm"))
+        look: [_of(spans, owner) for spans in owners.values()]
+        for look, owner in (("held-comp", "comp"), ("held-both", "both"), ("held-comm", "comm"))
     }
-    training = {what: [_of(comp, what)] for what in ("backward", "forward", "hold", "stall")}
+    training = {activity: [_of(comp, activity)] for activity in ("backward", "forward", "hold", "stall")}
     lower = y + _STRIP + _GAP
     if len(comp) <= _MOST_DRAWN:
-        seen = {what: _cut(spans, whole) for what, (spans,) in training.items() if spans}
-        worked = [blocks([(x, lower, width, _STRIP) for _, x, width in cut], what) for what, cut in seen.items()]
-    else:  # slices about as long as a task would show how the two fall together, and not what training did
+        visible = {activity: _cut(spans, whole) for activity, (spans,) in training.items() if spans}
+        worked = [blocks([(x, lower, width, _STRIP) for _, x, width in cut], activity) for activity, cut in visible.items()]
+    else:  # slices about as long as a task would alias with the tasks, so each slice spans several
         worked = _band(training, min(len(comp) // 8, _NUM_SLICES), whole, lower)
     return [
         *(row_label(top + 21, label) for top, label in ((y, "cores"), (lower, "training"))),
-        *(rect(LEFT, top, _RIGHT - LEFT, _STRIP, "nobody") for top in (y, lower)),
+        *(rect(LEFT, top, _RIGHT - LEFT, _STRIP, "idle") for top in (y, lower)),
         *_band(cores, _NUM_SLICES, whole, y),
         *worked,
     ]
@@ -153,12 +156,12 @@ def _band(kinds: dict[str, list[list[Span]]], num_slices: int, whole: Scale, y: 
     return shapes
 
 
-def _of(spans: Sequence[Span], what: str) -> list[Span]:
-    return [span for span in spans if span.what == what]
+def _of(spans: Sequence[Span], kind: str) -> list[Span]:
+    return [span for span in spans if span.what == kind]
 
 
 def _shares(spans: Sequence[Span], end: float, num_slices: int) -> list[float]:
-    """How much of each of so many equal slices of 0..end these spans cover."""
+    """Return the share of each of `num_slices` equal slices of 0..end that the spans cover."""
     width, shares = end / num_slices, [0.0] * num_slices
     for span in spans:
         for slot in range(max(int(span.started / width), 0), min(int(span.ended / width) + 1, num_slices)):
@@ -168,7 +171,7 @@ def _shares(spans: Sequence[Span], end: float, num_slices: int) -> list[float]:
 
 
 def _stacked(below: Sequence[float], shares: Sequence[float], whole: Scale, y: float) -> list[tuple[float, float, float, float]]:
-    """A box for every stretch of slices that look alike, to half a pixel."""
+    """Return one box per stretch of neighbouring slices that are equal to half a pixel."""
     width = (whole.end - whole.start) / len(shares)
     boxes: list[tuple[float, float, float, float]] = []
     for slot, (low, share) in enumerate(zip(below, shares, strict=True)):
@@ -184,5 +187,5 @@ def _stacked(below: Sequence[float], shares: Sequence[float], whole: Scale, y: f
 
 
 def _window(whole: Scale, start: float, end: float, y: float) -> Shape:
-    """The frame around what the excerpt shows."""
+    """Draw the frame around the time of the excerpt."""
     return rect(whole(start), y - 3, whole(end) - whole(start), 2 * _STRIP + _GAP + 6, "window")

@@ -1,24 +1,22 @@
-"""From wall-clock times to a verdict: medians, paired ratios to the baseline, and their intervals."""
+"""Summarize the runs of a comparison: medians, ratios to the baseline, their intervals, and a verdict per policy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
-
-import numpy as np
 
 from edge_student.measure.intervals import Interval, median_interval
 
 BASELINE = "os-default"
-
 
 MIN_REPEATS_FOR_VERDICT = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What the valid runs of one policy say. Seconds; intervals are None below two runs.
+    """Results of one policy over its valid runs, in seconds. Intervals are None below two runs.
 
-    Intervals are of 95 % where so many runs allow one; the levels say what they are: 93.75 % at five runs.
+    The target level of the intervals is 95 %. The level fields hold the actual level, for example 93.75 % at five runs.
     """
 
     policy: str
@@ -36,13 +34,18 @@ class Summary:
 def summarize(
     runs: Sequence[dict[str, Any]], policies: Sequence[str], predictions: Mapping[str, float | None] | None = None
 ) -> list[Summary]:
-    """One Summary per policy, in the order given, from the runs marked valid; `predictions` are seconds of the model."""
+    """Return one Summary per policy, in the given order, over the valid runs. `predictions` are modelled seconds by policy."""
     seconds = {
         policy: {run["repeat"]: float(run["wall_clock_s"]) for run in runs if run["policy"] == policy and run["valid"]}
         for policy in {*policies, BASELINE}
     }
     predicted = predictions or {}
     return [_summary(policy, seconds[policy], seconds[BASELINE], predicted.get(policy)) for policy in policies]
+
+
+def median_of(runs: Sequence[Mapping[str, Any]], policy: str, field: str) -> float | None:
+    """Return the median of a field over the valid runs of a policy. None if no valid run has a value."""
+    return _median([run[field] for run in runs if run["policy"] == policy and run["valid"] and run[field] is not None])
 
 
 def _summary(policy: str, seconds: dict[int, float], baseline: dict[int, float], predicted_s: float | None) -> Summary:
@@ -65,7 +68,7 @@ def _summary(policy: str, seconds: dict[int, float], baseline: dict[int, float],
 
 
 def _median(values: Sequence[float]) -> float | None:
-    return float(np.median(values)) if values else None
+    return float(median(values)) if values else None
 
 
 def _verdict(policy: str, num_pairs: int, ratio: Interval | None) -> str:

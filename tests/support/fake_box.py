@@ -1,7 +1,7 @@
-"""Machines as files below a folder, from the texts in boxes/.
+"""Build fake machines: kernel files below a folder, from the texts in boxes/.
 
-`vm` is made of excerpts from a real one, but for its route. The others were put together from what such machines are known to
-say, with the values that a test needs: they stand for the form of these files, not for a measurement.
+`vm` has excerpts from a real machine, except for its route. The others follow the known format of such machines, with values that
+a test needs. They are examples of the file format, not measurements.
 """
 
 import re
@@ -14,7 +14,7 @@ _FILE = re.compile(r"^== (\S+?)(?: -> (\S+))?\n", re.MULTILINE)
 
 
 def build(name: str, root: Path) -> Machine:
-    """The machine of boxes/`name`.txt, with its files below `root`; a line `== A -> B` is a link from A to the folder B."""
+    """Write the files of boxes/`name`.txt below `root`. A line `== A -> B` makes a link from A to the folder B."""
     parts = _FILE.split((BOXES / f"{name}.txt").read_text(encoding="utf-8"))
     for path, target, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -27,5 +27,5 @@ def build(name: str, root: Path) -> Machine:
 
 
 def machine_at(root: Path) -> Machine:
-    """A machine that has these files and no firmware to ask."""
+    """Return a machine with the files below `root` and without firmware."""
     return Machine(root=root, ask_firmware=lambda: None)

@@ -1,4 +1,4 @@
-"""A comparison that nobody ran: report.json and the logs of three policies, made up with round numbers, of four cores."""
+"""A synthetic comparison: report.json and logs of three policies with round numbers, on four cores."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ SPLITS: dict[str, tuple[list[int], list[int]]] = {
 
 
 class Log:
-    """Records of one run as edge_student.scheduler writes them, in order of time."""
+    """Records of one run in order of time, in the format of events.jsonl."""
 
     def __init__(self, policy: str) -> None:
         self.records: list[dict[str, Any]] = [{"event": "start", "time": 0.0}]
@@ -52,7 +52,7 @@ QUIET: dict[str, Any] = {
 
 
 def log_of(policy: str, factor: float, cycles: int) -> list[dict[str, Any]]:
-    """Comm goes on without a pause, training as soon as it may; where it waits, comm has every core."""
+    """Return the records of a run. Comm never pauses. Training starts as soon as possible; while it waits, comm has every core."""
     log, now = Log(policy), 0.0
     forward, backward, comm = (seconds * factor for seconds in (FORWARD, BACKWARD, COMM))
     arrivals = [comm * (cycle + 1) for cycle in range(cycles)]
@@ -105,7 +105,7 @@ def run_of(policy: str, repeat: int, records: list[dict[str, Any]], cycles: int)
 def write_comparison(
     out: Path, *, cycles: int = 60, factors: dict[str, float] | None = None, repeats: int = 5, **settings: Any
 ) -> dict[str, Any]:
-    """Write report.json and runs/ to `out`, and return the report. A policy's runs take its factor of the baseline's times."""
+    """Write report.json and runs/ to `out`, and return the report. `factors` scale the baseline's times for each policy."""
     factors = factors or FACTORS
     runs = []
     for repeat in range(repeats):
@@ -134,7 +134,7 @@ def write_report(out: Path, report: dict[str, Any]) -> None:
 
 
 def profile(*, fitted: bool = True) -> dict[str, Any]:
-    """A device of four cores, as calibrating it could describe it."""
+    """Return a device profile of four cores in the format of `calibrate`."""
     comp, comm = [10.0, 7.5, 5.0, 2.5, 0.0], [0.0, 8.0, 12.0, 14.0, 15.0]
     names = ["comp-only", "split:1", "split:2", "split:3", "comm-only"]
     modes: list[dict[str, Any]] = [

@@ -1,10 +1,13 @@
-"""From runs to statements: pairing, intervals, verdicts, the order of runs, and flags that survive the way to a subprocess."""
+"""Pairing of runs, intervals, verdicts, the order of runs, and the flags of the run processes."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from synthetic_comparison import write_comparison
 
 from edge_student.compare.compare import choose_policies, predict_all, shared_flags
 from edge_student.compare.prediction import predict
@@ -59,7 +62,7 @@ def test_invalid_runs_do_not_count() -> None:
     ("num_values", "rank", "level"),
     [(2, 1, 0.5), (3, 1, 0.75), (4, 1, 0.875), (5, 1, 0.9375), (6, 1, 0.96875), (8, 1, 1 - 2 / 256), (9, 2, 1 - 20 / 512)],
 )
-def test_an_interval_goes_from_value_to_value_and_says_its_level(num_values: int, rank: int, level: float) -> None:
+def test_an_interval_has_two_of_the_values_as_bounds_and_its_level(num_values: int, rank: int, level: float) -> None:
     interval = median_interval([float(value) for value in range(num_values, 0, -1)])
     assert interval is not None
     assert (interval.low, interval.high, interval.level) == (rank, num_values + 1 - rank, level)
@@ -70,8 +73,8 @@ def test_one_value_has_no_interval() -> None:
 
 
 @pytest.mark.parametrize("num_values", [2, 5, 6, 10, 20])
-def test_an_interval_covers_the_median_as_often_as_it_says(num_values: int) -> None:
-    """Ratios whose true median is 1, skew and with heavy tails, as guests on a machine make them."""
+def test_an_interval_covers_the_median_as_often_as_its_level(num_values: int) -> None:
+    """Draw ratios with true median 1, skewed and with heavy tails, as other programs on a machine cause them."""
     rng = np.random.default_rng(12)
     ratios = np.exp(0.1 * rng.standard_t(df=2, size=(10_000, num_values)))
     intervals = [median_interval(row) for row in ratios.tolist()]
@@ -101,7 +104,7 @@ def test_without_names_all_policies_that_the_cores_allow_are_compared(caplog: py
     assert caplog.text == ""
     with caplog.at_level("INFO"):
         assert "random" not in choose_policies(config, 2)
-    assert "random is static:1" in caplog.text
+    assert "with 2 cores there is one split" in caplog.text
     assert choose_policies(config, 1) == unsplit
     assert "dynamic" in caplog.text
     with pytest.raises(ValueError, match="dynamic"):
@@ -157,7 +160,7 @@ def test_nothing_is_learned_from_the_test_split(flag: str) -> None:
         TrainConfig(**settings)
 
 
-def test_the_table_says_how_sure_its_intervals_are() -> None:
+def test_the_caption_has_the_level_of_the_intervals() -> None:
     five = runs_of("os-default", BASE) + runs_of("b", BASE)
     assert "intervals (93.8%)" in caption(summarize(five, ["os-default", "b"]))
     assert "intervals;" in caption(summarize([], ["os-default"]))
@@ -174,8 +177,20 @@ def test_each_policy_is_modelled_with_the_prefetch_that_its_runs_had(caplog: pyt
         "os-default": None,  # the kernel schedules it
         "static:1": predict(profile, "static:1", cycles=20, prefetch=2),
         "comp-priority": predict(profile, "comp-priority", cycles=20, prefetch=None),  # its ring held every batch
-        "random": None,  # no run of it came so far
+        "random": None,  # none of its runs finished
         "static:2": None,  # it has no core left on this device
     }
-    assert "static:2 is not modelled" in caplog.text
+    assert "no prediction for static:2" in caplog.text
     assert predict_all(None, list(slots), runs, cycles=20) == {}
+
+
+def test_a_comparison_without_a_profile_loads_neither_scipy_nor_matplotlib(tmp_path: Path) -> None:
+    """Both take seconds to load on a small board."""
+    write_comparison(tmp_path, repeats=1, cycles=3)
+    script = (
+        "import pathlib, sys, edge_student.compare.compare as compare\n"
+        f"compare.write_page(pathlib.Path({str(tmp_path)!r}))\n"
+        "print({'scipy', 'matplotlib'} & sys.modules.keys())"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"

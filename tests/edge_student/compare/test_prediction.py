@@ -1,4 +1,4 @@
-"""Predictions are the simulator's makespans with the profile's rates, and nothing where nothing is modelled."""
+"""Predictions equal the simulator's makespans with the rates of the profile, and are None without a model."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def test_a_shared_mode_is_predicted_if_it_was_measured() -> None:
     assert best <= alone * (1 + 1e-9)
 
 
-def test_a_policy_that_cannot_be_is_a_mistake() -> None:
+def test_an_impossible_policy_is_a_value_error() -> None:
     with pytest.raises(ValueError, match=r"must lie in 1\.\.3"):
         predict(profile(), "static:9", cycles=10, prefetch=None)
 

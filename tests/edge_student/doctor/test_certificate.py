@@ -1,4 +1,4 @@
-"""What is read of a certificate is what openssl reads, and rubbish is refused in words."""
+"""Certificates are parsed as openssl parses them, and invalid data is a ValueError."""
 
 import contextlib
 import subprocess
@@ -21,8 +21,8 @@ def make(folder: Path, subject: str, *more: str) -> Path:
 
 
 def dates(pem: Path) -> list[float]:
-    said = subprocess.run(["openssl", "x509", "-in", pem, "-noout", "-dates"], check=True, capture_output=True, text=True).stdout
-    times = [line.partition("=")[2] for line in said.splitlines()]
+    output = subprocess.run(["openssl", "x509", "-in", pem, "-noout", "-dates"], check=True, capture_output=True, text=True).stdout
+    times = [line.partition("=")[2] for line in output.splitlines()]
     return [datetime.strptime(time, "%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC).timestamp() for time in times]
 
 
@@ -38,13 +38,14 @@ def test_names_and_times_are_those_that_openssl_shows(days: str, tmp_path: Path)
 
 @pytest.mark.needs("openssl")
 @pytest.mark.parametrize(
-    ("subject", "name"), [("/O=Only Organisation", "Only Organisation"), ("/CN=a\x1b[31mb", r"'a\x1b[31mb'"), ("/C=DE", "nobody")]
+    ("subject", "name"),
+    [("/O=Only Organisation", "Only Organisation"), ("/CN=a\x1b[31mb", r"'a\x1b[31mb'"), ("/C=DE", "(no name)")],
 )
-def test_a_name_can_be_printed_whatever_it_is(subject: str, name: str, tmp_path: Path) -> None:
+def test_a_name_is_always_printable(subject: str, name: str, tmp_path: Path) -> None:
     assert parse_pem(make(tmp_path, subject).read_text()).subject == name
 
 
-def test_a_file_without_a_certificate_is_refused() -> None:
+def test_a_file_without_a_certificate_is_a_value_error() -> None:
     for text in ("", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", "-----BEGIN PRIVATE KEY-----"):
         with pytest.raises(ValueError, match="certificate"):
             parse_pem(text)

@@ -1,4 +1,4 @@
-"""What `doctor` finds between this edge and a real teacher: mutual TLS, a foreign authority, what has expired, nobody, silence."""
+"""Findings of `doctor` on the link to a real teacher: mutual TLS, wrong CA, expired certificates, no teacher, no data."""
 
 import os
 import shutil
@@ -15,8 +15,8 @@ from scripted_teacher import RunningTeacher, ScriptedTeacher
 
 from edge_student.doctor import link
 from edge_student.doctor.finding import Finding, Status
-from edge_student.doctor.link import look_at_link
-from edge_student.doctor.tls import Certificate, Papers, find_papers
+from edge_student.doctor.link import check_link
+from edge_student.doctor.tls import Certificate, Certificates, check_certificates
 from edge_student.settings.doctor import DoctorConfig
 from edgekd.cli.tls import TlsFiles
 from edgekd.v1 import teacher_pb2
@@ -54,7 +54,7 @@ def edge_of(address: str, certs: Path, authority: Path | None = None) -> DoctorC
 
 
 def look(config: DoctorConfig, later: float = 0.0) -> dict[str, Finding]:
-    return {finding.check: finding for finding in look_at_link(config, time.time() + later)}
+    return {finding.check: finding for finding in check_link(config, time.time() + later)}
 
 
 def statuses(found: dict[str, Finding]) -> tuple[str, ...]:
@@ -66,12 +66,12 @@ NO_WAY = ("problem", "unknown", "unknown")
 
 @pytest.mark.needs("openssl")
 @pytest.mark.slow
-def test_a_good_link_is_described_with_its_figures(mutual: str, certs: Path) -> None:
+def test_a_good_link_is_reported_with_measured_values(mutual: str, certs: Path) -> None:
     found = look(edge_of(mutual, certs))
     assert statuses(found) == ("ok", "ok", "ok", "ok")
-    said = found["link.tls"].summary
-    assert "the teacher's is for localhost, signed by EdgeKD CA, good for 365 days" in said
-    assert "this edge's is for pi-1, signed by EdgeKD CA, good for 365 days" in said
+    summary = found["link.tls"].summary
+    assert "the teacher's certificate names localhost, is signed by EdgeKD CA, and is valid for 365 days" in summary
+    assert "the certificate of this edge names pi-1, is signed by EdgeKD CA, and is valid for 365 days" in summary
     assert found["link.reach"].summary.endswith("over TLS")
     details = found["link.round-trip"].details
     assert (details["dataset"], len(details["round_trip_ms"]), min(details["round_trip_ms"]) > 0) == ("digits:public", 7, True)
@@ -82,21 +82,21 @@ def test_a_good_link_is_described_with_its_figures(mutual: str, certs: Path) -> 
 
 @pytest.mark.needs("openssl")
 @pytest.mark.slow
-def test_certificates_that_this_clock_does_not_accept(mutual: str, certs: Path) -> None:
+def test_certificates_outside_their_period_by_this_clock(mutual: str, certs: Path) -> None:
     found = look(edge_of(mutual, certs), later=340 * DAY)["link.tls"]
     assert (found.status, "expires in 25 days" in found.summary) == (Status.WARNING, True)
     found = look(edge_of(mutual, certs), later=375 * DAY)["link.tls"]
     assert (found.status, "the teacher's certificate expired 10 days ago" in found.summary) == (Status.PROBLEM, True)
     found = look(edge_of(mutual, certs), later=-20000 * DAY)["link.tls"]
-    assert (found.status, "is not valid yet, and will be in 20000" in found.summary) == (Status.PROBLEM, True)
+    assert (found.status, "the teacher's certificate becomes valid in 20000" in found.summary) == (Status.PROBLEM, True)
     assert "machine.clock" in found.remedy
 
 
 @pytest.mark.needs("openssl")
 @pytest.mark.slow
-def test_who_is_not_let_in_hears_why(mutual: str, certs: Path, foreign: Path) -> None:
+def test_a_rejected_connection_names_the_cause(mutual: str, certs: Path, foreign: Path) -> None:
     found = look(edge_of(mutual, certs, authority=foreign))
-    assert statuses(found) == ("unknown", *NO_WAY), "papers that nobody believes are not ok"
+    assert statuses(found) == ("unknown", *NO_WAY), "untrusted certificates are not ok"
     assert "was not signed by the authority in --tls-ca" in found["link.reach"].summary
     found = look(edge_of(mutual, foreign, authority=certs))
     assert statuses(found) == ("unknown", *NO_WAY)
@@ -136,19 +136,19 @@ def test_a_wrong_token_is_a_finding_and_never_shown(tmp_path: Path) -> None:
     assert statuses(right) == ("ok", "ok", "ok", "ok")
 
 
-def test_nobody_there_is_a_problem_with_a_remedy() -> None:
+def test_an_absent_teacher_is_a_problem_with_a_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     found = look(DoctorConfig(teacher=f"127.0.0.1:{port}"))
     assert statuses(found) == ("ok", *NO_WAY)
     assert found["link.reach"].summary == f"nobody listens at 127.0.0.1:{port}"
-    assert "start `cloud-teacher serve` there" in found["link.reach"].remedy
+    assert "start `cloud-teacher serve` on that machine" in found["link.reach"].remedy
 
 
-def test_without_a_teacher_nothing_is_claimed() -> None:
+def test_without_a_teacher_the_link_is_unknown() -> None:
     found = look(DoctorConfig())
     assert statuses(found) == ("unknown",) * 4
-    assert {finding.summary for finding in found.values()} == {"not looked at, because no teacher was named"}
+    assert {finding.summary for finding in found.values()} == {"not checked, because no teacher address was given"}
 
 
 def test_a_teacher_with_a_smaller_limit_is_a_problem_before_anything_is_received() -> None:
@@ -158,14 +158,14 @@ def test_a_teacher_with_a_smaller_limit_is_a_problem_before_anything_is_received
     assert found["link.round-trip"].summary == "public batch of 128 is over the teacher's limit of 64"
 
 
-def test_a_teacher_that_answers_and_then_says_nothing_is_given_up() -> None:
+def test_a_teacher_that_responds_but_streams_nothing_times_out() -> None:
     is_over = threading.Event()
 
-    def say_nothing(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
+    def send_nothing(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
         is_over.wait(60)
         return [chunk]
 
-    with RunningTeacher(ScriptedTeacher({3: say_nothing})) as running:
+    with RunningTeacher(ScriptedTeacher({3: send_nothing})) as running:
         try:
             found = look(DoctorConfig(teacher=running.address, public_batch=8, max_silence=0.5))
         finally:
@@ -174,18 +174,18 @@ def test_a_teacher_that_answers_and_then_says_nothing_is_given_up() -> None:
     assert "it answers, and has sent nothing for 0.5 s" in found["link.throughput"].summary
 
 
-def test_a_slow_link_is_tried_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "_LONG_ENOUGH_S", 1e-9)
+def test_the_throughput_test_ends_after_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "_MAX_RECEIVE_S", 1e-9)
     scripted = ScriptedTeacher()
     with RunningTeacher(scripted) as running:
         found = look(DoctorConfig(teacher=running.address, public_batch=8))["link.throughput"]
     assert (found.status, found.details["num_batches"], found.details["num_bytes"]) == (Status.OK, 1, 8 * 5 * 4)
 
 
-def test_plaintext_on_a_network_is_a_warning_even_if_it_was_asked_for() -> None:
-    nobody = Papers(ours=None, authority=None, teacher=None, trouble="")
-    assert find_papers(nobody, TlsFiles(), "vm", 0.0, is_open=True).status is Status.WARNING
-    assert find_papers(nobody, TlsFiles(), "127.0.0.1", 0.0, is_open=True).status is Status.OK
-    paper = Certificate(subject="vm", issuer="CA", not_before=0.0, not_after=400 * DAY)
-    unshown = Papers(ours=paper, authority=paper, teacher=None, trouble="")
-    assert find_papers(unshown, TlsFiles(ca=Path("ca.pem")), "vm", 1.0, is_open=False).status is Status.UNKNOWN
+def test_plaintext_on_a_network_is_a_warning_even_if_it_was_requested() -> None:
+    empty = Certificates(edge=None, authority=None, teacher=None, errors="")
+    assert check_certificates(empty, TlsFiles(), "vm", 0.0, is_open=True).status is Status.WARNING
+    assert check_certificates(empty, TlsFiles(), "127.0.0.1", 0.0, is_open=True).status is Status.OK
+    certificate = Certificate(subject="vm", issuer="CA", not_before=0.0, not_after=400 * DAY)
+    local = Certificates(edge=certificate, authority=certificate, teacher=None, errors="")
+    assert check_certificates(local, TlsFiles(ca=Path("ca.pem")), "vm", 1.0, is_open=False).status is Status.UNKNOWN

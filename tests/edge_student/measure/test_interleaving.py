@@ -136,26 +136,26 @@ def test_an_interrupted_turn_keeps_its_runs_and_is_not_complete() -> None:
     assert is_complete(["os-default", "b"], 1, runs)
 
 
-def test_the_report_says_who_disturbed_and_what_counts_all_the_same() -> None:
-    assert disturbance_lines(compared({})) == ["No run was disturbed by others."]
+def test_the_report_names_the_disturbing_processes_and_the_disturbed_runs_that_count() -> None:
+    assert disturbance_lines(compared({})) == ["No run was disturbed by other processes."]
     script = {("b", 0, attempt): {"disturbance": loud(0.5)} for attempt in (1, 2, 3)}
     lines = disturbance_lines(
         compared({**script, ("os-default", 1, 1): {"disturbance": {**QUIET, "throttled": ["under-voltage"]}}})
     )
     assert lines == [
-        "2 of 4 runs were disturbed; 3 repetitions were made to replace them. By: make (15.0 s), under-voltage.",
-        "NOT A QUIET MACHINE: 1 of the runs that count were disturbed too, each the least so of up to 3 attempts (b 1). "
-        "Read differences with care.",
+        "2 of 4 runs were disturbed; 3 extra attempts were made. Causes: make (15.0 s), under-voltage.",
+        "NOT A QUIET MACHINE: 1 disturbed runs count (b 1). Each is the least disturbed of up to 3 attempts. "
+        "Stop other programs and repeat the comparison before you rely on small differences.",
     ]
 
 
-def test_the_report_says_what_could_not_be_seen() -> None:
+def test_the_report_names_the_limits_of_the_monitoring() -> None:
     short = {"disturbance": {**QUIET, "others_resolution": 0.2}}
     assert disturbance_lines(compared({("b", 0, 1): short}))[-1].startswith(
-        "The runs are short: others with less than 20% of the cores"
+        "The runs are too short to detect other processes that use less than 20% of the cores."
     )
     blind = {"disturbance": {**QUIET, "others_fraction": None, "others_resolution": None}}
-    assert disturbance_lines(compared({("b", 0, 1): blind}))[-1].startswith("This machine does not tell")
+    assert disturbance_lines(compared({("b", 0, 1): blind}))[-1].startswith("This machine has no /proc/stat")
 
 
 REPORT = {

@@ -1,4 +1,4 @@
-"""report.html: what it advises, what it draws of the logs, and what it says when something is missing or hostile."""
+"""report.html: the recommendation, the figures drawn from logs, and missing or hostile input."""
 
 import importlib.resources
 import json
@@ -14,6 +14,7 @@ from edge_student.events.spans import Span, comm_spans, comp_spans, core_owners,
 from edge_student.report.advice import advise, facts, meaning_of
 from edge_student.report.charts import parts_of, wall_clock_figure
 from edge_student.report.page import write_page
+from edge_student.report.shapes import row_label
 from edge_student.report.timeline import representative_run, timeline_section
 from edge_student.report.verdict import summarize
 
@@ -28,7 +29,7 @@ def page_of(out: Path) -> str:
 
 
 def text_of(html: str) -> str:
-    """What a reader sees of it, in one line."""
+    """Return the visible text of a page in one line."""
     return " ".join(re.sub(r"<[^>]+>", " ", html.partition("<body>")[2]).split())
 
 
@@ -37,7 +38,7 @@ def svgs_of(html: str) -> list[ElementTree.Element]:
 
 
 def advised(**factors: list[float]) -> Any:
-    """The advice for these ratios to the baseline, repeat by repeat."""
+    """Return the advice for these ratios to the baseline, one per repeat."""
     ratios = {"os-default": [1.0] * 5} | {name.replace("_", "-"): values for name, values in factors.items()}
     runs = [
         {"policy": policy, "repeat": n, "wall_clock_s": factor * base, "valid": True}
@@ -69,13 +70,13 @@ def section_of(tmp_path: Path, records: list[dict[str, Any]]) -> Any:
 def test_the_fastest_policy_is_advised_with_its_ratio() -> None:
     advice = advised(dynamic=FASTER, random=SLOWER)
     assert (advice.policy, advice.headline) == ("dynamic", "Use dynamic on this device.")
-    assert "0.80 of os-default's time" in advice.why
-    assert "20 % less" in advice.why
+    assert "0.80 of the time of os-default" in advice.why
+    assert "20% less" in advice.why
     assert "random" not in advice.why
 
 
-def test_of_two_that_are_faster_the_other_is_named_only_if_it_may_be_as_fast() -> None:
-    assert "either will do" in advised(dynamic=FASTER, adaptive=[0.8, 0.82, 0.79, 0.8, 0.81]).why
+def test_a_second_faster_policy_is_named_only_if_the_intervals_overlap() -> None:
+    assert "any of these policies is a good choice" in advised(dynamic=FASTER, adaptive=[0.8, 0.82, 0.79, 0.8, 0.81]).why
     assert "adaptive" not in advised(dynamic=FASTER, adaptive=[0.9, 0.91, 0.9, 0.9, 0.92]).why
 
 
@@ -94,8 +95,8 @@ def test_the_default_is_advised_where_some_are_slower_and_the_rest_alike() -> No
     advice = advised(dynamic=SLOWER, random=ALIKE, adaptive=[0.5])
     assert advice.policy == "os-default"
     assert "dynamic was slower" in advice.why
-    assert "random cannot be told from os-default" in advice.why
-    assert "Of adaptive there are too few runs" in advice.why
+    assert "random does not differ significantly from os-default" in advice.why
+    assert "adaptive had too few runs for a verdict" in advice.why
 
 
 @pytest.mark.parametrize("factors", [{"dynamic": [0.5, 0.5]}, {}], ids=["two runs", "alone"])
@@ -210,7 +211,7 @@ def test_of_many_cores_every_other_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ended", [None, 0.0], ids=["no training", "no time"])
-def test_a_log_of_nothing_cannot_be_drawn(tmp_path: Path, ended: float | None) -> None:
+def test_an_empty_log_cannot_be_drawn(tmp_path: Path, ended: float | None) -> None:
     forward = {"event": "task", "task": "forward", "index": 0, "started": 0.0, "ended": ended}
     section = section_of(tmp_path, [decision(0.0, [0], [1])] + [forward] * (ended is not None))
     assert section["figure"] is None
@@ -230,7 +231,7 @@ def test_the_page_has_every_section_and_every_median(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.html", "runs"}
 
 
-def test_every_figure_is_well_formed_and_says_what_it_shows(tmp_path: Path) -> None:
+def test_every_figure_is_well_formed_and_described(tmp_path: Path) -> None:
     (tmp_path / "profile.json").write_text(json.dumps(profile()))
     write_comparison(tmp_path, profile=tmp_path / "profile.json")
     figures = svgs_of(page_of(tmp_path))
@@ -246,7 +247,7 @@ def test_every_figure_is_well_formed_and_says_what_it_shows(tmp_path: Path) -> N
         assert "nan" not in ElementTree.tostring(figure, encoding="unicode")
 
 
-def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+def test_the_page_loads_no_external_file(tmp_path: Path) -> None:
     write_comparison(tmp_path)
     html = page_of(tmp_path)
     assert re.findall(r"https?:|<script|<iframe|<img|@import|javascript:", html) == []
@@ -263,17 +264,17 @@ def test_modelled_seconds_have_a_column_of_their_own(tmp_path: Path) -> None:
     assert cells[6] == "123.456"
 
 
-def test_a_comparison_that_was_broken_off_says_so_first(tmp_path: Path) -> None:
+def test_an_interrupted_comparison_starts_with_a_warning(tmp_path: Path) -> None:
     report = write_comparison(tmp_path)
-    assert "not complete" not in page_of(tmp_path)
+    assert "This comparison is incomplete" not in page_of(tmp_path)
     write_report(tmp_path, {**report, "is_complete": False, "runs": report["runs"][:7]})
-    assert text_of(page_of(tmp_path)).startswith("This comparison is not complete: 7 of 15 runs")
+    assert text_of(page_of(tmp_path)).startswith("This comparison is incomplete: it was interrupted after 7 of 15 runs.")
 
 
 def test_runs_that_do_not_count_or_were_disturbed_are_hollow_and_listed(tmp_path: Path) -> None:
     report = write_comparison(tmp_path)
-    refused, disturbed, other = report["runs"][:3]
-    refused.update(valid=False, notes=["the kernel refused"])
+    failed, disturbed, other = report["runs"][:3]
+    failed.update(valid=False, notes=["the kernel refused"])
     quiet = {
         "others_fraction": 0.0,
         "others_resolution": 0.0,
@@ -300,6 +301,14 @@ def test_a_run_without_a_time_has_no_dot() -> None:
     assert wall_clock_figure([row], runs[1:]) is None
 
 
+def test_a_long_policy_name_is_compressed_and_never_cut() -> None:
+    name = "a-policy-with-a-long-name:12"
+    label = row_label(10.0, name)
+    assert (label.text, label.tip) == (name, name)
+    assert dict(label.at)["lengthAdjust"] == "spacingAndGlyphs"
+    assert "textLength" not in dict(row_label(10.0, "comm-priority").at)
+
+
 def test_one_slow_run_makes_the_scale_logarithmic() -> None:
     def unit(slowest: float) -> str:
         runs = [{"policy": "a", "repeat": n, "wall_clock_s": s, "valid": True} for n, s in enumerate([1.0, slowest])]
@@ -311,12 +320,12 @@ def test_one_slow_run_makes_the_scale_logarithmic() -> None:
     assert unit(40.0) == "wall-clock in seconds, logarithmic"
 
 
-def test_a_log_that_is_gone_or_broken_leaves_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_or_broken_log_is_named(tmp_path: Path) -> None:
     write_comparison(tmp_path, repeats=1)
     (tmp_path / "runs/static-1-0/events.jsonl").unlink()
     (tmp_path / "runs/comm-priority-0/events.jsonl").write_text('{"event": "task"')
     html = page_of(tmp_path)
-    assert "static-1-0/events.jsonl is gone" in html
+    assert "static-1-0/events.jsonl is missing" in html
     assert "comm-priority-0/events.jsonl cannot be read" in html
     assert html.count('id="figure-timeline-') == 1
 
@@ -327,12 +336,12 @@ def test_a_comparison_in_which_no_run_counts_still_has_a_page(tmp_path: Path) ->
     empty = {"num_runs": 0, "median_s": None, "ci95": None, "ratio_vs_os_default": None, "ratio_ci95": None}
     write_report(tmp_path, {**report, "runs": failed, "summary": [{**row, **empty} for row in report["summary"]]})
     html = page_of(tmp_path)
-    assert "These runs do not tell which policy to use." in html
-    assert "No run came to its end" in html
+    assert "These runs do not show which policy to use." in html
+    assert "No run finished" in html
     assert svgs_of(html) == []
 
 
-def test_nothing_that_a_report_says_can_run(tmp_path: Path) -> None:
+def test_hostile_text_of_a_report_is_escaped(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script><img src=x onerror=alert(1)>\" onload='x'"
     (tmp_path / "profile.json").write_text(json.dumps({**profile(), "fingerprint": {hostile: hostile}}))
     report = write_comparison(tmp_path, profile=tmp_path / "profile.json")
@@ -347,11 +356,11 @@ def test_nothing_that_a_report_says_can_run(tmp_path: Path) -> None:
     assert re.findall(r"<script|<img|\" onload", html) == []
 
 
-def test_without_a_profile_the_page_says_how_to_make_one(tmp_path: Path) -> None:
+def test_without_a_profile_the_page_explains_how_to_make_one(tmp_path: Path) -> None:
     write_comparison(tmp_path)
-    said = text_of(page_of(tmp_path))
-    assert "No device profile was given" in said
-    assert "edge-student calibrate" in said
+    text = text_of(page_of(tmp_path))
+    assert "No device profile was given" in text
+    assert "edge-student calibrate" in text
 
 
 def test_a_profile_is_shown_with_its_formulas_and_shared_modes(tmp_path: Path) -> None:
@@ -372,7 +381,7 @@ def test_a_profile_is_shown_with_its_formulas_and_shared_modes(tmp_path: Path) -
             {"comp": {"a1": {"value": 0.1, "stderr": None}, "a2": {"value": 0.25, "stderr": 0.01}, "note": "", "identified": True}},
             "a1 = 0.1, a2 = 0.25",
         ),
-        (None, "the profile has measured rates only"),
+        (None, "the profile contains only measured rates"),
     ],
     ids=["not identified", "one side", "none"],
 )
@@ -385,12 +394,12 @@ def test_a_fit_is_drawn_as_far_as_it_is_identified(tmp_path: Path, fitted: Any, 
 def test_formulas_that_were_given_are_drawn(tmp_path: Path) -> None:
     cost = {"a1": 0.1, "a2": 0.25, "b1": 1.0, "b2": 0.0, "b3": 1.0}
     (tmp_path / "p.json").write_text(json.dumps({**profile(fitted=False), "cost": cost}))
-    write_comparison(tmp_path, profile=Path("p.json"))  # found beside the report
+    write_comparison(tmp_path, profile=Path("p.json"))  # next to the report
     assert page_of(tmp_path).count('<polyline class="curve') == 2
 
 
-@pytest.mark.parametrize(("text", "words"), [(None, "is gone"), ("[]", "cannot be shown"), ("{", "cannot be shown")])
-def test_a_profile_that_cannot_be_shown_leaves_a_sentence(tmp_path: Path, text: str | None, words: str) -> None:
+@pytest.mark.parametrize(("text", "words"), [(None, "was deleted or moved"), ("[]", "cannot be shown"), ("{", "cannot be shown")])
+def test_a_profile_that_cannot_be_shown_is_named_with_the_cause(tmp_path: Path, text: str | None, words: str) -> None:
     if text is not None:
         (tmp_path / "p.json").write_text(text)
     write_comparison(tmp_path, profile=tmp_path / "p.json")
@@ -406,7 +415,7 @@ def test_a_long_comparison_of_all_policies_stays_small(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"summary": [], "runs": []}', NEARLY])
-def test_a_file_that_is_no_report_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_report_is_a_value_error_with_its_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(ValueError, match=r"report\.json is not the report of a comparison"):
         write_page(tmp_path)
@@ -426,10 +435,10 @@ def test_the_template_is_part_of_the_package() -> None:
 def test_a_repeated_run_shows_the_timeline_of_the_attempt_that_counts(tmp_path: Path) -> None:
     run = {"policy": "a", "repeat": 0, "valid": True, "wall_clock_s": 1.0, "folder": "runs/a-0-attempt-2"}
     section = timeline_section("a", run, tmp_path, 0)
-    assert "runs/a-0-attempt-2/events.jsonl is gone" in section["caption"]
+    assert "runs/a-0-attempt-2/events.jsonl is missing" in section["caption"]
 
 
-def test_the_page_says_what_the_terminal_says_of_the_machine_and_of_the_intervals(tmp_path: Path) -> None:
+def test_the_page_shows_the_disturbances_and_the_interval_level_of_the_terminal(tmp_path: Path) -> None:
     report = write_comparison(tmp_path)
     for run in report["runs"]:
         run.update(disturbed=False, attempt=1, disturbance=QUIET)
@@ -437,7 +446,7 @@ def test_the_page_says_what_the_terminal_says_of_the_machine_and_of_the_interval
     for row in report["summary"]:
         row["ci_level"] = 0.5
     write_report(tmp_path, report)
-    said = text_of(page_of(tmp_path))
-    assert "NOT A QUIET MACHINE" in said
-    assert "Intervals of the median (50.0%" in said
-    assert "95 %" not in said
+    text = text_of(page_of(tmp_path))
+    assert "NOT A QUIET MACHINE" in text
+    assert "confidence interval of the median (50.0%" in text
+    assert "95%" not in text

@@ -1,4 +1,4 @@
-"""report.html as a browser shows it: in light and dark, on a desk and in a hand, with no network and nothing that overflows."""
+"""report.html in a browser: light and dark schemes, wide and narrow windows, no network access, no overflow."""
 
 import json
 import shutil
@@ -27,8 +27,8 @@ FLAGS = (
 FIGURES = ["wall-clock", "parts", "timeline-0", "timeline-1", "timeline-2", "rates-comp", "rates-comm"]
 MIN_CONTRAST = 4.5  # WCAG 2, level AA
 
-# Words whose colour and ground are less than MIN_CONTRAST apart. A figure's words stand on the shape drawn before them, if they
-# are made for one (on-...), else on the page.
+# Returns texts with less than MIN_CONTRAST between text and background colour. The background of a text in a figure is the shape
+# drawn before it if its class starts with "on-", else the page.
 LOW_CONTRAST = """
 (least) => {
   const channels = (colour) => (colour.match(/[\\d.]+/g) || []).map(Number);
@@ -45,14 +45,14 @@ LOW_CONTRAST = """
   };
   const low = [];
   for (const element of document.querySelectorAll("body *")) {
-    const said = [...element.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data.trim()).join("");
+    const words = [...element.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data.trim()).join("");
     const drawn = element.tagName === "text";
-    if (!said || (element.namespaceURI.includes("svg") && !drawn)) continue;
+    if (!words || (element.namespaceURI.includes("svg") && !drawn)) continue;
     const ink = channels(drawn ? getComputedStyle(element).fill : getComputedStyle(element).color);
     const on = drawn && element.getAttribute("class").startsWith("on-");
     const under = on ? channels(getComputedStyle(element.previousElementSibling).fill) : ground(element);
     const [a, b] = [luminance(ink), luminance(under)].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < least) low.push(`${said.slice(0, 40)}: ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
+    if ((a + 0.05) / (b + 0.05) < least) low.push(`${words.slice(0, 40)}: ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
   }
   return low;
 }
@@ -69,7 +69,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page on which every section has something to show, and long words among it."""
+    """Write a page with content in every section, and with long words."""
     out = tmp_path_factory.mktemp("comparison")
     (out / "profile.json").write_text(json.dumps({**profile(), "fingerprint": {"kernel": "k" * 120}}))
     written = write_comparison(out, profile=out / "profile.json")
@@ -85,15 +85,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Visit:
-    """The page in one window, and what the browser said about it."""
+    """The page in one window, with the errors and requests that the browser reported."""
 
     def __init__(self, browser: Any, page: Path, scheme: Literal["light", "dark"], width: int) -> None:
-        self.troubles: list[str] = []
+        self.errors: list[str] = []
         self.requests: list[str] = []
         self.tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.tab.on("console", lambda message: self.troubles.append(message.text))
-        self.tab.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.tab.on("requestfailed", lambda request: self.troubles.append(request.url))
+        self.tab.on("console", lambda message: self.errors.append(message.text))
+        self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.tab.on("requestfailed", lambda request: self.errors.append(request.url))
         self.tab.on("request", lambda request: self.requests.append(request.url))
         self.tab.goto(page.as_uri())
         self.tab.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
@@ -113,12 +113,12 @@ def test_the_page_loads_alone_shows_every_figure_and_fits_its_window(visit: Visi
     assert [name for name, box in boxes.items() if box is None or box["width"] < 200 or box["height"] < 100] == []
     assert visit.tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
     assert visit.tab.evaluate("document.body.scrollWidth - document.documentElement.clientWidth") <= 0
-    assert visit.troubles == []
+    assert visit.errors == []
 
 
-def test_every_word_can_be_read(visit: Visit) -> None:
+def test_every_text_has_enough_contrast(visit: Visit) -> None:
     assert visit.tab.evaluate(LOW_CONTRAST, MIN_CONTRAST) == []
-    assert len(visit.tab.evaluate(LOW_CONTRAST, 22)) > 100, "no ink is 22 times as light as its ground, so all words are found"
+    assert len(visit.tab.evaluate(LOW_CONTRAST, 22)) > 100, "no contrast reaches 22, so the script returns every text"
 
 
 def test_the_scheme_of_the_reader_is_followed(browser: Any, report: Path) -> None:
@@ -131,7 +131,7 @@ def test_the_scheme_of_the_reader_is_followed(browser: Any, report: Path) -> Non
 
 def test_a_figure_is_found_by_its_title(browser: Any, report: Path) -> None:
     visit = Visit(browser, report, "light", 1280)
-    for title in ("Wall-clock of every run, by policy", "Who held which core under static:1"):
+    for title in ("Wall-clock of every run, by policy", "Core use over time under static:1"):
         assert visit.tab.get_by_role("img", name=title).is_visible()
     visit.tab.close()
 
