@@ -105,13 +105,13 @@ def test_rows_fit_into_a_chunk_by_the_size_of_their_files(folder: Path) -> None:
         (PIXELS.tobytes()[:-1], "pixels", [], "inputs have 767 bytes"),
         (PIXELS.tobytes() + b"x", "pixels", [], "inputs have 769 bytes"),
         (b"", "pixels", [], "inputs have 0 bytes"),
-        (PIXELS.tobytes(), "pixels", [768], "1 input lengths came with pixels"),
-        (bytes(MAX_INPUTS_BYTES + 1), "pixels", [], "must be at most 2097152"),
-        (b"abcd", "stored", [1, 1, 1], "3 files of 3 bytes were announced for 4 rows, 4 came"),
+        (PIXELS.tobytes(), "pixels", [768], "1 input lengths were sent with pixels"),
+        (bytes(MAX_INPUTS_BYTES + 1), "pixels", [], "must have at most 2097152"),
+        (b"abcd", "stored", [1, 1, 1], "inputs are 3 files of 3 bytes, must be 4 non-empty files of 4 bytes"),
         (b"abcd", "stored", [1, 1, 1, 2], "4 files of 5 bytes"),
         (b"abcd", "stored", [4, 0, 0, 0], "4 files of 4 bytes"),
         (b"", "stored", [], "0 files"),
-        (b"abcd", "stored", [1, 1, 1, 1], "an input of 1 bytes is no JPEG or PNG"),
+        (b"abcd", "stored", [1, 1, 1, 1], "an input of 1 bytes is not a valid JPEG or PNG"),
     ],
 )
 def test_inputs_of_another_size_are_refused_by_name(data: bytes, encoding: str, lengths: list[int], says: str) -> None:
@@ -121,7 +121,7 @@ def test_inputs_of_another_size_are_refused_by_name(data: bytes, encoding: str, 
 
 def test_another_format_or_a_bomb_is_refused() -> None:
     for file in (file_of(PIXELS[0], "BMP"), file_of(PIXELS[0])[:-30], bomb()):
-        with pytest.raises(ChunkError, match="is no JPEG or PNG"):
+        with pytest.raises(ChunkError, match="is not a valid JPEG or PNG"):
             decode_inputs_into(
                 file, encoding=InputEncoding.STORED, lengths=[len(file)], crc32=0, out=np.zeros((1, 3, 8, 8), np.uint8)
             )
@@ -135,7 +135,7 @@ def bomb() -> bytes:
 
 
 def test_files_are_not_decoded_to_what_no_image_is() -> None:
-    with pytest.raises(ChunkError, match="squares of three channels"):
+    with pytest.raises(ChunkError, match="must be a square with three channels"):
         decode_inputs_into(b"a", encoding=InputEncoding.STORED, lengths=[1], crc32=0, out=np.zeros((1, 1, 8, 8), np.uint8))
 
 
