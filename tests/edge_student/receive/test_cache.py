@@ -143,7 +143,6 @@ def test_rows_in_each_others_places_are_not_taken_for_good(tmp_path: Path) -> No
         {"dataset_digest": "c" * 64},
         {"encoding": "float32"},
         {"encoding": "topk", "top_k": 2},
-        {"augmentation": "flip"},
         {"num_samples": 41},
         {"num_classes": 6},
         {"teacher_digest": "a" * 16 + "c" * 48},
@@ -157,6 +156,21 @@ def test_logits_of_another_kind_are_never_found(change: dict[str, object], cache
     other = open_cache(tmp_path, replace(KEY, **change))  # type: ignore[arg-type]
     assert other.num_rows == 0
     other.close()
+
+
+def test_a_cache_with_another_augmentation_is_never_read(cache: LogitCache, tmp_path: Path) -> None:
+    """Every meta.json has the field `augmentation`, which has one valid value."""
+    put(cache, ALL)
+    cache.close()
+    path = cache.folder / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    assert list(meta.items())[-2:] == [("augmentation", "none"), ("input_shape", [])]
+    path.write_text(json.dumps(meta | {"augmentation": "flip"}), encoding="utf-8")
+    with pytest.raises(CacheError, match=r"^there is no logit cache"):
+        open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form)
+    again = open_cache(tmp_path, KEY)
+    assert again.num_rows == 0
+    again.close()
 
 
 def test_another_name_of_the_same_data_set_is_the_same_cache(cache: LogitCache, tmp_path: Path) -> None:
@@ -206,7 +220,7 @@ def test_no_cache_and_two_are_each_an_error_with_a_remedy(tmp_path: Path) -> Non
         open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form)
     for digest in ("a", "c"):
         open_cache(tmp_path, replace(KEY, teacher_digest=digest * 64)).close()
-    with pytest.raises(CacheError, match=r"several teachers or data sets: name the one you mean with --cache$"):
+    with pytest.raises(CacheError, match=r"several teachers or data sets: select one folder with --cache$"):
         open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form)
 
 
@@ -220,7 +234,7 @@ def test_a_folder_that_is_no_cache_is_passed_over(meta: str, tmp_path: Path) -> 
 
 def test_the_disk_space_is_taken_at_first(tmp_path: Path) -> None:
     huge = replace(KEY, num_samples=2**40, num_classes=100_000)
-    with pytest.raises(OSError, match="this file of the cache takes"):
+    with pytest.raises(OSError, match="this file of the cache needs"):
         open_cache(tmp_path, huge)
     assert not list(tmp_path.glob("*/meta.json"))
 

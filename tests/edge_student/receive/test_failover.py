@@ -13,7 +13,7 @@ from scripted_teacher import NUM_CLASSES, NUM_SAMPLES, BreakStream, RunningTeach
 
 from edge_student.ipc.messages import Configure
 from edge_student.ipc.ring import Slot
-from edge_student.receive.description import NotLetInError, RequestRefusedError
+from edge_student.receive.description import AccessDeniedError, RequestRefusedError
 from edge_student.receive.receiver import Receiver
 from edge_student.receive.retry import LinkLostError
 from edge_student.receive.watchdog import Watchdog
@@ -72,7 +72,7 @@ def test_a_teacher_that_hangs_is_given_up_and_asked_again(never: threading.Event
         assert np.array_equal(session.run(), expected())
         never.set()
     (trouble,) = session.troubles
-    assert "it answers, and has sent nothing for 0.5 s" in trouble
+    assert "connected, but sent no data for 0.5 s" in trouble
     assert [request.start for request in scripted.requests] == [0, 3, 7]  # chunk 10 was the second of batch 3's three
 
 
@@ -84,7 +84,7 @@ def test_a_teacher_that_never_says_anything_ends_the_run_with_the_cause(never: t
 
     with RunningTeacher(ScriptedTeacher(dict.fromkeys(range(40), hang))) as running:
         session = Session(running.address, max_silence_s=0.3, max_wait_s=0.5)
-        with pytest.raises(LinkLostError, match=r"gave up after 0.5 s without success: .*nothing for 0.3 s"):
+        with pytest.raises(LinkLostError, match=r"gave up after 0.5 s without success: .*sent no data for 0.3 s"):
             session.run()
         never.set()
 
@@ -106,7 +106,7 @@ def test_a_watchdog_leaves_alone_what_it_was_told_has_ended() -> None:
     dog.end()
     dog.begin(hanging)  # its cancellation shows that the dog has looked since
     assert hanging.is_cancelled.wait(20)
-    assert dog.has_bitten
+    assert dog.has_fired
     assert not ended.is_cancelled.is_set()
     dog.close()
 
@@ -142,7 +142,7 @@ def test_a_teacher_that_is_not_there_is_passed_over() -> None:
     with RunningTeacher(ScriptedTeacher()) as there:
         session = Session(f"{nobody},{there.address}")
         assert np.array_equal(session.run(), expected())
-    assert f"nobody listens at {nobody}" in session.troubles[0]
+    assert f"no server listens at {nobody}" in session.troubles[0]
 
 
 @pytest.mark.promise(number=17)
@@ -156,7 +156,7 @@ def test_a_teacher_with_other_logits_is_asked_no_more_and_nothing_is_mixed() -> 
         assert np.array_equal(session.run(), expected())
     assert len(other.requests) == 1
     assert "FAILED_PRECONDITION" in session.troubles[1]
-    assert "asked no more" in session.troubles[1]
+    assert "is not used any more" in session.troubles[1]
 
 
 class Guarded(ScriptedTeacher):
@@ -186,7 +186,7 @@ def test_a_teacher_that_did_not_let_the_edge_in_is_asked_again_when_it_is_needed
 def test_where_no_teacher_lets_the_edge_in_that_ends_it_at_once() -> None:
     with RunningTeacher(Guarded()) as one, RunningTeacher(Guarded()) as two:
         session = Session(f"{one.address},{two.address}")
-        with pytest.raises(NotLetInError, match=f"{two.address}: UNAUTHENTICATED"):
+        with pytest.raises(AccessDeniedError, match=f"{two.address}: UNAUTHENTICATED"):
             session.run()
     assert len(session.troubles) == 1
 
@@ -205,7 +205,7 @@ def test_a_teacher_that_is_redeployed_behind_a_proxy_is_waited_for() -> None:
 def test_where_every_teacher_refuses_the_last_refusal_ends_it() -> None:
     with RunningTeacher(ScriptedTeacher(protocol_version=7)) as one, RunningTeacher(ScriptedTeacher(protocol_version=8)) as two:
         session = Session(f"{one.address},{two.address}")
-        with pytest.raises(RequestRefusedError, match=f"{two.address} speaks protocol version 8"):
+        with pytest.raises(RequestRefusedError, match=f"{two.address} has protocol version 8"):
             session.run()
 
 

@@ -74,13 +74,13 @@ def test_poison_in_any_encoding_is_refused_and_the_batch_asked_for_again(
     assert np.array_equal(out, sound)
     assert np.isfinite(out).all()
     assert (receiver.num_refused_chunks, len(troubles)) == (1, 1)
-    assert "chunk refused: payload " in troubles[0]
+    assert "rejected a chunk: batch 1: payload " in troubles[0]
 
 
 @pytest.mark.promise(number=10)
 def test_a_teacher_that_has_nothing_but_poison_ends_the_run() -> None:
     teacher = ScriptedTeacher(dict.fromkeys(range(100), with_bytes_at(0, float32(np.nan))))
-    with pytest.raises(BadTeacherError, match=r"^batch 0 was refused 5 times, the last time because: payload holds a NaN"):
+    with pytest.raises(BadTeacherError, match=r"^rejected 5 chunks in a row, the last one: batch 0: payload holds a NaN"):
         receive_all(teacher, encoding="topk", top_k=2)
 
 
@@ -91,7 +91,7 @@ def test_chunks_in_another_order_are_asked_for_again() -> None:
     out, receiver, troubles = receive_all(ScriptedTeacher(later))
     assert np.array_equal(out, expected())
     assert receiver.num_refused_chunks == 1
-    assert "was due" in troubles[0]
+    assert "must start at row" in troubles[0]
 
 
 @pytest.mark.promise(number=9)
@@ -201,9 +201,9 @@ def traceback(context: grpc.ServicerContext) -> Iterator[bytes]:
 
 
 SAYINGS = {
-    garbage: r"^batch 0: chunk refused: a message of 100 bytes is no LogitsChunk$",
-    half_a_message: r"^batch 0: chunk refused: a message of 500 bytes is no LogitsChunk$",
-    nothing: r"^batch 0: chunk refused: 0 rows from row 0 were sent",
+    garbage: r"^rejected a chunk: batch 0: a message of 100 bytes is not a LogitsChunk$",
+    half_a_message: r"^rejected a chunk: batch 0: a message of 500 bytes is not a LogitsChunk$",
+    nothing: r"^rejected a chunk: batch 0: num_rows is 0, must be in 1 .. 7 at row 0 of 7$",
     too_large: r"RESOURCE_EXHAUSTED: .*larger than max",
     bomb: r"(UNIMPLEMENTED|INTERNAL): .*Compression algorithm 'gzip' is disabled",
     large_metadata: r"RESOURCE_EXHAUSTED: .*metadata size exceeds",
@@ -246,7 +246,7 @@ def test_a_stranger_that_says_nothing_else_ends_the_run_and_is_named(
 @pytest.mark.promise(number=11)
 def test_an_answer_to_describe_that_is_none_ends_the_run_at_once(caplog: pytest.LogCaptureFixture) -> None:
     with serving(Stranger(lambda number, context: iter(()), answer=b"\xff" * 100)) as address:
-        with pytest.raises(BadTeacherError, match=r"^teacher 127\.0\.0\.1:\d+: its answer to Describe is no DescribeResponse$"):
+        with pytest.raises(BadTeacherError, match=r"^teacher 127\.0\.0\.1:\d+: the answer to Describe is not a DescribeResponse$"):
             receive_one(address)
     assert caplog.text == ""
 

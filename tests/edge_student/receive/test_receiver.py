@@ -105,7 +105,7 @@ def test_a_stream_that_breaks_in_the_middle_of_a_batch_is_resumed_at_that_batch(
         (changed(crc32=1), "CRC-32"),
         (changed(payload=b"short"), "bytes"),
         (poisoned, "NaN"),
-        (changed(num_classes=NUM_CLASSES + 1), "classes"),
+        (changed(num_classes=NUM_CLASSES + 1), "num_classes"),
         (changed(num_rows=200), "rows"),
         (changed(num_rows=0), "rows"),
         (changed(encoding=2), "encoding"),
@@ -114,7 +114,7 @@ def test_a_stream_that_breaks_in_the_middle_of_a_batch_is_resumed_at_that_batch(
         (changed(sample_ids=[1, 2, 3]), "sample ids"),
         (changed(sample_ids=[2**63, 2**64 - 1, 0]), "sample ids"),
         (changed(batch_index=9), "batch 9"),
-        (lambda chunk: [], "was due"),
+        (lambda chunk: [], "must start at"),
     ],
 )
 def test_a_chunk_that_breaks_a_rule_is_refused_by_name_and_asked_for_again(fault: Fault, reason: str) -> None:
@@ -133,7 +133,7 @@ def test_a_duplicated_chunk_is_dropped_and_counted() -> None:
 
 @pytest.mark.promise(number=10)
 def test_a_teacher_that_keeps_sending_garbage_ends_the_run_by_name() -> None:
-    with pytest.raises(BadTeacherError, match=r"batch 0 was refused 5 times.*CRC-32"):
+    with pytest.raises(BadTeacherError, match=r"rejected 5 chunks in a row, the last one: batch 0: .*CRC-32"):
         receive_all(ScriptedTeacher(dict.fromkeys(range(100), changed(crc32=1))))
 
 
@@ -156,7 +156,7 @@ def test_a_teacher_without_the_wanted_encoding_is_refused() -> None:
 
 
 def test_more_logits_of_a_row_than_it_has_are_never_asked_for() -> None:
-    with pytest.raises(RequestRefusedError, match=r"has no logits as topk:5: top_k is 5, must be below the number of classes, 5"):
+    with pytest.raises(RequestRefusedError, match=r"cannot send encoding topk:5: top_k is 5, must be below the number of classes"):
         receive_all(ScriptedTeacher(), encoding="topk", top_k=5)
 
 
@@ -243,16 +243,16 @@ def test_inputs_that_break_a_rule_are_refused_and_asked_for_again(fault: Fault) 
 def test_inputs_that_nobody_asked_for_are_refused() -> None:
     out, receiver, troubles = receive_all(ScriptedTeacher({1: changed(inputs=b"surprise")}))
     assert np.array_equal(out, expected())
-    assert (receiver.num_refused_chunks, "8 bytes of inputs as number 0 came, no inputs were asked for" in troubles[0]) == (1, True)
+    assert (receiver.num_refused_chunks, "inputs are 8 bytes with encoding number 0, must be absent" in troubles[0]) == (1, True)
 
 
 @pytest.mark.parametrize(
     ("description", "says"),
     [
-        ({"input_encodings": []}, r"cannot send its inputs as pixels; it can send them as nothing: give this edge"),
-        ({"input_encodings": [2, 99]}, r"cannot send its inputs as pixels; it can send them as stored: give this edge"),
-        ({"input_shape": [1, 2]}, r"has inputs of the shape \(1, 2\), which must be channels"),
-        ({"input_shape": [1, 2, 0]}, r"has inputs of the shape"),
+        ({"input_encodings": []}, r"cannot send inputs as pixels; it can send no inputs: give this edge"),
+        ({"input_encodings": [2, 99]}, r"cannot send inputs as pixels; it can send stored: give this edge"),
+        ({"input_shape": [1, 2]}, r"has inputs of shape \(1, 2\), must be channels"),
+        ({"input_shape": [1, 2, 0]}, r"has inputs of shape"),
         ({"input_shape": [2**32 - 1] * 3}, r"and at most 2097152 bytes"),
     ],
 )
@@ -292,18 +292,18 @@ def test_a_teacher_that_knows_no_stride_serves_one_stream() -> None:
 @pytest.mark.parametrize(
     ("description", "says"),
     [
-        ({"teacher_digest": "/".join([".."] * 3 + ["x" * 55])}, "teacher digest that is none"),
-        ({"teacher_digest": ""}, "teacher digest that is none"),
-        ({"dataset_digest": "D" * 64}, "data set digest that is none"),
-        ({"dataset_digest": "d" * 65}, "data set digest that is none"),
+        ({"teacher_digest": "/".join([".."] * 3 + ["x" * 55])}, "an invalid teacher digest"),
+        ({"teacher_digest": ""}, "an invalid teacher digest"),
+        ({"dataset_digest": "D" * 64}, "an invalid data set digest"),
+        ({"dataset_digest": "d" * 65}, "an invalid data set digest"),
         ({"num_samples": 0}, "0 samples, must be in 1 .. 134217728"),
         ({"num_samples": 2**32}, "4294967296 samples"),
         ({"max_window": 0}, "windows of 0 batches"),
-        ({"dataset_name": "a\x1b[2Jb"}, "whose name is none"),
-        ({"dataset_name": "a" * 1001}, "whose name is none"),
+        ({"dataset_name": "a\x1b[2Jb"}, "an invalid data set name"),
+        ({"dataset_name": "a" * 1001}, "an invalid data set name"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"num_classes": 2**32 - 1}, "num_classes is 4294967295"),
-        ({"max_batch_size": 0}, "over the teacher's limit of 0"),
+        ({"max_batch_size": 0}, "must be at most 0, the teacher's limit"),
     ],
 )
 def test_what_no_teacher_may_say_of_itself_is_refused(description: dict[str, object], says: str) -> None:
@@ -318,7 +318,7 @@ def test_a_teacher_that_repeats_itself_for_ever_ends_the_run_by_name(monkeypatch
     def again(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
         return [teacher_pb2.LogitsChunk(batch_index=0, row_start=0)] * 50
 
-    with pytest.raises(BadTeacherError, match=r"batch 1 was refused 5 times.*more than 20 chunks came of rows"):
+    with pytest.raises(BadTeacherError, match=r"rejected 5 chunks in a row, the last one: batch 1: more than 20 duplicate chunks"):
         receive_all(ScriptedTeacher(dict.fromkeys(range(3, 100), again)))
 
 

@@ -138,7 +138,7 @@ def test_a_stream_whose_siblings_are_behind_is_given_back(
     """A teacher may have no stream left but this one, and a sibling waits for one."""
     (ours, theirs), (ring, their_ring) = pair, rings
     ring.set_consumed(1 << 60)
-    monkeypatch.setattr(streams, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(streams, "_STOP_TIMEOUT_S", 0.01)
     quick = Share()
     given_back = threading.Event()
     quick.release = given_back.set  # type: ignore[method-assign]
