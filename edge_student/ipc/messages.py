@@ -97,7 +97,7 @@ class Wake:
 class BatchReceived:
     """Worker -> trainer: a batch is complete in the ring.
 
-    `cpu_s` is the CPU time of all threads of the worker since the batch before. `busy_s` is the time since the batch before in
+    `cpu_s` is the CPU time of all threads of the worker since the previous batch. `busy_s` is the time since the previous batch in
     which the worker ran or waited for a core (`receive.busy_time.Busy`); None if it is not known.
 
     `CommWorkerProcess.next_event` converts this message to the event `scheduler.live.comm_port.BatchArrived`. The scheduler loop

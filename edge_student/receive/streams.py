@@ -29,7 +29,7 @@ def receive_all(control: socket.socket, sources: Sequence[LogitSource], ring: Ri
     def receive_share(number: int) -> None:
         source = sources[number]
         for index in range(job.start + number, job.stop, len(sources)):
-            if not order.wait_for_room(index, ring.shape.num_slots, _STOP_TIMEOUT_S):
+            if not order.wait_for_room(index, ring.shape.num_slots, _RELEASE_AFTER_S):
                 source.release()  # a stream that is behind may wait for the teacher's last stream slot, which this one holds
                 order.wait_for_room(index, ring.shape.num_slots)
             gate.wait_for_slot(index)
@@ -73,7 +73,7 @@ def _in_threads(tasks: Sequence[Callable[[], None]]) -> None:
 
 _THREAD = "stream-"
 
-_STOP_TIMEOUT_S = 1.0
+_RELEASE_AFTER_S = 1.0
 """Seconds for which a stream stays open while the other streams are behind."""
 
 
