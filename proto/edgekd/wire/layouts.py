@@ -99,7 +99,7 @@ class Float16(Layout):
 class ScaledInt8(Layout):
     """A float32 scale, then one int8 in -127 .. 127 per class; a value is their product.
 
-    The scale is 1/127 of the row's largest magnitude, so the error of a value is at most (1/2 + 2^-15) scales, or 2^-142 near zero.
+    The scale is 1/127 of the row's largest magnitude. The error of a value is at most (1/2 + 2^-15) scales, or 2^-142 near zero.
     """
 
     def __init__(self, num_classes: int) -> None:
