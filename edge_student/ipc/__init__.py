@@ -1,1 +1,1 @@
-"""What the trainer and its comm worker share: the ring, the messages, the end with the parent. Never torch."""
+"""Interprocess communication of trainer and comm worker: ring, messages, exit with the parent. Never torch."""

@@ -1,8 +1,8 @@
-"""What the trainer's process and its comm worker say to each other, over one Unix SOCK_SEQPACKET pair.
+"""Messages between the trainer's process and its comm worker, over one Unix SOCK_SEQPACKET pair.
 
-One message is one packet: JSON, but for the two that come with every batch, which are a few bytes. The socket keeps message
-boundaries, carries the ring's descriptor, and tells each side when the other has died. Times are seconds of CLOCK_MONOTONIC, which
-all processes of one Linux machine share.
+Each message is one packet. It is JSON, except for the two messages of every batch, which are short binary packets. The socket keeps
+message boundaries, carries the ring's descriptor, and reports the exit of the other process. Times are seconds of CLOCK_MONOTONIC,
+which all processes of a Linux machine share.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ _BATCH_KIND = b"b"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configure:
-    """Trainer -> worker, first: whom to ask and how. `teacher` may be several addresses, with commas between. `max_wait_s` bounds
-    the time without any progress, `max_silence_s` that of one wait for a chunk.
+    """Trainer -> worker, first message: the settings of the worker.
 
-    `logits` is online, hybrid or offline, `cache` the folder of the latter two. Offline the data set's digest says whose cache.
-    `inputs` is empty, or how public inputs travel with their logits; `num_streams` receive at a time. Of
-    secrets it has the names of their files only. `edge_id` and `run_id` go with every call, so that the logs of both ends can be
-    laid side by side; without them the teacher sees an address.
+    `teacher` is one address, or several separated by commas. `max_wait_s` limits the time without progress, `max_silence_s` one
+    wait for a chunk. `logits` is online, hybrid or offline; `cache` is the folder of the latter two. Offline, `dataset_digest`
+    selects the cache. `inputs` is the encoding of public inputs that travel with their logits, or empty. `num_streams` is the
+    number of concurrent streams. Secrets are given as file names only. `edge_id` and `run_id` are sent with every call, so that
+    the logs of both ends can be matched; without them the teacher logs an address.
     """
 
     teacher: str
@@ -57,7 +57,7 @@ class Configure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """Worker -> trainer: what the teacher says of itself. The shape of its inputs is empty where nobody knows it."""
+    """Worker -> trainer: the teacher's description. `input_shape` is empty if it is not known."""
 
     teacher_digest: str
     dataset_digest: str
@@ -67,12 +67,12 @@ class Described:
     input_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_shape", tuple(self.input_shape))  # JSON knows lists only
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))  # JSON has lists only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UseRing:
-    """Trainer -> worker, with the ring's descriptor: receive batches start .. stop-1 into it."""
+    """Trainer -> worker, with the ring's descriptor: receive batches start .. stop-1 into this ring."""
 
     start: int
     stop: int
@@ -80,25 +80,28 @@ class UseRing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """Worker -> trainer: connected and mapped; waits for Go."""
+    """Worker -> trainer: the connection and the ring are ready; the worker waits for Go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Go:
-    """Trainer -> worker: the wall-clock runs from now on."""
+    """Trainer -> worker: start to receive; the wall-clock starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wake:
-    """Trainer -> worker: the hold was lifted, or slots were freed; look into the ring's header."""
+    """Trainer -> worker: the hold flag was cleared or slots were freed; read the ring's header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchReceived:
-    """Worker -> trainer: a batch lies complete in the ring. CPU seconds are those of all the worker's threads.
+    """Worker -> trainer: a batch is complete in the ring.
 
-    `busy_s` are the seconds from the batch before to this one in which the worker ran or waited for a core, as far as was looked
-    (`thread_times.Busy`); None where the kernel does not tell.
+    `cpu_s` is the CPU time of all threads of the worker since the previous batch. `busy_s` is the time since the previous batch in
+    which the worker ran or waited for a core (`receive.busy_time.Busy`); None if it is not known.
+
+    `CommWorkerProcess.next_event` converts this message to the event `scheduler.live.comm_port.BatchArrived`. The scheduler loop
+    logs the event as the record `task` (comm) in events.jsonl, and passes it to the controller as `TaskDone`.
     """
 
     index: int
@@ -109,13 +112,13 @@ class BatchReceived:
     num_bytes: int
 
     def pack(self) -> bytes:
-        """As a packet: JSON would take five times as long, and this one is sent for every batch."""
+        """Return the packet. It is binary, because it is sent for every batch and JSON takes five times as long."""
         busy_s = math.nan if self.busy_s is None else self.busy_s
         return _BATCH.pack(_BATCH_KIND, self.index, self.started, self.ended, self.cpu_s, busy_s, self.num_bytes)
 
     @classmethod
     def unpack(cls, packet: bytes) -> "BatchReceived":
-        """The one that `pack` was asked of."""
+        """Return the message of a packet made by `pack`."""
         _, index, started, ended, cpu_s, busy_s, num_bytes = _BATCH.unpack(packet)
         known_s = None if math.isnan(busy_s) else busy_s
         return cls(index=index, started=started, ended=ended, cpu_s=cpu_s, busy_s=known_s, num_bytes=num_bytes)
@@ -123,7 +126,7 @@ class BatchReceived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkTrouble:
-    """Worker -> trainer: an attempt failed and another follows."""
+    """Worker -> trainer: an attempt failed; another one follows."""
 
     time: float
     cause: str
@@ -132,17 +135,18 @@ class LinkTrouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """Worker -> trainer, last: every batch has been received."""
+    """Worker -> trainer, last message: every batch has been received. The counts are sums over all receivers."""
 
     cpu_s: float
     num_bytes: int
     num_reconnects: int
     num_refused_chunks: int
+    num_duplicate_chunks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """Worker -> trainer, last: it cannot go on. `is_user_error` tells a wrong request from a failing world."""
+    """Worker -> trainer, last message: the worker failed. `is_user_error`: the user's settings are wrong, not the environment."""
 
     cause: str
     is_user_error: bool
@@ -155,11 +159,11 @@ _KINDS: dict[str, type[Any]] = {
 
 
 class PeerGone(ConnectionError):
-    """The other process has closed its end, or died."""
+    """The other process has closed its socket or exited."""
 
 
 def send(sock: socket.socket, message: Message, *, fds: tuple[int, ...] = ()) -> None:
-    """Send one message, with descriptors if any; PeerGone if nobody is there to hear it."""
+    """Send one message, and descriptors if given. Raises PeerGone if the other process has exited."""
     packet = message.pack() if isinstance(message, BatchReceived) else _to_json(message)
     try:
         if fds:
@@ -167,51 +171,52 @@ def send(sock: socket.socket, message: Message, *, fds: tuple[int, ...] = ()) ->
         else:
             sock.send(packet)
     except (BrokenPipeError, ConnectionResetError) as error:
-        raise PeerGone("the other process is gone") from error
+        raise PeerGone("the other process has exited") from error
 
 
 def wake(sock: socket.socket) -> None:
-    """Send Wake without ever blocking, to a worker that may sleep, work, or have ended.
+    """Send Wake without blocking, to a worker that may sleep, run, or have exited.
 
-    A full queue is as good as a message delivered: the worker has wakes to read, and reads the ring's header after each.
+    A full queue needs no further Wake: the worker still has some to read, and reads the ring's header after each.
     """
     with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
         sock.send(_WAKE, socket.MSG_DONTWAIT)
 
 
 def await_wake(sock: socket.socket) -> None:
-    """Sleep until a wake comes, and take all that have come: one look into the ring answers them together. PeerGone at the end."""
+    """Wait for a Wake and drain all queued ones: one read of the ring's header serves them all. Raises PeerGone at the end."""
     try:
         packet = sock.recv(_MAX_PACKET)
         while packet == _WAKE:
             packet = sock.recv(_MAX_PACKET, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return
-    except ConnectionResetError:  # it closed with messages of ours unread
+    except ConnectionResetError:  # the peer closed with unread messages
         packet = b""
     if not packet:
-        raise PeerGone("the other process is gone")
-    raise AssertionError(f"a wake was due, and this came: {packet[:80]!r}")
+        raise PeerGone("the other process has exited")
+    raise AssertionError(f"expected a Wake, received {packet[:80]!r}")
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]]:
-    """Wait for one message and the descriptors that came with it; PeerGone at the end, TimeoutError as the socket says.
+    """Wait for one message; return it with its descriptors.
 
-    Both ends are ours, so a packet that is no message is an AssertionError.
+    Raises PeerGone at the end, TimeoutError after the socket's timeout, and AssertionError for an invalid packet: both ends are
+    EdgeKD.
     """
     try:
         packet, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 1)
     except ConnectionResetError:
-        # The peer closed with wakes unread. The kernel says so once, ahead of the messages that the peer had sent before.
+        # The peer closed with unread wakes. The kernel reports that once, before the messages that the peer had sent.
         packet, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 1)
     if not packet:
-        raise PeerGone("the other process is gone")
+        raise PeerGone("the other process has exited")
     if packet == _WAKE:
         return Wake(), fds
     try:
         return _parse(packet), fds
     except (ValueError, TypeError, KeyError, RecursionError, struct.error):
-        raise AssertionError(f"no message of ours came: {packet[:80]!r}") from None
+        raise AssertionError(f"invalid message: {packet[:80]!r}") from None
 
 
 def _parse(packet: bytes) -> Message:

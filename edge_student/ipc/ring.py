@@ -1,10 +1,10 @@
-"""The ring: shared memory through which the comm worker hands decoded logits to the compute worker.
+"""Ring buffer in shared memory: passes decoded logits from the comm worker to the compute worker.
 
-One writer, one reader. Batch i lies in slot i % slots. That a slot is full travels as a message (messages.py). Two words in the
-header go the other way: how many batches have been consumed, and whether the scheduler holds the comm worker. Whoever changes one
-sends a Wake afterwards; the system calls that send and receive it are also the memory barrier between the two processes.
+The ring has one writer and one reader. Batch i lies in slot i % num_slots. A message (messages.py) reports a full slot. Two
+header words go the other way: the number of consumed batches, and the hold flag of the scheduler. A process that changes one of
+them sends a Wake afterwards. The system calls that send and receive the Wake are also the memory barrier between the processes.
 
-The memory is a memfd that is passed by descriptor: nothing to clean up after a crash, and no limit from a small /dev/shm.
+The memory is a memfd, passed by descriptor: a crash leaves nothing to clean up, and a small /dev/shm is no limit.
 """
 
 import math
@@ -22,7 +22,7 @@ from edgekd.wire.layouts import Decoded
 
 _HEADER = struct.Struct("<8sIIIIIII")
 _MAGIC = b"EDGEKD03"
-_HOLD_OFFSET = 64  # each word on a cache line of its own
+_HOLD_OFFSET = 64  # each word has its own cache line
 _CONSUMED_OFFSET = 128
 _PAGE = 4096
 _TYPES: dict[int, type[np.float32] | type[np.float16]] = {4: np.float32, 2: np.float16}
@@ -30,9 +30,9 @@ _TYPES: dict[int, type[np.float32] | type[np.float16]] = {4: np.float32, 2: np.f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingShape:
-    """Size of a ring: `num_slots` batches of `batch_size` rows with `num_classes` logits of 4 bytes each, or of 2: halves.
+    """Size of a ring: `num_slots` batches of `batch_size` rows with `num_classes` logits of 4 bytes (float32) or 2 (float16).
 
-    `input_shape` is the channels, height and width of an input, where inputs travel with their logits.
+    `input_shape` is channels, height and width of an input that travels with its logits; zeros if inputs do not travel.
     """
 
     num_slots: int
@@ -43,13 +43,13 @@ class RingShape:
 
     def __post_init__(self) -> None:
         if min(self.num_slots, self.batch_size, self.num_classes) < 1:
-            raise ValueError(f"a ring needs at least one slot, one row and one class, not {self}")
+            raise ValueError(f"ring is {self}, must have at least one slot, one row and one class")
         if self.logit_bytes not in _TYPES:
-            raise ValueError(f"a logit takes 4 or 2 bytes, not {self.logit_bytes}")
+            raise ValueError(f"logit_bytes is {self.logit_bytes}, must be 4 or 2")
 
     @classmethod
     def one_slot(cls, form: Format, *, batch_size: int, num_classes: int, input_shape: tuple[int, ...] = ()) -> "RingShape":
-        """Of one batch as it is decoded from `form`; without an input shape inputs do not travel."""
+        """Return the shape of a ring for one batch decoded from `form`; an empty `input_shape` means no inputs."""
         channels, height, width = input_shape or (0, 0, 0)
         return cls(
             num_slots=1,
@@ -61,7 +61,7 @@ class RingShape:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of one slot: int64 sample ids, then the logits, then the inputs, rounded up to whole pages."""
+        """Bytes of one slot: int64 sample ids, logits, inputs, rounded up to whole pages."""
         raw = self.batch_size * (8 + self.logit_bytes * self.num_classes + math.prod(self.input_shape))
         return -(-raw // _PAGE) * _PAGE
 
@@ -77,8 +77,8 @@ def prefetch_limit(num_slots: int, cycles: int) -> int | None:
 
 
 class Slot(NamedTuple):
-    """A place for one batch: int64 [batch_size], float32 or float16 [batch_size, classes], and uint8 [batch_size, channels, height,
-    width], which has no elements where inputs do not travel. Views into a ring, or arrays of the same shapes.
+    """Arrays of one batch: sample ids int64 [batch_size]; logits float32 or float16 [batch_size, classes]; inputs uint8
+    [batch_size, channels, height, width], empty if inputs do not travel. Views into a ring, or separate arrays.
     """
 
     sample_ids: npt.NDArray[np.int64]
@@ -86,18 +86,18 @@ class Slot(NamedTuple):
     inputs: npt.NDArray[np.uint8]
 
     def copy(self) -> "Slot":
-        """The same in memory of its own."""
+        """Return a copy in separate memory."""
         return Slot(self.sample_ids.copy(), self.logits.copy(), self.inputs.copy())
 
     @classmethod
     def empty(cls, shape: RingShape) -> "Slot":
-        """In memory of its own."""
+        """Return an uninitialised slot in separate memory."""
         logits: Decoded = np.empty((shape.batch_size, shape.num_classes), _TYPES[shape.logit_bytes])
         return cls(np.empty(shape.batch_size, np.int64), logits, np.empty((shape.batch_size, *shape.input_shape), np.uint8))
 
 
 class Ring:
-    """A mapped ring. Make one with `create`, or map one that another process made with `attach`."""
+    """A mapped ring: `create` makes a new one, `attach` maps one of another process."""
 
     def __init__(self, fd: int, shape: RingShape) -> None:
         self.fd = fd
@@ -119,7 +119,7 @@ class Ring:
 
     @classmethod
     def create(cls, shape: RingShape) -> "Ring":
-        """Make a new, empty ring. Pages are taken from memory when they are first written."""
+        """Create an empty ring. The kernel allocates each page at its first write."""
         fd = os.memfd_create("edgekd-ring", os.MFD_CLOEXEC)
         os.ftruncate(fd, shape.num_bytes)
         sizes = (shape.num_slots, shape.batch_size, shape.num_classes, shape.logit_bytes, *shape.input_shape)
@@ -128,7 +128,7 @@ class Ring:
 
     @classmethod
     def attach(cls, fd: int) -> "Ring":
-        """Map the ring behind a descriptor; ValueError if it is not one."""
+        """Map the ring behind a descriptor. Raises ValueError if it is not a ring."""
         header = os.pread(fd, _HEADER.size, 0)
         if len(header) < _HEADER.size:
             raise ValueError(f"descriptor {fd} is not an EdgeKD ring: it has {len(header)} bytes")
@@ -145,29 +145,29 @@ class Ring:
         return cls(fd, shape)
 
     def slot(self, batch_index: int) -> Slot:
-        """The slot of a batch: views into the ring, no copies."""
+        """Return the slot of a batch: views into the ring, not copies."""
         return self._slots[batch_index % self.shape.num_slots]
 
     def logits(self, batch_index: int) -> Decoded:
-        """The logits of a batch, [batch_size, num_classes] of float32 or float16."""
+        """Return the logits of a batch, float32 or float16 [batch_size, num_classes]."""
         return self.slot(batch_index).logits
 
     def inputs(self, batch_index: int) -> npt.NDArray[np.uint8]:
-        """The public inputs of a batch, uint8 [batch_size, channels, height, width], where they travel."""
+        """Return the public inputs of a batch, uint8 [batch_size, channels, height, width]; empty if inputs do not travel."""
         return self.slot(batch_index).inputs
 
     @property
     def is_held(self) -> bool:
-        """Whether the comm worker has to stop at its next chunk."""
+        """Whether the comm worker must pause before its next chunk."""
         return bool(self._held[0])
 
     def set_held(self, held: bool) -> None:
-        """Raise or lower the hold flag. Whoever lowers it also sends a Wake, because the worker sleeps on its socket."""
+        """Set or clear the hold flag. After clearing it, send a Wake: the worker sleeps on its socket."""
         self._held[0] = held
 
     @property
     def num_consumed(self) -> int:
-        """Batches 0 .. num_consumed-1 have been consumed; their slots are free."""
+        """Number of consumed batches: the slots of batches 0 .. num_consumed-1 are free."""
         return int(self._consumed[0])
 
     def set_consumed(self, num_batches: int) -> None:
@@ -175,11 +175,11 @@ class Ring:
         self._consumed[0] = num_batches
 
     def has_slot_for(self, batch_index: int) -> bool:
-        """Whether the batch that lay in the slot of `batch_index` has been consumed."""
+        """Return whether the previous batch in the slot of `batch_index` has been consumed."""
         return batch_index - self.num_consumed < self.shape.num_slots
 
     def close(self) -> None:
-        """Close the descriptor; the memory goes when the last view of it goes."""
+        """Close the descriptor. The memory is freed with its last view."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

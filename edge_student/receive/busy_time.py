@@ -1,42 +1,41 @@
-"""How long this process' threads ran, and how long they were ready to run but had no core: /proc/PID/task/TID/schedstat.
+"""Measures the busy time of this process: seconds in which its threads ran or were runnable without a core.
 
-What is left of a task's time was spent waiting for something else, in the comm worker for bytes. psutil has the CPU time, but not
-the other one (proc(5), "schedstat": time on the CPU and time on a run queue, in ns).
+The source is /proc/PID/task/TID/schedstat (proc(5), "schedstat": time on the CPU and time on a run queue, in ns). psutil has the
+CPU time only. The rest of a task's time is a wait for something else; in the comm worker it is a wait for bytes.
 """
 
 import contextlib
 import os
 
-_LOOK_AGAIN = 64
+_READS_PER_SCAN = 64
 _TASKS = "/proc/self/task"
 
-
-LOOK_EVERY_S = 0.005
-"""Seconds between two looks, at least."""
+SAMPLE_INTERVAL_S = 0.005
+"""Least number of seconds between two samples."""
 
 
 class ThreadTimes:
-    """Sums over all threads. `read()` costs about a microsecond a thread: files stay open, and new threads are looked for rarely.
+    """Busy time of all threads together. `is_known` is False if the kernel keeps no such statistics.
 
-    Where the kernel keeps no such statistics, `is_known` is False.
+    A read costs about a microsecond per thread: files stay open, and only every 64th read scans for new threads.
     """
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
-        self._ended_s = 0.0  # of threads that are gone
+        self._ended_s = 0.0  # of threads that have exited
         self._last: dict[str, float] = {}
         self._num_reads = 0
         self.is_known = os.path.exists(f"{_TASKS}/{os.getpid()}/schedstat")
 
     def busy_s(self) -> float:
-        """Seconds on a core or waiting for one, of all threads together, since each was first seen."""
-        if self._num_reads % _LOOK_AGAIN == 0:
+        """Return the seconds on a core or on a run queue, summed over all threads, each since its first read."""
+        if self._num_reads % _READS_PER_SCAN == 0:
             self._open_new()
         self._num_reads += 1
         for tid, file in list(self._files.items()):
             try:
                 on_cpu, on_queue = os.pread(file, 64, 0).split()[:2]
-            except (OSError, ValueError):  # the thread has ended
+            except (OSError, ValueError):  # the thread has exited
                 self._forget(tid)
                 continue
             self._last[tid] = (int(on_cpu) + int(on_queue)) * 1e-9
@@ -59,22 +58,25 @@ class ThreadTimes:
 
 
 class Busy:
-    """What part of its time this process, all threads together, ran or waited for a core: looked at now and then, because a look
-    costs a microsecond and a half a thread, and small batches take little more than that.
+    """Estimates the busy time of any interval from periodic samples of `ThreadTimes`.
+
+    A sample costs 1.5 microseconds per thread, and a small batch takes little longer, so not every batch is sampled.
     """
 
     def __init__(self, now: float) -> None:
         self._times = ThreadTimes()
-        self._looked = now
+        self._sampled = now
         self._busy_s = self._times.busy_s()
         self._share: float | None = None
 
     def between(self, since: float, now: float) -> float | None:
-        """Busy seconds from `since` to `now`, both of the monotonic clock: exact where that is long enough for a look of its own,
-        else at the share of the last look. None before the first one, and where the kernel does not tell.
+        """Return the busy seconds from `since` to `now`, both on the monotonic clock.
+
+        The value is exact if `now` takes a sample, else it assumes the busy share of the last sample. None before the first sample,
+        or without kernel statistics.
         """
-        if self._times.is_known and now - self._looked >= LOOK_EVERY_S:
+        if self._times.is_known and now - self._sampled >= SAMPLE_INTERVAL_S:
             busy_s = self._times.busy_s()
-            self._share = (busy_s - self._busy_s) / (now - self._looked)
-            self._looked, self._busy_s = now, busy_s
+            self._share = (busy_s - self._busy_s) / (now - self._sampled)
+            self._sampled, self._busy_s = now, busy_s
         return None if self._share is None else self._share * (now - since)

@@ -1,15 +1,15 @@
-"""Logits that have crossed the wire once, kept on the edge as they came: for one teacher, data set, augmentation and encoding.
+"""Cache of received logits on the edge's disk, as they were encoded: one folder per teacher, data set and encoding.
 
-    DIR/<teacher16>-<dataset16>-<encoding>/   rows        uint8 [num_samples, row_bytes]: each row as it was encoded, and its pixels
-                                                          where inputs travel
-                                              checksums   uint32 [num_samples]: of each row and its number; 0 where there is none
-                                              meta.json   whose logits these are: digests, sizes, encoding
-                                              lock        held with flock: by one that writes, or by any number that only read
+    DIR/<teacher16>-<dataset16>-<encoding>/   rows        uint8 [num_samples, row_bytes]: each row as encoded; its pixels follow it
+                                                          if inputs travel
+                                              checksums   uint32 [num_samples]: CRC-32 of each row; 0 for a missing row
+                                              meta.json   key of the cache: digests, sizes, encoding
+                                              lock        flock: exclusive for one writer, shared for readers
 
-A row's checksum is written after the row, begun with the sample's number, and looked at when the row is first read: whatever a
-kill, a power cut or a bad disk has left half-written counts as missing and is received again. A cache whose meta.json does not fit
-is begun anew: logits of two teachers, data sets or encodings are never mixed. All of the disk space is taken at first, so that it
-cannot run out in the middle of a run. numpy only. Several threads may put and read, each other rows.
+The checksum of a row starts from the sample id, is written after the row, and is verified at the first read. A row that a kill, a
+power cut or a bad disk left incomplete therefore counts as missing and is received again. A cache with another meta.json is
+rebuilt, so logits of two teachers, data sets or encodings are never mixed. All disk space is allocated at creation, so that it
+cannot run out during a run. Several threads may put and read different rows. numpy only.
 """
 
 import fcntl
@@ -31,6 +31,8 @@ from edgekd.wire.inputs import Pixels
 from edgekd.wire.layouts import Decoded, LayoutError
 
 _FORMAT = 2
+_AUGMENTATION = "none"
+"""A field of every meta.json of this format. No other value has ever been written."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +40,12 @@ Ids = npt.NDArray[np.int64]
 
 
 class CacheError(ValueError):
-    """No such cache, one that another process holds, or rows that it does not have."""
+    """The cache is missing, locked by another process, damaged, or lacks rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheKey:
-    """Whose logits a cache holds, of which inputs, and how they are encoded. No augmentation exists yet but "none"."""
+    """Identifies the logits of a cache: teacher, data set, encoding, and the inputs that are stored with them."""
 
     teacher_digest: str
     dataset_digest: str
@@ -52,49 +54,48 @@ class CacheKey:
     num_classes: int
     encoding: str
     top_k: int
-    augmentation: str = "none"
     input_shape: tuple[int, ...] = ()
-    """Channels, height and width of the inputs that are kept with the logits; nothing where the edge has them anyway."""
+    """Channels, height and width of the inputs that are stored with the logits; empty if the edge has the inputs."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_shape", tuple(self.input_shape))  # JSON knows lists only
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))  # JSON has lists only
         sizes = (self.num_samples, self.num_classes, *self.input_shape)
-        words = (self.teacher_digest, self.dataset_digest, self.dataset_name, self.encoding, self.augmentation)
+        texts = (self.teacher_digest, self.dataset_digest, self.dataset_name, self.encoding)
         are_sizes = all(type(size) is int and size > 0 for size in sizes) and len(self.input_shape) in (0, 3)
-        if not are_sizes or type(self.top_k) is not int or not all(isinstance(word, str) and word.isprintable() for word in words):
-            raise ValueError(f"this is the key of no cache: {self!r:.500}")
+        if not are_sizes or type(self.top_k) is not int or not all(isinstance(text, str) and text.isprintable() for text in texts):
+            raise ValueError(f"invalid cache key: {self!r:.500}")
 
     @property
     def form(self) -> Format:
-        """How a row is encoded."""
+        """Encoding of a row."""
         return Format(Encoding(self.encoding), self.top_k)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row: logits as they were encoded, then pixels."""
+        """Bytes of one row: the encoded logits, then the pixels."""
         return self.form.layout(self.num_classes).row_bytes + self.input_bytes
 
     @property
     def input_bytes(self) -> int:
-        """Bytes of a row's pixels."""
+        """Bytes of the pixels of one row."""
         return math.prod(self.input_shape) if self.input_shape else 0
 
     @property
     def folder(self) -> str:
-        """Name of the folder: the first 64 bits of both digests, the encoding, and whether inputs are in it."""
+        """Folder name: the first 64 bits of both digests, the encoding, and a suffix if inputs are stored."""
         form = str(self.form).replace(":", "-")
         return f"{self.teacher_digest[:16]}-{self.dataset_digest[:16]}-{form}{'-inputs' if self.input_shape else ''}"
 
     def is_same(self, meta: object) -> bool:
-        """Whether a meta.json says this. A data set's name is for people: its digest decides."""
+        """Return whether a parsed meta.json has this key. The data set's name is ignored: its digest decides."""
         return isinstance(meta, dict) and {**meta, "dataset_name": self.dataset_name} == _meta(self)
 
 
 class LogitCache:
-    """Encoded rows by sample id. Make one with `open_cache`, or open what is there with `open_filled`."""
+    """Encoded rows by sample id. Open it for writing with `open_cache`, or for reading with `open_filled`."""
 
     def __init__(self, folder: Path, key: CacheKey, lock: BinaryIO, *, is_writable: bool) -> None:
-        """Of files that exist and have the right size."""
+        """Map the files of `folder`, which must exist and have the right size."""
         self.folder, self.key = folder, key
         self._layout = key.form.layout(key.num_classes)
         mode = "r+" if is_writable else "r"
@@ -108,20 +109,20 @@ class LogitCache:
 
     @property
     def num_rows(self) -> int:
-        """Rows that seem to be there; a damaged one is found out when it is asked for."""
+        """Number of rows with a checksum; a damaged row is detected only when it is read."""
         return int(np.count_nonzero(~self._is_missing))
 
     def has_all(self, ids: Ids) -> bool:
-        """Whether the row of each sample is there and undamaged."""
+        """Return whether the cache has an undamaged row for each of these samples."""
         for sample in np.unique(ids[~self._is_verified[ids] & ~self._is_missing[ids]]).tolist():
             if _checksum(self._rows[sample], sample) == self._checksums[sample]:
                 self._is_verified[sample] = True
             else:
-                self._lose(sample, "does not fit its checksum")
+                self._drop(sample)
         return not self._is_missing[ids].any()
 
     def put(self, ids: Ids, payload: bytes | memoryview, inputs: Pixels) -> None:
-        """Keep the rows of a payload, whose samples these are, and their inputs, uint8 [rows, channels, height, width]."""
+        """Store the rows of a payload for these sample ids, and their inputs, uint8 [rows, channels, height, width]."""
         rows = np.frombuffer(payload, np.uint8).reshape(len(ids), self._layout.row_bytes)
         if self.key.input_shape:
             rows = np.concatenate([rows, inputs.reshape(len(ids), -1)], axis=1)
@@ -131,9 +132,10 @@ class LogitCache:
         self._is_verified[ids] = True
 
     def read(self, ids: Ids, out: Decoded, inputs: Pixels) -> None:
-        """Decode the rows of `ids`, all of which `has_all`, into [len(ids), classes]: what was decoded when they came.
+        """Decode the rows of `ids` into `out`, [len(ids), classes], with the same result as at their reception.
 
-        `inputs`, uint8 [len(ids), channels, height, width], gets their pixels, if they are kept.
+        `has_all(ids)` must hold. Fills `inputs`, uint8 [len(ids), channels, height, width], if the cache stores inputs. Raises
+        CacheError for a row that cannot be decoded.
         """
         rows = self._rows[ids]
         if self.key.input_shape:
@@ -141,17 +143,17 @@ class LogitCache:
             rows = rows[:, : self._layout.row_bytes]
         try:
             self._layout.decode(rows.tobytes(), out)
-        except LayoutError as error:  # a checksum that fits by chance, or a file that somebody made
+        except LayoutError as error:  # a checksum that matches by chance, or a manipulated file
             raise CacheError(f"the logit cache {self.folder} {error}: delete it and fill it again") from None
 
     def num_missing(self, ids: Ids) -> int:
-        """How many of these samples have no row, or a damaged one."""
-        wanted = np.unique(ids)
-        self.has_all(wanted)
-        return int(np.count_nonzero(self._is_missing[wanted]))
+        """Count the distinct samples that have no row or a damaged one."""
+        samples = np.unique(ids)
+        self.has_all(samples)
+        return int(np.count_nonzero(self._is_missing[samples]))
 
     def close(self) -> None:
-        """Write to disk what is not yet there, and let others have the cache."""
+        """Flush the cache to disk and release its lock."""
         if self._lock.closed:
             return
         if self._is_writable:
@@ -159,31 +161,32 @@ class LogitCache:
             self._checksums.flush()
         self._lock.close()
 
-    def _lose(self, sample: int, why: str) -> None:
+    def _drop(self, sample: int) -> None:
         self.num_damaged += 1
         self._is_missing[sample] = True
         if self._is_writable:
             self._checksums[sample] = 0
         if self.num_damaged == 1:
-            logger.warning("logit cache %s: the row of sample %d %s, and counts as missing", self.folder, sample, why)
+            logger.warning(
+                "logit cache %s: the row of sample %d does not match its checksum and counts as missing", self.folder, sample
+            )
 
 
 def open_cache(base: Path, key: CacheKey) -> LogitCache:
-    """The cache of this key under `base`, for reading and writing, made or begun anew as needed.
+    """Open the cache of `key` under `base` for reading and writing; create or rebuild it if needed.
 
-    Raises CacheError if another process has it or nothing may be written there, OSError if the disk is at fault or has not the
-    space for all of it.
+    Raises CacheError if another process uses it or the folder is not writable, OSError if the disk fails or lacks the space.
     """
     folder = expanded(base) / key.folder
     with named_by("--cache", CacheError):
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder, fcntl.LOCK_EX)
     try:
-        # Without its meta.json a folder is new, or was never finished.
+        # A folder without meta.json is new or incomplete.
         flaw = _find_flaw(folder, key) if (folder / "meta.json").exists() else ""
         if flaw is not None:
             if flaw:
-                logger.warning("logit cache %s is thrown away and begun anew: %s", folder, flaw)
+                logger.warning("logit cache %s is deleted and rebuilt: %s", folder, flaw)
             _rebuild(folder, key)
         return LogitCache(folder, key, lock, is_writable=True)
     except BaseException:
@@ -192,25 +195,26 @@ def open_cache(base: Path, key: CacheKey) -> LogitCache:
 
 
 def open_filled(base: Path, *, dataset_digest: str, form: Format, with_inputs: bool = False) -> LogitCache:
-    """The one cache under `base`, or `base` itself, that holds logits of this data set in this encoding, for reading only.
+    """Open the only cache in `base`, or in a folder below it, with logits of this data set and encoding. Read-only.
 
-    With `with_inputs` it must have the inputs too, and then any data set will do if no digest is given.
+    With `with_inputs` the cache must also store the inputs; an empty `dataset_digest` then matches any data set.
 
-    Raises CacheError if there is none, or more than one, because of several teachers.
+    Raises CacheError if no cache matches, or several do, for example of several teachers.
     """
     base = expanded(base)
     found = []
     for meta in [base / "meta.json", *sorted(base.glob("*/meta.json"))]:
         try:
             fields = json.loads(meta.read_text(encoding="utf-8"))
-            version = fields.pop("format")
+            version, augmentation = fields.pop("format"), fields.pop("augmentation")
             key = CacheKey(**fields)
             key.form.layout(key.num_classes)
-            is_of_it = key.dataset_digest == dataset_digest or (with_inputs and not dataset_digest)
-            if version == _FORMAT and is_of_it and key.form == form and bool(key.input_shape) == with_inputs:
+            is_this_version = (version, augmentation) == (_FORMAT, _AUGMENTATION)
+            is_this_dataset = key.dataset_digest == dataset_digest or (with_inputs and not dataset_digest)
+            if is_this_version and is_this_dataset and key.form == form and bool(key.input_shape) == with_inputs:
                 found.append((meta.parent, key))
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
-            continue  # nobody's cache, or that of another version
+            continue  # not a cache, or a cache of another version
     if not found:
         raise CacheError(
             f"there is no logit cache of this data set with encoding {form}{' and inputs' if with_inputs else ''} in {base}: "
@@ -218,7 +222,7 @@ def open_filled(base: Path, *, dataset_digest: str, form: Format, with_inputs: b
         )
     if len(found) > 1:
         folders = " and ".join(str(folder) for folder, _ in found)
-        raise CacheError(f"{folders} hold logits of several teachers or data sets: name the one you mean with --cache")
+        raise CacheError(f"{folders} hold logits of several teachers or data sets: select one folder with --cache")
     folder, key = found[0]
     flaw = _find_flaw(folder, key)
     if flaw is not None:
@@ -233,13 +237,13 @@ def _lock(folder: Path, kind: int) -> BinaryIO:
     except BlockingIOError:
         lock.close()
         raise CacheError(
-            f"another process uses the logit cache {folder}: wait for it, or name another folder with --cache"
+            f"another process uses the logit cache {folder}: wait for it, or give another folder with --cache"
         ) from None
     return lock
 
 
 def _checksum(row: npt.NDArray[np.uint8], sample: int) -> int:
-    """Of a row in its place; never 0, which says that there is none."""
+    """Return the CRC-32 of a row, starting from its sample id; never 0, which marks a missing row."""
     return zlib_ng.crc32(row.data, sample & 0xFFFFFFFF) or 1
 
 
@@ -248,7 +252,9 @@ def _sizes(key: CacheKey) -> dict[str, int]:
 
 
 def _meta(key: CacheKey) -> dict[str, object]:
-    return {"format": _FORMAT, **asdict(key), "input_shape": list(key.input_shape)}
+    fields = asdict(key)
+    shape = list(fields.pop("input_shape"))
+    return {"format": _FORMAT, **fields, "augmentation": _AUGMENTATION, "input_shape": shape}
 
 
 def _find_flaw(folder: Path, key: CacheKey) -> str | None:
@@ -256,7 +262,7 @@ def _find_flaw(folder: Path, key: CacheKey) -> str | None:
 
 
 def _rebuild(folder: Path, key: CacheKey) -> None:
-    # meta.json vouches for the other files, so it goes first and comes last.
+    # meta.json marks the other files as complete, so it is deleted first and written last.
     (folder / "meta.json").unlink(missing_ok=True)
     for name, num_bytes in _sizes(key).items():
         with (folder / name).open("wb") as file:
@@ -264,6 +270,6 @@ def _rebuild(folder: Path, key: CacheKey) -> None:
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
             except OSError as error:
                 file.truncate(0)
-                cause = f"{error.strerror}: this file of the cache takes {num_bytes:,} bytes"
+                cause = f"{error.strerror}: this file of the cache needs {num_bytes:,} bytes"
                 raise OSError(error.errno, cause, str(folder / name)) from error
     write_meta(folder, _meta(key))

@@ -1,7 +1,7 @@
-"""One edge's connection to its teachers: the channel, what goes with every call, and what a failure of one really means.
+"""Connection of one edge to its teachers: the gRPC channel, the metadata of every call, and the classification of failed calls.
 
-Where several teachers are named, all of the same logits, it is connected to one of them at a time and goes to the next when told.
-It knows gRPC, TLS and the schema; it does not know what is received, nor how often to try again.
+If several teachers serve the same logits, the connection uses one at a time and switches when the caller asks for the next one.
+The module knows gRPC, TLS and the schema. It knows neither the received data nor the retry policy.
 """
 
 import logging
@@ -13,7 +13,7 @@ import grpc
 import grpc.experimental
 
 from edge_student.ipc.messages import Configure
-from edge_student.receive.description import NotLetInError, RequestRefusedError
+from edge_student.receive.description import AccessDeniedError, RequestRefusedError
 from edge_student.receive.diagnose import find_cause
 from edge_student.receive.retry import LinkLostError
 from edgekd.cli.address import format_address, parse_addresses
@@ -30,9 +30,9 @@ _FINAL_CODES = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
 }
-_ENTRY_CODES = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
-# What one hears too while something is being replaced: a token, or a server behind a proxy, whose 404 gRPC calls unimplemented.
-_PASSING_CODES = {*_ENTRY_CODES, grpc.StatusCode.UNIMPLEMENTED}
+_ACCESS_CODES = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+# These codes are transient while a token, or a server behind a proxy, is replaced: gRPC maps a proxy's 404 to UNIMPLEMENTED.
+_TRANSIENT_CODES = {*_ACCESS_CODES, grpc.StatusCode.UNIMPLEMENTED}
 _STREAM_LOGITS = f"/{SERVICE_NAME}/StreamLogits"
 _DESCRIBE = f"/{SERVICE_NAME}/Describe"
 _MAX_DETAILS = 500
@@ -44,109 +44,113 @@ _DESCRIBE_TIMEOUT_S = 10.0
 
 
 class ChunkStream(Protocol):
-    """A running call of StreamLogits, message by message."""
+    """A running StreamLogits call; yields serialised messages."""
 
     def __next__(self) -> bytes: ...
 
     def __iter__(self) -> Iterator[bytes]: ...
 
     def cancel(self) -> bool:
-        """Tell the teacher that nobody listens any more."""
+        """Cancel the call; the teacher ends its stream."""
 
 
 class Connection:
-    """A channel to one teacher of `config.teacher`, made when it is first needed. Not thread-safe.
+    """Channel to one teacher of `config.teacher`, opened at the first call. Not thread-safe.
 
-    `turn` is the number of the first teacher that is asked, so that several connections do not all crowd one.
+    `first_teacher` is the position of the teacher to use first; different positions spread several connections over the teachers.
     """
 
-    def __init__(self, config: Configure, turn: int = 0) -> None:
+    def __init__(self, config: Configure, first_teacher: int = 0) -> None:
         self._config = config
-        # None where all comes from a cache, and nothing here is ever called.
+        # Empty if all logits come from a cache; no method is called then.
         addresses = parse_addresses(config.teacher, flag="--teacher", lowest_port=1) if config.teacher else []
-        turn %= max(len(addresses), 1)
-        self._addresses = addresses[turn:] + addresses[:turn]
+        first_teacher %= max(len(addresses), 1)
+        self._addresses = addresses[first_teacher:] + addresses[:first_teacher]
         cert, key, ca = (Path(file) if file else None for file in (config.tls_cert, config.tls_key, config.tls_ca))
         self._tls = TlsFiles(cert=cert, key=key, ca=ca)
-        self._leaves_to: list[tuple[str, int]] | None = None  # where the teacher of now goes when the next one's turn comes
-        self._kept_out: list[tuple[str, int]] = []
+        # The list that gets the current teacher at the next switch; None for the end of `_addresses`.
+        self._moves_to: list[tuple[str, int]] | None = None
+        self._excluded: list[tuple[str, int]] = []
         self._channel: grpc.Channel | None = None
         self._last_pem: Pem | None = None
         self._last_token: str | None = None
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the teacher that is asked now."""
+        """HOST:PORT of the current teacher."""
         return format_address(*self._addresses[0])
 
     def describe(self) -> bytes:
-        """What the teacher says of itself, as it came: gRPC would log a traceback for an answer that cannot be parsed.
+        """Call Describe and return the serialised answer. Raises grpc.RpcError; the timeout is 10 s.
 
-        Raises grpc.RpcError; waits 10 s at most.
+        The caller parses the answer, because gRPC would log a traceback for one that cannot be parsed.
         """
         call = self._open().unary_unary(_DESCRIBE, teacher_pb2.DescribeRequest.SerializeToString)
         answer: bytes = call(teacher_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S, metadata=self._metadata())
         return answer
 
     def stream(self, request: teacher_pb2.StreamLogitsRequest) -> ChunkStream:
-        """Begin to receive a window; what fails, fails when its first chunk is asked for."""
+        """Start to receive a window. Errors are raised when its first chunk is read."""
         stream = self._open().unary_stream(_STREAM_LOGITS, teacher_pb2.StreamLogitsRequest.SerializeToString)
         call: ChunkStream = stream(request, metadata=self._metadata())
         return call
 
     def close(self) -> None:
-        """Drop the channel. The next call makes a new one."""
+        """Close the channel. The next call opens a new one."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
 
-    def go_on(self) -> None:
-        """Turn to the next teacher, where there are several."""
+    def next_teacher(self) -> None:
+        """Switch to the next teacher, if there are several."""
         self.close()
         address = self._addresses.pop(0)
-        (self._addresses if self._leaves_to is None else self._leaves_to).append(address)
-        self._leaves_to = None
+        (self._addresses if self._moves_to is None else self._moves_to).append(address)
+        self._moves_to = None
 
-    def rule_out(self, *, for_good: bool) -> bool:
-        """Have `go_on` leave this teacher, for good or until `reconsider`; False, and nothing is done, if it is the last."""
+    def exclude(self, *, for_good: bool) -> bool:
+        """Exclude the current teacher from the next `next_teacher` on, for good or until `readmit`.
+
+        Returns False, and changes nothing, if it is the last teacher.
+        """
         if len(self._addresses) < 2:
             return False
-        self._leaves_to = [] if for_good else self._kept_out
+        self._moves_to = [] if for_good else self._excluded
         return True
 
-    def reconsider(self) -> None:
-        """Ask the teachers that were not left for good again, after those that are asked now."""
-        self._addresses += self._kept_out
-        self._kept_out.clear()
+    def readmit(self) -> None:
+        """Append the teachers that were not excluded for good to the queue of teachers."""
+        self._addresses += self._excluded
+        self._excluded.clear()
 
-    def translate(self, error: grpc.RpcError, *, look_closer: bool, has_worked: bool) -> Exception:
-        """A failed call as LinkLostError or, where another attempt cannot help, RequestRefusedError.
+    def translate(self, error: grpc.RpcError, *, diagnose: bool, has_worked: bool) -> Exception:
+        """Return the error of a failed call: LinkLostError, or RequestRefusedError if a retry cannot help.
 
-        Who has been let in before is refused because something is being replaced, at one end after the other: that is waited for.
-        Who has not may be let in later: NotLetInError.
-        With `look_closer` the connection is tried once more by hand where gRPC can only say that the teacher is unavailable.
+        If the teacher has accepted this edge before (`has_worked`), a denied access is transient: certificates or tokens are being
+        replaced at one end after the other. Otherwise it is an AccessDeniedError, which may change later.
+        With `diagnose` a socket probe looks for the cause of UNAVAILABLE, for which gRPC gives no reason.
         """
         cause = f"teacher {self.address}: {error.code().name}: {plain(error.details() or '', _MAX_DETAILS)}"
-        if error.code() in _FINAL_CODES and not (has_worked and error.code() in _PASSING_CODES):
-            return NotLetInError(cause) if error.code() in _ENTRY_CODES else RequestRefusedError(cause)
-        if error.code() is grpc.StatusCode.UNAVAILABLE and look_closer:
+        if error.code() in _FINAL_CODES and not (has_worked and error.code() in _TRANSIENT_CODES):
+            return AccessDeniedError(cause) if error.code() in _ACCESS_CODES else RequestRefusedError(cause)
+        if error.code() is grpc.StatusCode.UNAVAILABLE and diagnose:
             try:
                 found = find_cause(*self._addresses[0], self._tls)
-            except OSError:  # of our own files, which are being replaced
+            except OSError:  # from this edge's TLS files, while they are replaced
                 found = None
             if found is not None:
-                kind = NotLetInError if found.is_final and not has_worked else LinkLostError
+                kind = AccessDeniedError if found.is_final and not has_worked else LinkLostError
                 return kind(f"teacher {self.address}: UNAVAILABLE: {found.text}")
         return LinkLostError(cause)
 
     def _open(self) -> grpc.Channel:
         if self._channel is None:
-            # A pool of its own, so that a new channel tries at once instead of inheriting an old one's backoff.
+            # A local subchannel pool: a new channel connects at once and does not inherit the backoff of an old one.
             options: list[tuple[str, int]] = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
-            # And streams without threads of their own: this thread, which waits for the chunk anyway, does their work.
+            # Streams without extra threads: the thread that waits for the chunk does their work.
             options.append((grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1))
-            # All retrying is ours. gRPC would make a connection of its own for a stream that failed before its first message; if
-            # that comes to stand while the channel is closed, nobody is left who would close it.
+            # RetryPolicy does all retries. gRPC would open another connection for a stream that failed before its first message. A
+            # connection that completes while the channel is being closed would never be closed.
             options.append(("grpc.enable_retries", 0))
             if self._tls:
                 pem = self._read_pem()
@@ -157,7 +161,7 @@ class Connection:
         return self._channel
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call: who asks, in which run, and the token, if the teacher wants one, read again each time."""
+        """Return the metadata of a call: edge id, run id, and the token, which is read from its file each time."""
         named = ((EDGE_ID_KEY, self._config.edge_id), (RUN_ID_KEY, self._config.run_id))
         metadata = tuple((key, value) for key, value in named if value)
         if self._config.token_file:
@@ -165,7 +169,7 @@ class Connection:
         return metadata
 
     def _read_pem(self) -> Pem:
-        """As they are now, so that the next connection uses a renewed one; while files are being replaced, as they were."""
+        """Read the TLS files again, so that the next connection uses renewed ones; keep the last valid ones on an error."""
         try:
             self._tls.check()
             self._last_pem = self._tls.read()
@@ -182,8 +186,8 @@ class Connection:
 
 
 def _last_or_lost(last: T | None, error: Exception) -> T:
-    """What was good before. Without that LinkLostError: the next attempt may find whole files."""
+    """Return the last valid value. Raises LinkLostError if there is none: the next attempt may find valid files."""
     if last is None:
         raise LinkLostError(str(error)) from error
-    logger.warning("%s; going on with what was there before", error)
+    logger.warning("%s; using the last valid version", error)
     return last

@@ -1,4 +1,4 @@
-"""How often and how long something is tried again that a lost link has broken. It does not know what."""
+"""Retry with exponential backoff and jitter until `max_wait_s` seconds pass without progress."""
 
 import time
 from collections.abc import Callable
@@ -10,13 +10,14 @@ T = TypeVar("T")
 
 
 class LinkLostError(ConnectionError):
-    """The teacher cannot be reached, or its stream broke off; another attempt may succeed."""
+    """The teacher is unreachable or its stream broke; a retry may succeed."""
 
 
 class RetryPolicy:
-    """Tries again until nothing has succeeded for `max_wait_s` seconds, counted from the first failure: a long batch is none.
+    """Retries an action until nothing has succeeded for `max_wait_s` seconds.
 
-    `before_next(error, attempt)` is called between two attempts.
+    The time counts from the first failure, so a long batch is not a failure. `before_next(error, attempt)` is called between two
+    attempts.
     """
 
     def __init__(self, max_wait_s: float, before_next: Callable[[str, int], None]) -> None:
@@ -26,18 +27,21 @@ class RetryPolicy:
 
     @property
     def has_failed(self) -> bool:
-        """Whether something has failed, and nothing succeeded since."""
+        """Whether an attempt has failed since the last success."""
         return self._failing_since is not None
 
     def note_success(self) -> None:
-        """It gets on."""
+        """Record progress: the time limit starts over at the next failure."""
         self._failing_since = None
 
-    def insist(self, action: Callable[[], T]) -> T:
-        """Do it, again and again while it raises LinkLostError; raises that when the time is up, and anything else at once."""
+    def call(self, action: Callable[[], T]) -> T:
+        """Call `action` and return its result; retry while it raises LinkLostError.
+
+        Raises LinkLostError when the time is up, and any other exception of `action` at once.
+        """
         self._failing_since = None
         try:
-            return action()  # nearly always: to set up the retrying takes as long as to receive a small batch
+            return action()  # the common case: setting up tenacity takes as long as receiving a small batch
         except LinkLostError as error:
             failures = [error]
 
@@ -48,10 +52,10 @@ class RetryPolicy:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(LinkLostError),
-            # Jitter on top of the longest pause too, or a fleet that lost its teacher would come back in step.
+            # The longest pause has jitter too: edges that lost the same teacher must not reconnect in step.
             wait=tenacity.wait_exponential(multiplier=0.2, max=5.0) + tenacity.wait_random(0.0, 0.5),
             stop=self._has_failed_for_too_long,
-            before_sleep=self._tell,
+            before_sleep=self._report,
             reraise=True,
         )
         try:
@@ -64,6 +68,6 @@ class RetryPolicy:
             self._failing_since = time.monotonic()
         return time.monotonic() - self._failing_since >= self._max_wait_s
 
-    def _tell(self, attempt: tenacity.RetryCallState) -> None:
+    def _report(self, attempt: tenacity.RetryCallState) -> None:
         error = attempt.outcome.exception() if attempt.outcome else None
         self._before_next(str(error), attempt.attempt_number)

@@ -1,6 +1,6 @@
-"""Where the comm worker has its logits from: the wire, the wire and a cache, or a cache alone.
+"""Sources of logits for the comm worker: online (wire only), hybrid (wire and cache) and offline (cache only).
 
-All three fill slot after slot with the same batches in the same order, bit for bit alike. numpy and grpc only.
+All three fill the slots with bit-identical batches in the same order. numpy and grpc only.
 """
 
 from collections.abc import Callable
@@ -21,89 +21,89 @@ Ids = npt.NDArray[np.int64]
 
 
 class LogitSource(Protocol):
-    """Batches of logits in order."""
+    """Delivers batches of logits in order."""
 
     def describe(self) -> Described:
-        """Whose logits these are; comes first."""
+        """Return the digests and sizes of the logits. Must be the first call."""
 
     def check(self, start: int, stop: int) -> None:
-        """Raise what would make one of batches start .. stop-1 fail, as far as that can be known before."""
+        """Raise an error if one of batches start .. stop-1 is known to be unavailable."""
 
     def divide(self, num_streams: int) -> list["LogitSource"]:
-        """So many sources, this one first, or as many as there can be; the n-th is for every batch n, n + their number ...
+        """Return `num_streams` sources that share the batches, this one first, or as many as possible.
 
-        After `describe`, and before anything is received. Each is for one thread.
+        Source n of m delivers batches n, n + m, n + 2m, ... in one thread. Call it after `describe` and before `receive`.
         """
 
     def needs_all_before(self, index: int) -> bool:
-        """Whether batch `index` can be received only when all batches before it have been, by whatever source."""
+        """Return whether batch `index` must wait until all sources have received all batches before it."""
 
     def receive(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
-        """Fill the slot with batch `index`, and return the bytes that crossed the wire for it: 0 if all was in a cache.
+        """Fill the slot with batch `index`. Returns the bytes that crossed the wire: 0 for a batch from the cache.
 
-        Otherwise as `Receiver.receive`.
+        Parameters and errors are those of `Receiver.receive`.
         """
 
     def release(self) -> None:
-        """Give the teacher its stream back until the next `receive`."""
+        """End the teacher's stream until the next `receive`."""
 
     @property
     def receivers(self) -> list[Receiver]:
-        """Who has been on the wire for it."""
+        """The receivers that this source uses."""
 
     def close(self) -> None:
-        """Let go of connections and files."""
+        """Close connections and files."""
 
 
 class Online:
-    """Every batch over the wire."""
+    """Receives every batch over the wire."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
 
     def describe(self) -> Described:
-        """What the teacher says."""
+        """Return the teacher's description."""
         return self._receiver.describe()
 
     def check(self, start: int, stop: int) -> None:
-        """The wire has everything."""
+        """Do nothing: the wire can deliver every batch."""
 
     def divide(self, num_streams: int) -> list[LogitSource]:
-        """As `Receiver.divide`."""
+        """Divide as `Receiver.divide`."""
         return [self, *(Online(receiver) for receiver in self._receiver.divide(num_streams)[1:])]
 
     def needs_all_before(self, index: int) -> bool:
-        """No."""
+        """Return False: batches are independent."""
         return False
 
     def receive(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
-        """As `Receiver.receive`."""
+        """Receive as `Receiver.receive`."""
         return self._receiver.receive(index, stop, slot, between_chunks)
 
     def release(self) -> None:
-        """As `Receiver.release`."""
+        """Release as `Receiver.release`."""
         self._receiver.release()
 
     @property
     def receivers(self) -> list[Receiver]:
-        """The one it was made with."""
+        """The receiver of this source."""
         return [self._receiver]
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
         self._receiver.close()
 
 
 class Hybrid(Online):
-    """A batch whose rows are all in the cache is read there; every other comes over the wire, and its rows are kept.
+    """Reads a batch from the cache if all its rows are there; receives every other batch over the wire and caches its rows.
 
-    Windows end where the cache goes on, so that nothing crosses the wire twice, but for a batch of which only some rows are there:
-    the protocol knows whole batches only. For the same reason, where several divide the batches, the second epoch begins when the
-    first has come.
+    A window ends at the next fully cached batch, so no cached batch crosses the wire again. A batch with some cached rows is
+    received completely, because the protocol transfers whole batches only. For the same reason several streams start the second
+    epoch only after the first epoch is complete.
     """
 
     def __init__(self, receiver: Receiver, config: Configure, cache: LogitCache | None = None) -> None:
-        """`cache`: of another that divides the batches with this one, and closes it."""
+        """`cache` is the open cache of the source that was divided and closes it; None to open one in `describe`."""
         super().__init__(receiver)
         self._config = config
         self._cache = cache
@@ -112,7 +112,7 @@ class Hybrid(Online):
         self._wire_stop = 0
 
     def describe(self) -> Described:
-        """What the teacher says; opens the cache of its logits. Raises as `Receiver.describe` and `open_cache`."""
+        """Return the teacher's description and open the matching cache. Raises as `Receiver.describe` and `open_cache`."""
         described, config = self._receiver.describe(), self._config
         key = CacheKey(
             teacher_digest=described.teacher_digest,
@@ -125,32 +125,27 @@ class Hybrid(Online):
             input_shape=described.input_shape if config.inputs else (),
         )
         self._cache = open_cache(Path(config.cache), key)
-        self._receiver.on_rows = self.cache.put
         return described
 
     def divide(self, num_streams: int) -> list[LogitSource]:
-        """As `Receiver.divide`, with one cache."""
-        sources: list[LogitSource] = [self]
-        for receiver in self._receiver.divide(num_streams)[1:]:
-            receiver.on_rows = self.cache.put
-            sources.append(Hybrid(receiver, self._config, self.cache))
-        return sources
+        """Divide as `Receiver.divide`; all sources share one cache."""
+        return [self, *(Hybrid(receiver, self._config, self.cache) for receiver in self._receiver.divide(num_streams)[1:])]
 
     @property
     def cache(self) -> LogitCache:
-        """The cache, once the teacher has been described."""
+        """The open cache; `describe` must come first."""
         assert self._cache is not None, "describe() comes first"
         return self._cache
 
     def needs_all_before(self, index: int) -> bool:
-        """Where others divide the batches with this one: once, where the second epoch begins."""
+        """Return True once, at the start of the second epoch, if several streams share the batches."""
         if self._receiver.stride == 1 or self._is_in_second_epoch or index < self._second_epoch:
             return False
         self._is_in_second_epoch = True
         return True
 
     def receive(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
-        """From the cache if it can, else over the wire."""
+        """Read the batch from the cache if it is complete there, else receive and cache it."""
         if index >= self._wire_stop:
             ids = _ids(self._config, self.cache, index)
             if self.cache.has_all(ids):
@@ -159,36 +154,36 @@ class Hybrid(Online):
                 self.cache.read(ids, slot.logits, slot.inputs)
                 return 0
             self._wire_stop = self._first_cached_after(index, stop)
-        return self._receiver.receive(index, self._wire_stop, slot, between_chunks)
+        return self._receiver.receive(index, self._wire_stop, slot, between_chunks, on_rows=self.cache.put)
 
     def close(self) -> None:
-        """Drop the connection, and write the cache to disk."""
+        """Close the connection, and flush the cache to disk."""
         super().close()
         if self._cache is not None and self._has_own_cache:
             self._cache.close()
 
     @property
     def _second_epoch(self) -> int:
-        """The first batch with a sample of the second epoch."""
+        """Index of the first batch with a sample of the second epoch."""
         return self.cache.key.num_samples // self._config.batch_size
 
     def _first_cached_after(self, index: int, stop: int) -> int:
-        """The first batch, at most a window away, whose rows will all be there once those before it have come."""
+        """Return the first batch, at most a window away, that will be fully cached after the batches before it are received."""
         stride = self._receiver.stride
         last = min(index + self._config.window * stride, stop)
         if stride > 1 and index < self._second_epoch:
             last = min(last, self._second_epoch)
-        coming = np.zeros(self.cache.key.num_samples, bool)
+        pending = np.zeros(self.cache.key.num_samples, bool)
         for later in range(index, last, stride):
             ids = _ids(self._config, self.cache, later)
-            if later > index and self.cache.has_all(ids[~coming[ids]]):
+            if later > index and self.cache.has_all(ids[~pending[ids]]):
                 return later
-            coming[ids] = True
+            pending[ids] = True
         return last
 
 
 class Offline:
-    """Every batch from a cache that is full already; there is no teacher."""
+    """Reads every batch from a complete cache, without a teacher."""
 
     def __init__(self, config: Configure) -> None:
         form = Format(Encoding(config.encoding), config.top_k)
@@ -197,7 +192,7 @@ class Offline:
         self._cache = open_filled(Path(config.cache), dataset_digest=digest, form=form, with_inputs=bool(config.inputs))
 
     def describe(self) -> Described:
-        """What the teacher said when the cache was filled."""
+        """Return the description of the teacher that filled the cache."""
         key = self._cache.key
         return Described(
             teacher_digest=key.teacher_digest,
@@ -209,21 +204,21 @@ class Offline:
         )
 
     def divide(self, num_streams: int) -> list[LogitSource]:
-        """The cache can be read by all."""
+        """Return this source `num_streams` times: all threads can read the cache."""
         return [self] * num_streams
 
     def needs_all_before(self, index: int) -> bool:
-        """No."""
+        """Return False: batches are independent."""
         return False
 
     def check(self, start: int, stop: int) -> None:
-        """Raises CacheError if one of these batches has a sample without a row."""
+        """Raise CacheError if one of these batches has a sample without a cached row."""
         if start >= stop:
             return
         num_samples, size = self._cache.key.num_samples, self._config.batch_size
-        # An epoch and two batches visit every sample, wherever they begin.
-        wanted = range(start, min(stop, start + num_samples // size + 2))
-        ids = np.unique(np.concatenate([_ids(self._config, self._cache, index) for index in wanted]))
+        # One epoch plus two batches contains every sample, from any start.
+        indices = range(start, min(stop, start + num_samples // size + 2))
+        ids = np.unique(np.concatenate([_ids(self._config, self._cache, index) for index in indices]))
         missing = self._cache.num_missing(ids)
         if missing:
             raise CacheError(
@@ -232,22 +227,22 @@ class Offline:
             )
 
     def receive(self, index: int, stop: int, slot: Slot, between_chunks: Callable[[], None]) -> int:
-        """From the cache, in no time."""
+        """Read the batch from the cache. Returns 0."""
         between_chunks()
         slot.sample_ids[:] = _ids(self._config, self._cache, index)
         self._cache.read(slot.sample_ids, slot.logits, slot.inputs)
         return 0
 
     def release(self) -> None:
-        """There is none."""
+        """Do nothing: there is no stream."""
 
     @property
     def receivers(self) -> list[Receiver]:
-        """Nobody."""
+        """Empty: an offline source has no receiver."""
         return []
 
     def close(self) -> None:
-        """Let others write to the cache."""
+        """Close the cache, so that other processes can write to it."""
         self._cache.close()
 
 
@@ -256,7 +251,7 @@ def _ids(config: Configure, cache: LogitCache, index: int) -> Ids:
 
 
 def make_source(config: Configure, receiver: Receiver) -> LogitSource:
-    """What `--logits` asks for. Raises CacheError as `open_filled`."""
+    """Return the source that `config.logits` selects. Raises CacheError as `open_filled`."""
     if config.logits == "offline":
         return Offline(config)
     return Hybrid(receiver, config) if config.logits == "hybrid" else Online(receiver)

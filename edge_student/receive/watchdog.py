@@ -1,63 +1,63 @@
-"""Gives up a call that lives and says nothing: a peer may answer pings, which its kernel and gRPC do alone, and hang itself.
+"""Watchdog: cancels a call that stays connected but delivers nothing.
 
-Who waits tells it when the wait begins and ends; a thread of its own looks from time to time. It knows nothing of what is waited
-for, nor what happens next.
+A peer may answer pings, which its kernel and gRPC do by themselves, while its program hangs. The waiting thread marks the start and
+the end of each wait. A second thread checks the time regularly. The watchdog does not know the awaited data or the error handling.
 """
 
 import threading
 import time
 from typing import Protocol
 
-_LOOKS_PER_LIMIT = 8
+_CHECKS_PER_LIMIT = 8
 
 
 class Cancellable(Protocol):
-    """What can be given up while another thread waits for it."""
+    """A call that another thread can cancel while one thread waits for it."""
 
     def cancel(self) -> bool:
-        """Have the wait end now, with an error."""
+        """End the wait now, with an error."""
 
 
 class Watchdog:
-    """Cancels the call that is waited for once that takes longer than `limit_s` seconds. For one thread that waits."""
+    """Cancels a call when one wait for it takes longer than `limit_s` seconds. Supports one waiting thread."""
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
-        self.has_bitten = False
-        """Whether the last wait ended by being cancelled here."""
+        self.has_fired = False
+        """Whether the watchdog cancelled the last wait."""
         self._call: Cancellable | None = None
         self._since: float | None = None
         self._lock = threading.Lock()
-        self._is_over = threading.Event()
+        self._is_closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin(self, call: Cancellable) -> None:
-        """A wait for `call` begins. Cheap: it comes with every chunk."""
+        """Mark the start of a wait for `call`. Must be cheap: it runs for every chunk."""
         with self._lock:
-            self._call, self.has_bitten = call, False
+            self._call, self.has_fired = call, False
             self._since = time.monotonic()
         if self._thread is None:
-            self._is_over = threading.Event()
-            # A daemon: a process that ends must not wait for the next look.
-            self._thread = threading.Thread(target=self._look, args=(self._is_over,), name="watchdog", daemon=True)
+            self._is_closed = threading.Event()
+            # A daemon thread: process exit must not wait for the next check.
+            self._thread = threading.Thread(target=self._check, args=(self._is_closed,), name="watchdog", daemon=True)
             self._thread.start()
 
     def end(self) -> None:
-        """The wait is over, one way or the other."""
+        """Mark the end of the wait, with a result or an error."""
         self._since = None
 
     def close(self) -> None:
-        """End the thread. The next `begin` starts another."""
+        """Stop the thread. The next `begin` starts a new one."""
         self._since = self._call = self._thread = None
-        self._is_over.set()
+        self._is_closed.set()
 
-    def _look(self, is_over: threading.Event) -> None:
-        while not is_over.wait(self.limit_s / _LOOKS_PER_LIMIT):
+    def _check(self, is_closed: threading.Event) -> None:
+        while not is_closed.wait(self.limit_s / _CHECKS_PER_LIMIT):
             with self._lock:
                 call, since = self._call, self._since
                 is_over_the_limit = since is not None and time.monotonic() - since > self.limit_s
                 if is_over_the_limit:
-                    self._since, self.has_bitten = None, True
+                    self._since, self.has_fired = None, True
             if is_over_the_limit and call is not None:
-                # The chunk may come at this very moment: then a stream that works is asked for once more, and nothing is lost.
+                # A chunk may arrive at this moment. A working stream is then requested once more, and no data is lost.
                 call.cancel()

@@ -1,8 +1,8 @@
-"""The comm worker: a light program that receives logits into the ring. `python -m edge_student.receive.worker FD PARENT`.
+"""The comm worker program, which receives logits into the ring: `python -m edge_student.receive.worker FD PARENT`.
 
-It is started by the trainer's process with one end of a socket pair and that process' id, does what the messages say, and ends
-with it. It never imports torch, and it never decides anything: the scheduler pins its threads from outside and holds it with a
-flag in the ring.
+The trainer's process starts it with one end of a socket pair and its own process id. The worker follows the messages on the socket
+and exits with its parent. It never imports torch and makes no scheduling decisions: the scheduler pins its threads from outside and
+holds it with a flag in the ring.
 """
 
 import logging
@@ -37,17 +37,15 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Entry point; exit status 0 when all batches were received, 1 when not (the reason went to the trainer)."""
+    """Run the worker. Returns 0 after the last batch, 1 on a failure, whose cause is sent to the trainer, 2 on wrong usage."""
     if len(sys.argv) != 3 or not all(argument.isdigit() for argument in sys.argv[1:]):
-        print(
-            "edge_student.receive.worker is started by edge-student, with a socket's descriptor and a process id", file=sys.stderr
-        )
+        print("edge_student.receive.worker is started by edge-student with a socket descriptor and a process id", file=sys.stderr)
         return 2
     die_with_parent(signal.SIGKILL)
-    # Its id tells whether it died before we asked: in a container the trainer is process 1, and not every orphan's parent is.
+    # Another parent: the trainer exited before the call above. An id of 1 proves nothing: in a container the trainer may have it.
     if os.getppid() != int(sys.argv[2]):
         return 1
-    # Ctrl-C in a terminal reaches both processes; the trainer decides when to stop, and this one ends with it.
+    # Ctrl-C in a terminal reaches both processes. The trainer handles it, and this process exits with the trainer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     status = 1
@@ -56,15 +54,15 @@ def main() -> int:
     except PeerGone:
         pass
     except Exception:
-        logger.exception("the comm worker has failed")
-    if are_running():  # streams that wait for a dead link, while another has failed already
+        logger.exception("the comm worker failed")
+    if are_running():  # another stream failed; these may wait for a dead link
         sys.stderr.flush()
         os._exit(status)
     return status
 
 
 def serve(control: socket.socket) -> int:
-    """Do what the trainer asks over `control`, until all batches are received or one end fails."""
+    """Follow the trainer's messages until all batches are received or a process fails. Returns the exit status."""
     config, _ = messages.receive(control)
     assert isinstance(config, Configure), config
     fields = {"edge": config.edge_id or None, "run": config.run_id or None}
@@ -78,7 +76,7 @@ def serve(control: socket.socket) -> int:
         messages.send(control, source.describe())
         sources = source.divide(config.num_streams)
         if len(sources) < config.num_streams:
-            logger.warning("the teacher divides its batches among %d streams at most, not %d", len(sources), config.num_streams)
+            logger.warning("the teacher serves at most %d streams, %d were requested", len(sources), config.num_streams)
         job, fds = messages.receive(control)
         assert isinstance(job, UseRing), job
         ring = Ring.attach(fds[0])
@@ -93,6 +91,7 @@ def serve(control: socket.socket) -> int:
             num_bytes=num_bytes,
             num_reconnects=sum(receiver.num_reconnects for receiver in receivers),
             num_refused_chunks=sum(receiver.num_refused_chunks for receiver in receivers),
+            num_duplicate_chunks=sum(receiver.num_duplicate_chunks for receiver in receivers),
         )
         messages.send(control, finished)
     except (RequestRefusedError, CacheError) as error:
@@ -103,25 +102,25 @@ def serve(control: socket.socket) -> int:
         return 1
     except PeerGone:
         raise
-    except OSError as error:  # of the cache's files
+    except OSError as error:  # from the cache files
         cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         messages.send(control, Failed(cause=cause, is_user_error=False))
         return 1
     finally:
-        if not are_running():  # else other streams still use all of it, and this process ends at once
-            for each in reversed(sources):  # the first has the cache
+        if not are_running():  # else other streams still use the sources, and this process exits at once
+            for each in reversed(sources):  # the first source owns the cache
                 each.close()
     return 0
 
 
 def yield_to_training(config: Configure) -> None:
-    """Take the priority that the policy wants for comm. Before gRPC's threads are born, which inherit it."""
+    """Set the scheduling priority that the policy gives to comm. Must run before gRPC starts its threads, which inherit it."""
     os.nice(config.niceness)
     if config.is_idle:
         try:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        except PermissionError as error:  # a container's rules; niceness alone does most of it
-            logger.warning("the kernel refused SCHED_IDLE (%s); comm may interrupt training", error.strerror)
+        except PermissionError as error:  # forbidden in some containers; niceness alone has most of the effect
+            logger.warning("the kernel rejected SCHED_IDLE (%s); comm may interrupt training", error.strerror)
 
 
 def _trouble(cause: str, attempt: int) -> LinkTrouble:

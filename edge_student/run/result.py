@@ -100,6 +100,7 @@ def collect_caveats(
         is_ranked=not loop.binding_refusals and not loop.cores.changes,
         num_reconnects=finished.num_reconnects if finished else len(loop.comm_troubles),
         num_refused_chunks=finished.num_refused_chunks if finished else None,
+        num_duplicate_chunks=finished.num_duplicate_chunks if finished else None,
     )
     return caveats.after(resumed.caveats)
 
@@ -137,6 +138,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         **outcome.log.totals.to_json(),
         "num_reconnects": caveats.num_reconnects,
         "num_refused_chunks": caveats.num_refused_chunks,
+        "num_duplicate_chunks": caveats.num_duplicate_chunks,
         "num_threads_churned": outcome.loop.num_threads_churned,
         "prefetch": outcome.prefetch,
         "torch_threads": outcome.max_threads,

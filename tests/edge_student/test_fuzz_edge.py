@@ -1,4 +1,4 @@
-"""What reaches the edge from outside, with anything in it: a value, or the one error that is documented, at no great expense."""
+"""Fuzz tests of the edge's external data: every value is decoded or raises the documented error, with bounded memory."""
 
 import json
 import os
@@ -84,7 +84,7 @@ CONFIGS = [configure(), configure("topk", 3), configure("int8"), configure(input
 
 @given(answer=descriptions, config=st.sampled_from(CONFIGS))
 @settings(max_examples=300)
-def test_any_description_is_one_that_can_be_believed_or_refused(answer: teacher_pb2.DescribeResponse, config: Configure) -> None:
+def test_any_description_is_valid_or_rejected(answer: teacher_pb2.DescribeResponse, config: Configure) -> None:
     try:
         with allocating_at_most(2 << 20):
             check_description(answer, config, config.teacher)
@@ -95,7 +95,7 @@ def test_any_description_is_one_that_can_be_believed_or_refused(answer: teacher_
     assert answer.teacher_digest.isalnum()
     assert answer.dataset_digest.isalnum()
     assert 1 <= answer.num_samples <= 2**27
-    told = Described(
+    described = Described(
         teacher_digest=answer.teacher_digest,
         dataset_digest=answer.dataset_digest,
         dataset_name=answer.dataset_name,
@@ -103,10 +103,10 @@ def test_any_description_is_one_that_can_be_believed_or_refused(answer: teacher_
         num_classes=answer.num_classes,
         input_shape=tuple(answer.input_shape),
     )
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        messages.send(ours, told)
-        assert messages.receive(theirs) == (told, []), "what was believed reaches the trainer in one packet"
+    local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with local, remote:
+        messages.send(local, described)
+        assert messages.receive(remote) == (described, []), "a valid description reaches the trainer in one packet"
     shape = RingShape.one_slot(
         messages_form(config),
         batch_size=config.batch_size,
@@ -122,14 +122,14 @@ def messages_form(config: Configure) -> Any:
     return Format(Encoding(config.encoding), config.top_k)
 
 
-def test_a_shape_of_a_million_sides_is_refused() -> None:
-    with pytest.raises(RequestRefusedError, match=r"inputs of the shape \(1, 1, 1, 1, 1, 1, 1, 1\), which must be channels"):
+def test_a_shape_of_a_million_dimensions_is_rejected() -> None:
+    with pytest.raises(RequestRefusedError, match=r"inputs of shape \(1, 1, 1, 1, 1, 1, 1, 1\), must be channels"):
         check_description(teacher_pb2.DescribeResponse(**(SANE | {"input_shape": [1] * 1_000_000})), CONFIGS[0], "t:1")  # type: ignore[arg-type]
 
 
 @given(data=st.binary(max_size=80))
 @settings(max_examples=100)
-def test_any_bytes_are_a_description_or_none(data: bytes) -> None:
+def test_any_bytes_are_rejected_as_a_description(data: bytes) -> None:
     try:
         answer = teacher_pb2.DescribeResponse.FromString(data)
     except DecodeError:
@@ -140,9 +140,9 @@ def test_any_bytes_are_a_description_or_none(data: bytes) -> None:
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        yield ours, theirs
+    local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with local, remote:
+        yield local, remote
 
 
 names = st.sampled_from(["Configure", "Described", "UseRing", "Ready", "Go", "Failed", "Finished", "Nobody", "__init__"])
@@ -154,14 +154,14 @@ packets = packets | st.binary(min_size=48, max_size=48).map(lambda body: b"b" + 
 
 @given(packet=packets)
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_packet_is_a_message_or_our_own_mistake(packet: bytes, pair: tuple[socket.socket, socket.socket]) -> None:
-    """Both ends of that socket are ours, so a packet that is no message is a bug of ours: an assertion."""
-    ours, theirs = pair
-    ours.send(packet)
+def test_any_packet_is_a_message_or_an_assertion_error(packet: bytes, pair: tuple[socket.socket, socket.socket]) -> None:
+    """Both ends of this socket are EdgeKD, so an invalid packet is a bug: an AssertionError."""
+    local, remote = pair
+    local.send(packet)
     try:
-        message, fds = messages.receive(theirs)
+        message, fds = messages.receive(remote)
     except AssertionError as error:
-        assert str(error).startswith("no message of ours came: ")
+        assert str(error).startswith("invalid message: ")
         assert len(str(error)) < 500
     else:
         assert isinstance(message, messages.Message)
@@ -190,9 +190,9 @@ sound = st.one_of(
 @given(message=sound)
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_message_arrives_as_it_was_sent(message: messages.Message, pair: tuple[socket.socket, socket.socket]) -> None:
-    ours, theirs = pair
-    messages.send(ours, message)
-    assert messages.receive(theirs) == (message, [])
+    local, remote = pair
+    messages.send(local, message)
+    assert messages.receive(remote) == (message, [])
 
 
 words = st.sampled_from([0, 1, 2, 4, 7, 2**16, 2**31, 2**32 - 1]) | st.integers(0, 2**32 - 1)
@@ -205,7 +205,7 @@ HEADER_BYTES = 36
     size=st.sampled_from([0, 1, 35, 36, 4096, 8192, 1 << 20]),
 )
 @settings(max_examples=300)
-def test_any_header_is_a_ring_or_refused(header: bytes, size: int) -> None:
+def test_any_header_is_a_ring_or_rejected(header: bytes, size: int) -> None:
     fd = os.memfd_create("header")
     try:
         os.ftruncate(fd, size)
@@ -230,7 +230,7 @@ KEY = CacheKey(
     encoding="float16",
     top_k=0,
 )
-META = {"format": 2, **{name: getattr(KEY, name) for name in KEY.__dataclass_fields__}, "input_shape": []}
+META = {"format": 2, **{name: getattr(KEY, name) for name in KEY.__dataclass_fields__}, "augmentation": "none", "input_shape": []}
 NO_INPUTS = np.zeros((0, 0, 0, 0), np.uint8)
 
 
@@ -258,7 +258,7 @@ def open_or_refuse(base: Path) -> None:
 
 @given(meta=nearly(META) | ANY_JSON)
 @settings(in_one_folder, max_examples=150)
-def test_any_meta_is_that_of_a_cache_or_passed_over(meta: Any, tmp_path: Path) -> None:
+def test_any_meta_is_of_a_cache_or_skipped(meta: Any, tmp_path: Path) -> None:
     folder = tmp_path / KEY.folder if (tmp_path / KEY.folder).exists() else filled(tmp_path)
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     open_or_refuse(tmp_path)
@@ -283,9 +283,11 @@ def test_any_meta_is_that_of_a_cache_or_passed_over(meta: Any, tmp_path: Path) -
         ("dataset_name", "a\x1b[2J"),
         ("top_k", False),
         ("format", True),
+        ("augmentation", "flip"),
+        ("augmentation", 0),
     ],
 )
-def test_a_meta_of_the_wrong_kind_is_passed_over(key: str, value: object, tmp_path: Path) -> None:
+def test_an_invalid_meta_is_skipped(key: str, value: object, tmp_path: Path) -> None:
     folder = filled(tmp_path)
     for name in ("rows", "checksums"):
         if value == 0 and key == "num_samples":
@@ -304,7 +306,7 @@ contents = (
 
 @given(damages=st.lists(st.tuples(st.sampled_from(["meta.json", "rows", "checksums"]), contents), min_size=1, max_size=3))
 @settings(in_one_folder, max_examples=40)
-def test_a_damaged_cache_is_read_in_part_begun_anew_or_refused(
+def test_a_damaged_cache_is_read_in_part_rebuilt_or_rejected(
     damages: list[tuple[str, bytes | None]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     base = tmp_path_factory.mktemp("cache")
@@ -352,7 +354,7 @@ WORK = dict.fromkeys(
 
 @given(data=nearly(PROFILE) | ANY_JSON)
 @settings(max_examples=200)
-def test_any_profile_is_of_this_device_or_refused(data: Any) -> None:
+def test_any_profile_is_of_this_device_or_rejected(data: Any) -> None:
     try:
         check_profile(data, fingerprint=HERE, settings=WORK)
     except ValueError as error:
@@ -369,7 +371,7 @@ CONFIG = {"teacher": "127.0.0.1:1", "private": "digits:private", "model": "cnn",
     | st.sampled_from([b"[" * 5000, b'{"a":' * 5000, b"9" * 5000, b'{"cores": 2, "cores": 2}', b"\xff\xfe"])
 )
 @in_one_folder
-def test_any_file_is_a_profile_or_refused_by_its_name(content: bytes, tmp_path: Path) -> None:
+def test_any_file_is_a_profile_or_rejected_with_its_name(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
     file.write_bytes(content)
     config = TrainConfig(**CONFIG, out=tmp_path, profile=file)  # type: ignore[arg-type]

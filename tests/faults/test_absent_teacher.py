@@ -38,7 +38,7 @@ def test_the_edge_waits_for_its_teacher_and_says_every_try(
     assert student.returncode == 0, rest
     tries = [*lines, *rest.splitlines()]
     assert [int(re.search(r"attempt (\d+) failed", line)[1]) for line in tries] == list(range(1, len(tries) + 1))  # type: ignore[index]
-    assert all(f"nobody listens at {address}; trying again" in line for line in lines)
+    assert all(f"no server listens at {address}; trying again" in line for line in lines)
     log = check_same(tmp_path / "run", undisturbed())
     assert troubles(log) == [], "to wait for a teacher is no trouble of the run"
 
@@ -83,4 +83,4 @@ def test_a_teacher_that_never_comes_ends_the_run_with_its_name(vacant_port: int,
     *tries, last = finished.stderr.strip().splitlines()
     assert [int(re.search(r"attempt (\d+) failed", line)[1]) for line in tries] == list(range(1, len(tries) + 1))  # type: ignore[index]
     assert last.startswith("error: gave up after 2 s without success: ")
-    assert f"nobody listens at 127.0.0.1:{vacant_port}" in last
+    assert f"no server listens at 127.0.0.1:{vacant_port}" in last

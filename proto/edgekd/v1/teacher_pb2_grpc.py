@@ -50,18 +50,21 @@ class TeacherServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Describe(self, request, context):
-        """Who are you, what do you serve, and within which limits? Cheap; a student calls it before anything else.
+        """Returns the teacher's digests, data set, encodings and limits. Cheap; a student calls it first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamLogits(self, request, context):
-        """The logits of batches start, start+stride, ..., count of them, in order, each batch as one or more chunks. A student that lost a
-        stream asks again from the first batch it does not have. Several streams of one student divide the batches by their stride.
-        Errors: INVALID_ARGUMENT names a field that breaks a rule; OUT_OF_RANGE a window that ends past batch 2^31-1;
-        FAILED_PRECONDITION a digest that is not this server's, because logits of two teachers or of two data sets must never be mixed;
-        RESOURCE_EXHAUSTED that all streams are taken.
+        """Sends the logits of `count` batches start, start+stride, ... in order. Each batch is sent as one or more chunks. After a lost
+        stream the student requests a new one from its first incomplete batch. Several streams of one student share the batches by
+        stride.
+        Errors:
+        INVALID_ARGUMENT: a field breaks a rule; the message names it.
+        OUT_OF_RANGE: the window ends after batch 2^31-1.
+        FAILED_PRECONDITION: a digest differs from the server's. Logits of two teachers or data sets must never be mixed.
+        RESOURCE_EXHAUSTED: all streams are in use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,1 +1,1 @@
-"""What crosses the wire: limits, encodings, chunks, inputs, sample order, identities. Never torch."""
+"""The wire format: limits, encodings, chunks, inputs, sample order, identities. Never torch."""

@@ -1,8 +1,9 @@
-"""A LogitsChunk taken off the wire without copying its payload and its inputs, which are nearly all of it.
+"""Parses a LogitsChunk without copying its payload and inputs, which are nearly all of its bytes.
 
-protobuf copies a `bytes` field twice, into the message and out of it, and for a chunk of 256 kB that takes longer than decoding it.
-So these two are found by walking over the top-level fields (protobuf's wire format: a varint key, then a value that its last three
-bits describe), and protobuf parses what is around it. Whatever the walk does not understand is left to protobuf as a whole.
+protobuf copies a `bytes` field twice: into the message and out of it. For a chunk of 256 kB that takes longer than decoding the
+logits. This parser therefore walks over the top-level fields to find both. In protobuf's wire format a field is a varint key,
+whose low three bits give the type of the value, and the value. protobuf parses the other fields. If the walk meets an unusual
+message, protobuf parses all of it.
 """
 
 from typing import NamedTuple
@@ -12,22 +13,22 @@ from edgekd.v1 import teacher_pb2
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _PAYLOAD_KEY = teacher_pb2.LogitsChunk.PAYLOAD_FIELD_NUMBER << 3 | _LENGTH
 _INPUTS_KEY = teacher_pb2.LogitsChunk.INPUTS_FIELD_NUMBER << 3 | _LENGTH
-_NOTHING = memoryview(b"")
+_EMPTY = memoryview(b"")
 
 
 class Chunk(NamedTuple):
-    """A chunk as it came: `header` is the message without its payload and inputs, which are views into the bytes that came."""
+    """A parsed chunk: `header` is the message without payload and inputs, which are views into the received bytes."""
 
     header: teacher_pb2.LogitsChunk
     payload: memoryview
-    inputs: memoryview = _NOTHING
+    inputs: memoryview = _EMPTY
 
 
 def parse_chunk(message: bytes) -> Chunk:
-    """A serialised LogitsChunk. Raises protobuf's DecodeError if it is none."""
+    """Parse a serialised LogitsChunk. Raises protobuf's DecodeError for invalid bytes."""
     try:
         found = _find_long_fields(message)
-    except IndexError:  # cut off: protobuf says so
+    except IndexError:  # truncated: protobuf raises the error
         found = None
     if found is None:
         header = teacher_pb2.LogitsChunk.FromString(message)
@@ -40,13 +41,13 @@ def parse_chunk(message: bytes) -> Chunk:
         rest, at = rest + message[at:key_at], end
     fields = {key: whole[start:end] for key, (_, start, end) in found.items()}
     header = teacher_pb2.LogitsChunk.FromString(rest + message[at:])
-    return Chunk(header, fields.get(_PAYLOAD_KEY, _NOTHING), fields.get(_INPUTS_KEY, _NOTHING))
+    return Chunk(header, fields.get(_PAYLOAD_KEY, _EMPTY), fields.get(_INPUTS_KEY, _EMPTY))
 
 
 def _find_long_fields(message: bytes) -> dict[int, tuple[int, int, int]] | None:
-    """By key, where the key of payload and inputs is, and where they start and end, in the order of their places.
+    """Return, by key, the offsets of the key, the start and the end of payload and inputs, in the order of the message.
 
-    None if one of them comes twice, or something unusual does. IndexError where the message ends too early.
+    None if a field is repeated or has an unusual type. Raises IndexError for a truncated message.
     """
     at, found = 0, {}
     while at < len(message):
@@ -72,7 +73,7 @@ def _find_long_fields(message: bytes) -> dict[int, tuple[int, int, int]] | None:
 
 
 def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and where the next thing begins."""
+    """Return a varint (seven bits per byte, lowest first) and the offset after it."""
     byte = message[at]
     if byte < 0x80:
         return byte, at + 1
@@ -83,5 +84,5 @@ def _read_varint(message: bytes, at: int) -> tuple[int, int]:
         number |= (byte & 0x7F) << shift
         shift += 7
         if shift > 70:
-            raise IndexError("a varint of more than ten bytes")
+            raise IndexError("varint has more than ten bytes")
     return number, at + 1

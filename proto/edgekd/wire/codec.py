@@ -1,7 +1,7 @@
-"""Logits as bytes and back: what a chunk's payload holds, and how the receiver convinces itself that it does.
+"""Codec of logits: encodes rows to the payload of a chunk, and verifies and decodes a payload.
 
-The encodings themselves are in layouts.py; here is what is common to them. Infinities and NaN are refused at both ends, because one
-of them in a soft target silently turns the student into NaN.
+layouts.py has the encodings; this module has the parts that they share. Both ends reject infinities and NaN, because one of them
+in a soft target silently turns the student's weights into NaN.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Encoding(StrEnum):
-    """How a value travels."""
+    """Encoding of logits on the wire."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -30,18 +30,18 @@ class Encoding(StrEnum):
 
 
 class ChunkError(ValueError):
-    """A chunk that breaks a rule: says which rule, and what came. The receiver adds which batch it was."""
+    """A chunk breaks a rule. The message names the rule and the received value; the receiver adds the batch."""
 
 
-# Numbers of enum Encoding in teacher.proto; spelled out so that the codec needs neither the stubs nor protobuf.
+# Numbers of enum Encoding in teacher.proto, repeated here so that the codec needs neither the stubs nor protobuf.
 _WIRE_NUMBERS = {Encoding.FLOAT32: 1, Encoding.FLOAT16: 2, Encoding.INT8: 3, Encoding.TOPK: 4}
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """An encoding with its one parameter: `top_k` is the k of `topk`, and 0 with every other encoding.
+    """An encoding and its parameter: `top_k` is the k of `topk`, and 0 for every other encoding.
 
-    Raises ValueError for a k that does not go with the encoding, or that no teacher accepts.
+    Raises ValueError for a k that is invalid for the encoding or above the protocol's limit.
     """
 
     encoding: Encoding
@@ -57,9 +57,9 @@ class Format:
         return f"{self.encoding}:{self.top_k}" if self.top_k else str(self.encoding)
 
     def layout(self, num_classes: int) -> Layout:
-        """The layout of rows with so many classes.
+        """Return the layout of rows with `num_classes` classes.
 
-        Raises ValueError if num_classes is not in 1 .. MAX_CLASSES, or if the k largest of them would be all.
+        Raises ValueError if num_classes is not in 1 .. MAX_CLASSES, or if top_k is not below it.
         """
         return _layout(self, num_classes)
 
@@ -82,65 +82,65 @@ def _layout(form: Format, num_classes: int) -> Layout:
 
 
 def encode(logits: npt.NDArray[np.float32], form: Format) -> bytes:
-    """The payload of float32 [rows, classes].
+    """Encode logits, float32 [rows, classes], to a payload.
 
-    Raises ValueError if the array is not that, or holds a NaN or an infinity.
+    Raises ValueError for another type or shape, or for a NaN or an infinity.
     """
     if logits.ndim != 2 or logits.dtype != np.float32:
         raise ValueError(f"logits are {logits.dtype} {list(logits.shape)}, must be float32 [rows, classes]")
     if not np.isfinite(logits).all():
-        raise ValueError("logits hold a NaN or an infinity, which cannot be distilled")
+        raise ValueError("logits hold a NaN or an infinity, must be finite")
     return form.layout(logits.shape[1]).encode(logits)
 
 
 def checksum(payload: bytes | memoryview) -> int:
-    """CRC-32 (IEEE 802.3) of a payload, 0 .. 2^32-1."""
+    """Return the CRC-32 (IEEE 802.3) of a payload, 0 .. 2^32-1."""
     return zlib_ng.crc32(payload)
 
 
 def chunk_rows(num_classes: int, form: Format) -> int:
-    """Whole rows of num_classes values that fit in MAX_CHUNK_BYTES, at least 1. Raises ValueError as `Format.layout`."""
+    """Return the number of whole rows that fit in MAX_CHUNK_BYTES, at least 1. Raises ValueError as `Format.layout`."""
     return MAX_CHUNK_BYTES // form.layout(num_classes).row_bytes
 
 
 def decode_into(payload: bytes | memoryview, *, form: Format, rows: int, num_classes: int, crc32: int, out: Decoded) -> None:
-    """Verify a payload and only then fill `out`, [rows, num_classes] of float32 or of the layout's own type.
+    """Verify a payload, then fill `out`, [rows, num_classes] of float32 or of the layout's own type.
 
-    Raises ChunkError if the payload is too long or too short for its shape, was damaged on the way, holds what its encoding
-    does not allow, or does not fit `out`; `out` is then untouched.
+    Raises ChunkError for a wrong length, a wrong checksum, a value that the encoding does not allow, or an `out` of another shape
+    or type; `out` is then unchanged.
     """
     if rows < 1:
-        raise ChunkError(f"chunk of {rows} rows, must have at least 1")
+        raise ChunkError(f"chunk has {rows} rows, must have at least 1")
     try:
         layout = form.layout(num_classes)
     except ValueError as error:
         raise ChunkError(f"chunk of {rows} rows x {num_classes} {form}: {error}") from None
     if out.shape != (rows, num_classes) or out.dtype not in (np.float32, layout.dtype):
         raise ChunkError(
-            f"chunk of {rows} rows x {num_classes} classes does not fit {out.dtype} {list(out.shape)}; "
-            f"it needs float32 [{rows}, {num_classes}]"
+            f"output is {out.dtype} {list(out.shape)}, must be float32 [{rows}, {num_classes}] for a chunk of {rows} rows "
+            f"x {num_classes} classes"
         )
     expected = rows * layout.row_bytes
     if expected > MAX_CHUNK_BYTES:
-        raise ChunkError(f"chunk of {rows} rows x {num_classes} {form} is {expected} bytes, over {MAX_CHUNK_BYTES}")
+        raise ChunkError(f"chunk of {rows} rows x {num_classes} {form} has {expected} bytes, must have at most {MAX_CHUNK_BYTES}")
     if len(payload) != expected:
-        raise ChunkError(f"payload has {len(payload)} bytes, {rows} rows x {num_classes} {form} are {expected} bytes")
+        raise ChunkError(f"payload has {len(payload)} bytes, must have {expected} for {rows} rows x {num_classes} {form}")
     actual = checksum(payload)
     if actual != crc32:
-        raise ChunkError(f"payload has CRC-32 {actual:08x}, the chunk says {crc32:08x}")
+        raise ChunkError(f"payload has CRC-32 {actual:08x}, must be {crc32:08x}")
     try:
         layout.decode(payload, out)
     except LayoutError as error:
-        raise ChunkError(f"payload {error} among its {rows} rows x {num_classes} {form}") from None
+        raise ChunkError(f"payload {error} in its {rows} rows x {num_classes} {form}") from None
 
 
 def to_wire(encoding: Encoding) -> "WireEncoding":
-    """The number of an encoding in teacher.proto."""
+    """Return the number of an encoding in teacher.proto."""
     return cast("WireEncoding", _WIRE_NUMBERS[encoding])
 
 
 def from_wire(number: int) -> Encoding:
-    """The encoding of a number in teacher.proto. Raises ValueError for a number that this version does not know."""
+    """Return the encoding of a number in teacher.proto. Raises ValueError for a number that this version does not know."""
     for encoding, known in _WIRE_NUMBERS.items():
         if number == known:
             return encoding

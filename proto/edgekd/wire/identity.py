@@ -1,6 +1,6 @@
-"""Names that edges and their runs go by: short, of letters, digits, dots, underscores and hyphens only, and no hyphen first.
+"""Identifiers of edges and runs: short, of ASCII letters, digits, dots, underscores and hyphens, not starting with a hyphen.
 
-So they can stand in metadata, in a log and in a terminal as they are. What a stranger sends is a name or it is nothing.
+Such an identifier is safe in metadata, logs and terminals without escaping. Untrusted text is a valid identifier or is ignored.
 """
 
 import secrets
@@ -8,30 +8,30 @@ import socket
 
 from edgekd.wire.limits import ID_CHARACTERS, MAX_ID_LENGTH
 
-_NAMELESS = "edge"
+_DEFAULT_ID = "edge"
 
 
 def read_id(value: object) -> str | None:
-    """`value` if it is such a name, else None."""
+    """Return `value` if it is a valid identifier, else None."""
     if isinstance(value, str) and 1 <= len(value) <= MAX_ID_LENGTH and set(value) <= set(ID_CHARACTERS) and value[0] != "-":
         return value
     return None
 
 
 def fit_id(text: str) -> str:
-    """`text` as such a name: cut to the length, with a hyphen for every character that has no place in it, but for the first ones.
+    """Convert `text` to a valid identifier: truncate it, replace every other character by a hyphen, and strip leading hyphens.
 
-    One that began with a hyphen would be taken for a flag where it is handed on.
+    A leading hyphen would be parsed as a flag on a command line. Empty text becomes "edge".
     """
-    fitting = "".join(character if character in ID_CHARACTERS else "-" for character in text[:MAX_ID_LENGTH])
-    return fitting.lstrip("-") or _NAMELESS
+    fitted = "".join(character if character in ID_CHARACTERS else "-" for character in text[:MAX_ID_LENGTH])
+    return fitted.lstrip("-") or _DEFAULT_ID
 
 
 def name_of_host() -> str:
-    """The name of an edge that was given none."""
+    """Return the default identifier of an edge: its host name."""
     return fit_id(socket.gethostname())
 
 
 def new_run_id() -> str:
-    """12 hex digits, drawn anew each time and not from any seed: two runs with the same seed are two runs."""
+    """Return 12 random hex digits, independent of any seed: two runs with the same seed have different ids."""
     return secrets.token_hex(6)

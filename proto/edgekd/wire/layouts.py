@@ -1,7 +1,7 @@
-"""How rows of logits lie in a payload: one layout per encoding, each with its bytes per row, its error bound and its checks.
+"""Layouts of logit rows in a payload: one class per encoding, with its bytes per row, its error bound and its checks.
 
-Everything is little-endian, row after row, without padding. numpy only; the kernels work on whole arrays and let go of the GIL.
-A layout writes into the array that it is given and nowhere else: no copy in between, apart from what it needs to check.
+All values are little-endian, row after row, without padding. numpy only; the kernels work on whole arrays and release the GIL. A
+layout decodes directly into the given array, without copies except for its checks.
 """
 
 from abc import ABC, abstractmethod
@@ -14,16 +14,16 @@ Decoded = npt.NDArray[np.float32 | np.float16]
 
 FLOAT16_MAX = 65504.0
 _INT8_MAX = 127
-# So that 127 times a scale is still a float32.
+# 127 times this scale is still a finite float32.
 _LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(_INT8_MAX), np.float32(0), dtype=np.float32)
 
 
 class LayoutError(ValueError):
-    """A payload that no encoder of this layout makes."""
+    """A payload that no encoder of this layout produces."""
 
 
 class Layout(ABC):
-    """One encoding of rows with so many classes."""
+    """One encoding of rows with `num_classes` classes."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -35,18 +35,18 @@ class Layout(ABC):
 
     @abstractmethod
     def encode(self, logits: Logits) -> bytes:
-        """The payload of float32 [rows, classes], all of them finite."""
+        """Encode logits, float32 [rows, classes], all finite, to a payload."""
 
     @property
     def dtype(self) -> type[np.float32] | type[np.float16]:
-        """The smallest type that holds every decoded value: what a ring of them is made of."""
+        """Smallest type that holds every decoded value; the type of the ring's slots."""
         return np.float32
 
     @abstractmethod
     def decode(self, payload: bytes | memoryview, out: Decoded) -> None:
-        """Fill `out`, [rows, classes] of `dtype` or float32, from a payload of exactly as many rows.
+        """Fill `out`, [rows, classes] of `dtype` or float32, from a payload with the same number of rows.
 
-        Raises LayoutError, with `out` untouched, for a payload that holds what encode() never writes.
+        Raises LayoutError for values that encode() never writes; `out` is then unchanged.
         """
 
 
@@ -55,51 +55,51 @@ class Float32(Layout):
 
     @property
     def row_bytes(self) -> int:
-        """4 a class."""
+        """4 per class."""
         return 4 * self.num_classes
 
     def encode(self, logits: Logits) -> bytes:
-        """The values as they are."""
+        """Copy the values unchanged."""
         return logits.astype("<f4", order="C", copy=False).tobytes()
 
     def decode(self, payload: bytes | memoryview, out: Decoded) -> None:
-        """Refuses NaN and infinities."""
+        """Reject NaN and infinities."""
         values = np.frombuffer(payload, "<f4").reshape(out.shape)
         _check_finite(values)
         np.copyto(out, values)
 
 
 class Float16(Layout):
-    """IEEE 754 binary16. Values beyond +-65504 are clipped, others are off by at most 2^-11 of their size, or 2^-25 near zero."""
+    """IEEE 754 binary16. Values beyond +-65504 are clipped; the error of others is at most 2^-11 relative, or 2^-25 near zero."""
 
     @property
     def row_bytes(self) -> int:
-        """2 a class."""
+        """2 per class."""
         return 2 * self.num_classes
 
     @property
     def dtype(self) -> type[np.float16]:
-        """As they came: torch widens them where they are used, in a sixth of the time that numpy takes."""
+        """float16 as received: torch widens the values where they are used, in a sixth of the time that numpy takes."""
         return np.float16
 
     def encode(self, logits: Logits) -> bytes:
-        """Clipped first, because a cast that overflows warns and yields an infinity."""
+        """Clip, then cast: a cast that overflows warns and yields an infinity."""
         return np.clip(logits, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2", order="C").tobytes()
 
     def decode(self, payload: bytes | memoryview, out: Decoded) -> None:
-        """Refuses NaN and infinities."""
+        """Reject NaN and infinities."""
         bits = np.frombuffer(payload, "<i2").reshape(out.shape)
-        # An exponent of all ones, asked of the bits: isfinite on float16 costs sixteen times as much on x86.
-        # As int16 the positive ones are the largest, as uint16 the negative ones are.
+        # NaN and infinities have an exponent of all ones. The bit test is 16 times as fast as isfinite on float16 on x86.
+        # They are the largest values: as int16 those with a positive sign, as uint16 those with a negative sign.
         if bits.max(initial=0) >= 0x7C00 or bits.view(np.uint16).max(initial=0) >= 0xFC00:
             raise LayoutError("holds a NaN or an infinity")
         np.copyto(out, bits.view("<f2"))
 
 
 class ScaledInt8(Layout):
-    """A float32 scale, then one int8 in -127 .. 127 per class: a value is their product.
+    """A float32 scale, then one int8 in -127 .. 127 per class; a value is their product.
 
-    The scale is a 127th of the row's largest magnitude, so a value is off by at most (1/2 + 2^-15) scales, or 2^-142 near zero.
+    The scale is 1/127 of the row's largest magnitude. The error of a value is at most (1/2 + 2^-15) scales, or 2^-142 near zero.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -108,11 +108,11 @@ class ScaledInt8(Layout):
 
     @property
     def row_bytes(self) -> int:
-        """4, and 1 a class."""
+        """4, plus 1 per class."""
         return self._row.itemsize
 
     def encode(self, logits: Logits) -> bytes:
-        """A row of zeros has scale 0."""
+        """Quantise each row; a row of zeros has scale 0."""
         rows = np.empty(len(logits), self._row)
         scale = np.abs(logits).max(axis=1, initial=0) / np.float32(_INT8_MAX)
         scale = np.minimum(scale, _LARGEST_SCALE)
@@ -122,21 +122,21 @@ class ScaledInt8(Layout):
         return rows.tobytes()
 
     def decode(self, payload: bytes | memoryview, out: Decoded) -> None:
-        """Refuses -128, and a scale that is negative, no number, or makes a value infinite."""
+        """Reject -128, and a scale that is negative, NaN, or large enough to make a value infinite."""
         rows = np.frombuffer(payload, self._row)
         scale, values = rows["scale"], rows["values"]
         if not (scale >= 0).all() or not (scale <= _LARGEST_SCALE).all():
             raise LayoutError(f"holds a scale outside 0 .. {_LARGEST_SCALE:g}")
         if values.min(initial=0) < -_INT8_MAX:
-            raise LayoutError(f"holds -128, and steps go from -{_INT8_MAX} to {_INT8_MAX}")
+            raise LayoutError(f"holds -128, must be in -{_INT8_MAX} .. {_INT8_MAX}")
         np.multiply(values, scale[:, None], out=out)
 
 
 class TopK(Layout):
-    """The rest's logit as float32, then the classes of the k largest logits, ascending, as uint32, and those logits as float32.
+    """The logit of the rest as float32, the classes of the k largest logits, ascending, as uint32, and these logits as float32.
 
-    The k are exact. Every other class is decoded as the one logit that gives all of them together the mass they had in the
-    softmax at temperature 1: the log of the mean of their exponentials. Among equal logits, which of them belong to the k is open.
+    The k logits are exact. Every other class is decoded as one common logit: the log of the mean of their exponentials. It keeps
+    the total softmax mass of these classes at temperature 1. Among equal logits the choice of the k is unspecified.
     """
 
     def __init__(self, num_classes: int, k: int) -> None:
@@ -146,11 +146,11 @@ class TopK(Layout):
 
     @property
     def row_bytes(self) -> int:
-        """4, and 8 for each of the k, however many classes there are."""
+        """4, plus 8 for each of the k; independent of the number of classes."""
         return self._row.itemsize
 
     def encode(self, logits: Logits) -> bytes:
-        """k must be below the number of classes."""
+        """Select the k largest logits of each row; k must be below the number of classes."""
         rows = np.empty(len(logits), self._row)
         order = np.argpartition(logits, self.num_classes - self._k, axis=1)
         top, others = np.sort(order[:, -self._k :], axis=1), order[:, : -self._k]
@@ -159,12 +159,12 @@ class TopK(Layout):
         rest = np.take_along_axis(logits, others, axis=1).astype(np.float64)
         largest = rest.max(axis=1, keepdims=True)
         mean = np.exp(rest - largest).mean(axis=1)
-        # The mean of numbers up to 1 is at most 1, but for a rounding.
+        # The mean of numbers up to 1 is at most 1, except for rounding.
         rows["rest"] = np.minimum(largest[:, 0] + np.log(mean), largest[:, 0])
         return rows.tobytes()
 
     def decode(self, payload: bytes | memoryview, out: Decoded) -> None:
-        """Refuses NaN and infinities, classes that do not exist or do not ascend, and a rest above one of the k."""
+        """Reject NaN and infinities, classes that do not exist or do not ascend, and a rest above one of the k."""
         rows = np.frombuffer(payload, self._row)
         rest, classes, values = rows["rest"], rows["classes"], rows["values"]
         _check_finite(rest)

@@ -1,32 +1,31 @@
-"""The limits of the protocol and the settings of a connection, the same at both ends.
+"""Limits of the protocol, and gRPC channel options, shared by both ends.
 
-The numbers are part of the protocol (teacher.proto); the channel options are how we want gRPC to carry it. The names of
-the options are those of gRPC's include/grpc/impl/channel_arg_names.h, and of its chttp2 transport for ping_timeout_ms.
-This module imports nothing, so that the lightest program can read it.
+The numbers are part of the protocol (teacher.proto). The option names are those of gRPC's include/grpc/impl/channel_arg_names.h,
+and of its chttp2 transport for ping_timeout_ms. This module imports nothing, so that every program can load it cheaply.
 """
 
 PROTOCOL_VERSION = 1
 SERVICE_NAME = "edgekd.v1.Teacher"
 MAX_CHUNK_BYTES = 1 << 20
-# All public inputs of a chunk, where they travel with the logits.
+# All public inputs of one chunk, if inputs travel with the logits.
 MAX_INPUTS_BYTES = 2 << 20
-# A chunk's payload, inputs, sample ids (10 bytes each at most, MAX_BATCH_SIZE of them) and header fit, with 960 kB to spare.
+# Payload, inputs, header and MAX_BATCH_SIZE sample ids of at most 10 bytes fit, with 960 kB to spare.
 MAX_MESSAGE_BYTES = 4 << 20
-# What an edge sends: two digests, a few numbers, and room for what later versions may add. gRPC reads it before anybody is refused.
+# A request has two digests and a few numbers; the rest is reserved for later versions. gRPC reads it before authentication.
 MAX_REQUEST_BYTES = 4 << 10
 MAX_BATCH_SIZE = 4096
 MAX_WINDOW = 1024
 MAX_START = 2**31 - 1
-# Ten times the largest image data sets; the order of so many takes a GiB at the edge.
+# Ten times the largest image data sets. The order of 2^27 samples takes 1 GiB at the edge.
 MAX_SAMPLES = 2**27
-# More streams than a board has cores.
+# Above the number of cores of any edge board.
 MAX_STRIDE = 64
 # A float32 row must fit in one chunk, because a chunk holds whole rows.
 MAX_CLASSES = MAX_CHUNK_BYTES // 4
-# Far more than anybody needs, and a row of them fits in one chunk.
+# Far above practical values; a row of 4096 classes fits in one chunk.
 MAX_TOP_K = 4096
 
-# Metadata of every call: which edge asks, and in which of its runs. Both are what the edge says of itself, and prove nothing.
+# Metadata of every call: edge id and run id. Both are the edge's own claims, not authenticated.
 EDGE_ID_KEY = "edgekd-edge"
 RUN_ID_KEY = "edgekd-run"
 MAX_ID_LENGTH = 64
@@ -37,42 +36,42 @@ _KEEPALIVE_TIMEOUT_MS = 10_000
 _MIN_PING_INTERVAL_MS = 10_000
 
 
-def _shared_options(most_sent: int, most_received: int) -> list[tuple[str, int]]:
+def _shared_options(max_sent: int, max_received: int) -> list[tuple[str, int]]:
     return [
-        # Ask a silent peer for a sign of life: a board that lost its link sends no FIN, and TCP notices after minutes.
+        # Ping a silent peer: a board that lost its link sends no FIN, and TCP detects that after minutes.
         ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
-        # How long the answer may take ...
+        # The timeout of a ping's answer.
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
-        # ... and the timeout that really decides: gRPC has a second one for every ping, 60 s unless set, and a peer
-        # that is frozen while its kernel still acknowledges is noticed only by it. Equal, so that there is one answer.
+        # gRPC has a second timeout for every ping, by default 60 s. Only this one detects a frozen peer whose kernel still
+        # acknowledges packets. Both timeouts are equal, so that there is one limit.
         ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
-        # Between two windows there is no call; a link that dies then should be found out before the next request.
+        # There is no call between two windows. A link that breaks then must be detected before the next request.
         ("grpc.keepalive_permit_without_calls", 1),
-        # A slow teacher sends no data for long. By default gRPC slows down or stops asking after two pings without
-        # data; 0 means no limit.
+        # A slow teacher sends no data for a long time. By default gRPC slows down or stops after two pings without data; 0 means
+        # no limit.
         ("grpc.http2.max_pings_without_data", 0),
-        # gRPC would send even loopback traffic through the proxy of http_proxy; an address is meant as it was given.
+        # Connect to the given address: by default gRPC sends even loopback traffic through the proxy of http_proxy.
         ("grpc.enable_http_proxy", 0),
-        # We compress nothing. Some versions of gRPC, 1.80 for one, inflate a message before they look at its size, and 1 MB can
-        # hold 1 GB. Bit 0 means "not compressed"; a call that says anything else is ended.
+        # Compression is disabled. Some gRPC versions, for example 1.80, inflate a message before they check its size, and 1 MB can
+        # inflate to 1 GB. Bit 0 means "not compressed"; gRPC ends a call with any other algorithm.
         ("grpc.compression_enabled_algorithms_bitset", 1),
-        # What is larger than the largest chunk, or than any request, is a mistake or an attack.
-        ("grpc.max_send_message_length", most_sent),
-        ("grpc.max_receive_message_length", most_received),
+        # A message above the size of the largest chunk, or of any request, is a bug or an attack.
+        ("grpc.max_send_message_length", max_sent),
+        ("grpc.max_receive_message_length", max_received),
     ]
 
 
 def channel_options() -> list[tuple[str, int]]:
-    """Options of the student's channel, as `grpc.insecure_channel(target, options=...)` takes them."""
+    """Return the options of the student's channel, for `grpc.insecure_channel(target, options=...)`."""
     return _shared_options(MAX_REQUEST_BYTES, MAX_MESSAGE_BYTES)
 
 
 def server_options() -> list[tuple[str, int]]:
-    """Options of the teacher's server, as `grpc.server(..., options=...)` takes them."""
+    """Return the options of the teacher's server, for `grpc.server(..., options=...)`."""
     return [
         *_shared_options(MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES),
-        # The default of 5 minutes takes the student's ping every 20 s for an attack: GOAWAY, too_many_pings.
+        # With the default of 5 minutes the server treats a ping every 20 s as an attack: GOAWAY, too_many_pings.
         ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
-        # With SO_REUSEPORT a second server binds the same port and silently takes half of the students. Refuse it.
+        # With SO_REUSEPORT a second server could bind the same port and silently take half of the students.
         ("grpc.so_reuseport", 0),
     ]

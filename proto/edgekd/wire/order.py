@@ -1,7 +1,6 @@
-"""Which samples make up a batch: the part of the protocol that lets both ends agree without sending inputs.
+"""Sample order: computes the sample ids of every batch, so that both ends agree on them without sending inputs.
 
-The formula is the one at the top of teacher.proto; the tests pin literal values so that another language can check
-itself against them. numpy only.
+The formula is at the top of teacher.proto. The tests pin literal values for implementations in other languages. numpy only.
 """
 
 from functools import lru_cache
@@ -14,9 +13,9 @@ _ID_OFFSET = 0x9E3779B97F4A7C15
 
 
 def batch_ids(seed: int, num_samples: int, batch_size: int, index: int) -> npt.NDArray[np.int64]:
-    """Sample ids of batch `index`, int64 [batch_size], each in 0 .. num_samples-1.
+    """Return the sample ids of batch `index`, int64 [batch_size], each in 0 .. num_samples-1.
 
-    Epochs follow one another without a gap, so a batch may span two of them, or many if batch_size > num_samples.
+    Epochs follow each other without a gap, so a batch may span two epochs, or more if batch_size > num_samples.
     Raises ValueError if seed is not in 0 .. 2^64-1, a size is not positive, or index is negative.
     """
     if num_samples < 1:
@@ -36,10 +35,10 @@ def batch_ids(seed: int, num_samples: int, batch_size: int, index: int) -> npt.N
     return ids
 
 
-# A few entries: several students with seeds of their own, each at the seam of two epochs. 8 bytes a sample each.
+# Room for several students with different seeds, each at the boundary of two epochs. An entry takes 8 bytes per sample.
 @lru_cache(maxsize=8)
 def permutation(seed: int, num_samples: int, epoch: int) -> npt.NDArray[np.int64]:
-    """The order of one epoch: every id in 0 .. num_samples-1 once, int64 [num_samples], read-only because it is cached.
+    """Return the order of one epoch: every id in 0 .. num_samples-1 once, int64 [num_samples], read-only because it is cached.
 
     Raises ValueError if seed is not in 0 .. 2^64-1.
     """
@@ -47,14 +46,14 @@ def permutation(seed: int, num_samples: int, epoch: int) -> npt.NDArray[np.int64
         raise ValueError(f"seed is {seed}, must be in 0 .. 2^64-1")
     base = (_mix(_mix(seed) + epoch) + _ID_OFFSET) & _MASK
     keys = _mix_array(np.arange(num_samples, dtype=np.uint64) + np.uint64(base))
-    # mix is a bijection, so no two ids share a key and any sort gives the one order.
+    # mix is a bijection, so the keys are distinct and every sort gives the same order.
     order = np.argsort(keys).astype(np.int64, copy=False)
     order.flags.writeable = False
     return order
 
 
 def _mix(z: int) -> int:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014) on one integer, modulo 2^64."""
+    """Apply the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014) to one integer, modulo 2^64."""
     z &= _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -62,7 +61,7 @@ def _mix(z: int) -> int:
 
 
 def _mix_array(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """`_mix` on uint64 [n]; numpy's arrays wrap around modulo 2^64 by themselves."""
+    """Apply `_mix` to uint64 [n]; numpy arrays wrap around modulo 2^64."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

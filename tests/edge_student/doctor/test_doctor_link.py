@@ -97,12 +97,12 @@ def test_certificates_outside_their_period_by_this_clock(mutual: str, certs: Pat
 def test_a_rejected_connection_names_the_cause(mutual: str, certs: Path, foreign: Path) -> None:
     found = look(edge_of(mutual, certs, authority=foreign))
     assert statuses(found) == ("unknown", *NO_WAY), "untrusted certificates are not ok"
-    assert "was not signed by the authority in --tls-ca" in found["link.reach"].summary
+    assert "is not signed by the CA in --tls-ca" in found["link.reach"].summary
     found = look(edge_of(mutual, foreign, authority=certs))
     assert statuses(found) == ("unknown", *NO_WAY)
-    assert "does not accept the certificate" in found["link.reach"].summary
+    assert "rejects the certificate" in found["link.reach"].summary
     found = look(DoctorConfig(teacher=mutual))
-    assert "speaks TLS, and this edge does not" in found["link.reach"].summary
+    assert "requires TLS, but this edge uses plaintext" in found["link.reach"].summary
     found = look(edge_of(mutual, certs.parent / "nowhere"))
     assert (statuses(found), "No such file" in found["link.tls"].summary) == (("problem", *NO_WAY), True)
 
@@ -141,7 +141,7 @@ def test_an_absent_teacher_is_a_problem_with_a_remedy() -> None:
         port = server.getsockname()[1]
     found = look(DoctorConfig(teacher=f"127.0.0.1:{port}"))
     assert statuses(found) == ("ok", *NO_WAY)
-    assert found["link.reach"].summary == f"nobody listens at 127.0.0.1:{port}"
+    assert found["link.reach"].summary == f"no server listens at 127.0.0.1:{port}"
     assert "start `cloud-teacher serve` on that machine" in found["link.reach"].remedy
 
 
@@ -155,7 +155,7 @@ def test_a_teacher_with_a_smaller_limit_is_a_problem_before_anything_is_received
     with RunningTeacher(ScriptedTeacher(max_batch_size=64)) as running:
         found = look(DoctorConfig(teacher=running.address, public_batch=128))
     assert statuses(found) == ("ok", "ok", "problem", "unknown")
-    assert found["link.round-trip"].summary == "public batch of 128 is over the teacher's limit of 64"
+    assert found["link.round-trip"].summary == "public batch size is 128, must be at most 64, the teacher's limit"
 
 
 def test_a_teacher_that_responds_but_streams_nothing_times_out() -> None:
@@ -171,7 +171,7 @@ def test_a_teacher_that_responds_but_streams_nothing_times_out() -> None:
         finally:
             is_over.set()
     assert statuses(found) == ("ok", "ok", "ok", "problem")
-    assert "it answers, and has sent nothing for 0.5 s" in found["link.throughput"].summary
+    assert "connected, but sent no data for 0.5 s" in found["link.throughput"].summary
 
 
 def test_the_throughput_test_ends_after_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:

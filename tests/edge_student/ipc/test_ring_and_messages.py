@@ -1,4 +1,4 @@
-"""The memory and the words between the trainer's process and the comm worker."""
+"""Shared memory and messages between the trainer's process and the comm worker."""
 
 import os
 import socket
@@ -17,13 +17,13 @@ SHAPE = RingShape(num_slots=3, batch_size=4, num_classes=5)
 
 @pytest.fixture
 def pair():
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    yield ours, theirs
-    ours.close()
-    theirs.close()
+    local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    yield local, remote
+    local.close()
+    remote.close()
 
 
-def test_what_one_mapping_writes_the_other_reads() -> None:
+def test_both_mappings_share_memory() -> None:
     writer = Ring.create(SHAPE)
     reader = Ring.attach(os.dup(writer.fd))
     writer.logits(7)[:] = np.arange(20).reshape(4, 5)
@@ -49,7 +49,7 @@ def test_slots_and_sample_ids_do_not_overlap() -> None:
     ring.close()
 
 
-def test_a_slot_is_free_once_its_last_batch_was_consumed() -> None:
+def test_a_slot_is_free_after_its_last_batch_is_consumed() -> None:
     ring = Ring.create(SHAPE)
     assert [ring.has_slot_for(index) for index in (0, 2, 3)] == [True, True, False]
     ring.set_consumed(1)
@@ -57,18 +57,18 @@ def test_a_slot_is_free_once_its_last_batch_was_consumed() -> None:
     ring.close()
 
 
-def test_the_hold_flag_is_seen_by_the_other_mapping() -> None:
-    ours = Ring.create(SHAPE)
-    theirs = Ring.attach(os.dup(ours.fd))
-    ours.set_held(True)
-    assert theirs.is_held
-    ours.set_held(False)
-    assert not theirs.is_held
-    ours.close()
-    theirs.close()
+def test_both_mappings_share_the_hold_flag() -> None:
+    local = Ring.create(SHAPE)
+    remote = Ring.attach(os.dup(local.fd))
+    local.set_held(True)
+    assert remote.is_held
+    local.set_held(False)
+    assert not remote.is_held
+    local.close()
+    remote.close()
 
 
-def test_a_descriptor_that_is_no_ring_is_refused() -> None:
+def test_a_descriptor_that_is_not_a_ring_is_rejected() -> None:
     fd = os.memfd_create("other")
     os.ftruncate(fd, 1 << 16)
     with pytest.raises(ValueError, match=r"not an EdgeKD ring|at least one"):
@@ -82,62 +82,62 @@ def test_a_ring_needs_a_size() -> None:
 
 
 def test_a_message_arrives_as_it_was_sent_with_its_descriptor(pair) -> None:
-    ours, theirs = pair
+    local, remote = pair
     ring = Ring.create(SHAPE)
-    messages.send(ours, UseRing(start=2, stop=9), fds=(ring.fd,))
+    messages.send(local, UseRing(start=2, stop=9), fds=(ring.fd,))
     batch = BatchReceived(index=3, started=1.5, ended=2.25, cpu_s=0.5, busy_s=0.6, num_bytes=7)
-    messages.send(ours, batch)
-    message, fds = messages.receive(theirs)
+    messages.send(local, batch)
+    message, fds = messages.receive(remote)
     assert message == UseRing(start=2, stop=9)
     assert Ring.attach(fds[0]).shape == SHAPE
-    assert messages.receive(theirs) == (batch, [])
+    assert messages.receive(remote) == (batch, [])
     os.close(fds[0])
     ring.close()
 
 
-def test_the_end_of_the_peer_is_an_error_of_its_own(pair) -> None:
-    ours, theirs = pair
-    theirs.close()
+def test_the_exit_of_the_peer_raises_peer_gone(pair) -> None:
+    local, remote = pair
+    remote.close()
     with pytest.raises(PeerGone):
-        messages.receive(ours)
+        messages.receive(local)
     with pytest.raises(PeerGone):
-        messages.send(ours, Wake())
-    messages.wake(ours)  # nobody is left to wake, which is nobody's fault
+        messages.send(local, Wake())
+    messages.wake(local)  # no error if the peer has exited
 
 
-def test_wakes_that_nobody_reads_never_block_the_trainer(pair) -> None:
-    ours, theirs = pair
+def test_unread_wakes_never_block_the_trainer(pair) -> None:
+    local, remote = pair
     for _ in range(10_000):
-        messages.wake(ours)
-    assert messages.receive(theirs) == (Wake(), [])
+        messages.wake(local)
+    assert messages.receive(remote) == (Wake(), [])
 
 
-def test_the_last_words_of_a_peer_that_left_wakes_unread_are_still_heard(pair) -> None:
-    ours, theirs = pair
-    messages.wake(ours)
-    messages.send(theirs, Wake())
-    theirs.close()
-    assert messages.receive(ours) == (Wake(), [])
+def test_the_last_messages_of_a_peer_with_unread_wakes_are_received(pair) -> None:
+    local, remote = pair
+    messages.wake(local)
+    messages.send(remote, Wake())
+    remote.close()
+    assert messages.receive(local) == (Wake(), [])
     with pytest.raises(PeerGone):
-        messages.receive(ours)
+        messages.receive(local)
 
 
-def test_a_comm_worker_whose_parent_died_before_it_asked_ends_by_itself(pair) -> None:
-    _, theirs = pair
-    theirs.set_inheritable(True)
-    command = [sys.executable, "-m", "edge_student.receive.worker", str(theirs.fileno())]
-    orphan = subprocess.run([*command, "1"], pass_fds=[theirs.fileno()], timeout=30, check=False)
+def test_a_comm_worker_exits_if_its_parent_exited_before_the_check(pair) -> None:
+    _, remote = pair
+    remote.set_inheritable(True)
+    command = [sys.executable, "-m", "edge_student.receive.worker", str(remote.fileno())]
+    orphan = subprocess.run([*command, "1"], pass_fds=[remote.fileno()], timeout=30, check=False)
     assert orphan.returncode == 1
 
 
-def test_a_comm_worker_started_by_hand_says_what_it_is() -> None:
+def test_a_comm_worker_started_by_hand_prints_its_usage() -> None:
     command = [sys.executable, "-m", "edge_student.receive.worker"]
     by_hand = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert by_hand.returncode == 2
     assert "started by edge-student" in by_hand.stderr
 
 
-def test_inputs_have_a_place_of_their_own_in_every_slot() -> None:
+def test_inputs_do_not_overlap_other_arrays_of_a_slot() -> None:
     shape = RingShape(num_slots=3, batch_size=4, num_classes=5, logit_bytes=2, input_shape=(3, 2, 7))
     writer = Ring.create(shape)
     reader = Ring.attach(os.dup(writer.fd))

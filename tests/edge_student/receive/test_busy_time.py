@@ -1,4 +1,4 @@
-"""Busy seconds of this very process."""
+"""Busy seconds of this process."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ def spin(rounds: int) -> int:
     return sum(n * n for n in range(rounds))
 
 
-def test_work_counts_and_waiting_does_not() -> None:
+def test_work_counts_as_busy_and_waiting_does_not() -> None:
     times = ThreadTimes()
     assert times.is_known
     before = times.busy_s()
@@ -24,7 +24,7 @@ def test_work_counts_and_waiting_does_not() -> None:
     times.close()
 
 
-def test_a_thread_that_has_ended_keeps_its_seconds_and_its_file_is_closed() -> None:
+def test_an_exited_thread_keeps_its_seconds_and_its_file_is_closed() -> None:
     times = ThreadTimes()
     go, end = threading.Event(), threading.Event()
 
@@ -42,17 +42,17 @@ def test_a_thread_that_has_ended_keeps_its_seconds_and_its_file_is_closed() -> N
     assert opened >= 2
     end.set()
     thread.join()
-    for _ in range(3):  # the kernel may take a moment to forget it
+    for _ in range(3):  # the kernel removes it with a delay
         assert times.busy_s() >= with_it
     times.close()
     assert len(os.listdir("/proc/self/fd")) == num_files
 
 
-def test_batches_between_two_looks_have_the_share_of_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interval_between_two_samples_has_the_share_of_the_last_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = iter([0.0, 0.006, 0.5])
     monkeypatch.setattr(ThreadTimes, "busy_s", lambda self: next(seen))
     busy = Busy(100.0)
-    assert busy.between(100.0, 100.001) is None, "nobody has looked yet"
+    assert busy.between(100.0, 100.001) is None, "no sample yet"
     assert busy.between(100.001, 100.01) == pytest.approx(0.6 * 0.009)
     assert busy.between(100.01, 100.012) == pytest.approx(0.6 * 0.002)
     assert busy.between(100.012, 101.01) == pytest.approx((0.5 - 0.006) * 0.998)

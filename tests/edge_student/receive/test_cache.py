@@ -1,4 +1,4 @@
-"""The edge's logit cache: what comes back is what came, and what is damaged, foreign or half-written counts as missing."""
+"""The edge's logit cache: rows are read as received, and damaged, foreign or incomplete rows count as missing."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def cache(tmp_path: Path) -> Iterator[LogitCache]:
 
 
 @pytest.mark.parametrize(("encoding", "top_k"), [("float32", 0), ("float16", 0), ("int8", 0), ("topk", 2)])
-def test_what_is_read_is_what_the_wire_brought(encoding: str, top_k: int, tmp_path: Path) -> None:
+def test_a_read_row_equals_the_received_row(encoding: str, top_k: int, tmp_path: Path) -> None:
     key = replace(KEY, encoding=encoding, top_k=top_k)
     cache = open_cache(tmp_path, key)
     put(cache, np.array([7, 3, 39, 0]))
@@ -69,7 +69,7 @@ def test_what_is_read_is_what_the_wire_brought(encoding: str, top_k: int, tmp_pa
     cache.close()
 
 
-def test_a_row_that_never_came_is_missing(cache: LogitCache) -> None:
+def test_a_row_that_was_never_put_is_missing(cache: LogitCache) -> None:
     put(cache, np.array([1, 2]))
     assert cache.has_all(np.array([2, 1, 1]))
     assert not cache.has_all(np.array([1, 3]))
@@ -77,7 +77,7 @@ def test_a_row_that_never_came_is_missing(cache: LogitCache) -> None:
     assert cache.num_rows == 2
 
 
-def test_the_next_run_finds_what_this_one_kept(tmp_path: Path) -> None:
+def test_the_next_run_finds_the_rows_of_this_run(tmp_path: Path) -> None:
     first = open_cache(tmp_path, KEY)
     put(first, ALL[:10])
     first.close()
@@ -87,7 +87,7 @@ def test_the_next_run_finds_what_this_one_kept(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_cache_that_was_never_closed_keeps_what_was_put(tmp_path: Path) -> None:
+def test_a_cache_that_was_never_closed_keeps_its_rows(tmp_path: Path) -> None:
     child = os.fork()
     if not child:
         put(open_cache(tmp_path, KEY), ALL[:10])
@@ -122,7 +122,7 @@ def test_a_flipped_bit_loses_its_row_and_no_other(tmp_path_factory: pytest.TempP
     cache.close()
 
 
-def test_rows_in_each_others_places_are_not_taken_for_good(tmp_path: Path) -> None:
+def test_swapped_rows_are_detected(tmp_path: Path) -> None:
     cache = open_cache(tmp_path, KEY)
     put(cache, ALL)
     cache.close()
@@ -143,7 +143,6 @@ def test_rows_in_each_others_places_are_not_taken_for_good(tmp_path: Path) -> No
         {"dataset_digest": "c" * 64},
         {"encoding": "float32"},
         {"encoding": "topk", "top_k": 2},
-        {"augmentation": "flip"},
         {"num_samples": 41},
         {"num_classes": 6},
         {"teacher_digest": "a" * 16 + "c" * 48},
@@ -151,12 +150,27 @@ def test_rows_in_each_others_places_are_not_taken_for_good(tmp_path: Path) -> No
     ],
     ids=str,
 )
-def test_logits_of_another_kind_are_never_found(change: dict[str, object], cache: LogitCache, tmp_path: Path) -> None:
+def test_logits_with_another_key_are_never_read(change: dict[str, object], cache: LogitCache, tmp_path: Path) -> None:
     put(cache, ALL)
     cache.close()
     other = open_cache(tmp_path, replace(KEY, **change))  # type: ignore[arg-type]
     assert other.num_rows == 0
     other.close()
+
+
+def test_a_cache_with_another_augmentation_is_never_read(cache: LogitCache, tmp_path: Path) -> None:
+    """Every meta.json has the field `augmentation`, which has one valid value."""
+    put(cache, ALL)
+    cache.close()
+    path = cache.folder / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    assert list(meta.items())[-2:] == [("augmentation", "none"), ("input_shape", [])]
+    path.write_text(json.dumps(meta | {"augmentation": "flip"}), encoding="utf-8")
+    with pytest.raises(CacheError, match=r"^there is no logit cache"):
+        open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form)
+    again = open_cache(tmp_path, KEY)
+    assert again.num_rows == 0
+    again.close()
 
 
 def test_another_name_of_the_same_data_set_is_the_same_cache(cache: LogitCache, tmp_path: Path) -> None:
@@ -169,7 +183,7 @@ def test_another_name_of_the_same_data_set_is_the_same_cache(cache: LogitCache, 
 
 @pytest.mark.parametrize("name", ["rows", "checksums", "meta.json"])
 @pytest.mark.parametrize("content", [None, b"", b"{"], ids=["gone", "empty", "cut"])
-def test_a_damaged_file_begins_the_cache_anew(name: str, content: bytes | None, cache: LogitCache, tmp_path: Path) -> None:
+def test_a_damaged_file_rebuilds_the_cache(name: str, content: bytes | None, cache: LogitCache, tmp_path: Path) -> None:
     put(cache, ALL)
     cache.close()
     path = cache.folder / name
@@ -191,7 +205,7 @@ def test_two_processes_never_write_to_one_cache(cache: LogitCache, tmp_path: Pat
         open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form)
 
 
-def test_any_number_read_a_full_cache_in_its_folder_or_the_one_above(cache: LogitCache, tmp_path: Path) -> None:
+def test_many_readers_open_a_full_cache_by_its_folder_or_the_parent(cache: LogitCache, tmp_path: Path) -> None:
     put(cache, ALL)
     cache.close()
     readers = [open_filled(base, dataset_digest=KEY.dataset_digest, form=KEY.form) for base in (tmp_path, cache.folder)]
@@ -201,35 +215,35 @@ def test_any_number_read_a_full_cache_in_its_folder_or_the_one_above(cache: Logi
         reader.close()
 
 
-def test_no_cache_and_two_are_each_an_error_with_a_remedy(tmp_path: Path) -> None:
+def test_no_cache_and_two_caches_are_errors_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"^there is no logit cache .* encoding float16 .*: fill one with `edge-student fetch`$"):
         open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form)
     for digest in ("a", "c"):
         open_cache(tmp_path, replace(KEY, teacher_digest=digest * 64)).close()
-    with pytest.raises(CacheError, match=r"several teachers or data sets: name the one you mean with --cache$"):
+    with pytest.raises(CacheError, match=r"several teachers or data sets: select one folder with --cache$"):
         open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form)
 
 
 @pytest.mark.parametrize("meta", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "encoding": "int4"}'])
-def test_a_folder_that_is_no_cache_is_passed_over(meta: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_cache_is_skipped(meta: str, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "meta.json").write_text(meta)
     with pytest.raises(CacheError, match="there is no logit cache"):
         open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form)
 
 
-def test_the_disk_space_is_taken_at_first(tmp_path: Path) -> None:
+def test_the_disk_space_is_allocated_at_creation(tmp_path: Path) -> None:
     huge = replace(KEY, num_samples=2**40, num_classes=100_000)
-    with pytest.raises(OSError, match="this file of the cache takes"):
+    with pytest.raises(OSError, match="this file of the cache needs"):
         open_cache(tmp_path, huge)
     assert not list(tmp_path.glob("*/meta.json"))
 
 
-def test_a_cache_says_whose_it_is(cache: LogitCache) -> None:
+def test_the_folder_and_meta_name_the_key_of_a_cache(cache: LogitCache) -> None:
     assert json.loads((cache.folder / "meta.json").read_text())["dataset_name"] == "tiny:public"
 
 
-def test_inputs_are_kept_with_their_logits_and_found_without_a_digest(tmp_path: Path) -> None:
+def test_inputs_are_stored_with_their_logits_and_found_without_a_digest(tmp_path: Path) -> None:
     key = replace(KEY, input_shape=(1, 2, 3))
     cache = open_cache(tmp_path, key)
     put(cache, ALL)
@@ -243,7 +257,7 @@ def test_inputs_are_kept_with_their_logits_and_found_without_a_digest(tmp_path: 
     again.close()
 
 
-def test_a_cache_with_inputs_and_one_without_are_two(tmp_path: Path) -> None:
+def test_caches_with_and_without_inputs_are_separate(tmp_path: Path) -> None:
     for key in (KEY, replace(KEY, input_shape=(1, 2, 3))):
         cache = open_cache(tmp_path, key)
         assert cache.num_rows == 0
@@ -255,7 +269,7 @@ def test_a_cache_with_inputs_and_one_without_are_two(tmp_path: Path) -> None:
         found.close()
 
 
-def test_a_damaged_pixel_is_found_out(tmp_path: Path) -> None:
+def test_a_damaged_pixel_is_detected(tmp_path: Path) -> None:
     key = replace(KEY, input_shape=(1, 2, 3))
     cache = open_cache(tmp_path, key)
     put(cache, ALL)

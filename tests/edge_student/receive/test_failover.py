@@ -1,4 +1,4 @@
-"""A teacher that hangs, and one of several that is lost: the edge notices, and goes on with the same batches."""
+"""A hanging teacher, and the loss of one of several teachers: the edge detects it and resumes at the same batch."""
 
 import subprocess
 import threading
@@ -13,7 +13,7 @@ from scripted_teacher import NUM_CLASSES, NUM_SAMPLES, BreakStream, RunningTeach
 
 from edge_student.ipc.messages import Configure
 from edge_student.ipc.ring import Slot
-from edge_student.receive.description import NotLetInError, RequestRefusedError
+from edge_student.receive.description import AccessDeniedError, RequestRefusedError
 from edge_student.receive.receiver import Receiver
 from edge_student.receive.retry import LinkLostError
 from edge_student.receive.watchdog import Watchdog
@@ -29,7 +29,7 @@ def configure(address: str, **changes: object) -> Configure:
 
 
 class Session:
-    """A receiver of all batches, and what it said on the way."""
+    """A receiver of all batches, and the failures that it reported."""
 
     def __init__(self, address: str, **changes: object) -> None:
         self.troubles: list[str] = []
@@ -61,7 +61,7 @@ def never() -> Iterator[threading.Event]:
 
 
 @pytest.mark.promise(number=4)
-def test_a_teacher_that_hangs_is_given_up_and_asked_again(never: threading.Event) -> None:
+def test_the_stream_of_a_hanging_teacher_is_cancelled_and_requested_again(never: threading.Event) -> None:
     def hang(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
         never.wait()
         return []
@@ -72,25 +72,25 @@ def test_a_teacher_that_hangs_is_given_up_and_asked_again(never: threading.Event
         assert np.array_equal(session.run(), expected())
         never.set()
     (trouble,) = session.troubles
-    assert "it answers, and has sent nothing for 0.5 s" in trouble
+    assert "connected, but sent no data for 0.5 s" in trouble
     assert [request.start for request in scripted.requests] == [0, 3, 7]  # chunk 10 was the second of batch 3's three
 
 
 @pytest.mark.promise(number=4)
-def test_a_teacher_that_never_says_anything_ends_the_run_with_the_cause(never: threading.Event) -> None:
+def test_a_silent_teacher_ends_the_run_with_the_cause(never: threading.Event) -> None:
     def hang(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
         never.wait()
         return []
 
     with RunningTeacher(ScriptedTeacher(dict.fromkeys(range(40), hang))) as running:
         session = Session(running.address, max_silence_s=0.3, max_wait_s=0.5)
-        with pytest.raises(LinkLostError, match=r"gave up after 0.5 s without success: .*nothing for 0.3 s"):
+        with pytest.raises(LinkLostError, match=r"gave up after 0.5 s without success: .*sent no data for 0.3 s"):
             session.run()
         never.set()
 
 
 class Call:
-    """What a watchdog may cancel."""
+    """A call that a watchdog can cancel."""
 
     def __init__(self) -> None:
         self.is_cancelled = threading.Event()
@@ -100,18 +100,18 @@ class Call:
         return True
 
 
-def test_a_watchdog_leaves_alone_what_it_was_told_has_ended() -> None:
+def test_a_watchdog_never_cancels_a_finished_call() -> None:
     dog, ended, hanging = Watchdog(0.05), Call(), Call()
     dog.begin(ended)
     dog.end()
-    dog.begin(hanging)  # its cancellation shows that the dog has looked since
+    dog.begin(hanging)  # its cancellation shows that the watchdog has checked since
     assert hanging.is_cancelled.wait(20)
-    assert dog.has_bitten
+    assert dog.has_fired
     assert not ended.is_cancelled.is_set()
     dog.close()
 
 
-def test_a_watchdog_is_a_thread_only_while_it_is_needed() -> None:
+def test_the_thread_of_a_watchdog_ends_at_close() -> None:
     dog = Watchdog(60.0)
     dog.begin(Call())
     assert [thread.name for thread in threading.enumerate()].count("watchdog") == 1
@@ -126,7 +126,7 @@ def breaks(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
 
 
 @pytest.mark.promise(number=25)
-def test_where_one_teacher_breaks_off_the_next_goes_on_at_that_batch() -> None:
+def test_after_a_broken_stream_the_next_teacher_resumes_at_the_same_batch() -> None:
     first, second = ScriptedTeacher({4: breaks}), ScriptedTeacher()
     with RunningTeacher(first) as one, RunningTeacher(second) as two:
         session = Session(f"{one.address},{two.address}")
@@ -136,17 +136,17 @@ def test_where_one_teacher_breaks_off_the_next_goes_on_at_that_batch() -> None:
     assert len(session.troubles) == 1
 
 
-def test_a_teacher_that_is_not_there_is_passed_over() -> None:
+def test_an_absent_teacher_is_skipped() -> None:
     with RunningTeacher(ScriptedTeacher()) as gone:
         nobody = gone.address
     with RunningTeacher(ScriptedTeacher()) as there:
         session = Session(f"{nobody},{there.address}")
         assert np.array_equal(session.run(), expected())
-    assert f"nobody listens at {nobody}" in session.troubles[0]
+    assert f"no server listens at {nobody}" in session.troubles[0]
 
 
 @pytest.mark.promise(number=17)
-def test_a_teacher_with_other_logits_is_asked_no_more_and_nothing_is_mixed() -> None:
+def test_a_teacher_with_other_logits_is_excluded_and_logits_are_not_mixed() -> None:
     def foreign(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
         raise BreakStream(grpc.StatusCode.FAILED_PRECONDITION)
 
@@ -156,11 +156,11 @@ def test_a_teacher_with_other_logits_is_asked_no_more_and_nothing_is_mixed() -> 
         assert np.array_equal(session.run(), expected())
     assert len(other.requests) == 1
     assert "FAILED_PRECONDITION" in session.troubles[1]
-    assert "asked no more" in session.troubles[1]
+    assert "is not used any more" in session.troubles[1]
 
 
 class Guarded(ScriptedTeacher):
-    """Lets nobody in at first, as one whose token was replaced before the edge's."""
+    """Denies access at first, as a teacher whose token was replaced before the edge's token."""
 
     num_asked = 0
 
@@ -171,30 +171,30 @@ class Guarded(ScriptedTeacher):
 
 
 @pytest.mark.promise(number=25)
-def test_a_teacher_that_did_not_let_the_edge_in_is_asked_again_when_it_is_needed() -> None:
+def test_a_teacher_that_denied_access_is_used_again_when_it_is_needed() -> None:
     first, second = Guarded(), ScriptedTeacher({4: breaks})
     with RunningTeacher(first) as one, RunningTeacher(second) as two:
         session = Session(f"{one.address},{two.address}")
         assert np.array_equal(session.run(), expected())
     assert first.num_asked == 1
     assert [request.start for request in second.requests] == [0]
-    assert [request.start for request in first.requests] == [1, 5], "it lets everybody in by now"
+    assert [request.start for request in first.requests] == [1, 5], "it grants access by now"
     assert "UNAUTHENTICATED" in session.troubles[0]
 
 
 @pytest.mark.promise(number=18)
-def test_where_no_teacher_lets_the_edge_in_that_ends_it_at_once() -> None:
+def test_if_every_teacher_denies_access_the_error_is_final() -> None:
     with RunningTeacher(Guarded()) as one, RunningTeacher(Guarded()) as two:
         session = Session(f"{one.address},{two.address}")
-        with pytest.raises(NotLetInError, match=f"{two.address}: UNAUTHENTICATED"):
+        with pytest.raises(AccessDeniedError, match=f"{two.address}: UNAUTHENTICATED"):
             session.run()
     assert len(session.troubles) == 1
 
 
 @pytest.mark.promise(number=25)
-def test_a_teacher_that_is_redeployed_behind_a_proxy_is_waited_for() -> None:
+def test_a_teacher_that_is_redeployed_behind_a_proxy_is_retried() -> None:
     def not_found(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
-        raise BreakStream(grpc.StatusCode.UNIMPLEMENTED)  # as gRPC calls a proxy's 404
+        raise BreakStream(grpc.StatusCode.UNIMPLEMENTED)  # gRPC's code for a proxy's 404
 
     with RunningTeacher(ScriptedTeacher({4: not_found, 5: not_found})) as running:
         session = Session(running.address)
@@ -202,14 +202,14 @@ def test_a_teacher_that_is_redeployed_behind_a_proxy_is_waited_for() -> None:
     assert len(session.troubles) == 2
 
 
-def test_where_every_teacher_refuses_the_last_refusal_ends_it() -> None:
+def test_if_every_teacher_rejects_the_request_the_last_error_is_raised() -> None:
     with RunningTeacher(ScriptedTeacher(protocol_version=7)) as one, RunningTeacher(ScriptedTeacher(protocol_version=8)) as two:
         session = Session(f"{one.address},{two.address}")
-        with pytest.raises(RequestRefusedError, match=f"{two.address} speaks protocol version 8"):
+        with pytest.raises(RequestRefusedError, match=f"{two.address} has protocol version 8"):
             session.run()
 
 
-def test_streams_begin_at_different_teachers() -> None:
+def test_streams_start_at_different_teachers() -> None:
     first, second = ScriptedTeacher(), ScriptedTeacher()
     with RunningTeacher(first) as one, RunningTeacher(second) as two:
         receiver = Receiver(configure(f"{one.address},{two.address}"), lambda cause, attempt: None)
@@ -225,7 +225,7 @@ def test_streams_begin_at_different_teachers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.promise(number=25)
-def test_a_run_outlives_one_of_its_teachers_with_the_same_result(tmp_path: Path) -> None:
+def test_a_run_survives_the_loss_of_one_teacher_with_the_same_result(tmp_path: Path) -> None:
     flags = ("--policy", "os-default", "--cycles", "1500", "--torch-threads", "1", "--prefetch", "2", "--window", "3")
     with teacher(tmp_path / "store") as one, teacher(tmp_path / "store2") as two:
         train(one.address, tmp_path / "alone", *flags)
@@ -234,12 +234,12 @@ def test_a_run_outlives_one_of_its_teachers_with_the_same_result(tmp_path: Path)
         try:
             read_until(student, "150 of 1500")
             one.kill()
-            said = student.communicate(timeout=120)[1]
+            output = student.communicate(timeout=120)[1]
         finally:
             student.kill()
             student.wait()
-    assert student.returncode == 0, said
-    assert "error" not in said.lower()
-    assert "attempt 1 failed" in said
+    assert student.returncode == 0, output
+    assert "error" not in output.lower()
+    assert "attempt 1 failed" in output
     assert weights(tmp_path / "out") == weights(tmp_path / "alone")
     assert [record["index"] for record in events(tmp_path / "out") if record.get("task") == "comm"] == list(range(1500))

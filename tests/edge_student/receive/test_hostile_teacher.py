@@ -1,4 +1,4 @@
-"""The edge and teachers that nobody should trust: poison, garbage, bombs and replays are refused in words, and never trained on."""
+"""The edge and untrusted teachers: invalid values, garbage, bombs and replays are rejected with a cause, and never trained on."""
 
 import re
 import socket
@@ -27,7 +27,7 @@ STREAM = "StreamLogits"
 
 
 def with_bytes_at(at: int, content: bytes) -> Fault:
-    """The payload changed there, and its checksum made right again."""
+    """Return a fault that changes the payload at `at` and corrects its checksum."""
 
     def fault(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
         payload = bytearray(chunk.payload)
@@ -65,7 +65,7 @@ POISON = [
 
 @pytest.mark.promise(number=10)
 @pytest.mark.parametrize(("encoding", "top_k", "at", "content"), POISON, ids=str)
-def test_poison_in_any_encoding_is_refused_and_the_batch_asked_for_again(
+def test_invalid_values_in_any_encoding_are_rejected_and_the_batch_requested_again(
     encoding: str, top_k: int, at: int, content: bytes
 ) -> None:
     sound, _, _ = receive_all(ScriptedTeacher(), encoding=encoding, top_k=top_k)
@@ -74,28 +74,28 @@ def test_poison_in_any_encoding_is_refused_and_the_batch_asked_for_again(
     assert np.array_equal(out, sound)
     assert np.isfinite(out).all()
     assert (receiver.num_refused_chunks, len(troubles)) == (1, 1)
-    assert "chunk refused: payload " in troubles[0]
+    assert "rejected a chunk: batch 1: payload " in troubles[0]
 
 
 @pytest.mark.promise(number=10)
-def test_a_teacher_that_has_nothing_but_poison_ends_the_run() -> None:
+def test_a_teacher_that_sends_only_invalid_values_ends_the_run() -> None:
     teacher = ScriptedTeacher(dict.fromkeys(range(100), with_bytes_at(0, float32(np.nan))))
-    with pytest.raises(BadTeacherError, match=r"^batch 0 was refused 5 times, the last time because: payload holds a NaN"):
+    with pytest.raises(BadTeacherError, match=r"^rejected 5 chunks in a row, the last one: batch 0: payload holds a NaN"):
         receive_all(teacher, encoding="topk", top_k=2)
 
 
 @pytest.mark.promise(number=9)
-def test_chunks_in_another_order_are_asked_for_again() -> None:
+def test_reordered_chunks_are_requested_again() -> None:
     kept: list[teacher_pb2.LogitsChunk] = []
     later: dict[int, Fault] = {4: lambda chunk: kept.append(chunk) or [], 5: lambda chunk: [chunk, kept.pop()]}  # type: ignore[func-returns-value, dict-item]
     out, receiver, troubles = receive_all(ScriptedTeacher(later))
     assert np.array_equal(out, expected())
     assert receiver.num_refused_chunks == 1
-    assert "was due" in troubles[0]
+    assert "must start at row" in troubles[0]
 
 
 @pytest.mark.promise(number=9)
-def test_whole_batches_that_come_again_are_dropped_and_counted() -> None:
+def test_duplicate_batches_are_dropped_and_counted() -> None:
     seen: list[teacher_pb2.LogitsChunk] = []
 
     def remember(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
@@ -110,11 +110,11 @@ def test_whole_batches_that_come_again_are_dropped_and_counted() -> None:
     assert (receiver.num_duplicate_chunks, troubles) == (12, [])
 
 
-class Stranger(grpc.GenericRpcHandler):
-    """A server that answers Describe soundly, or with `answer`, and begins its n-th stream with whatever `say` gives it."""
+class UntrustedServer(grpc.GenericRpcHandler):
+    """A server that answers Describe correctly, or with `answer`, and starts its n-th stream with the messages of `send`."""
 
-    def __init__(self, say: Callable[[int, grpc.ServicerContext], Iterator[bytes]], answer: bytes | None = None) -> None:
-        self._say, self._answer = say, answer
+    def __init__(self, send: Callable[[int, grpc.ServicerContext], Iterator[bytes]], answer: bytes | None = None) -> None:
+        self._send, self._answer = send, answer
         self._sound = ScriptedTeacher()
         self.num_requests = 0
 
@@ -129,19 +129,19 @@ class Stranger(grpc.GenericRpcHandler):
 
     def _stream(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         self.num_requests += 1
-        yield from self._say(self.num_requests, context)
+        yield from self._send(self.num_requests, context)
         for chunk in self._sound.StreamLogits(teacher_pb2.StreamLogitsRequest.FromString(request), context):
             yield chunk.SerializeToString()
 
 
 @contextmanager
-def serving(stranger: Stranger) -> Iterator[str]:
-    """On a free port; nothing that our own server would refuse to send is refused."""
+def serving(handler: UntrustedServer) -> Iterator[str]:
+    """Serve on a free port, without the send limits of the teacher's server."""
     unlimited = {"grpc.max_send_message_length": -1, "grpc.max_metadata_size": MiB, "grpc.absolute_max_metadata_size": MiB}
     options = {**dict(server_options()), **unlimited}
     del options["grpc.compression_enabled_algorithms_bitset"]
     server = grpc.server(futures.ThreadPoolExecutor(4), options=list(options.items()))
-    server.add_generic_rpc_handlers((stranger,))
+    server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -151,7 +151,7 @@ def serving(stranger: Stranger) -> Iterator[str]:
 
 
 def receive_one(address: str, **changes: object) -> tuple[np.ndarray, Receiver, list[str]]:
-    """The first batch, the receiver, and the troubles on the way."""
+    """Return the first batch, the receiver, and the reported failures."""
     troubles: list[str] = []
     receiver = Receiver(configure(address, **changes), lambda cause, attempt: troubles.append(cause))
     out = np.full((BATCH, NUM_CLASSES), np.nan, np.float32)
@@ -200,10 +200,10 @@ def traceback(context: grpc.ServicerContext) -> Iterator[bytes]:
     yield b""
 
 
-SAYINGS = {
-    garbage: r"^batch 0: chunk refused: a message of 100 bytes is no LogitsChunk$",
-    half_a_message: r"^batch 0: chunk refused: a message of 500 bytes is no LogitsChunk$",
-    nothing: r"^batch 0: chunk refused: 0 rows from row 0 were sent",
+ANSWER_ERRORS = {
+    garbage: r"^rejected a chunk: batch 0: a message of 100 bytes is not a LogitsChunk$",
+    half_a_message: r"^rejected a chunk: batch 0: a message of 500 bytes is not a LogitsChunk$",
+    nothing: r"^rejected a chunk: batch 0: num_rows is 0, must be in 1 .. 7 at row 0 of 7$",
     too_large: r"RESOURCE_EXHAUSTED: .*larger than max",
     bomb: r"(UNIMPLEMENTED|INTERNAL): .*Compression algorithm 'gzip' is disabled",
     large_metadata: r"RESOURCE_EXHAUSTED: .*metadata size exceeds",
@@ -213,40 +213,40 @@ SAYINGS = {
 
 
 @pytest.mark.promise(number=11)
-@pytest.mark.parametrize("say", [say for say in SAYINGS if say is not bomb], ids=lambda say: say.__name__)
-def test_what_a_stranger_says_once_is_refused_and_the_next_answer_taken(
-    say: Callable[[grpc.ServicerContext], Iterator[bytes]], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("send", [send for send in ANSWER_ERRORS if send is not bomb], ids=lambda send: send.__name__)
+def test_one_invalid_answer_is_rejected_and_the_next_answer_accepted(
+    send: Callable[[grpc.ServicerContext], Iterator[bytes]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    stranger = Stranger(lambda number, context: say(context) if number == 1 else iter(()))
-    with serving(stranger) as address:
+    server = UntrustedServer(lambda number, context: send(context) if number == 1 else iter(()))
+    with serving(server) as address:
         out, receiver, troubles = receive_one(address)
     assert np.array_equal(out, expected()[0])
     assert receiver.num_reconnects == len(troubles) == 1
-    assert re.search(SAYINGS[say], troubles[0]), troubles
+    assert re.search(ANSWER_ERRORS[send], troubles[0]), troubles
     assert troubles[0].isprintable()
     assert len(troubles[0]) < 700
     assert "Traceback" not in caplog.text
 
 
 @pytest.mark.promise(number=11)
-@pytest.mark.parametrize("say", [garbage, bomb, large_metadata, traceback], ids=lambda say: say.__name__)
-def test_a_stranger_that_says_nothing_else_ends_the_run_and_is_named(
-    say: Callable[[grpc.ServicerContext], Iterator[bytes]], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("send", [garbage, bomb, large_metadata, traceback], ids=lambda send: send.__name__)
+def test_a_server_that_sends_only_invalid_answers_ends_the_run_with_the_cause(
+    send: Callable[[grpc.ServicerContext], Iterator[bytes]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Compression is refused with another status by every version of gRPC, some of which say "never", and some "try again"."""
-    with serving(Stranger(lambda number, context: say(context))) as address:
+    """The status for a compressed message depends on the gRPC version; it may be final or transient."""
+    with serving(UntrustedServer(lambda number, context: send(context))) as address:
         with pytest.raises((LinkLostError, BadTeacherError, RequestRefusedError)) as ended:
             receive_one(address, max_wait_s=0.5)
-    assert re.search(SAYINGS[say].strip("^$"), str(ended.value))
+    assert re.search(ANSWER_ERRORS[send].strip("^$"), str(ended.value))
     assert str(ended.value).isprintable()
     assert len(str(ended.value)) < 1000
     assert "Traceback" not in caplog.text
 
 
 @pytest.mark.promise(number=11)
-def test_an_answer_to_describe_that_is_none_ends_the_run_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    with serving(Stranger(lambda number, context: iter(()), answer=b"\xff" * 100)) as address:
-        with pytest.raises(BadTeacherError, match=r"^teacher 127\.0\.0\.1:\d+: its answer to Describe is no DescribeResponse$"):
+def test_an_invalid_answer_to_describe_ends_the_run_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(UntrustedServer(lambda number, context: iter(()), answer=b"\xff" * 100)) as address:
+        with pytest.raises(BadTeacherError, match=r"^teacher 127\.0\.0\.1:\d+: the answer to Describe is not a DescribeResponse$"):
             receive_one(address)
     assert caplog.text == ""
 
@@ -268,10 +268,10 @@ except Exception as error:
 
 @pytest.mark.slow
 @pytest.mark.promise(number=11)
-@pytest.mark.parametrize("say", [bomb, too_large, large_metadata], ids=lambda say: say.__name__)
-def test_a_bomb_is_never_inflated(say: Callable[[grpc.ServicerContext], Iterator[bytes]]) -> None:
-    """In a process of its own, whose memory is nobody else's."""
-    with serving(Stranger(lambda number, context: say(context))) as address, RunningTeacher(ScriptedTeacher()) as sound:
+@pytest.mark.parametrize("send", [bomb, too_large, large_metadata], ids=lambda send: send.__name__)
+def test_a_bomb_is_never_inflated(send: Callable[[grpc.ServicerContext], Iterator[bytes]]) -> None:
+    """The receiver runs in a separate process, so that its memory can be measured."""
+    with serving(UntrustedServer(lambda number, context: send(context))) as address, RunningTeacher(ScriptedTeacher()) as sound:
         script = ALONE.format(path=sys.path, sound=sound.address, address=address)
         alone = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
     kind, grown = alone.stdout.split()
@@ -280,8 +280,8 @@ def test_a_bomb_is_never_inflated(say: Callable[[grpc.ServicerContext], Iterator
 
 
 @pytest.mark.promise(number=11)
-def test_a_teacher_that_breaks_every_stream_after_the_same_chunk_is_given_up() -> None:
-    """The first chunk of a batch, again and again, is no progress."""
+def test_a_teacher_that_breaks_every_stream_after_the_same_chunk_ends_the_run() -> None:
+    """Receiving the first chunk of the same batch again is no progress."""
     faults: dict[int, Fault] = {number: broken(grpc.StatusCode.UNAVAILABLE) for number in range(1, 2000, 2)}
     with pytest.raises(LinkLostError, match=r"^gave up after 0.5 s without success: teacher .* UNAVAILABLE: scripted$"):
         receive_all(ScriptedTeacher(faults), max_wait_s=0.5)
@@ -301,7 +301,7 @@ ANSWERS = {
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[str]:
-    """A socket that says the same to everybody, and hangs up."""
+    """A socket that sends the same bytes to every client and closes the connection."""
     listening = socket.create_server(("127.0.0.1", 0))
 
     def answer_all() -> None:
@@ -329,7 +329,7 @@ def answering(answer: bytes) -> Iterator[str]:
 
 @pytest.mark.promise(number=11)
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_what_is_no_grpc_server_is_named_and_given_up(kind: str) -> None:
+def test_a_server_without_grpc_is_named_in_the_error(kind: str) -> None:
     with answering(ANSWERS[kind]) as address:
         with pytest.raises((LinkLostError, RequestRefusedError), match=re.escape(address)) as ended:
             receive_one(address, max_wait_s=0.5)

@@ -1,4 +1,4 @@
-"""What the edge does with a teacher that breaks off, repeats itself, lies, or sends garbage."""
+"""The receiver and a teacher that breaks streams, sends duplicates, sends wrong values, or sends garbage."""
 
 import grpc
 import numpy as np
@@ -47,7 +47,7 @@ def configure(address: str, **changes: object) -> Configure:
 
 
 def receive_all(teacher: ScriptedTeacher, **changes: object) -> tuple[np.ndarray, Receiver, list[str]]:
-    """All batches [CYCLES, BATCH, classes] as the edge has them, the receiver, and the troubles it reported."""
+    """Return all received batches [CYCLES, BATCH, classes], the receiver, and the reported failures."""
     troubles: list[str] = []
     with RunningTeacher(teacher) as running:
         receiver = Receiver(configure(running.address, **changes), lambda cause, attempt: troubles.append(cause))
@@ -105,7 +105,7 @@ def test_a_stream_that_breaks_in_the_middle_of_a_batch_is_resumed_at_that_batch(
         (changed(crc32=1), "CRC-32"),
         (changed(payload=b"short"), "bytes"),
         (poisoned, "NaN"),
-        (changed(num_classes=NUM_CLASSES + 1), "classes"),
+        (changed(num_classes=NUM_CLASSES + 1), "num_classes"),
         (changed(num_rows=200), "rows"),
         (changed(num_rows=0), "rows"),
         (changed(encoding=2), "encoding"),
@@ -114,10 +114,10 @@ def test_a_stream_that_breaks_in_the_middle_of_a_batch_is_resumed_at_that_batch(
         (changed(sample_ids=[1, 2, 3]), "sample ids"),
         (changed(sample_ids=[2**63, 2**64 - 1, 0]), "sample ids"),
         (changed(batch_index=9), "batch 9"),
-        (lambda chunk: [], "was due"),
+        (lambda chunk: [], "must start at"),
     ],
 )
-def test_a_chunk_that_breaks_a_rule_is_refused_by_name_and_asked_for_again(fault: Fault, reason: str) -> None:
+def test_a_chunk_that_breaks_a_rule_is_rejected_and_requested_again(fault: Fault, reason: str) -> None:
     out, receiver, troubles = receive_all(ScriptedTeacher({3: fault}))
     assert np.array_equal(out, expected())
     assert receiver.num_refused_chunks == 1
@@ -132,31 +132,31 @@ def test_a_duplicated_chunk_is_dropped_and_counted() -> None:
 
 
 @pytest.mark.promise(number=10)
-def test_a_teacher_that_keeps_sending_garbage_ends_the_run_by_name() -> None:
-    with pytest.raises(BadTeacherError, match=r"batch 0 was refused 5 times.*CRC-32"):
+def test_a_teacher_that_keeps_sending_garbage_ends_the_run_with_the_cause() -> None:
+    with pytest.raises(BadTeacherError, match=r"rejected 5 chunks in a row, the last one: batch 0: .*CRC-32"):
         receive_all(ScriptedTeacher(dict.fromkeys(range(100), changed(crc32=1))))
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT])
-def test_a_refused_request_is_not_repeated(code: grpc.StatusCode) -> None:
+def test_a_rejected_request_is_not_retried(code: grpc.StatusCode) -> None:
     teacher = ScriptedTeacher({0: broken(code)})
     with pytest.raises(RequestRefusedError, match=code.name):
         receive_all(teacher)
     assert len(teacher.requests) == 1
 
 
-def test_a_teacher_of_another_protocol_version_is_refused() -> None:
+def test_a_teacher_of_another_protocol_version_is_rejected() -> None:
     with pytest.raises(RequestRefusedError, match="protocol version 2"):
         receive_all(ScriptedTeacher(protocol_version=2))
 
 
-def test_a_teacher_without_the_wanted_encoding_is_refused() -> None:
+def test_a_teacher_without_the_requested_encoding_is_rejected() -> None:
     with pytest.raises(RequestRefusedError, match=r"cannot send encoding float16; it can send float32, int8$"):
         receive_all(ScriptedTeacher(encodings=[teacher_pb2.ENCODING_FLOAT32, 3, 77]), encoding="float16")
 
 
-def test_more_logits_of_a_row_than_it_has_are_never_asked_for() -> None:
-    with pytest.raises(RequestRefusedError, match=r"has no logits as topk:5: top_k is 5, must be below the number of classes, 5"):
+def test_top_k_must_be_below_the_number_of_classes() -> None:
+    with pytest.raises(RequestRefusedError, match=r"cannot send encoding topk:5: top_k is 5, must be below the number of classes"):
         receive_all(ScriptedTeacher(), encoding="topk", top_k=5)
 
 
@@ -170,7 +170,7 @@ def test_other_encodings_arrive_as_they_were_sent(encoding: str, top_k: int) -> 
     assert np.array_equal(out.reshape(-1, NUM_CLASSES), decoded)
 
 
-def test_an_absent_teacher_is_given_up_after_max_wait_with_its_address() -> None:
+def test_an_absent_teacher_is_an_error_with_its_address_after_max_wait() -> None:
     with RunningTeacher(ScriptedTeacher()) as running:
         address = running.address
     receiver = Receiver(configure(address, max_wait_s=0.5), lambda cause, attempt: None)
@@ -179,8 +179,8 @@ def test_an_absent_teacher_is_given_up_after_max_wait_with_its_address() -> None
     receiver.close()
 
 
-def test_a_long_hold_before_a_break_is_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time in which nothing failed does not count towards --max-wait."""
+def test_a_long_hold_before_a_broken_stream_does_not_count_as_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time without a failure does not count towards --max-wait."""
     clock = {"now": 0.0}
     monkeypatch.setattr("edge_student.receive.retry.time.monotonic", lambda: clock["now"])
     teacher = ScriptedTeacher({4: broken(grpc.StatusCode.UNAVAILABLE)})
@@ -200,7 +200,7 @@ def test_a_long_hold_before_a_break_is_no_reason_to_give_up(monkeypatch: pytest.
 
 
 def receive_inputs(teacher: ScriptedTeacher, **changes: object) -> tuple[list[Slot], Receiver]:
-    """All batches with their inputs."""
+    """Return all batches with their inputs, and the receiver."""
     slots = []
     with RunningTeacher(teacher) as running:
         receiver = Receiver(configure(running.address, **({"inputs": "pixels"} | changes)), lambda cause, attempt: None)
@@ -215,7 +215,7 @@ def receive_inputs(teacher: ScriptedTeacher, **changes: object) -> tuple[list[Sl
     return slots, receiver
 
 
-def test_inputs_come_with_their_logits() -> None:
+def test_inputs_are_received_with_their_logits() -> None:
     slots, _ = receive_inputs(ScriptedTeacher())
     assert np.array_equal(np.stack([slot.logits for slot in slots]), expected())
     assert all(np.array_equal(slot.inputs, inputs_of(slot.sample_ids)) for slot in slots)
@@ -234,34 +234,34 @@ def test_inputs_come_with_their_logits() -> None:
     ],
     ids=["checksum", "short", "oversized", "none", "stored", "unknown", "lengths"],
 )
-def test_inputs_that_break_a_rule_are_refused_and_asked_for_again(fault: Fault) -> None:
+def test_inputs_that_break_a_rule_are_rejected_and_requested_again(fault: Fault) -> None:
     slots, receiver = receive_inputs(ScriptedTeacher({2: fault}))
     assert all(np.array_equal(slot.inputs, inputs_of(slot.sample_ids)) for slot in slots)
     assert (receiver.num_refused_chunks, receiver.num_reconnects) == (1, 1)
 
 
-def test_inputs_that_nobody_asked_for_are_refused() -> None:
+def test_unrequested_inputs_are_rejected() -> None:
     out, receiver, troubles = receive_all(ScriptedTeacher({1: changed(inputs=b"surprise")}))
     assert np.array_equal(out, expected())
-    assert (receiver.num_refused_chunks, "8 bytes of inputs as number 0 came, no inputs were asked for" in troubles[0]) == (1, True)
+    assert (receiver.num_refused_chunks, "inputs are 8 bytes with encoding number 0, must be absent" in troubles[0]) == (1, True)
 
 
 @pytest.mark.parametrize(
-    ("description", "says"),
+    ("description", "message"),
     [
-        ({"input_encodings": []}, r"cannot send its inputs as pixels; it can send them as nothing: give this edge"),
-        ({"input_encodings": [2, 99]}, r"cannot send its inputs as pixels; it can send them as stored: give this edge"),
-        ({"input_shape": [1, 2]}, r"has inputs of the shape \(1, 2\), which must be channels"),
-        ({"input_shape": [1, 2, 0]}, r"has inputs of the shape"),
+        ({"input_encodings": []}, r"cannot send inputs as pixels; it can send no inputs: give this edge"),
+        ({"input_encodings": [2, 99]}, r"cannot send inputs as pixels; it can send stored: give this edge"),
+        ({"input_shape": [1, 2]}, r"has inputs of shape \(1, 2\), must be channels"),
+        ({"input_shape": [1, 2, 0]}, r"has inputs of shape"),
         ({"input_shape": [2**32 - 1] * 3}, r"and at most 2097152 bytes"),
     ],
 )
-def test_a_teacher_that_cannot_send_its_inputs_is_refused(description: dict[str, object], says: str) -> None:
-    with pytest.raises(RequestRefusedError, match=says):
+def test_a_teacher_that_cannot_send_its_inputs_is_rejected(description: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestRefusedError, match=message):
         receive_inputs(ScriptedTeacher(**description))
 
 
-def test_receivers_that_divide_the_batches_ask_for_their_share_only() -> None:
+def test_each_receiver_requests_only_its_share_of_the_batches() -> None:
     teacher = ScriptedTeacher({9: broken(grpc.StatusCode.UNAVAILABLE)})
     with RunningTeacher(teacher) as running:
         first = Receiver(configure(running.address, window=2), lambda cause, attempt: None)
@@ -273,14 +273,14 @@ def test_receivers_that_divide_the_batches_ask_for_their_share_only() -> None:
             for index in range(number, 20, 3):
                 receiver.receive(index, 20, Slot(np.zeros(BATCH, np.int64), out[index], NO_INPUTS), lambda: None)
             receiver.close()
-    wanted = np.stack([logits_of(batch_ids(SEED, NUM_SAMPLES, BATCH, index)) for index in range(20)])
-    assert np.array_equal(out, wanted)
+    requested = np.stack([logits_of(batch_ids(SEED, NUM_SAMPLES, BATCH, index)) for index in range(20)])
+    assert np.array_equal(out, requested)
     assert sum(receiver.num_reconnects for receiver in receivers) == 1
     starts = [(request.start, request.count, request.stride) for request in teacher.requests if request.start % 3 == 1]
     assert starts == [(1, 2, 3), (7, 2, 3), (13, 2, 3), (19, 1, 3)]
 
 
-def test_a_teacher_that_knows_no_stride_serves_one_stream() -> None:
+def test_a_teacher_without_strides_serves_one_stream() -> None:
     with RunningTeacher(ScriptedTeacher(max_stride=0)) as running:
         receiver = Receiver(configure(running.address), lambda cause, attempt: None)
         receiver.describe()
@@ -290,38 +290,38 @@ def test_a_teacher_that_knows_no_stride_serves_one_stream() -> None:
 
 
 @pytest.mark.parametrize(
-    ("description", "says"),
+    ("description", "message"),
     [
-        ({"teacher_digest": "/".join([".."] * 3 + ["x" * 55])}, "teacher digest that is none"),
-        ({"teacher_digest": ""}, "teacher digest that is none"),
-        ({"dataset_digest": "D" * 64}, "data set digest that is none"),
-        ({"dataset_digest": "d" * 65}, "data set digest that is none"),
+        ({"teacher_digest": "/".join([".."] * 3 + ["x" * 55])}, "an invalid teacher digest"),
+        ({"teacher_digest": ""}, "an invalid teacher digest"),
+        ({"dataset_digest": "D" * 64}, "an invalid data set digest"),
+        ({"dataset_digest": "d" * 65}, "an invalid data set digest"),
         ({"num_samples": 0}, "0 samples, must be in 1 .. 134217728"),
         ({"num_samples": 2**32}, "4294967296 samples"),
         ({"max_window": 0}, "windows of 0 batches"),
-        ({"dataset_name": "a\x1b[2Jb"}, "whose name is none"),
-        ({"dataset_name": "a" * 1001}, "whose name is none"),
+        ({"dataset_name": "a\x1b[2Jb"}, "an invalid data set name"),
+        ({"dataset_name": "a" * 1001}, "an invalid data set name"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"num_classes": 2**32 - 1}, "num_classes is 4294967295"),
-        ({"max_batch_size": 0}, "over the teacher's limit of 0"),
+        ({"max_batch_size": 0}, "must be at most 0, the teacher's limit"),
     ],
 )
-def test_what_no_teacher_may_say_of_itself_is_refused(description: dict[str, object], says: str) -> None:
-    with pytest.raises(RequestRefusedError, match=says):
+def test_an_invalid_description_is_rejected(description: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestRefusedError, match=message):
         receive_all(ScriptedTeacher(**description))
 
 
 @pytest.mark.promise(number=9)
-def test_a_teacher_that_repeats_itself_for_ever_ends_the_run_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_that_sends_endless_duplicates_ends_the_run_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver_module, "_MAX_DUPLICATES", 20)
 
     def again(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
         return [teacher_pb2.LogitsChunk(batch_index=0, row_start=0)] * 50
 
-    with pytest.raises(BadTeacherError, match=r"batch 1 was refused 5 times.*more than 20 chunks came of rows"):
+    with pytest.raises(BadTeacherError, match=r"rejected 5 chunks in a row, the last one: batch 1: more than 20 duplicate chunks"):
         receive_all(ScriptedTeacher(dict.fromkeys(range(3, 100), again)))
 
 
-def test_a_default_that_does_not_fit_names_its_flag() -> None:
+def test_an_invalid_default_names_its_flag() -> None:
     with pytest.raises(RequestRefusedError, match=r"below the number of classes, 5; choose fewer with --top-k$"):
         receive_all(ScriptedTeacher(), encoding="topk", top_k=10)

@@ -1,4 +1,4 @@
-"""Several streams in one comm worker: batches are told of in order, and every stream wakes when it may go on."""
+"""Several streams in one comm worker: batches are reported in order, and every waiting stream resumes."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 
 class Share:
-    """A source without a wire: `work(index)` happens for every batch, which is then marked in its slot."""
+    """A source without a connection: calls `work(index)` for every batch, then marks the slot."""
 
     def __init__(self, work: Callable[[int], None] = lambda index: None, barrier: int | None = None) -> None:
         self.work, self.barrier = work, barrier
@@ -42,26 +42,26 @@ class Share:
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.settimeout(20)
-    yield ours, theirs
-    ours.close()
-    theirs.close()
+    local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    local.settimeout(20)
+    yield local, remote
+    local.close()
+    remote.close()
 
 
 @pytest.fixture
 def rings() -> Iterator[tuple[Ring, Ring]]:
-    ours = Ring.create(RingShape(num_slots=4, batch_size=2, num_classes=3))
-    theirs = Ring.attach(os.dup(ours.fd))
-    yield ours, theirs
-    ours.close()
-    theirs.close()
+    local = Ring.create(RingShape(num_slots=4, batch_size=2, num_classes=3))
+    remote = Ring.attach(os.dup(local.fd))
+    yield local, remote
+    local.close()
+    remote.close()
 
 
-def told(ours: socket.socket, count: int) -> list[BatchReceived]:
-    heard = [messages.receive(ours)[0] for _ in range(count)]
-    assert all(isinstance(message, BatchReceived) for message in heard)
-    return heard  # type: ignore[return-value]
+def received(local: socket.socket, count: int) -> list[BatchReceived]:
+    batches = [messages.receive(local)[0] for _ in range(count)]
+    assert all(isinstance(message, BatchReceived) for message in batches)
+    return batches  # type: ignore[return-value]
 
 
 def start(work: Callable[[], object]) -> threading.Thread:
@@ -71,50 +71,48 @@ def start(work: Callable[[], object]) -> threading.Thread:
 
 
 @pytest.mark.parametrize("num_streams", [1, 2, 3])
-def test_all_batches_are_told_of_in_order_and_lie_in_their_slots(num_streams: int, pair: Pair, rings: tuple[Ring, Ring]) -> None:
-    (ours, theirs), (ring, their_ring) = pair, rings
+def test_all_batches_are_reported_in_order_and_lie_in_their_slots(num_streams: int, pair: Pair, rings: tuple[Ring, Ring]) -> None:
+    (local, remote), (ring, remote_ring) = pair, rings
     sums: list[int] = []
     sources = [Share(lambda index: time.sleep(0.002 * (index % 3))) for _ in range(num_streams)]
-    thread = start(lambda: sums.append(receive_all(theirs, sources, their_ring, UseRing(start=5, stop=30))))  # type: ignore[arg-type]
+    thread = start(lambda: sums.append(receive_all(remote, sources, remote_ring, UseRing(start=5, stop=30))))  # type: ignore[arg-type]
     ring.set_consumed(5)
-    messages.wake(ours)
+    messages.wake(local)
     before = 0.0
     for index in range(5, 30):
-        (message,) = told(ours, 1)
+        (message,) = received(local, 1)
         assert message.index == index
         assert before <= message.started <= message.ended
         before = message.ended
         assert ring.slot(index).sample_ids.tolist() == [index, index]
         ring.set_consumed(index + 1)
-        messages.wake(ours)
+        messages.wake(local)
     thread.join(20)
     assert sums == [250]
 
 
-def test_a_batch_that_comes_early_waits_for_those_before_it(pair: Pair, rings: tuple[Ring, Ring]) -> None:
-    (ours, theirs), (_, their_ring) = pair, rings
+def test_an_early_batch_waits_for_the_batches_before_it(pair: Pair, rings: tuple[Ring, Ring]) -> None:
+    (local, remote), (_, remote_ring) = pair, rings
     first_may_come, second_has_come = threading.Event(), threading.Event()
 
     def wait(index: int) -> None:
         assert first_may_come.wait(20)
 
     sources = [Share(wait), Share(lambda index: second_has_come.set())]
-    start(lambda: receive_all(theirs, sources, their_ring, UseRing(start=0, stop=4)))  # type: ignore[arg-type]
+    start(lambda: receive_all(remote, sources, remote_ring, UseRing(start=0, stop=4)))  # type: ignore[arg-type]
     assert second_has_come.wait(20)
-    ours.settimeout(0.05)
+    local.settimeout(0.05)
     with pytest.raises(TimeoutError):
-        messages.receive(ours)
-    ours.settimeout(20)
+        messages.receive(local)
+    local.settimeout(20)
     first_may_come.set()
-    assert [message.index for message in told(ours, 4)] == [0, 1, 2, 3]
+    assert [message.index for message in received(local, 4)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("num_streams", [2, 3, 4])
-def test_where_slots_are_free_for_ever_no_two_streams_write_into_one(
-    num_streams: int, pair: Pair, rings: tuple[Ring, Ring]
-) -> None:
-    """As in `calibrate`: four slots, or fewer than streams, and a trainer that needs none of them back."""
-    (ours, theirs), (ring, their_ring) = pair, rings
+def test_two_streams_never_write_to_one_slot_if_all_slots_are_free(num_streams: int, pair: Pair, rings: tuple[Ring, Ring]) -> None:
+    """As in `calibrate`: four slots for any number of streams, and a trainer that never reuses a slot."""
+    (local, remote), (ring, remote_ring) = pair, rings
     ring.set_consumed(1 << 60)
     writing: set[int] = set()
     collisions: list[int] = []
@@ -127,86 +125,86 @@ def test_where_slots_are_free_for_ever_no_two_streams_write_into_one(
         time.sleep(0.0005 * (index % num_streams))
         writing.discard(slot)
 
-    start(lambda: receive_all(theirs, [Share(write) for _ in range(num_streams)], their_ring, UseRing(start=0, stop=200)))  # type: ignore[arg-type, misc]
-    assert [message.index for message in told(ours, 200)] == list(range(200))
+    start(lambda: receive_all(remote, [Share(write) for _ in range(num_streams)], remote_ring, UseRing(start=0, stop=200)))  # type: ignore[arg-type, misc]
+    assert [message.index for message in received(local, 200)] == list(range(200))
     assert collisions == []
 
 
-def test_a_stream_whose_siblings_are_behind_is_given_back(
+def test_a_stream_is_released_if_other_streams_are_behind(
     pair: Pair, rings: tuple[Ring, Ring], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A teacher may have no stream left but this one, and a sibling waits for one."""
-    (ours, theirs), (ring, their_ring) = pair, rings
+    """The teacher may have no other stream slot, and another stream may wait for it."""
+    (local, remote), (ring, remote_ring) = pair, rings
     ring.set_consumed(1 << 60)
-    monkeypatch.setattr(streams, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(streams, "_RELEASE_AFTER_S", 0.01)
     quick = Share()
     given_back = threading.Event()
     quick.release = given_back.set  # type: ignore[method-assign]
     starved = Share(lambda index: None if given_back.wait(20) else pytest.fail("never"))
-    start(lambda: receive_all(theirs, [quick, starved], their_ring, UseRing(start=0, stop=8)))  # type: ignore[arg-type]
-    assert [message.index for message in told(ours, 8)] == list(range(8))
+    start(lambda: receive_all(remote, [quick, starved], remote_ring, UseRing(start=0, stop=8)))  # type: ignore[arg-type]
+    assert [message.index for message in received(local, 8)] == list(range(8))
     assert given_back.is_set()
 
 
-def test_a_source_that_needs_all_before_gets_them(pair: Pair, rings: tuple[Ring, Ring]) -> None:
-    (ours, theirs), (_, their_ring) = pair, rings
-    came: list[int] = []
+def test_a_source_can_wait_for_all_batches_before(pair: Pair, rings: tuple[Ring, Ring]) -> None:
+    (local, remote), (_, remote_ring) = pair, rings
+    arrived: list[int] = []
 
-    def come_slowly(index: int) -> None:
+    def arrive_slowly(index: int) -> None:
         time.sleep(0.02)
-        came.append(index)
+        arrived.append(index)
 
-    slow, quick = Share(come_slowly, barrier=2), Share(came.append, barrier=2)
-    start(lambda: receive_all(theirs, [slow, quick], their_ring, UseRing(start=0, stop=4)))  # type: ignore[arg-type]
-    told(ours, 4)
-    assert set(came[:2]) == {0, 1}
-    assert came[2:] == [2, 3]
+    slow, quick = Share(arrive_slowly, barrier=2), Share(arrived.append, barrier=2)
+    start(lambda: receive_all(remote, [slow, quick], remote_ring, UseRing(start=0, stop=4)))  # type: ignore[arg-type]
+    received(local, 4)
+    assert set(arrived[:2]) == {0, 1}
+    assert arrived[2:] == [2, 3]
 
 
-def test_what_breaks_one_stream_ends_all(pair: Pair, rings: tuple[Ring, Ring]) -> None:
-    (_, theirs), (_, their_ring) = pair, rings
+def test_an_error_of_one_stream_ends_all(pair: Pair, rings: tuple[Ring, Ring]) -> None:
+    (_, remote), (_, remote_ring) = pair, rings
 
     def fail(index: int) -> None:
         raise LinkLostError("gone")
 
     never = threading.Event()
     with pytest.raises(LinkLostError, match="gone"):
-        receive_all(theirs, [Share(lambda index: never.wait(20) and None), Share(fail)], their_ring, UseRing(start=0, stop=9))  # type: ignore[arg-type]
+        receive_all(remote, [Share(lambda index: never.wait(20) and None), Share(fail)], remote_ring, UseRing(start=0, stop=9))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_waiting", [1, 2, 5])
-def test_one_wake_is_enough_for_all_that_wait(num_waiting: int, pair: Pair, rings: tuple[Ring, Ring]) -> None:
-    (ours, theirs), (ring, their_ring) = pair, rings
-    gate, passed = Gate(theirs, their_ring), threading.Semaphore(0)
+def test_one_wake_reaches_all_waiting_threads(num_waiting: int, pair: Pair, rings: tuple[Ring, Ring]) -> None:
+    (local, remote), (ring, remote_ring) = pair, rings
+    gate, passed = Gate(remote, remote_ring), threading.Semaphore(0)
     ring.set_held(True)
     for _ in range(num_waiting):
         start(lambda: (gate.wait_while_held(), passed.release()))
     time.sleep(0.05)
-    messages.wake(ours)  # the ring has not changed: they look, and wait on
+    messages.wake(local)  # the ring has not changed: the threads keep waiting
     time.sleep(0.05)
     assert not passed.acquire(blocking=False)
     ring.set_held(False)
-    messages.wake(ours)
+    messages.wake(local)
     assert all(passed.acquire(timeout=20) for _ in range(num_waiting))
 
 
-def test_those_that_may_go_on_leave_those_that_may_not(pair: Pair, rings: tuple[Ring, Ring]) -> None:
-    (ours, theirs), (ring, their_ring) = pair, rings
-    gate, passed = Gate(theirs, their_ring), [threading.Event() for _ in range(3)]
+def test_only_threads_with_a_free_slot_resume(pair: Pair, rings: tuple[Ring, Ring]) -> None:
+    (local, remote), (ring, remote_ring) = pair, rings
+    gate, passed = Gate(remote, remote_ring), [threading.Event() for _ in range(3)]
     waits = [lambda number=number: (gate.wait_for_slot(4 + number), passed[number].set()) for number in (2, 1, 0)]
-    for wait in waits:  # the one that waits longest listens first
+    for wait in waits:  # the thread that waits longest reads the socket first
         start(wait)
         time.sleep(0.02)
     for number in range(3):
         assert [event.is_set() for event in passed] == [earlier < number for earlier in range(3)]
         ring.set_consumed(number + 1)
-        messages.wake(ours)
+        messages.wake(local)
         assert passed[number].wait(20)
 
 
-def test_the_end_of_the_other_process_reaches_everybody_who_waits(pair: Pair, rings: tuple[Ring, Ring]) -> None:
-    (ours, theirs), (ring, their_ring) = pair, rings
-    gate, ends = Gate(theirs, their_ring), threading.Semaphore(0)
+def test_the_exit_of_the_peer_reaches_all_waiting_threads(pair: Pair, rings: tuple[Ring, Ring]) -> None:
+    (local, remote), (ring, remote_ring) = pair, rings
+    gate, ends = Gate(remote, remote_ring), threading.Semaphore(0)
     ring.set_held(True)
 
     def wait() -> None:
@@ -217,5 +215,5 @@ def test_the_end_of_the_other_process_reaches_everybody_who_waits(pair: Pair, ri
     for _ in range(3):
         start(wait)
     time.sleep(0.05)
-    ours.close()
+    local.close()
     assert all(ends.acquire(timeout=20) for _ in range(3))

@@ -1,4 +1,4 @@
-"""A teacher that is told to stop, as a process: it ends its streams cleanly, and its edges go on where they were."""
+"""A teacher process that gets SIGTERM: it ends its streams cleanly, and its edges resume at the same batch."""
 
 import json
 import re
@@ -67,24 +67,24 @@ def stopped(serving: TeacherProcess) -> int:
 
 
 @pytest.mark.promise(number=24)
-def test_streams_of_a_teacher_that_stops_end_cleanly_and_its_edges_go_on_with_the_next_one(tmp_path: Path) -> None:
+def test_streams_of_a_stopping_teacher_end_cleanly_and_resume_at_the_next_teacher(tmp_path: Path) -> None:
     log = tmp_path / "log"
     flags = ("--log-level", "debug", "--log-format", "json", "--metrics-listen", "127.0.0.1:0")
-    # A batch of 2,560 bytes takes half a second, so that the stop, and the moment of grace after it, end in the middle of a stream.
+    # A batch of 2,560 bytes takes half a second, so that the stop and its grace period end in the middle of a stream.
     with teacher(tmp_path / "store", "--rate-limit", "40kbit", *flags, log=log) as first:
         edge = Edge(first.address)
         edge.receive_until(2)
         (metrics,) = re.findall(r"http://[^\"]+/metrics", log.read_text())
         assert health(metrics) == 200
         first.process.send_signal(signal.SIGTERM)
-        while health(metrics) != 503:  # while the stream runs on for its moment, a second and a half
+        while health(metrics) != 503:  # the stream continues for its grace period of 1.5 s
             assert first.process.poll() is None
         assert first.process.wait(20) == 0
         with teacher(tmp_path / "store", port=first.port) as second:
             edge.receive_until(CYCLES)
             undisturbed = Edge(second.address)
             undisturbed.receive_until(CYCLES)
-            assert stopped(second) == 0, "idle connections are no reason to wait"
+            assert stopped(second) == 0, "idle connections do not delay the exit"
     assert np.array_equal(edge.batches, undisturbed.batches)
     assert edge.receiver.num_reconnects >= 1
     assert "UNAVAILABLE: the teacher is shutting down; ask again from the first batch that is incomplete" in edge.troubles[0]

@@ -1,4 +1,4 @@
-"""What an edge says of itself: with every call, and in its own log."""
+"""The identity of an edge and its run: in the metadata of every call, and in the edge's log."""
 
 import contextvars
 import io
@@ -19,7 +19,7 @@ from edgekd.wire.limits import EDGE_ID_KEY, RUN_ID_KEY
 
 
 class ListeningTeacher(ScriptedTeacher):
-    """Remembers the metadata of every call."""
+    """Records the metadata of every call."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
@@ -41,7 +41,7 @@ def broken(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
     raise BreakStream(grpc.StatusCode.UNAVAILABLE)
 
 
-def test_every_call_says_which_edge_and_run_it_is_of_and_a_trouble_which_batch(tmp_path: Path) -> None:
+def test_every_call_names_edge_and_run_and_every_failure_names_the_batch(tmp_path: Path) -> None:
     log = io.StringIO()
     handler = logging.StreamHandler(log)
     handler.setFormatter(JsonFormatter({}))
@@ -51,7 +51,7 @@ def test_every_call_says_which_edge_and_run_it_is_of_and_a_trouble_which_batch(t
     try:
         with RunningTeacher(teacher) as running:
             config = FetchConfig(teacher=running.address, cache=tmp_path, batch_size=7, edge_id="pi-1")
-            # A program's log is about its run until it ends; this one is to go on.
+            # A program's log names its run until it exits; this process continues.
             assert contextvars.copy_context().run(fetch, config) == 0
     finally:
         fetching.removeHandler(handler)
@@ -63,12 +63,12 @@ def test_every_call_says_which_edge_and_run_it_is_of_and_a_trouble_which_batch(t
     assert (trouble["level"], trouble["index"], trouble["run"]) == ("warning", 1, run)
 
 
-def test_an_edge_without_a_name_has_that_of_its_host() -> None:
+def test_the_default_edge_id_is_the_host_name() -> None:
     assert FetchConfig(teacher="127.0.0.1:1").edge_id == name_of_host()
     assert read_id(name_of_host())
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 65, "pi\n1"])
-def test_a_name_that_no_teacher_would_read_is_refused(name: str) -> None:
+def test_an_invalid_edge_id_is_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=r"--edge-id is .*, must be 1 to 64 characters"):
         FetchConfig(teacher="127.0.0.1:1", edge_id=name)

@@ -401,10 +401,13 @@ def test_training_that_diverges_is_said(address: str, tmp_path: Path) -> None:
 def test_marks_of_a_run_outlive_its_process() -> None:
     before = Caveats(notes=("cores were taken",), is_ranked=False, num_reconnects=2, num_refused_chunks=None)
     now = Caveats(notes=("the link failed", "cores were taken"), num_reconnects=1)
-    both = now.after(Caveats.from_json(json.loads(json.dumps(asdict(before))), "here"))
+    saved = json.loads(json.dumps(asdict(before)))
+    both = now.after(Caveats.from_json(saved, "here"))
     assert both == Caveats(
         notes=("cores were taken", "the link failed"), is_ranked=False, num_reconnects=3, num_refused_chunks=None
     )
+    del saved["num_duplicate_chunks"]
+    assert Caveats.from_json(saved, "here").num_duplicate_chunks is None, "a checkpoint of an earlier version"
     for wrong in (None, {}, {"notes": [1]}, asdict(before) | {"is_ranked": 1}, asdict(before) | {"num_reconnects": -1}):
         with pytest.raises(ValueError, match="here"):
             Caveats.from_json(wrong, "here")

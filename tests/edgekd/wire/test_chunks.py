@@ -1,4 +1,4 @@
-"""A chunk without copies of its payload and inputs: the same as protobuf reads, whoever wrote it and in whatever order."""
+"""The parser of chunks without copies reads every message as protobuf does, in any order of fields."""
 
 from google.protobuf.message import DecodeError
 from hypothesis import given
@@ -29,7 +29,7 @@ Parts = tuple[teacher_pb2.LogitsChunk, bytes, bytes]
 
 
 def by_us(message: bytes) -> Parts | None:
-    """Header, payload and inputs; None if it is refused."""
+    """Return header, payload and inputs; None if the message is rejected."""
     try:
         header, payload, inputs = parse_chunk(message)
     except DecodeError:
@@ -56,7 +56,7 @@ def test_a_chunk_is_read_as_protobuf_reads_it(chunk: teacher_pb2.LogitsChunk) ->
 
 
 @given(chunk=chunks, data=st.data())
-def test_fields_of_other_versions_and_orders_are_passed_over(chunk: teacher_pb2.LogitsChunk, data: st.DataObject) -> None:
+def test_unknown_fields_and_other_orders_are_accepted(chunk: teacher_pb2.LogitsChunk, data: st.DataObject) -> None:
     whole = chunk.SerializeToString()
     payload_only = teacher_pb2.LogitsChunk(payload=chunk.payload).SerializeToString()
     inputs_only = teacher_pb2.LogitsChunk(inputs=chunk.inputs).SerializeToString()
@@ -69,7 +69,7 @@ def test_fields_of_other_versions_and_orders_are_passed_over(chunk: teacher_pb2.
 
 
 @given(chunk=chunks, data=st.data())
-def test_what_is_cut_off_or_damaged_is_read_as_protobuf_reads_it_or_refused(
+def test_a_truncated_or_damaged_chunk_is_read_as_protobuf_reads_it_or_rejected(
     chunk: teacher_pb2.LogitsChunk, data: st.DataObject
 ) -> None:
     message = bytearray(chunk.SerializeToString() or b"\x08\x01")
@@ -81,5 +81,5 @@ def test_what_is_cut_off_or_damaged_is_read_as_protobuf_reads_it_or_refused(
 
 
 @given(message=st.binary(max_size=60))
-def test_garbage_is_refused_or_read_as_protobuf_reads_it(message: bytes) -> None:
+def test_garbage_is_rejected_or_read_as_protobuf_reads_it(message: bytes) -> None:
     assert by_us(message) == by_protobuf(message)

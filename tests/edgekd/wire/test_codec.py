@@ -1,4 +1,4 @@
-"""Logits as bytes and back: exact or within the stated bound, and never a damaged value."""
+"""The codec of logits: decoded values are exact or within the stated bound, and never damaged."""
 
 import re
 import zlib
@@ -32,20 +32,20 @@ def decode(payload: bytes, form: Format, rows: int, num_classes: int, crc32: int
 
 
 @given(logits=logits_of_all_shapes)
-def test_float32_comes_back_bit_by_bit(logits: npt.NDArray[np.float32]) -> None:
+def test_float32_is_decoded_bit_by_bit(logits: npt.NDArray[np.float32]) -> None:
     back = decode(encode(logits, FLOAT32), FLOAT32, *logits.shape)
     assert back.tobytes() == logits.tobytes()
 
 
 @given(logits=logits_of_all_shapes)
-def test_float16_comes_back_within_its_bound(logits: npt.NDArray[np.float32]) -> None:
+def test_float16_is_decoded_within_its_bound(logits: npt.NDArray[np.float32]) -> None:
     back = decode(encode(logits, FLOAT16), FLOAT16, *logits.shape).astype(np.float64)
     clipped = np.clip(logits.astype(np.float64), -65504, 65504)
     assert np.all(np.abs(back - clipped) <= np.maximum(np.abs(clipped) * 2.0**-11, 2.0**-25))
 
 
 @given(logits=logits_of_all_shapes)
-def test_int8_comes_back_within_half_a_step(logits: npt.NDArray[np.float32]) -> None:
+def test_int8_is_decoded_within_half_a_step(logits: npt.NDArray[np.float32]) -> None:
     back = decode(encode(logits, INT8), INT8, *logits.shape).astype(np.float64)
     exact = logits.astype(np.float64)
     scale = np.abs(exact).max(axis=1, keepdims=True) / 127
@@ -54,9 +54,7 @@ def test_int8_comes_back_within_half_a_step(logits: npt.NDArray[np.float32]) -> 
 
 
 @given(logits=logits_of_all_shapes, data=st.data())
-def test_the_k_largest_come_back_exactly_and_the_others_as_what_they_weigh_together(
-    logits: npt.NDArray[np.float32], data: st.DataObject
-) -> None:
+def test_the_k_largest_are_exact_and_the_others_share_one_logit(logits: npt.NDArray[np.float32], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, logits.shape[1] - 1))
     form = Format(Encoding.TOPK, k)
     back = decode(encode(logits, form), form, *logits.shape).astype(np.float64)
@@ -64,13 +62,13 @@ def test_the_k_largest_come_back_exactly_and_the_others_as_what_they_weigh_toget
         assert np.array_equal(np.sort(given_row)[-k:], np.sort(row)[-k:])
         kept = np.argsort(row, kind="stable")[-k:] if len(set(row)) > 1 else np.arange(k)
         others = np.delete(row, kept)
-        assert len(set(others)) == 1, "one logit for all of them"
+        assert len(set(others)) == 1, "one logit for all others"
         rest = np.sort(given_row)[:-k]
         exact = np.logaddexp.reduce(rest - rest.max()) - np.log(len(rest)) + rest.max()
         assert others[0] == pytest.approx(exact, rel=1e-6, abs=1e-6)
 
 
-def test_the_mass_of_the_rest_is_kept() -> None:
+def test_the_softmax_mass_of_the_rest_is_preserved() -> None:
     logits = (np.random.default_rng(0).standard_normal((16, 1000)) * 3).astype(np.float32)
     form = Format(Encoding.TOPK, 10)
     back = decode(encode(logits, form), form, *logits.shape)
@@ -89,7 +87,7 @@ def test_ten_of_a_thousand_classes_take_a_fiftieth_of_the_bytes() -> None:
     assert len(encode(logits, FLOAT32)) == 128 * 4000
 
 
-def test_every_half_comes_back_as_the_float_that_it_is() -> None:
+def test_every_float16_is_decoded_exactly() -> None:
     bits = np.arange(1 << 16, dtype=np.uint16)
     halves = bits[bits & 0x7C00 != 0x7C00].view(np.float16)
     payload = halves.astype("<f2").tobytes()
@@ -106,7 +104,7 @@ def row_of_top_k(rest: float, classes: list[int], values: list[float]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("form", "num_classes", "payload", "said"),
+    ("form", "num_classes", "payload", "message"),
     [
         (INT8, 2, row_of_int8(1.0, -128, 0), "holds -128"),
         (INT8, 2, row_of_int8(-1.0, 1, 2), "holds a scale outside"),
@@ -122,28 +120,28 @@ def row_of_top_k(rest: float, classes: list[int], values: list[float]) -> bytes:
         (Format(Encoding.TOPK, 2), 4, row_of_top_k(0.0, [1, 2], [np.inf, 2.0]), "holds a NaN or an infinity"),
     ],
 )
-def test_what_no_encoder_writes_is_refused(form: Format, num_classes: int, payload: bytes, said: str) -> None:
+def test_values_that_no_encoder_writes_are_rejected(form: Format, num_classes: int, payload: bytes, message: str) -> None:
     out = np.full((1, num_classes), 7.0, np.float32)
-    with pytest.raises(ChunkError, match=f"^payload {said}.* among its 1 rows x {num_classes} {form}$"):
+    with pytest.raises(ChunkError, match=f"^payload {message}.* in its 1 rows x {num_classes} {form}$"):
         decode_into(payload, form=form, rows=1, num_classes=num_classes, crc32=checksum(payload), out=out)
     assert out.tolist() == [[7.0] * num_classes]
 
 
 @pytest.mark.parametrize(
-    ("encoding", "top_k", "said"),
+    ("encoding", "top_k", "message"),
     [
         (Encoding.TOPK, 0, f"top_k is 0, must be in 1 .. {MAX_TOP_K} with encoding topk"),
         (Encoding.TOPK, MAX_TOP_K + 1, f"top_k is {MAX_TOP_K + 1}, must be in"),
         (Encoding.INT8, 3, "top_k is 3, must be 0 with encoding int8"),
     ],
 )
-def test_a_k_goes_with_topk_and_with_nothing_else(encoding: Encoding, top_k: int, said: str) -> None:
-    with pytest.raises(ValueError, match=f"^{said}"):
+def test_top_k_is_valid_only_with_topk(encoding: Encoding, top_k: int, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
         Format(encoding, top_k)
 
 
 @pytest.mark.parametrize("k", [3, 4])
-def test_the_k_largest_of_all_classes_are_refused(k: int) -> None:
+def test_k_must_be_below_the_number_of_classes(k: int) -> None:
     with pytest.raises(ValueError, match=f"^top_k is {k}, must be below the number of classes, 3$"):
         Format(Encoding.TOPK, k).layout(3)
 
@@ -170,16 +168,16 @@ def test_a_payload_is_decoded_into_a_slice_of_a_larger_array() -> None:
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_never_sent(form: Format, value: float) -> None:
+def test_a_value_that_is_not_finite_is_never_encoded(form: Format, value: float) -> None:
     with pytest.raises(ValueError, match=r"^logits hold a NaN or an infinity"):
         encode(np.array([[0.0, value]], np.float32), form)
 
 
 @pytest.mark.parametrize(("form", "dtype"), [(FLOAT32, "<f4"), (FLOAT16, "<f2")])
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_never_received(form: Format, dtype: str, value: float) -> None:
+def test_a_value_that_is_not_finite_is_never_decoded(form: Format, dtype: str, value: float) -> None:
     payload = np.array([[0.0, value]], dtype).tobytes()
-    with pytest.raises(ChunkError, match=r"^payload holds a NaN or an infinity among its 1 rows x 2 float"):
+    with pytest.raises(ChunkError, match=r"^payload holds a NaN or an infinity in its 1 rows x 2 float"):
         decode(payload, form, 1, 2)
 
 
@@ -196,25 +194,25 @@ def test_only_float32_is_encoded() -> None:
 
 @pytest.mark.promise(number=10)
 @given(logits=logits_of_all_shapes, form=st.sampled_from(FORMATS), change=st.integers(-40, 40).filter(bool))
-def test_a_payload_of_another_length_is_refused(logits: npt.NDArray[np.float32], form: Format, change: int) -> None:
+def test_a_payload_of_another_length_is_rejected(logits: npt.NDArray[np.float32], form: Format, change: int) -> None:
     payload = encode(logits, form)
     changed = payload + bytes(change) if change > 0 else payload[:change]
-    with pytest.raises(ChunkError, match=rf"^payload has {len(changed)} bytes, .* are {len(payload)} bytes$"):
+    with pytest.raises(ChunkError, match=rf"^payload has {len(changed)} bytes, must have {len(payload)} for"):
         decode(changed, form, *logits.shape)
 
 
 @pytest.mark.promise(number=10)
 @given(logits=logits_of_all_shapes, form=st.sampled_from(FORMATS), data=st.data())
-def test_a_flipped_bit_is_refused(logits: npt.NDArray[np.float32], form: Format, data: st.DataObject) -> None:
+def test_a_flipped_bit_is_rejected(logits: npt.NDArray[np.float32], form: Format, data: st.DataObject) -> None:
     payload = bytearray(encode(logits, form))
     crc32 = checksum(bytes(payload))
     bit = data.draw(st.integers(0, 8 * len(payload) - 1))
     payload[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(ChunkError, match=rf"^payload has CRC-32 [0-9a-f]{{8}}, the chunk says {crc32:08x}$"):
+    with pytest.raises(ChunkError, match=rf"^payload has CRC-32 [0-9a-f]{{8}}, must be {crc32:08x}$"):
         decode(bytes(payload), form, *logits.shape, crc32)
 
 
-def test_a_refused_payload_leaves_the_target_untouched() -> None:
+def test_a_rejected_payload_leaves_the_output_unchanged() -> None:
     out = np.full((1, 2), 7.0, np.float32)
     payload = np.array([[1.0, np.nan]], "<f2").tobytes()
     with pytest.raises(ChunkError):
@@ -223,22 +221,22 @@ def test_a_refused_payload_leaves_the_target_untouched() -> None:
 
 
 @pytest.mark.parametrize("out", [np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float64), np.zeros(6, np.float32)], ids=str)
-def test_a_target_of_another_shape_or_type_is_refused(out: npt.NDArray[np.float32]) -> None:
+def test_an_output_of_another_shape_or_type_is_rejected(out: npt.NDArray[np.float32]) -> None:
     payload = encode(np.zeros((2, 3), np.float32), FLOAT32)
-    with pytest.raises(ChunkError, match=re.escape(f"does not fit {out.dtype} {list(out.shape)}; it needs float32 [2, 3]")):
+    with pytest.raises(ChunkError, match=re.escape(f"output is {out.dtype} {list(out.shape)}, must be float32 [2, 3]")):
         decode_into(payload, form=FLOAT32, rows=2, num_classes=3, crc32=checksum(payload), out=out)
 
 
 @pytest.mark.parametrize(("rows", "num_classes"), [(0, 3), (-1, 3), (1, 0), (1, MAX_CLASSES + 1)])
-def test_impossible_sizes_are_refused(rows: int, num_classes: int) -> None:
+def test_impossible_sizes_are_rejected(rows: int, num_classes: int) -> None:
     out = np.zeros((max(rows, 0), num_classes), np.float32)
-    with pytest.raises(ChunkError, match=f"^chunk of {rows} rows"):
+    with pytest.raises(ChunkError, match=f"^chunk (has|of) {rows} rows"):
         decode_into(b"", form=FLOAT32, rows=rows, num_classes=num_classes, crc32=0, out=out)
 
 
-def test_a_chunk_over_the_limit_is_refused_before_its_bytes_are_looked_at() -> None:
+def test_a_chunk_over_the_limit_is_rejected_before_its_bytes_are_read() -> None:
     rows = MAX_CHUNK_BYTES // 4 + 1
-    with pytest.raises(ChunkError, match=f"is {4 * rows} bytes, over {MAX_CHUNK_BYTES}$"):
+    with pytest.raises(ChunkError, match=f"has {4 * rows} bytes, must have at most {MAX_CHUNK_BYTES}$"):
         decode(b"", FLOAT32, rows, 1)
 
 
@@ -270,7 +268,7 @@ def test_encodings_have_the_numbers_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 5, -1])
-def test_an_unknown_encoding_is_refused_with_the_known_ones(number: int) -> None:
+def test_an_unknown_encoding_is_rejected_with_the_known_ones(number: int) -> None:
     with pytest.raises(ValueError) as refusal:
         from_wire(number)
     assert str(refusal.value) == f"encoding {number} is unknown, must be one of 1 (float32), 2 (float16), 3 (int8), 4 (topk)"

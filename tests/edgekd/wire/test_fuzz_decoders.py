@@ -1,4 +1,4 @@
-"""Whatever bytes come: they become finite logits and checked pixels, or a ChunkError, and cost no more than they weigh."""
+"""Fuzz tests of the decoders: any bytes become finite logits and verified pixels, or a ChunkError, with bounded memory."""
 
 import io
 import zlib
@@ -25,7 +25,7 @@ ENOUGH = 256 << 10
 
 
 def decode_or_refuse(payload: bytes, form: Format, rows: int, num_classes: int, out: np.ndarray) -> bool:
-    """Whether it was decoded. Fails if what was is not finite, or what was refused has touched `out`."""
+    """Return whether the payload was decoded. Fails if a decoded value is not finite, or a rejected payload changed `out`."""
     before = out.copy()
     try:
         with allocating_at_most(ENOUGH):
@@ -41,7 +41,7 @@ def decode_or_refuse(payload: bytes, form: Format, rows: int, num_classes: int, 
 @pytest.mark.promise(number=10)
 @given(data=st.data(), form=st.sampled_from(FORMATS), rows=st.integers(1, 4), num_classes=st.integers(3, 6), half=st.booleans())
 @settings(max_examples=300)
-def test_any_bytes_of_the_right_length_are_finite_or_refused(
+def test_any_bytes_of_the_right_length_are_finite_or_rejected(
     data: st.DataObject, form: Format, rows: int, num_classes: int, half: bool
 ) -> None:
     size = rows * form.layout(num_classes).row_bytes
@@ -53,8 +53,8 @@ def test_any_bytes_of_the_right_length_are_finite_or_refused(
 @pytest.mark.promise(number=10)
 @given(data=st.data(), form=st.sampled_from(FORMATS), rows=st.integers(1, 3))
 @settings(max_examples=200)
-def test_a_value_that_is_none_is_refused_wherever_it_hides(data: st.DataObject, form: Format, rows: int) -> None:
-    """Every NaN and infinity, in every place that holds a float: a value, int8's scale, top-k's rest."""
+def test_nan_and_infinity_are_rejected_in_every_position(data: st.DataObject, form: Format, rows: int) -> None:
+    """Every NaN and infinity, in every float: a value, the scale of int8, the rest of top-k."""
     payload = bytearray(encode(np.arange(rows * 5, dtype=np.float32).reshape(rows, 5) + 1, form))
     start = data.draw(st.integers(0, rows - 1)) * form.layout(5).row_bytes
     match form.encoding:
@@ -81,7 +81,7 @@ def test_a_value_that_is_none_is_refused_wherever_it_hides(data: st.DataObject, 
     shape=st.tuples(st.integers(0, 5), st.integers(0, 5)),
 )
 @settings(max_examples=200)
-def test_any_sizes_are_refused_before_anything_is_allocated(
+def test_any_sizes_are_rejected_before_any_allocation(
     payload: bytes, form: Format, rows: int, num_classes: int, shape: tuple[int, int]
 ) -> None:
     decode_or_refuse(payload, form, rows, num_classes, np.zeros(shape, np.float32))
@@ -89,7 +89,7 @@ def test_any_sizes_are_refused_before_anything_is_allocated(
 
 @given(values=st.lists(st.lists(st.floats(width=32) | st.sampled_from(SPECIAL), min_size=4, max_size=4), max_size=3))
 @settings(max_examples=200)
-def test_any_logits_come_back_or_are_not_sent(values: list[list[float]]) -> None:
+def test_any_logits_are_decoded_or_not_encoded(values: list[list[float]]) -> None:
     with np.errstate(over="ignore"):
         logits = np.array(values, np.float32).reshape(-1, 4)
     for form in FORMATS:
@@ -113,7 +113,7 @@ def a_chunk() -> bytes:
 
 @given(data=st.data())
 @settings(max_examples=200)
-def test_a_damaged_chunk_is_read_or_is_no_message_and_costs_what_it_weighs(data: st.DataObject) -> None:
+def test_a_damaged_chunk_is_read_or_rejected_within_its_memory(data: st.DataObject) -> None:
     message = bytearray(a_chunk())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(message) - 1))
@@ -146,7 +146,7 @@ PICTURES = [picture("PNG"), picture("JPEG"), picture("GIF"), picture("BMP"), b""
 
 @given(data=st.data())
 @settings(max_examples=150)
-def test_any_files_are_pictures_of_the_right_checksum_or_refused(data: st.DataObject) -> None:
+def test_any_files_are_images_of_the_right_checksum_or_rejected(data: st.DataObject) -> None:
     files = []
     for _ in range(2):
         file = bytearray(data.draw(st.sampled_from(PICTURES) | st.binary(max_size=60)))
@@ -167,7 +167,7 @@ def test_any_files_are_pictures_of_the_right_checksum_or_refused(data: st.DataOb
 
 @given(content=st.binary(max_size=40), lengths=st.lists(st.integers(0, 2**32 - 1), max_size=2), right=st.booleans())
 @settings(max_examples=100)
-def test_any_pixels_are_those_that_were_sent_or_refused(content: bytes, lengths: list[int], right: bool) -> None:
+def test_any_pixels_match_their_checksum_or_are_rejected(content: bytes, lengths: list[int], right: bool) -> None:
     out = np.zeros((2, 1, 3, 4), np.uint8)
     crc32 = checksum(content) if right else 0
     try:
@@ -179,7 +179,7 @@ def test_any_pixels_are_those_that_were_sent_or_refused(content: bytes, lengths:
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A valid header that promises so many pixels, and next to nothing behind it."""
+    """Return a valid PNG header for an image of this size, with almost no data."""
 
     def block(kind: bytes, body: bytes) -> bytes:
         return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
@@ -189,9 +189,9 @@ def png_of(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(2**31 - 1, 2**31 - 1), (8193, 8193), (1, 2**27), (0, 0)])
-@pytest.mark.filterwarnings("ignore:Image size")  # Pillow's own, about what it would be to load it
-def test_a_picture_that_promises_gigabytes_is_refused_before_it_is_decoded(size: tuple[int, int]) -> None:
+@pytest.mark.filterwarnings("ignore:Image size")  # Pillow's warning about large images
+def test_an_image_of_gigabytes_is_rejected_before_it_is_decoded(size: tuple[int, int]) -> None:
     file = png_of(*size)
     out = np.zeros((1, 3, 4, 4), np.uint8)
-    with allocating_at_most(1 << 20), pytest.raises(ChunkError, match="is no JPEG or PNG, or a broken one"):
+    with allocating_at_most(1 << 20), pytest.raises(ChunkError, match="is not a valid JPEG or PNG"):
         decode_inputs_into(file, encoding=InputEncoding.STORED, lengths=[len(file)], crc32=0, out=out)

@@ -1,4 +1,4 @@
-"""The sample order, pinned by value: whoever writes a peer in another language checks it against these numbers."""
+"""The sample order, pinned by value for implementations in other languages."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def by_the_letter_of_the_schema(seed: int, epoch: int, num_samples: int) -> list
 
 
 def test_the_mixer_is_the_published_splitmix64() -> None:
-    """Its first output for seed 0, which every implementation quotes."""
+    """Its first output for seed 0, which every implementation documents."""
     assert _mix(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF
 
 
@@ -68,7 +68,7 @@ def test_the_order_is_the_formula_of_the_schema(seed: int, epoch: int, num_sampl
 
 
 @given(seed=st.integers(0, LARGEST_SEED), num_samples=st.integers(1, 50), batch_size=st.integers(1, 120))
-def test_batches_are_the_epochs_laid_end_to_end(seed: int, num_samples: int, batch_size: int) -> None:
+def test_batches_are_the_concatenated_epochs(seed: int, num_samples: int, batch_size: int) -> None:
     num_batches = 3
     num_epochs = num_batches * batch_size // num_samples + 1
     endless = np.concatenate([permutation(seed, num_samples, epoch) for epoch in range(num_epochs)])
@@ -81,7 +81,7 @@ def test_every_epoch_visits_every_sample_once(seed: int, epoch: int, num_samples
     assert sorted(permutation(seed, num_samples, epoch).tolist()) == list(range(num_samples))
 
 
-def test_a_batch_is_the_same_whenever_and_after_whatever_it_is_asked_for() -> None:
+def test_a_batch_does_not_depend_on_earlier_requests() -> None:
     first = batch_ids(5, 100, 32, 9)
     for other in range(20):
         batch_ids(other, 100, 32, other)
@@ -106,7 +106,7 @@ def test_writing_into_a_batch_does_not_change_the_order() -> None:
         ((0, 10, 2, -1), "batch index is -1, must be at least 0"),
     ],
 )
-def test_what_has_no_order_is_refused_by_name(arguments: tuple[int, int, int, int], message: str) -> None:
+def test_invalid_arguments_of_the_order_are_rejected_by_name(arguments: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(ValueError) as refusal:
         batch_ids(*arguments)
     assert str(refusal.value) == message

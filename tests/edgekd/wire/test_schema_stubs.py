@@ -1,4 +1,4 @@
-"""The committed stubs are what the schema and the pinned compiler make of each other."""
+"""The committed stubs equal the output of the pinned compiler for the schema."""
 
 from pathlib import Path
 
@@ -26,8 +26,8 @@ def test_the_committed_stub_is_the_generated_one(generated: Path, name: str) -> 
 
 
 @pytest.mark.promise(number=20)
-def test_a_request_holds_nothing_but_scalars() -> None:
-    """The edge's promise: no field of a request could carry a sample."""
+def test_a_request_has_only_scalars() -> None:
+    """No field of a request can carry a training sample."""
     digests = {"teacher_digest", "dataset_digest"}
     for request in (teacher_pb2.DescribeRequest, teacher_pb2.StreamLogitsRequest):
         for field in request.DESCRIPTOR.fields:

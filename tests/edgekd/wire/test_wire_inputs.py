@@ -1,4 +1,4 @@
-"""Public inputs on their way: what arrives is what was sent, and everything else is refused by name."""
+"""The codec of public inputs: decoded inputs equal the sent ones, and everything else is rejected with a cause."""
 
 import io
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_files_as_stored_become_the_pixels_that_the_teacher_saw(folder: Path) -> None:
+def test_stored_files_are_decoded_to_the_pixels_of_the_teacher(folder: Path) -> None:
     dataset = load_dataset(f"imagefolder:{folder},size=8:public")
     inputs = PublicInputs(dataset)
     assert inputs.encodings == [InputEncoding.PIXELS, InputEncoding.STORED]
@@ -56,7 +56,7 @@ def test_files_as_stored_become_the_pixels_that_the_teacher_saw(folder: Path) ->
         assert np.array_equal(decoded(sent.data, encoding, sent.lengths, sent.pixels_crc32), dataset.images[ids])
 
 
-def test_a_file_that_was_changed_since_is_refused(folder: Path) -> None:
+def test_a_changed_file_is_rejected(folder: Path) -> None:
     dataset = load_dataset(f"imagefolder:{folder},size=8:public")
     ids = np.arange(4)
     dataset.files[2].write_bytes(file_of(255 - dataset.images[2]))
@@ -82,7 +82,7 @@ def test_a_broken_image_is_named_when_it_is_loaded(folder: Path) -> None:
         load_dataset(f"imagefolder:{folder},size=8")
 
 
-def test_files_that_edges_may_not_know_are_not_offered(folder: Path) -> None:
+def test_other_file_formats_are_not_offered(folder: Path) -> None:
     Image.new("RGB", (9, 9)).save(folder / "class0" / "other.jpg", "WEBP")
     assert PublicInputs(load_dataset(f"imagefolder:{folder},size=8")).encodings == [InputEncoding.PIXELS]
     assert PublicInputs(load_dataset("digits:public")).encodings == [InputEncoding.PIXELS]
@@ -100,47 +100,47 @@ def test_rows_fit_into_a_chunk_by_the_size_of_their_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "encoding", "lengths", "says"),
+    ("data", "encoding", "lengths", "message"),
     [
         (PIXELS.tobytes()[:-1], "pixels", [], "inputs have 767 bytes"),
         (PIXELS.tobytes() + b"x", "pixels", [], "inputs have 769 bytes"),
         (b"", "pixels", [], "inputs have 0 bytes"),
-        (PIXELS.tobytes(), "pixels", [768], "1 input lengths came with pixels"),
-        (bytes(MAX_INPUTS_BYTES + 1), "pixels", [], "must be at most 2097152"),
-        (b"abcd", "stored", [1, 1, 1], "3 files of 3 bytes were announced for 4 rows, 4 came"),
+        (PIXELS.tobytes(), "pixels", [768], "1 input lengths were sent with pixels"),
+        (bytes(MAX_INPUTS_BYTES + 1), "pixels", [], "must have at most 2097152"),
+        (b"abcd", "stored", [1, 1, 1], "inputs are 3 files of 3 bytes, must be 4 non-empty files of 4 bytes"),
         (b"abcd", "stored", [1, 1, 1, 2], "4 files of 5 bytes"),
         (b"abcd", "stored", [4, 0, 0, 0], "4 files of 4 bytes"),
         (b"", "stored", [], "0 files"),
-        (b"abcd", "stored", [1, 1, 1, 1], "an input of 1 bytes is no JPEG or PNG"),
+        (b"abcd", "stored", [1, 1, 1, 1], "an input of 1 bytes is not a valid JPEG or PNG"),
     ],
 )
-def test_inputs_of_another_size_are_refused_by_name(data: bytes, encoding: str, lengths: list[int], says: str) -> None:
-    with pytest.raises(ChunkError, match=says):
+def test_inputs_of_another_size_are_rejected_with_the_size(data: bytes, encoding: str, lengths: list[int], message: str) -> None:
+    with pytest.raises(ChunkError, match=message):
         decoded(data, InputEncoding(encoding), lengths, checksum(data))
 
 
-def test_another_format_or_a_bomb_is_refused() -> None:
+def test_another_format_or_a_decompression_bomb_is_rejected() -> None:
     for file in (file_of(PIXELS[0], "BMP"), file_of(PIXELS[0])[:-30], bomb()):
-        with pytest.raises(ChunkError, match="is no JPEG or PNG"):
+        with pytest.raises(ChunkError, match="is not a valid JPEG or PNG"):
             decode_inputs_into(
                 file, encoding=InputEncoding.STORED, lengths=[len(file)], crc32=0, out=np.zeros((1, 3, 8, 8), np.uint8)
             )
 
 
 def bomb() -> bytes:
-    """A PNG of some kB that would take 100 million pixels."""
+    """A PNG of some kB that decodes to 100 million pixels."""
     buffer = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def test_files_are_not_decoded_to_what_no_image_is() -> None:
-    with pytest.raises(ChunkError, match="squares of three channels"):
+def test_files_are_decoded_only_to_a_square_with_three_channels() -> None:
+    with pytest.raises(ChunkError, match="must be a square with three channels"):
         decode_inputs_into(b"a", encoding=InputEncoding.STORED, lengths=[1], crc32=0, out=np.zeros((1, 1, 8, 8), np.uint8))
 
 
 @given(data=st.data())
-def test_damage_on_the_way_is_found_out(data: st.DataObject) -> None:
+def test_damage_in_transfer_is_detected(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["PNG", "JPEG"]))
     files = [file_of(image, kind) for image in PIXELS]
     whole, lengths = bytearray(b"".join(files)), [len(file) for file in files]
@@ -151,7 +151,7 @@ def test_damage_on_the_way_is_found_out(data: st.DataObject) -> None:
         out = decoded(bytes(whole), InputEncoding.STORED, lengths, checksum(expected.tobytes()))
     except ChunkError:
         return
-    assert np.array_equal(out, expected)  # a bit that says nothing about pixels
+    assert np.array_equal(out, expected)  # a bit that does not affect pixels
 
 
 @pytest.mark.parametrize("encoding", [None, *InputEncoding])

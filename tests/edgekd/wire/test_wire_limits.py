@@ -1,4 +1,4 @@
-"""The settings of a connection: known to this grpc, and consistent between the two ends."""
+"""The gRPC options: known to the installed gRPC, and consistent between both ends."""
 
 import mmap
 from pathlib import Path
@@ -45,31 +45,31 @@ def test_the_last_batch_index_is_the_one_the_schema_allows() -> None:
     assert limits.PROTOCOL_VERSION == 1
 
 
-def test_the_server_agrees_to_what_the_students_do() -> None:
+def test_the_server_accepts_the_pings_of_the_students() -> None:
     student, server = dict(limits.channel_options()), dict(limits.server_options())
     sizes = {name for name in student if name.endswith("_message_length")}
     assert student.keys() <= server.keys()
     assert {name for name in student if student[name] != server[name]} == sizes
     for one, other in ((student, server), (server, student)):
         assert one["grpc.max_send_message_length"] == other["grpc.max_receive_message_length"]
-    # A server answers pings that come faster than this with GOAWAY.
+    # A server answers more frequent pings with GOAWAY.
     assert server["grpc.http2.min_ping_interval_without_data_ms"] < student["grpc.keepalive_time_ms"]
 
 
 @pytest.mark.parametrize("name", sorted(dict(limits.server_options())))
 def test_grpc_knows_the_option(name: str) -> None:
-    """gRPC ignores an option that it does not know, so a slip in a name would go unnoticed: look for it in the library."""
+    """gRPC ignores unknown options, so a wrong name has no effect: search the library for the name."""
     with Path(cygrpc.__file__).open("rb") as library:
         with mmap.mmap(library.fileno(), 0, access=mmap.ACCESS_READ) as content:
             assert content.find(name.encode() + b"\0") >= 0
 
 
-def test_each_call_returns_a_list_of_its_own() -> None:
+def test_each_call_returns_a_new_list() -> None:
     limits.channel_options().clear()
     assert limits.channel_options() != []
 
 
-def test_a_second_server_on_the_same_port_is_refused() -> None:
+def test_a_second_server_on_the_same_port_is_rejected() -> None:
     with_pool = [grpc.server(None, options=limits.server_options()) for _ in range(2)]
     port = with_pool[0].add_insecure_port("127.0.0.1:0")
     with pytest.raises(RuntimeError, match="Failed to bind"):
