@@ -18,14 +18,7 @@ _DESCRIPTION = "The cloud side of EdgeKD: train a teacher and serve its logits."
 
 def main() -> None:
     """Run the command in sys.argv and exit with its status."""
-    run(
-        lambda: dispatch(
-            sys.argv[1:],
-            COMMANDS,
-            prog="cloud-teacher",
-            description="The cloud side of EdgeKD: train a teacher and serve its logits.",
-        )
-    )
+    run(lambda: dispatch(sys.argv[1:], COMMANDS, prog="cloud-teacher", description=_DESCRIPTION))
 
 
 def _train(config: TrainConfig) -> int:

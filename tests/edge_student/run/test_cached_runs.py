@@ -96,7 +96,7 @@ def test_what_a_cache_lacks_is_said_before_anything_is_trained(address: str, tmp
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--logits", "offline", "--teacher", "127.0.0.1:1"), "--logits offline needs none"),
+        (("--logits", "offline", "--teacher", "127.0.0.1:1"), "--logits offline uses no teacher"),
         (("--logits", "hybrid"), "--teacher is missing"),
         (("--top-k", "3", "--teacher", "127.0.0.1:1"), "use it with --encoding topk"),
     ],
@@ -188,7 +188,7 @@ def test_inputs_that_travelled_are_read_from_the_cache_as_well(address: str, onl
 
 def test_a_cache_that_nobody_wants_is_not_made(address: str, tmp_path: Path) -> None:
     refused = fetch(address, tmp_path / "cache", "--public", "digits:private")
-    assert (refused.returncode, "is another data set" in refused.stderr) == (2, True)
+    assert (refused.returncode, "--public is digits:private" in refused.stderr) == (2, True)
     assert not (tmp_path / "cache").exists()
 
 
