@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from cloud_teacher.service.callers import caller_of
-from edgekd.cli.logs import about
+from edgekd.cli.logs import log_context
 from edgekd.cli.tls import TlsFiles, read_token
 
 _HEALTH = "/grpc.health."
@@ -92,7 +92,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 def _refusal(details: str) -> grpc.RpcMethodHandler:
     async def refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
         caller = caller_of(context)
-        with about(edge=caller.edge, run=caller.run, peer=caller.peer):
+        with log_context(edge=caller.edge, run=caller.run, peer=caller.peer):
             logger.info("%s: refused, UNAUTHENTICATED: %s", caller, details)
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, details)
 

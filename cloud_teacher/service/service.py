@@ -27,7 +27,7 @@ from cloud_teacher.service.batches import Group, WindowReader
 from cloud_teacher.service.callers import Caller, StreamSlots, caller_of
 from cloud_teacher.service.limits import Limits
 from cloud_teacher.service.rate_limit import RateLimiter
-from edgekd.cli.logs import about
+from edgekd.cli.logs import log_context
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import Encoding, to_wire
 from edgekd.wire.inputs import InputEncoding, input_to_wire
@@ -116,7 +116,7 @@ class TeacherService:
     async def stream_logits(self, request: bytes, context: grpc.aio.ServicerContext) -> None:
         """The batches of a window in order, each as one or more chunks; or a status that says why not."""
         caller = caller_of(context)
-        with about(edge=caller.edge, run=caller.run, peer=caller.peer):
+        with log_context(edge=caller.edge, run=caller.run, peer=caller.peer):
             try:
                 window = admit(parse(request), self._store.key, self.limits, self._input_encodings)
                 with self._places.take(caller):

@@ -1,1 +1,1 @@
-"""What the command lines of the programs share: flags, TOML files, logs, exit statuses, TLS files."""
+"""Command-line support of all programs: flags, TOML files, logs, exit statuses, TLS files."""

@@ -242,7 +242,10 @@ def test_the_port_is_free_again_afterwards() -> None:
         ({"metrics_listen": "nowhere"}, "--metrics-listen is 'nowhere', must be HOST:PORT"),
         ({"metrics_listen": "0.0.0.0:9464"}, "--metrics-listen is 0.0.0.0:9464, which other machines can reach, in plaintext"),
         ({"metrics_listen": "0.0.0.0:9464", "insecure": True}, "or give --metrics-insecure"),
-        ({"metrics_listen": "127.0.0.1:9464", "listen": "127.0.0.1:9464"}, "and so is --listen; metrics need a port of their own"),
+        (
+            {"metrics_listen": "127.0.0.1:9464", "listen": "127.0.0.1:9464"},
+            "the same as --listen; give metrics a port",
+        ),
         ({"max_streams_per_edge": 0}, "--max-streams-per-edge is 0, must be at least 1"),
         ({"max_connection_age": 0.5}, "--max-connection-age is 0.5, must be in 1 .. 1728000 seconds"),
         ({"max_connection_age": float("nan")}, "--max-connection-age is nan"),
