@@ -1,4 +1,4 @@
-"""Whole runs with a logit cache: bit for bit those without one, whatever is killed, and silent on the wire once it is full."""
+"""Whole runs with a logit cache: the same weights as without it, also after a kill, and no traffic once it is full."""
 
 import json
 import subprocess
@@ -137,7 +137,7 @@ def test_streams_that_divide_the_batches_leave_the_link_silent_too(
 
 
 def photographs(folder: Path) -> str:
-    """An image folder of JPEG and PNG files of several sizes, grey ones among them."""
+    """Create an image folder of JPEG and PNG files in several sizes, some of them grey; return its data set name."""
     random = np.random.RandomState(0)
     for number in range(200):
         place = folder / f"class{number % 3}"
