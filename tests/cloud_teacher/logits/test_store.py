@@ -121,7 +121,7 @@ def test_second_opener_gets_a_private_store_that_leaves_nothing_behind(
     first = open_store(tmp_path, key, teacher.logits)
     second = open_store(tmp_path, key, teacher.logits)
     assert (first.is_private, second.is_private) == (False, True)
-    assert "another server holds the logit store" in caplog.text
+    assert "another server uses the logit store" in caplog.text
     ids = np.array([1, 2])
     assert np.array_equal(second.rows(ids), expected(teacher, ids))
     assert first.num_ready == 0
@@ -165,7 +165,7 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_sample(
 ) -> None:
     teacher.answer[33] = np.array([0, 0, 0, bad, 0, 0, 0], np.float32)
     store = open_store(tmp_path, key, teacher.logits)
-    with pytest.raises(ValueError, match="logits of sample 33 hold a NaN or an infinity"):
+    with pytest.raises(ValueError, match="logits of sample 33 contain NaN or infinity"):
         store.rows(np.arange(30, 40))
     assert store.num_ready == 0
     store.close()

@@ -222,7 +222,7 @@ def test_the_digest_follows_images_and_class_count_but_not_labels() -> None:
             "synthetic: unknown option 'sample', must be one of classes, size, samples, channels (did you mean samples?)",
         ),
         (f"{TINY}:pubic", "synthetic: channels=1:pubic must be a positive whole number"),
-        ("synthetic:classes=3,size=4,samples=2,channels=2", "synthetic: channels=2 is not an image's, must be 1 or 3"),
+        ("synthetic:classes=3,size=4,samples=2,channels=2", "synthetic: channels=2, must be 1 or 3"),
         (
             "synthetic:classes=300000,size=4,samples=2",
             "synthetic: classes=300000 is too large, must be in 1 .. 262144",
@@ -235,8 +235,8 @@ def test_the_digest_follows_images_and_class_count_but_not_labels() -> None:
             "synthetic:classes=3,size=1000,samples=1000",
             "synthetic:classes=3,size=1000,samples=1000: 2000 images are 6000000000 bytes, must be at most 2147483648",
         ),
-        ("imagefolder", "imagefolder:PATH needs a folder with a folder of images for each class, not ''"),
-        ("imagefolder:no/where:test", "imagefolder:PATH needs a folder with a folder of images for each class, not 'no/where'"),
+        ("imagefolder", "imagefolder:PATH is '', must be a folder with a folder of images for each class"),
+        ("imagefolder:no/where:test", "imagefolder:PATH is 'no/where', must be a folder with a folder of images for each class"),
     ],
 )
 def test_a_spec_that_breaks_a_rule_is_refused_by_name(spec: str, message: str) -> None:
@@ -253,7 +253,7 @@ def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
 def test_a_split_without_a_single_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cats").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "cats" / "only.png")
-    with pytest.raises(ValueError, match=r"is empty: there are too few images to give this split one$"):
+    with pytest.raises(ValueError, match=r"is empty: it has too few images for this split; add images, or use another split$"):
         load_dataset(f"imagefolder:{tmp_path}:test")
     assert load_dataset(f"imagefolder:{tmp_path}:private").labels.tolist() == [0]
 

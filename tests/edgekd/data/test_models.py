@@ -165,10 +165,10 @@ FORMS = "cnn[:width=16], torchvision:NAME, timm:NAME or package.module:callable"
         ("torchvision:alexnet", "model 'torchvision:alexnet' cannot take images of 1x8x8: "),
         ("not_there:net", f"model 'not_there:net' cannot be imported: No module named 'not_there'; must be {FORMS}"),
         ("user.models:net", "model 'user.models:net' cannot be imported: module 'user.models' has no attribute 'net'"),
-        ("user.models:answer", "model 'user.models:answer' names a int, must be something to call"),
-        ("user.models:no_module", "model 'user.models:no_module' made a int, must be a torch.nn.Module"),
-        ("user.models:too_few_logits", "model 'user.models:too_few_logits' answers an image of 1x8x8 with [1, 9], "),
-        ("builtins:dict", "model 'builtins:dict' made a dict, must be a torch.nn.Module"),
+        ("user.models:answer", "model 'user.models:answer' names a int, must be a callable"),
+        ("user.models:no_module", "model 'user.models:no_module' returned a int, must be a torch.nn.Module"),
+        ("user.models:too_few_logits", "model 'user.models:too_few_logits' returns [1, 9] for an image of 1x8x8, "),
+        ("builtins:dict", "model 'builtins:dict' returned a dict, must be a torch.nn.Module"),
         ("os:getcwd", "model 'os:getcwd' failed for num_classes=10 and input_shape=(1, 8, 8): TypeError: "),
     ],
 )
@@ -178,7 +178,7 @@ def test_a_model_that_cannot_serve_is_refused_by_name(spec: str, message: str, u
 
 
 def test_a_model_that_answers_with_a_tuple_is_refused(user_models: None) -> None:
-    with pytest.raises(ValueError, match=r"answers an image of 1x8x8 with tuple, must be \[1, 10\] logits$"):
+    with pytest.raises(ValueError, match=r"returns tuple for an image of 1x8x8, must be \[1, 10\] logits$"):
         build_model("user.models:PairOfLogits", num_classes=10, input_shape=SHAPE, seed=0)
 
 
