@@ -1,1 +1,1 @@
-"""Which cores communicate and which compute: decisions as data, and the one door to the kernel that carries them out."""
+"""Decides which cores communicate and which compute, and applies these decisions to threads."""

@@ -1,1 +1,1 @@
-"""The command `compare`: every policy on the same work, and the prediction of the model."""
+"""The command `compare`: runs every policy on the same work, and predicts the times with the scheduling model."""

@@ -1,1 +1,1 @@
-"""The command `doctor`: one module per subject; each reads, judges and suggests. Never torch."""
+"""The command `doctor`. Each module checks one subject and suggests remedies. Never loads torch."""

@@ -1,1 +1,1 @@
-"""What the trainer and its comm worker share: the ring, the messages, the end with the parent. Never torch."""
+"""Communication between the trainer and its comm worker: shared ring, messages, and exit with the parent. Never loads torch."""

@@ -1,1 +1,1 @@
-"""The report of a comparison: verdicts, terminal table, HTML page."""
+"""The report of a comparison: verdicts, terminal table and HTML page."""

@@ -1,1 +1,1 @@
-"""The training step: loss, optimiser, yield points inside a step, rollback of an unfinished one."""
+"""The training step: loss, optimizer, yield points within a step, and rollback of an unfinished step."""

@@ -1,1 +1,1 @@
-"""The policies, their registry, and the view that a policy gets. Pure."""
+"""The policies, their registry, and the view of the state that a policy receives. Uses no clock, threads or I/O."""

@@ -1,1 +1,1 @@
-"""The same controller in modelled time, and the studies behind the figures. Pure."""
+"""The simulator, which runs the same controller in modelled time, and the studies behind the figures."""
