@@ -214,7 +214,7 @@ def test_garbage_and_too_many_at_a_time_do_no_harm(pages: Pages, capfd: pytest.C
 
 
 def test_who_sends_a_byte_now_and_then_is_hung_up_on(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "_MOST_S", 0.2)
+    monkeypatch.setattr(http_server, "_REQUEST_TIMEOUT_S", 0.2)
     with socket.create_connection(("127.0.0.1", pages.port), timeout=0.01) as dripping:
         for byte in itertools.cycle(b"GET /livez"):
             try:

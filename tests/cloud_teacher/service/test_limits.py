@@ -54,7 +54,7 @@ def test_an_edge_over_its_limit_is_told_so_at_once_and_the_others_are_served(mak
     refused = refusal(harness, named("a"))
     assert (refused.code(), refused.details()) == (
         Code.RESOURCE_EXHAUSTED,
-        "edge a has 1 stream open, and no edge may have more here at a time; end one, or try again later",
+        "edge a has 1 stream open, which is the limit per edge; close one, or try again later",
     )
     third = harness.stub.StreamLogits(harness.request(), timeout=30)  # of an address, which is an edge of its own
     wait_until(lambda: harness.server.service.num_streams == 3)
