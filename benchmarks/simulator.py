@@ -137,12 +137,12 @@ class SimpyRun:
     def work(self, side: str, works: list[float]) -> Generator[simpy.Event, None, None]:
         for left in works:
             while left > 0:
-                rate, began = self.rate(side), self.env.now
+                rate, started = self.rate(side), self.env.now
                 try:
                     yield self.env.timeout(left / rate) if rate else self.env.event()
                     left = 0.0
                 except simpy.Interrupt:
-                    left -= rate * (self.env.now - began)
+                    left -= rate * (self.env.now - started)
             before = [self.rate(name) for name in self.workers]
             self.done[side] += 1
             for name, was in zip(self.workers, before, strict=True):

@@ -38,7 +38,7 @@ def train(config: TrainConfig) -> int:
 
     Raises ValueError for invalid settings, and if the loss becomes infinite or NaN.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     device = choose_device(config.device)
     dataset, test = _load(config.dataset)
     model = build_model(config.model, num_classes=dataset.num_classes, input_shape=dataset.images.shape[1:], seed=config.seed)
@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> int:
         "accuracy": accuracy,
         "epochs": training.num_epochs,
         "seed": config.seed,
-        "wall_clock_s": round(time.perf_counter() - begun, 3),
+        "wall_clock_s": round(time.perf_counter() - started, 3),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "host": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores, {device}",
     }
@@ -117,7 +117,7 @@ class _Training:
         epochs = self._config.epochs
         with Progress("training", epochs * self._steps_per_epoch, log_tenths=False) as progress:
             for epoch in range(1, epochs + 1):
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 loss = self._epoch(rng.permutation(len(self._dataset.labels)), is_stopped, progress)
                 if loss is None:
                     self.is_interrupted = True
@@ -126,7 +126,7 @@ class _Training:
                     raise ValueError(f"the loss is {loss} in epoch {epoch}, must be finite: lower --lr, which is {self._config.lr}")
                 self.num_epochs = epoch
                 accuracy = evaluate(self._model, self._test, self._device)
-                seconds = time.perf_counter() - begun
+                seconds = time.perf_counter() - started
                 progress.line(f"epoch {epoch}/{epochs}  loss {loss:.4f}  test accuracy {100 * accuracy:.1f} %  {seconds:.1f} s")
 
     def _epoch(self, order: np.ndarray, is_stopped: Callable[[], bool], progress: Progress) -> float | None:

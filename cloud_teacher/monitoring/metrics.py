@@ -59,7 +59,7 @@ class Metrics:
         """Count a call of `method` that ended with status `code`. Both must come from a small fixed set."""
         self._requests.labels(method, code).inc()
 
-    def stream_began(self) -> None:
+    def stream_started(self) -> None:
         """Count a stream that got a slot."""
         self._streams.inc()
         self._streams_open.inc()
@@ -79,9 +79,9 @@ class Metrics:
         """Wrap `compute` so that its rows and seconds are counted."""
 
         def compute_and_count(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             rows = compute(ids)
-            self._computing.inc(time.perf_counter() - begun)
+            self._computing.inc(time.perf_counter() - started)
             self._computed.inc(len(ids))
             return rows
 

@@ -174,7 +174,7 @@ class TeacherService:
         # At debug level, because a busy server writes hundreds of these lines per minute.
         extent = {"index": window.start, "count": window.count}
         logger.debug("%s: stream of %d batches from %d begins", caller, window.count, window.start, extra=extent)
-        self.metrics.stream_began()
+        self.metrics.stream_started()
         reader = WindowReader(window, self._store, self._inputs, most_bytes=self._most_chunk_bytes)
         try:
             while not reader.is_done:
@@ -195,9 +195,9 @@ class TeacherService:
                     await self._limit_rate(self._rate_limiter, message.payload_bytes)
                 if self._shutting_down.is_set():
                     raise RefusedError(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 await context.write(message.data)
-                sent.waited_s += time.perf_counter() - begun
+                sent.waited_s += time.perf_counter() - started
                 sent.chunks += 1
                 sent.rows += message.rows
                 sent.payload_bytes += message.payload_bytes

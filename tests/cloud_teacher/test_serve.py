@@ -55,7 +55,7 @@ def test_server_from_start_to_sigterm(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     lines = log.read_text()
-    assert "no --weights: these are the initial weights of cnn:width=4" in lines
+    assert "no --weights: serving the untrained initial weights of cnn:width=4" in lines
     assert "0 of" in lines
     assert "Traceback" not in lines
 

@@ -297,7 +297,7 @@ def test_an_edge_that_finds_no_place_waits_and_gets_the_next_one(make_harness: C
 
 
 def peers(caplog: pytest.LogCaptureFixture) -> set[str]:
-    begun = [re.search(r"edge pi-1 \((\S+), run 0123456789ab\): a stream", record.getMessage()) for record in caplog.records]
+    begun = [re.search(r"edge pi-1 \((\S+), run 0123456789ab\): stream of", record.getMessage()) for record in caplog.records]
     return {found[1] for found in begun if found}
 
 
