@@ -1,4 +1,4 @@
-"""The program cloud-teacher as a user meets it: a process, its lines, its exit status."""
+"""The program cloud-teacher as a process: its output and its exit status."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Training a teacher: what is learnt, what is saved, and what is left when it is cut short."""
+"""Training a teacher: accuracy, saved files, and interruption."""
 
 import json
 import signal

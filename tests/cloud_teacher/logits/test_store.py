@@ -1,4 +1,4 @@
-"""The logit store keeps each row once computed, and never mixes, tears or blocks."""
+"""The logit store computes each row once, and never returns partial or mixed rows."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_closing_twice_is_closing_once_and_rows_that_were_read_stay(tmp_path: Pa
 
 
 def filled(folder: Path, key: StoreKey, teacher: Any) -> Path:
-    """A closed store with all rows; returns its own folder."""
+    """Fill and close a store. Returns its folder."""
     store = open_store(folder, key, teacher.logits)
     store.fill(np.arange(key.num_samples))
     store.close()
@@ -91,7 +91,7 @@ def test_damaged_store_is_begun_anew_with_a_warning(
 def test_foreign_digest_in_the_same_folder_is_never_mixed(
     tmp_path: Path, key: StoreKey, teacher: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Digests that agree in the 16 letters of the folder's name, and nowhere else."""
+    """The digests are equal in the 16 characters of the folder's name only."""
     filled(tmp_path, key, teacher)
     other = replace(key, teacher_digest=key.teacher_digest[:16] + "0" * 48)
     assert other.folder == key.folder

@@ -1,4 +1,4 @@
-"""What a teacher tells of itself: the numbers, the two pages that have them, and who may read those."""
+"""Metrics of a teacher, the HTTP pages that publish them, and who may read the pages."""
 
 import asyncio
 import contextlib
@@ -104,7 +104,7 @@ def test_two_servers_in_one_process_count_for_themselves(make_harness: Callable[
 
 
 class Pages:
-    """The small server, and what it says of being ready."""
+    """The HTTP server, and its answers to health checks."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
@@ -113,7 +113,7 @@ class Pages:
         self.port = 0
 
     def beat_once(self) -> None:
-        """As the event loop does each second, and then hang."""
+        """Beat once, as the event loop does each second, and then hang."""
 
         async def beat() -> None:
             beating = asyncio.ensure_future(self.liveness.beat())

@@ -1,4 +1,4 @@
-"""The Teacher service over a real connection: what it sends, what it refuses, and that it lives through both."""
+"""The Teacher service over a real connection: streams, rejected requests, and failures."""
 
 import asyncio
 import socket
@@ -360,7 +360,7 @@ def test_rate_limit_is_asked_for_every_chunk(make_harness: Callable[..., Any]) -
 @pytest.mark.promise(number=24)
 def test_server_that_stops_lets_a_short_stream_end_and_sends_a_long_one_away(make_harness: Callable[..., Any]) -> None:
     class Scripted(RateLimiter):
-        """A little for every chunk until the batch of 4 has had its turn, and then an age."""
+        """Waits briefly for every chunk up to the batch of 4, and then for a very long time."""
 
         an_age_has_begun = False
 
@@ -440,7 +440,7 @@ def test_background_filling_lets_requests_in_and_ends_with_the_server(make_harne
     harness.store._compute = lambda ids: (blocks.acquire(timeout=30), compute(ids))[1]
     filling = asyncio.run_coroutine_threadsafe(harness.server.service.fill_store(), harness._loop)
     with ThreadPoolExecutor(1) as pool:
-        wait_until(lambda: harness.store.num_ready == 128)  # and the third block waits
+        wait_until(lambda: harness.store.num_ready == 128)  # the third block waits
         stream = pool.submit(harness.stream, count=1, batch_size=8, seed=7)
         wait_until(lambda: harness.server.service.num_streams == 1)
         blocks.release(2)

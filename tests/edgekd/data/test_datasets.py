@@ -26,7 +26,7 @@ def write_idx(path: Path, array: npt.NDArray[np.uint8]) -> None:
 
 @pytest.fixture
 def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Thirty articles of clothing to learn and five to test, each image filled with its own number."""
+    """A Fashion-MNIST of 30 training and 5 test images, each filled with its number."""
     for prefix, numbers in (("train", np.arange(30)), ("t10k", np.arange(100, 105))):
         images = np.broadcast_to(numbers[:, None, None], (len(numbers), 28, 28)).astype(np.uint8)
         write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", images)
@@ -37,7 +37,7 @@ def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes of ten images, 20 x 10 and 10 x 20 pixels, each in a red of its own."""
+    """A folder with two classes of ten images of 20 x 10 and 10 x 20 pixels, each in a different red."""
     for label, name in enumerate(("cats", "dogs")):
         (tmp_path / name).mkdir()
         for number in range(10):
@@ -151,7 +151,7 @@ def test_a_file_that_was_cut_short_is_named_with_the_remedy(fashion: Path) -> No
 
 
 class _Photographs:
-    """What torchvision's CIFAR classes offer, without their 170 MB."""
+    """A stand-in for torchvision's CIFAR classes without the download of 170 MB."""
 
     def __init__(self, root: Path, *, train: bool, download: bool) -> None:
         assert download
@@ -273,7 +273,7 @@ def test_input_is_a_copy_even_of_what_may_not_be_written() -> None:
 
 
 def test_the_digits_are_those_of_scikit_learn() -> None:
-    """They are read from its file without importing it, because that would take a second and a half of every run."""
+    """The digits are read from scikit-learn's file without importing it, which would take 1.5 s of every run."""
     from sklearn.datasets import load_digits
 
     bunch, splits = load_digits(), [load_dataset(f"digits:{split}") for split in ("public", "private", "test")]

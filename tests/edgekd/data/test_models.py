@@ -1,4 +1,4 @@
-"""Models by name, drawn from a seed alone; weights that are checked before they are believed."""
+"""Models by name, initialized from a seed only; weights that are validated before they are loaded."""
 
 import hashlib
 import pickle
@@ -26,7 +26,7 @@ def cnn(seed: int = 0, spec: str = "cnn") -> nn.Module:
 
 
 def tiny(*, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """A model as a user would write one."""
+    """A user-defined model."""
     channels, height, width = input_shape
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, num_classes))
 
@@ -50,7 +50,7 @@ class PairOfLogits(nn.Module):
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """These models are too small for two: on a machine that is busy, threads would mostly wait for each other."""
+    """Use one thread, because on a busy machine two threads of such small models mostly wait for each other."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -59,7 +59,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def user_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This file as the module `user.models`."""
+    """Install this file as the module `user.models`."""
     module = ModuleType("user.models")
     for factory in (tiny, too_few_logits, no_module, PairOfLogits):
         setattr(module, factory.__name__, factory)
