@@ -1,1 +1,1 @@
-"""Command-line support of all programs: flags, TOML files, logs, exit statuses, TLS files."""
+"""Command-line code that the programs share: flags, TOML files, logs, progress, exit statuses, TLS files. Never loads torch."""

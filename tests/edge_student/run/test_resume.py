@@ -491,7 +491,7 @@ def test_a_run_that_cannot_begin_leaves_the_earlier_one_as_it_is(address: str, t
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     claim = claim_folder(tmp_path)
-    with pytest.raises(ValueError, match="another run is at work there"):
+    with pytest.raises(ValueError, match="another run uses it"):
         claim_folder(tmp_path)
     os.close(claim)
     os.close(claim_folder(tmp_path))

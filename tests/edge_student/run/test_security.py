@@ -138,7 +138,7 @@ def test_18_and_21_a_wrong_token_is_named_and_never_shown(tmp_path: Path) -> Non
         (tmp_path / name).write_text(content)
     with teacher(tmp_path / "store", "--token-file", str(tmp_path / "right"), "--log-level", "debug") as serving:
         for flags, says in (
-            ((), "this server wants a token"),
+            ((), "the call has no token"),
             (("--token-file", str(tmp_path / "wrong")), "the token is not this"),
         ):
             finished = run(student_command(serving.address, tmp_path / "run", *FEW, *flags, "--log-level", "debug"))
