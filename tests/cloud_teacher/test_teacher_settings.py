@@ -1,4 +1,4 @@
-"""What the commands accept, and how they refuse the rest."""
+"""Settings of cloud-teacher: valid values are accepted, invalid ones are rejected with their flag."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""HOST:PORT, and files that are whole or not there."""
+"""HOST:PORT addresses, and files that are replaced atomically."""
 
 import os
 from pathlib import Path
