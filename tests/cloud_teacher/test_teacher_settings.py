@@ -1,4 +1,4 @@
-"""Validation of the settings of cloud-teacher's commands."""
+"""Settings of cloud-teacher: valid values are accepted, invalid ones are rejected with their flag."""
 
 from pathlib import Path
 

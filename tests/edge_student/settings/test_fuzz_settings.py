@@ -1,4 +1,4 @@
-"""Every command's settings with any values of the right types: they are accepted, or one ValueError names a flag."""
+"""Any values of the right types are accepted as settings, or rejected with one ValueError that names a flag."""
 
 import dataclasses
 import math
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cloud_teacher import settings as cloud
 from edge_student.settings import student as edge
+from edge_student.settings.doctor import DoctorConfig
 from edge_student.settings.fetch import FetchConfig
 
 CLASSES = [
@@ -20,6 +21,7 @@ CLASSES = [
     edge.CompareConfig,
     edge.CalibrateConfig,
     FetchConfig,
+    DoctorConfig,
     cloud.TrainConfig,
     cloud.ServeConfig,
     cloud.PrecomputeConfig,

@@ -1,4 +1,4 @@
-"""HOST:PORT addresses and atomic files."""
+"""HOST:PORT addresses, and files that are replaced atomically."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Commands, exit statuses, and errors of one line: seen from outside, as a shell sees them."""
+"""Commands, exit statuses and one-line errors, as a shell observes them."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def statuses(config: Config) -> int | None:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """As they were before: a program that ends needs none of its own any more."""
+    """Restore the signal handlers: `run` resets them before the exit."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
@@ -98,7 +98,7 @@ def test_a_result_is_the_exit_status(result: int | None, status: int) -> None:
     assert stop.value.code == status
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_reader_that_closes_the_pipe_causes_no_message() -> None:
     script = "from edgekd.cli.command import run\nrun(lambda: print('line\\n' * 100_000))"
     reading, writing = os.pipe()
     os.close(reading)
@@ -130,7 +130,7 @@ def test_help_lists_each_command_with_a_sentence(flag: str, capsys: pytest.Captu
     ]
 
 
-def test_no_command_at_all_is_answered_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_the_list_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert call() == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -161,7 +161,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert version[0].isdigit()
 
 
-def test_a_message_that_quotes_a_stranger_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_with_untrusted_text_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> int:
         raise WorldError("he said \x1b[2J and \u202e\nb\ud800, \u00e4")
 

@@ -1,4 +1,4 @@
-"""Core lists as people write them."""
+"""Core lists of the command line."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What people type, and files that they name, with anything in them: a value, or one ValueError that says what is wrong."""
+"""Any flag value and any settings file is either read or rejected with one ValueError that names the mistake."""
 
 from dataclasses import dataclass
 from enum import StrEnum

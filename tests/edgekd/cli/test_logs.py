@@ -1,4 +1,4 @@
-"""A log of objects: what stands in a line, what never does, and that text looks as it always did."""
+"""JSON log lines contain the known fields and nothing else. The text format is unchanged."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ def record_of(message: str, *arguments: object, **extra: object) -> logging.LogR
     return record
 
 
-def test_a_line_says_when_how_bad_what_and_who() -> None:
+def test_a_line_has_time_level_message_and_context() -> None:
     record = record_of("attempt %d failed:\n%s", 2, "no route", index=7, peer="ipv4:10.0.0.1:1")
     with log_context(run="0123456789ab", policy="dynamic"):
         line = line_of(record, edge="pi-1")
@@ -42,7 +42,7 @@ def test_a_line_says_when_how_bad_what_and_who() -> None:
     }
 
 
-def test_what_is_not_known_is_left_out_and_what_others_attach_too() -> None:
+def test_unknown_fields_and_foreign_attributes_are_omitted() -> None:
     with log_context(run=None):
         line = line_of(record_of("m", authorization="Bearer 5ecret", index=None), edge=None)
     assert set(line) == {"time", "level", "message", "logger"}
@@ -57,7 +57,7 @@ def test_a_traceback_is_part_of_its_line() -> None:
     assert "RuntimeError: in the middle" in str(line_of(record)["exception"])
 
 
-def test_a_block_is_about_its_own_thread_only_and_ends() -> None:
+def test_a_context_applies_to_its_own_thread_and_ends_with_its_block() -> None:
     lines: list[dict[str, object]] = []
     with log_context(edge="a"), log_context(index=3):
         other = threading.Thread(target=lambda: lines.append(line_of(record_of("m"))))
@@ -82,13 +82,13 @@ run(fail)
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_program_says_everything_in_the_form_that_was_asked_for_its_last_word_too(form: str) -> None:
+def test_a_program_logs_in_the_selected_format_its_final_error_too(form: str) -> None:
     program = subprocess.run([sys.executable, "-c", PROGRAM.format(form=form)], capture_output=True, text=True, check=False)
     assert (program.returncode, program.stdout) == (2, "")
-    said = program.stderr.splitlines()
+    lines = program.stderr.splitlines()
     if form == "text":
-        assert said[0].endswith(" INFO hello")
-        assert said[1:] == ["error: --alpha is 2"]
+        assert lines[0].endswith(" INFO hello")
+        assert lines[1:] == ["error: --alpha is 2"]
     else:
-        told = [(line["level"], line["message"], line["edge"], line["run"]) for line in map(json.loads, said)]
-        assert told == [("info", "hello", "pi-1", "0123456789ab"), ("error", "--alpha is 2", "pi-1", "0123456789ab")]
+        logged = [(line["level"], line["message"], line["edge"], line["run"]) for line in map(json.loads, lines)]
+        assert logged == [("info", "hello", "pi-1", "0123456789ab"), ("error", "--alpha is 2", "pi-1", "0123456789ab")]

@@ -1,4 +1,4 @@
-"""One dataclass as flags, TOML file and help; every mistake in one line."""
+"""A settings dataclass is read from flags and a TOML file. Every mistake is reported in one line."""
 
 import os
 import re
@@ -221,6 +221,41 @@ def test_help_explains_every_flag_whatever_else_is_given(argv: tuple[str, ...], 
     flags = ("--teacher", "--out", "--alpha", "--max-wait", "--cores", "--encoding", "--level", "--precompute", "--config")
     for expected in ("usage: edge-student train", "Train a student.", *flags, "Weight of the labels, in 0 .. 1."):
         assert expected in shown.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """Shared flags of one help group."""
+
+    help_group: ClassVar[str] = "output"
+
+    level: Literal["info", "debug"] = "info"
+    """What to log."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupedConfig(OutputSettings):
+    """Flags in two groups, and one without a group."""
+
+    out: Path = field(default=Path("out"), metadata={"group": "output"})
+    """Folder for the results."""
+    teacher: str | None = field(default=None, metadata={"group": "receiving"})
+    """Address. (default: none is used)"""
+    plain: int = 3
+    """A flag without a group."""
+
+
+def test_grouped_flags_are_read_like_others_and_shown_in_the_order_of_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("--teacher", "host:1", "--plain", "4", "--level", "debug")
+    expected = GroupedConfig(teacher="host:1", plain=4, level="debug")
+    assert parse(GroupedConfig, argv, prog="it", description="") == expected
+    with pytest.raises(SystemExit):
+        parse(GroupedConfig, ["--help"], prog="it", description="")
+    shown = capsys.readouterr().out
+    order = ["--plain INT", "receiving options", "--teacher STR", "output options", "--out PATH", "--level"]
+    assert sorted(order, key=shown.index) == order
+    assert "(default: none is used)" in shown
+    assert "None" not in shown
 
 
 def test_reading_a_command_line_loads_neither_torch_nor_grpc() -> None:

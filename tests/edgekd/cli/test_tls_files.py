@@ -1,4 +1,4 @@
-"""Certificates, keys and tokens as files: what is no good is named by its flag before anything is connected."""
+"""Invalid certificate, key and token files are reported with their flag before any connection."""
 
 import subprocess
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_no_files_are_plaintext_and_any_is_tls(certs: Path) -> None:
         ({"cert": "pi-1.pem", "key": "locked.key"}, "the key is encrypted; use a key without a password"),
     ],
 )
-def test_a_file_that_is_no_good_is_named(names: dict[str, str], says: str, certs: Path) -> None:
+def test_an_invalid_file_is_named_with_its_flag(names: dict[str, str], says: str, certs: Path) -> None:
     locked = ["openssl", "ec", "-in", certs / "pi-1.key", "-aes128", "-passout", "pass:secret", "-out", certs / "locked.key"]
     subprocess.run(locked, check=True, capture_output=True)
     with pytest.raises(ValueError, match=says):
@@ -52,7 +52,7 @@ def test_a_token_is_what_the_file_holds_without_white_space(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"0123456789 abcdef", b"0123456789\xffabcdef", b"x" * 5000])
-def test_what_is_no_token_is_refused_without_being_repeated(content: bytes, tmp_path: Path) -> None:
+def test_an_invalid_token_is_rejected_without_being_shown(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "token").write_bytes(content)
     with pytest.raises(ValueError, match="token contains no valid token") as refused:
         read_token(tmp_path / "token")
@@ -70,6 +70,6 @@ def test_certificates_are_kept_when_an_edge_is_added(certs: Path) -> None:
     TlsFiles(ca=certs / "ca.pem", cert=certs / "pi-2.pem", key=certs / "pi-2.key").check()
 
 
-def test_how_certificates_are_made_is_said_to_whoever_does_not_know() -> None:
+def test_certs_without_arguments_prints_its_usage() -> None:
     said = subprocess.run([CERTS], capture_output=True, text=True, check=False)
     assert (said.returncode, "deploy/certs.sh DIR TEACHER" in said.stderr) == (2, True)
