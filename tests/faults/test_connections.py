@@ -64,7 +64,7 @@ def test_a_teacher_that_is_ruled_out_in_mid_stream_keeps_no_connection(fast_teac
             receiver.receive(index, 1000, slot, lambda: None)
         assert [connections_to(each.port) for each in (one, two)] == [0, 0]
         assert [cause.partition(": ")[0] for cause in asked] == [f"teacher {one.address}", f"teacher {two.address}"]
-        assert all("FAILED_PRECONDITION" in cause and "asked no more" in cause for cause in asked)
+        assert all("FAILED_PRECONDITION" in cause and "not used any more" in cause for cause in asked)
         receiver.close()
     assert connections_to(fast_teacher.port) == 0
 

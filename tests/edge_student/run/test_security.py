@@ -128,7 +128,7 @@ def test_18_an_expired_certificate_is_named(tmp_path: Path) -> None:
     assert_refused(finished, "the teacher's certificate has expired")
     with teacher(tmp_path / "store", *served_by(valid)) as serving:
         finished = run(student_command(serving.address, tmp_path / "run", *FEW, *edge_of(expired)))
-    assert_refused(finished, "pi-1.pem, which may have expired")
+    assert_refused(finished, "pi-1.pem, which may be expired")
 
 
 @pytest.mark.promise(number=18)

@@ -223,7 +223,7 @@ def check_samples(log: list, samples: list) -> None:
         (["--teacher", "127.0.0.1:1", "--max-wait", "0.5"], "127.0.0.1:1", 1),
         (["--public", "digits:private"], "digest", 2),
         (["--public", "digits:public", "--public-inputs", "stream"], "--public-inputs stream", 2),
-        (["--public-inputs", "stored"], "cannot send its inputs as stored", 2),
+        (["--public-inputs", "stored"], "cannot send inputs as stored", 2),
         (["--public-inputs", "stream", "--private", "synthetic:classes=10,size=16,samples=64:private"], "shapes must be equal", 2),
         (["--public-inputs", "nowhere"], "--public-inputs", 2),
         (["--streams", "0"], "--streams is 0", 2),
