@@ -79,7 +79,9 @@ def load_resume_state(config: TrainConfig) -> ResumeState:
     except ValueError as error:
         raise CheckpointError(f"{error}; {NO_RESUME}") from None
     if state.num_cycles > config.cycles:
-        raise CheckpointError(f"--cycles is {config.cycles}, must be at least {state.num_cycles}, the checkpoint's in {config.out}")
+        raise CheckpointError(
+            f"--cycles is {config.cycles}, must be at least {state.num_cycles}: {config.out} has a checkpoint of that cycle"
+        )
     return state
 
 
