@@ -1,13 +1,14 @@
-"""How far above the exact optimum policies end, in modelled time: the tables of docs/model.md. Nothing here depends on a clock.
+"""The gap between policies and the exact optimum in modelled time: the tables of docs/model.md. The results need no clock.
 
     python benchmarks/gaps.py [--scenarios 2000] [--seed 0] [--json FILE]
 
-Of the grid C in {4, 6, 8, 10, 12} x works in {1:1, 2:1, 1:2, 1:4, 4:1} the mean and the worst cell; then random scenarios.
-`tracker` is what `adaptive` was compared with (docs/decisions/008): the higher of the two modes next to the line's slope.
+Computes the mean and the worst cell of the grid C in {4, 6, 8, 10, 12} x works in {1:1, 2:1, 1:2, 1:4, 4:1}, then random scenarios.
+`tracker` is the reference for `adaptive` in docs/decisions/008: the higher of the two modes next to the line's slope.
 """
 
 import json
 import math
+import os
 import random
 import statistics
 import sys
@@ -17,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from edge_student.host.provenance import describe_software
+from edge_student.measure.result_file import write_results
 from edgekd.cli.command import parse
 from scheduler.model.optimum import Frontier
 from scheduler.model.scenario import Scenario
@@ -37,18 +38,18 @@ COSTS: dict[str, Callable[[int], dict[str, float]]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Compute how far above the optimum policies end."""
+    """Compute the gap between policies and the optimum, in modelled time."""
 
     scenarios: int = 2000
-    """Random scenarios."""
+    """Number of random scenarios."""
     seed: int = 0
-    """Seed of all that is drawn."""
+    """Seed of the random scenarios and works."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Result file."""
 
 
 class Tracker:
-    """Of the two modes next to the slope that the rest needs at least, always the higher. For equal cycles without a limit."""
+    """Chooses the higher of the two modes next to the least slope that the rest needs. For equal cycles and no prefetch limit."""
 
     name = "tracker"
     is_work_conserving = True
@@ -57,7 +58,7 @@ class Tracker:
     def choose(self, view: View) -> Allocation:
         assert view.rates is not None
         comm, comp = view.works.tasks(0, view.cycles)
-        waits = 2 * view.num_comm + 1, 2 * view.cycles - 1  # comp tasks before the next wait, and before the last
+        waits = 2 * view.num_comm + 1, 2 * view.cycles - 1  # comp tasks before the next wait, and before the last wait
         done = view.num_forward + view.num_backward
         slopes = [math.inf]
         for end, tasks in zip(waits, (view.num_comm + 1, view.cycles), strict=True):
@@ -69,7 +70,7 @@ class Tracker:
 
 
 def excess(run: Scenario, makespan: float) -> float:
-    """Per cent above the bound."""
+    """Return the per cent by which a makespan exceeds the lower bound."""
     return 100 * (makespan / run.lower_bound() - 1)
 
 
@@ -78,7 +79,7 @@ def best_split(run: Scenario) -> float:
 
 
 def grid(cycles: int, *, prefetch: int | None, spread: float, seed: int) -> dict[str, Any]:
-    """The grid with the figures' costs. Works are drawn from 1 - `spread` to 1 + `spread` of their mean."""
+    """Simulate the grid with the costs of the figures. Works are uniform in 1 - `spread` to 1 + `spread` of their mean."""
     generator = random.Random(seed)
     excesses: dict[str, list[float]] = {"adaptive": [], "best static": [], "dynamic": []}
     for cores, (x, y) in product(GAP_CORES, GAP_RATIOS):
@@ -94,7 +95,7 @@ def grid(cycles: int, *, prefetch: int | None, spread: float, seed: int) -> dict
 
 
 def trackers(cycles: int) -> dict[str, float]:
-    """The worst cell of `tracker` and of `adaptive` over all families of costs."""
+    """Return the worst cell of `tracker` and of `adaptive` over all cost families."""
     worst = {"tracker": 0.0, "adaptive": 0.0}
     for cost, cores, (x, y) in product(COSTS.values(), GAP_CORES, GAP_RATIOS):
         data = {"cores": cores, "cycles": cycles, "forward": x, "backward": x, "comm": y, "cost": cost(cores)}
@@ -104,8 +105,8 @@ def trackers(cycles: int) -> dict[str, float]:
     return {"cycles": cycles, **worst}
 
 
-def drawn(generator: random.Random) -> Scenario:
-    """Any cores, cycles, limit and works, and costs whose rates more cores never lower."""
+def random_scenario(generator: random.Random) -> Scenario:
+    """Draw a random scenario: cores, cycles, prefetch limit, works, and costs whose rates never fall with more cores."""
     cores, cycles = generator.choice((2, 3, 4, 6, 8, 12)), generator.choice((2, 3, 5, 10, 20, 50, 100))
     costs = {
         "a1": generator.uniform(0.1, 3),
@@ -129,7 +130,7 @@ def random_scenarios(num: int, seed: int) -> dict[str, float]:
     generator = random.Random(seed)
     above_bound, above_split = [], []
     for _ in range(num):
-        run = drawn(generator)
+        run = random_scenario(generator)
         makespan = simulate(run, "adaptive").makespan
         above_bound.append(excess(run, makespan))
         above_split.append(100 * (makespan / best_split(run) - 1))
@@ -144,7 +145,7 @@ def random_scenarios(num: int, seed: int) -> dict[str, float]:
 
 def main() -> None:
     settings = parse(Settings, sys.argv[1:], prog="gaps.py", description=__doc__ or "")
-    circumstances = [
+    cases = [
         (100, None, 0.0),
         (100, 2, 0.0),
         (100, 8, 0.0),
@@ -153,19 +154,14 @@ def main() -> None:
         (100, 4, 0.5),
         (20, None, 0.0),
     ]
-    report = {
-        "command": ["benchmarks/gaps.py", *sys.argv[1:]],
-        "software": describe_software(),
-        "seed": settings.seed,
+    results = {
         "unit": "per cent above the lower bound, or above the best static split; modelled, not measured",
-        "grid": [grid(n, prefetch=limit, spread=spread, seed=settings.seed) for n, limit, spread in circumstances],
+        "grid": [grid(n, prefetch=limit, spread=spread, seed=settings.seed) for n, limit, spread in cases],
         "tracker": [trackers(cycles) for cycles in (20, 200)],
         "random": random_scenarios(settings.scenarios, settings.seed),
     }
-    text = json.dumps(report, indent=2)
-    if settings.json is not None:
-        settings.json.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print(json.dumps(results, indent=2))
+    write_results(settings.json, cores=tuple(sorted(os.sched_getaffinity(0))), settings=settings, results=results)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""A link that changes in the middle of a run, as by 20 -> 2 -> 20 Mbit/s: is it followed, and what does that cost?
+"""Reaction of policies to a link whose rate changes during a run, for example 20 -> 2 -> 20 Mbit/s.
 
-Every policy trains against a teacher behind a token bucket whose rate is changed twice, each time so many seconds after the first
-batch crossed the link. The wall-clocks are paired with those of the best single policy. For each change the log tells after how
-many training cycles the policy first gave cores in a way that it had not in the cycles before ("followed after").
+Every policy trains against a teacher behind a token bucket. Its rate changes twice, at fixed times after the first batch arrived.
+The wall-clocks are paired with those of the best single policy. "followed after" is the number of training cycles between a change
+and the first allocation that the policy did not use in the cycles before.
 
     python benchmarks/link_change.py [--policies os-default,compute-first,dynamic,adaptive] [--repeats 5] [--json FILE]
 
-Takes root, for the network namespace; keep the machine quiet meanwhile.
+Requires root for the network namespace. Run it on a quiet machine.
 """
 
 import json
@@ -23,40 +23,39 @@ from typing import Any
 import numpy as np
 from links import Link
 
-from edge_student.host.provenance import describe_measurement
 from edge_student.measure.interleaving import schedule_of_runs
 from edge_student.measure.intervals import median_interval
+from edge_student.measure.result_file import write_results
 from edgekd.cli.command import parse
-from edgekd.files import write_json
 from scheduler.live.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))
 DATASET = "synthetic:classes=100,size=32,samples=1024"
-PUBLIC_BATCH = 16  # at 20 Mbit/s a batch takes 2.6 ms, a step of this student about 3: the link is the bottleneck only at 2
+PUBLIC_BATCH = 16  # a batch takes 2.6 ms at 20 Mbit/s, a step about 3 ms: the link is the bottleneck at 2 Mbit/s only
 BATCH_BYTES = 4 * 100 * PUBLIC_BATCH
-BEFORE = 20  # cycles before a change whose allocations are taken for the strategy of the time
+BEFORE = 20  # cycles before a change whose allocations count as used before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Change the link's rate twice in mid-run, under several policies."""
+    """Change the rate of the link during a run, under several policies."""
 
     rates: str = "20,2,20"
-    """The link's rates one after another, in Mbit/s, with commas between."""
+    """Successive rates of the link in Mbit/s, comma-separated."""
     seconds: float = 4.0
-    """How long each of them lasts but the last."""
+    """Seconds for which each rate but the last lasts."""
     cycles: int = 3000
-    """Cycles of each run."""
+    """Training cycles of each run."""
     policies: str = "os-default,compute-first,dynamic,adaptive"
-    """Policies to compare, with commas between."""
+    """Policies to compare, comma-separated."""
     repeats: int = 5
     """Runs of each policy."""
     json: Path | None = None
-    """File for the results."""
+    """Result file."""
 
 
 def run_once(policy: str, address: str, settings: Settings, link: Link, out: Path) -> dict[str, Any]:
-    """One training while the link changes."""
+    """Train once while the link changes."""
     rates = [float(rate) for rate in settings.rates.split(",")]
     link.set_rate(rates[0])
     command = [sys.executable, "-m", "edge_student", "train", "--teacher", address, "--policy", policy, "--out", str(out)]
@@ -70,7 +69,7 @@ def run_once(policy: str, address: str, settings: Settings, link: Link, out: Pat
         for rate in rates[1:]:
             time.sleep(settings.seconds)
             if process.poll() is not None:
-                raise SystemExit(f"{policy}: the run was over before the link had every rate; give it more --cycles")
+                raise SystemExit(f"{policy}: the run ended before the link had every rate; increase --cycles")
             link.set_rate(rate)
             changes.append(time.monotonic())
     if process.returncode != 0:
@@ -79,7 +78,7 @@ def run_once(policy: str, address: str, settings: Settings, link: Link, out: Pat
 
 
 def read(out: Path, changes: list[float]) -> dict[str, Any]:
-    """The run's wall-clock, and of each change when it was, and after how many cycles it was followed (None: never)."""
+    """Read a run: its wall-clock, the time of each change, and the cycles after which each was followed (None: never)."""
     records = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     start = next(record["clock_monotonic_s"] for record in records if record["event"] == "start")
     at = [change - start for change in changes]
@@ -89,17 +88,17 @@ def read(out: Path, changes: list[float]) -> dict[str, Any]:
     for change, following in pairwise([*at, float("inf")]):
         num_before = int(np.searchsorted(cycle_ends, change))
         since = cycle_ends[max(num_before - BEFORE, 0)]
-        usual = {what for when, what in decisions if since <= when < change}
-        first = next((when for when, what in decisions if change <= when < following and what not in usual), None)
+        usual = {choice for when, choice in decisions if since <= when < change}
+        first = next((when for when, choice in decisions if change <= when < following and choice not in usual), None)
         followed.append(None if first is None else int(np.searchsorted(cycle_ends, first)) - num_before)
     result = json.loads((out / "result.json").read_text())
     if not result["valid"]:
-        raise SystemExit(f"{result['policy']}: the run does not count: {'; '.join(result['notes'])}")
+        raise SystemExit(f"{result['policy']}: the run is invalid: {'; '.join(result['notes'])}")
     return {"wall_clock_s": result["wall_clock_s"], "changed_at_s": at, "followed_after_cycles": followed}
 
 
 def summarize(runs: list[dict[str, Any]], policies: list[str]) -> dict[str, Any]:
-    """Per policy the median, and the ratios to the best single policy (the least median but `adaptive`'s), paired."""
+    """Return each policy's median, and its paired ratio to the best single policy, which has the least median but `adaptive`'s."""
     clocks = {name: np.array([run["wall_clock_s"] for run in runs if run["policy"] == name]) for name in policies}
     best = min((name for name in policies if name != "adaptive"), key=lambda name: float(np.median(clocks[name])))
     summary: dict[str, Any] = {"best": best}
@@ -112,27 +111,21 @@ def summarize(runs: list[dict[str, Any]], policies: list[str]) -> dict[str, Any]
 
 
 def main() -> None:
-    settings = parse(Settings, sys.argv[1:], prog="link_change.py", description="A link that changes in mid-run.")
+    settings = parse(Settings, sys.argv[1:], prog="link_change.py", description="How policies react to a changing link.")
     policies = settings.policies.split(",")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespace goes whatever ends us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM removes the namespace too
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, Link() as link:
         if not link.is_namespace:
-            raise SystemExit("this takes a network namespace, so root")
+            raise SystemExit("cannot create a network namespace, which this benchmark requires: run it as root")
         folder = Path(name)
         with link.teacher(CORES[0], DATASET, None, folder / "store") as address:
             for repeat, policy in schedule_of_runs(policies, settings.repeats):
                 runs.append(run_once(policy, address, settings, link, folder / "run"))
                 print(f"{repeat + 1} of {settings.repeats}, {runs[-1]}", file=sys.stderr, flush=True)
-    report = {
-        **describe_measurement(sys.argv, CORES),
-        "batch_bytes": BATCH_BYTES,
-        "runs": runs,
-        "summary": summarize(runs, policies),
-    }
-    print(json.dumps(report["summary"], indent=2))
-    if settings.json is not None:
-        write_json(settings.json, report)
+    results = {"batch_bytes": BATCH_BYTES, "runs": runs, "summary": summarize(runs, policies)}
+    print(json.dumps(results["summary"], indent=2))
+    write_results(settings.json, cores=CORES, settings=settings, results=results)
 
 
 if __name__ == "__main__":

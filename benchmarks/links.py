@@ -1,7 +1,7 @@
-"""Where a benchmark's teacher lives, and how fast it is reached.
+"""Starts the teachers of benchmarks, and limits the rate of the link to them. As a program it does nothing.
 
-Where root allows, it is a network namespace behind a veth pair, and the rate is the kernel's token bucket (tc tbf), so that real
-TCP meets a real queue. Else the teacher is on loopback and paces itself (`--rate-limit`).
+With root, the teacher runs in a network namespace behind a veth pair, and the kernel's token bucket (tc tbf) limits the rate, so
+that TCP meets a real queue. Otherwise the teacher listens on loopback and limits its own rate (`--rate-limit`).
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from edge_student.ipc.messages import Configure
 
 
 class Link:
-    """Where the teacher lives and how fast it is reached: a namespace with a token bucket, or loopback with a pacing teacher."""
+    """The link to a teacher: a network namespace with a token bucket, or loopback with the teacher's own rate limit."""
 
     def __init__(self) -> None:
         self._name = f"edgekd{os.getpid()}"
@@ -34,7 +34,7 @@ class Link:
             self._ip("-n", self._name, "link", "set", "lo", "up")
             self.is_namespace = True
         except (OSError, subprocess.CalledProcessError) as error:
-            print(f"no namespace ({error}); the teacher paces itself instead", file=sys.stderr)
+            print(f"no network namespace ({error}); using the teacher's --rate-limit instead", file=sys.stderr)
             self._remove()
         return self
 
@@ -42,7 +42,7 @@ class Link:
         self._remove()
 
     def set_rate(self, rate_mbit: float | None) -> None:
-        """Limit what the teacher sends, in Mbit/s; None lifts the limit. What is on its way is not lost. Only with a namespace."""
+        """Limit the rate of the teacher in Mbit/s, or remove the limit (None). Loses no data in flight. Requires a namespace."""
         device = ["tc", "-n", self._name, "qdisc"]
         if rate_mbit is None:
             subprocess.run([*device, "del", "dev", f"{self._name}c", "root"], check=False, capture_output=True)
@@ -51,19 +51,19 @@ class Link:
             subprocess.run([*device, "replace", "dev", f"{self._name}c", "root", *bucket], check=True)
 
     def received_bytes(self) -> int:
-        """Bytes that came over the link so far. Only with a namespace."""
+        """Return the bytes received over the link so far. Requires a namespace."""
         return int(Path(f"/sys/class/net/{self._name}e/statistics/rx_bytes").read_text())
 
     @contextlib.contextmanager
     def teacher(self, core: int, dataset: str, rate_mbit: float | None, store: Path) -> Iterator[str]:
-        """A teacher of this data set behind the link, on this core; yields its address."""
+        """Run a teacher of this data set behind the link, on this core. Yields its address."""
         if self.is_namespace:
             self.set_rate(rate_mbit)
-            place, flags = ["ip", "netns", "exec", self._name], ["--listen", "10.213.7.2:0", "--insecure"]
+            prefix, flags = ["ip", "netns", "exec", self._name], ["--listen", "10.213.7.2:0", "--insecure"]
         else:
-            place, flags = [], ["--listen", "127.0.0.1:0"]
+            prefix, flags = [], ["--listen", "127.0.0.1:0"]
             flags += [] if rate_mbit is None else ["--rate-limit", f"{rate_mbit:.3f}mbit"]
-        with serving([*place, *_serve(core, dataset, store), *flags]) as address:
+        with serving([*prefix, *_serve(core, dataset, store), *flags]) as address:
             yield address
 
     def _ip(self, *arguments: str) -> None:
@@ -71,21 +71,21 @@ class Link:
 
     def _remove(self) -> None:
         self.is_namespace = False
-        for what in (["link", "del", f"{self._name}e"], ["netns", "del", self._name]):
+        for arguments in (["link", "del", f"{self._name}e"], ["netns", "del", self._name]):
             with contextlib.suppress(OSError):
-                subprocess.run(["ip", *what], check=False, capture_output=True)
+                subprocess.run(["ip", *arguments], check=False, capture_output=True)
 
 
 def configure(address: str, *, batch_size: int, **changes: Any) -> Configure:
-    """What a receiver is told: float32, in the kernel's normal class, but for `changes`."""
-    told: dict[str, Any] = {"encoding": "float32", "top_k": 0, "seed": 0, "window": 64, "max_wait_s": 30.0, "log_level": "error"}
-    told |= {"niceness": 0, "is_idle": False, **changes}
-    return Configure(teacher=address, batch_size=batch_size, **told)
+    """Return a receiver's configuration: float32 at normal priority, with `changes`."""
+    options: dict[str, Any] = {"encoding": "float32", "top_k": 0, "seed": 0, "window": 64, "max_wait_s": 30.0, "log_level": "error"}
+    options |= {"niceness": 0, "is_idle": False, **changes}
+    return Configure(teacher=address, batch_size=batch_size, **options)
 
 
 @contextlib.contextmanager
 def loopback_teacher(core: int, dataset: str, store: Path) -> Iterator[str]:
-    """A teacher of this data set on loopback, as fast as it can be, on this core; yields its address."""
+    """Run a teacher of this data set on loopback without a rate limit, on this core. Yields its address."""
     with serving([*_serve(core, dataset, store), "--listen", "127.0.0.1:0"]) as address:
         yield address
 
@@ -97,7 +97,7 @@ def _serve(core: int, dataset: str, store: Path) -> list[str]:
 
 @contextlib.contextmanager
 def serving(command: list[str]) -> Iterator[str]:
-    """A teacher by its command, until the block ends; yields its address."""
+    """Run a teacher by its command during the block. Yields its address."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
     try:
         assert process.stdout is not None

@@ -1,9 +1,9 @@
-"""What the orchestration costs a small step: the trainer under the scheduler against the same loop with nothing around it.
+"""Overhead of the orchestration for a small training step: the trainer under the scheduler, compared with the bare training loop.
 
-Both loops run the same training step on the same cores and threads, in one process, in turns (bare, orchestrated, orchestrated,
-bare, ...). The orchestrated one has everything of a run: a comm worker process, the ring, the controller, the binding, the log.
-It is timed after comm has ended, so what is compared is the compute worker alone; its logits lie in the ring, the bare loop's in
-an array. A run's figure is the median of its steps, because a step that the machine's other guests interrupt says nothing of us.
+Both loops run the same step on the same cores and threads, in one process, interleaved (bare, orchestrated, orchestrated,
+bare, ...). The orchestrated loop has all parts of a run: comm worker process, ring, controller, binding and log. It is timed after
+comm has ended, so only the compute worker is compared. Its logits are in the ring, those of the bare loop in an array. A run's
+result is its median step, which excludes steps that other virtual machines of the host interrupt.
 
     python benchmarks/overhead.py [--pairs 15] [--cycles 100] [--json FILE]
 """
@@ -31,15 +31,14 @@ from edgekd.cli.command import parse
 CORES = settle(os.environ, None)
 
 from edge_student.events.buffer import EventBuffer  # noqa: E402
-from edge_student.host.provenance import describe_measurement  # noqa: E402
 from edge_student.ipc.ring import Ring, RingShape  # noqa: E402
 from edge_student.measure.local_teacher import embedded_teacher  # noqa: E402
+from edge_student.measure.result_file import write_results  # noqa: E402
 from edge_student.run.worker_process import CommWorkerProcess  # noqa: E402
 from edge_student.settings.student import CompareConfig  # noqa: E402
 from edge_student.training.trainer import BatchSource, Recipe, Schedule, TorchTeam, Trainer  # noqa: E402
 from edgekd.data.datasets import load_dataset  # noqa: E402
 from edgekd.data.models import build_model  # noqa: E402
-from edgekd.files import write_json  # noqa: E402
 from scheduler.control.controller import Controller  # noqa: E402
 from scheduler.live.binding import CommBinding, CompBinding  # noqa: E402
 from scheduler.live.loop import SchedulerLoop  # noqa: E402
@@ -52,22 +51,22 @@ PUBLIC_BATCH, PRIVATE_BATCH, NUM_CLASSES = 128, 32, 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Measure what the orchestration costs a small training step."""
+    """Measure the overhead of the orchestration for a small training step."""
 
     pairs: int = 15
     """Pairs of one bare and one orchestrated run."""
     cycles: int = 100
     """Steps in each run."""
     size: int = 20
-    """Width and height of the images, which sets how long a step is."""
+    """Width and height of the images in pixels, which determine the duration of a step."""
     policy: str = "dynamic"
     """Policy of the orchestrated runs."""
     json: Path | None = None
-    """File for the results."""
+    """Result file."""
 
 
 class Bare:
-    """No schedule at all."""
+    """A schedule that does nothing."""
 
     def task(self, task: Task) -> AbstractContextManager[None]:
         return nullcontext()
@@ -77,7 +76,7 @@ class Bare:
 
 
 class InMemory:
-    """Logits that lie in an array."""
+    """A source of logits in an array."""
 
     def __init__(self) -> None:
         self._logits = np.zeros((PUBLIC_BATCH, NUM_CLASSES), np.float32)
@@ -102,20 +101,20 @@ def make_trainer(size: int) -> Trainer:
 
 
 def median_step_s(trainer: Trainer, cycles: int, schedule: Schedule, source: BatchSource) -> float:
-    """Median seconds from the end of one cycle to the end of the next."""
+    """Return the median seconds from the end of one cycle to the end of the next."""
     ends: list[float] = []
     trainer.train(cycles, schedule, source, lambda done: ends.append(time.perf_counter()))
     return statistics.median(later - earlier for earlier, later in pairwise(ends))
 
 
 def time_bare(settings: Settings) -> float:
-    """Seconds per step without anything around it."""
+    """Return the seconds per step of the bare loop."""
     trainer, source = make_trainer(settings.size), InMemory()
     return median_step_s(trainer, settings.cycles, Bare(), source)
 
 
 def time_orchestrated(settings: Settings, address: str) -> float:
-    """Seconds per step inside a whole run, once everything has been received."""
+    """Return the seconds per step of the orchestrated loop, after comm has ended."""
     trainer = make_trainer(settings.size)
     cycles = settings.cycles
     with CommWorkerProcess(configure(address, batch_size=PUBLIC_BATCH)) as worker:
@@ -145,9 +144,9 @@ def time_orchestrated(settings: Settings, address: str) -> float:
 
 
 def bootstrap_ci95(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the median of many values, by the percentile bootstrap; None for fewer than two. For benchmarks.
+    """Return the 95 % percentile-bootstrap interval of the median, or None for fewer than two values.
 
-    For the few runs of a comparison it promises too much (docs/decisions/012); those take `median_interval`.
+    It is too narrow for few values (docs/decisions/012), so comparisons use `median_interval`.
     """
     if len(values) < 2:
         return None
@@ -164,19 +163,17 @@ def bootstrap_ci95(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def main() -> None:
-    settings = parse(Settings, sys.argv[1:], prog="overhead.py", description="What the orchestration costs a small step.")
+    settings = parse(Settings, sys.argv[1:], prog="overhead.py", description="Overhead of the orchestration for a small step.")
     bare, orchestrated = [], []
-    gc.freeze()  # as a run does
+    gc.freeze()  # as in a run
     config = CompareConfig(private=f"{dataset(settings.size)}:private", out=Path(), log_level="error", teacher_model="cnn:width=4")
     with embedded_teacher(config, CORES[0]) as address:
         for pair in range(settings.pairs):
             runs = [lambda: bare.append(time_bare(settings)), lambda: orchestrated.append(time_orchestrated(settings, address))]
             for run in runs if pair % 2 == 0 else reversed(runs):
                 run()
-    ratios = [ours / theirs for ours, theirs in zip(orchestrated, bare, strict=True)]
-    report = {
-        **describe_measurement(sys.argv, CORES),
-        "policy": settings.policy,
+    ratios = [with_all / alone for with_all, alone in zip(orchestrated, bare, strict=True)]
+    results = {
         "bare_step_s": bare,
         "orchestrated_step_s": orchestrated,
         "median_bare_step_s": statistics.median(bare),
@@ -184,9 +181,8 @@ def main() -> None:
         "median_ratio": statistics.median(ratios),
         "ratio_ci95": bootstrap_ci95(ratios),
     }
-    print(json.dumps(report, indent=2))
-    if settings.json is not None:
-        write_json(settings.json, report)
+    print(json.dumps(results, indent=2))
+    write_results(settings.json, cores=CORES, settings=settings, results=results)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Every policy in every regime: how heavy comm is for the edge's cores, times what the link brings, for two sizes of student.
+"""Compares the policies in a grid of regimes: the CPU cost of comm, the rate of the link, and the size of the student.
 
-A cell is one `edge-student compare` against a teacher that stays up: all its logits computed before, one thread, on the lowest core
-under every policy alike. "balanced" is a link that brings a batch in the time of a training step as measured first on this machine,
-"bottleneck" one of half that rate; links.py says how a link is slowed down.
+A cell is one `edge-student compare` against a running teacher with all logits computed, one thread, and the lowest core under every
+policy. A "balanced" link delivers a batch in the time of a training step, which is measured first on this machine. A "bottleneck"
+has half that rate. links.py limits the rate.
 
     python benchmarks/regimes.py [--repeats 5] [--sizes small,large] [--comm light,medium,heavy] [--json FILE] [--figure FILE.png]
 
-Each run takes `--seconds`, and three or four more to start; keep the machine quiet meanwhile.
+Each run takes `--seconds`, plus 3 to 4 s to start. Run it on a quiet machine.
 """
 
 import json
@@ -22,48 +22,47 @@ from typing import Any
 import numpy as np
 from links import Link
 
-from edge_student.host.provenance import describe_measurement
 from edge_student.measure.intervals import median_interval
+from edge_student.measure.result_file import write_results
 from edge_student.report.verdict import BASELINE
 from edgekd.cli.command import parse
-from edgekd.files import write_json
 from scheduler.live.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))
-_BEST_OF, _STEPS = 3, 100  # runs to learn a step's time from, and their cycles
-_BUSIER = 1.5  # times a step alone that a cycle takes beside comm, about
+_BEST_OF, _STEPS = 3, 100  # runs that measure the time of a step, and their cycles
+_BUSIER = 1.5  # approximate duration of a cycle with comm, in steps without comm
 
-# On two cores `static:1` and `random` decide as `dynamic` does, event by event, so they are not measured again.
+# On two cores `static:1` and `random` make the same decisions as `dynamic`, so they are not measured.
 POLICIES = "os-default,os-tuned,comm-priority,comp-priority,compute-first,dynamic,adaptive"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Measure every policy in a grid of regimes: comm's weight, the link, and the student's size."""
+    """Compare policies in a grid of regimes: CPU cost of comm, rate of the link, size of the student."""
 
     repeats: int = 5
     """Runs of each policy in each cell."""
     seconds: float = 8.0
-    """What a run is to take, about: long enough that learning what to do does not decide it."""
+    """Approximate duration of a run in seconds. It must be long compared with the learning phase of adaptive."""
     sizes: str = "small,large"
-    """Students, with commas between: small (a step of some ms), large (some tens of ms)."""
+    """Students, comma-separated: small (a step takes a few ms), large (some tens of ms)."""
     comm: str = "light,medium,heavy"
-    """How heavy comm is for the edge's cores, with commas between."""
+    """CPU costs of comm, comma-separated."""
     links: str = "unlimited,balanced,bottleneck"
-    """What the link brings, with commas between."""
+    """Rates of the link, comma-separated."""
     policies: str = POLICIES
-    """Policies to compare, with commas between."""
+    """Policies to compare, comma-separated."""
     keep: Path | None = None
-    """Folder that keeps every cell's comparison (report.html and all); without it, only the figures are kept."""
+    """Folder for the comparison of every cell, including report.html; without it, only the results are kept."""
     json: Path | None = None
-    """File for the results."""
+    """Result file."""
     figure: Path | None = None
-    """File for the heat map, .png or .svg."""
+    """File of the heat map, .png or .svg."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Student:
-    """A student and a batch; its step is about `step_ms` on two cores of a server."""
+    """A student model and its batch sizes."""
 
     model: str
     batch_size: int
@@ -74,20 +73,20 @@ STUDENTS = {
     "small": Student(model="cnn:width=8", batch_size=8, public_batch=32),
     "large": Student(model="cnn:width=24", batch_size=32, public_batch=64),
 }
-# Classes make the bytes: 32 or 64 rows of so many float32 each.
+# The classes determine the bytes of a batch: 32 or 64 rows with one float32 per class.
 CLASSES = {
     ("small", "light"): 100,
     ("small", "medium"): 3000,
     ("small", "heavy"): 12000,
     ("large", "light"): 100,
     ("large", "medium"): 1500,
-    ("large", "heavy"): 6000,  # more classes make the step longer in proportion, so that comm would not be heavier beside it
+    ("large", "heavy"): 6000,  # more classes would also make the step longer, so the relative cost of comm would not rise
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One regime."""
+    """One regime, with the rate of its link and its number of cycles."""
 
     size: str
     comm: str
@@ -119,7 +118,7 @@ class Cell:
 
 
 def step_s(cell: Cell, link: Link, folder: Path) -> float:
-    """Seconds of a training step of a run in which receiving goes first: the mean of its steps, in the best of a few runs."""
+    """Measure the seconds of a training step without concurrent comm: the mean step of the best of several runs."""
     seconds = []
     with link.teacher(CORES[0], cell.dataset, None, folder / "store") as address:
         for _ in range(_BEST_OF):
@@ -133,7 +132,7 @@ def step_s(cell: Cell, link: Link, folder: Path) -> float:
 
 
 def cells(settings: Settings, link: Link, folder: Path) -> list[Cell]:
-    """The grid, with the rates that make the link balanced or a bottleneck on this machine."""
+    """Return the grid, with link rates that are balanced or a bottleneck on this machine."""
     found = []
     for size, comm in product(settings.sizes.split(","), settings.comm.split(",")):
         free = Cell(size=size, comm=comm, link="unlimited", rate_mbit=None, cycles=_STEPS)
@@ -149,7 +148,7 @@ def cells(settings: Settings, link: Link, folder: Path) -> list[Cell]:
 
 
 def measure(cell: Cell, settings: Settings, link: Link, folder: Path) -> dict[str, Any]:
-    """One comparison; the cell's settings, and per policy the wall-clocks in the order of the repeats."""
+    """Run one comparison. Returns the cell's settings, and each policy's wall-clocks in the order of repeats."""
     out = (settings.keep or folder) / cell.name
     with link.teacher(CORES[0], cell.dataset, cell.rate_mbit, folder / f"{cell.size}-{cell.comm}" / "store") as address:
         command = [sys.executable, "-m", "edge_student", "compare", "--teacher", address, *cell.flags(), "--out", str(out)]
@@ -163,7 +162,7 @@ def measure(cell: Cell, settings: Settings, link: Link, folder: Path) -> dict[st
     wall = {name: {run["repeat"]: run["wall_clock_s"] for run in valid if run["policy"] == name} for name in names}
     repeats = sorted(set.intersection(*(set(clocks) for clocks in wall.values())))
     if not repeats:
-        raise SystemExit(f"{cell.name}: in no repeat did every policy have a run that counts; see the notes with --keep")
+        raise SystemExit(f"{cell.name}: no repeat has a valid run of every policy; see the notes of the runs with --keep")
     settings_of_cell = {**asdict(cell), "batch_bytes": cell.batch_bytes, "dataset": cell.dataset, "flags": cell.flags()}
     return {
         "name": cell.name,
@@ -175,14 +174,14 @@ def measure(cell: Cell, settings: Settings, link: Link, folder: Path) -> dict[st
 
 
 def comm_cpu_share(runs: list[dict[str, Any]]) -> float | None:
-    """Comm's CPU seconds per second of training tasks under the baseline: how heavy comm really was; None without a valid run."""
-    ran = [run for run in runs if run["policy"] == BASELINE and run["valid"]]
-    shares = [run["comm_cpu_s"] / (run["forward_s"] + run["backward_s"]) for run in ran]
+    """Return comm's CPU seconds per second of training tasks under the baseline, or None without a valid run."""
+    valid = [run for run in runs if run["policy"] == BASELINE and run["valid"]]
+    shares = [run["comm_cpu_s"] / (run["forward_s"] + run["backward_s"]) for run in valid]
     return float(np.median(shares)) if shares else None
 
 
 def regrets(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each policy's wall-clock against the best policy in hindsight (the least median) and against the baselines, paired."""
+    """Compare each policy with the best policy in hindsight, which has the least median, and paired with the baselines."""
     clocks = {name: np.array(seconds) for name, seconds in cell["policies"].items()}
     best = min((name for name in clocks), key=lambda name: float(np.median(clocks[name])))
     found: dict[str, dict[str, Any]] = {}
@@ -200,10 +199,10 @@ def regrets(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def held_out_regret(clocks: dict[str, np.ndarray], name: str) -> float:
-    """`name` against the policy that is best in the other repeats, in each repeat; the median of these ratios.
+    """Return the median over repeats of the ratio of `name` to the policy that is best in the other repeats.
 
-    The least of several noisy medians lies below the true one, so that even two equal policies show a regret. A best policy that
-    was picked without looking at the repeat it is judged in does not have that luck on its side.
+    The least of several noisy medians is biased below the true one, so even equal policies show a regret. Choosing the best policy
+    without the repeat in which it is compared removes this bias.
     """
     ratios = []
     for repeat in range(len(clocks[name])):
@@ -213,7 +212,7 @@ def held_out_regret(clocks: dict[str, np.ndarray], name: str) -> float:
 
 
 def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over all cells: geometric means and the worst, of each policy."""
+    """Return the geometric mean and the worst value over all cells, for each policy."""
     names = list(results[0]["policies"])
     summary = {}
     for name in names:
@@ -227,11 +226,11 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def print_tables(results: list[dict[str, Any]]) -> None:
-    """Two tables in Markdown: every policy's ratio to the baseline with its interval, and its regret."""
+    """Print two Markdown tables: each policy's ratio to the baseline with its interval, and its regret."""
     names = list(results[0]["policies"])
     titles = {
         f"wall-clock / {BASELINE}": _shown_ratio,
-        "wall-clock / best policy of the cell, medians (best picked in the other repeats)": _shown_regret,
+        "wall-clock / best policy of the cell, medians (best chosen in the other repeats)": _shown_regret,
     }
     for title, show in titles.items():
         print(f"\n{title}\n\n| cell | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
@@ -250,7 +249,7 @@ def _shown_regret(row: dict[str, Any]) -> str:
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """The heat map: a row per cell, a column per policy, coloured by the ratio to the baseline, and beside it the regret."""
+    """Draw two heat maps with a row per cell and a column per policy: the ratio to the baseline, and the regret."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -261,23 +260,23 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     colours = {f"vs {BASELINE}": ("PuOr_r", 0.6), "regret": ("Oranges", 1.0)}
     titles = {f"vs {BASELINE}": f"wall-clock / {BASELINE}", "regret": "wall-clock / best policy of the cell"}
-    for axis, (what, (colour, least)) in zip(axes, colours.items(), strict=True):
-        values = np.array([[cell["regrets"][name][what] for name in names] for cell in results])
+    for axis, (quantity, (colour, least)) in zip(axes, colours.items(), strict=True):
+        values = np.array([[cell["regrets"][name][quantity] for name in names] for cell in results])
         image = axis.imshow(values, cmap=colour, vmin=least, vmax=1.4, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             is_on_dark = image.norm(value) > 0.8 or (image.norm(value) < 0.2 and least < 1)
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if is_on_dark else "black")
         axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
         axis.set_yticks(range(len(rows)), rows)
-        axis.set_title(titles[what])
+        axis.set_title(titles[quantity])
         figure.colorbar(image, ax=axis, shrink=0.8)
     figure.savefig(path, dpi=150)
 
 
 def main() -> None:
-    settings = parse(Settings, sys.argv[1:], prog="regimes.py", description="Every policy in every regime.")
+    settings = parse(Settings, sys.argv[1:], prog="regimes.py", description="Compare policies in a grid of regimes.")
     results: list[dict[str, Any]] = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespace goes whatever ends us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM removes the namespace too
     with tempfile.TemporaryDirectory() as name, Link() as link:
         folder = Path(name)
         grid = cells(settings, link, folder)
@@ -294,18 +293,15 @@ def main() -> None:
 
 
 def save(settings: Settings, results: list[dict[str, Any]], link: Link) -> None:
-    """Write what has been measured so far: an interrupted grid keeps its cells."""
+    """Write the results so far, so that an interrupted grid keeps its cells."""
     report = {
-        **describe_measurement(sys.argv, CORES),
         "link": "veth and tc tbf between network namespaces" if link.is_namespace else "the teacher's --rate-limit",
         "teacher": f"logits precomputed, one thread on core {CORES[0]} under every policy",
-        "repeats": settings.repeats,
         "cells": results,
         "summary": summarize(results),
     }
-    if settings.json is not None:
-        write_json(settings.json, report)
-    elif len(results) and sys.stdout.isatty():
+    write_results(settings.json, cores=CORES, settings=settings, results=report)
+    if settings.json is None and sys.stdout.isatty():
         print(json.dumps(report["summary"], indent=2))
 
 

@@ -1,6 +1,6 @@
-"""What the scheduler's mathematics costs: bound and plan of a million cycles, simulated events per second, and online re-plans.
+"""The run time of the scheduler's computations: bound and plan of a million cycles, simulated events, and live decisions.
 
-Beside the simulator's single run stands the same run written with SimPy, a general simulator: both must end at the same time.
+One run of the simulator is compared with the same run in SimPy, a general simulator. Both must have the same makespan.
 
     python benchmarks/simulator.py [--repeats 5] [--json FILE]
 """
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import simpy
 
-from edge_student.host.provenance import describe_host, describe_software
+from edge_student.measure.result_file import write_results
 from edgekd.cli.command import parse
 from scheduler.control.controller import Controller
 from scheduler.model.cost import Workload
@@ -36,16 +36,16 @@ STATELESS = ("static:2", "random", "comm-priority", "comp-priority")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Measure what the scheduler's mathematics costs."""
+    """Measure the run time of the scheduler's computations."""
 
     repeats: int = 5
-    """How often each is measured; the median counts."""
+    """Repetitions of each measurement; the result is their median."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Result file."""
 
 
 def scenario(cycles: int, *, cores: int = 12, prefetch: int | None = None) -> Scenario:
-    """The default of the figures: comp's rate is linear in its cores, comm's is not."""
+    """Return the default scenario of the figures. Comp's rate is linear in its cores, comm's is not."""
     cost = {"a1": 6 / cores, "a2": 1 / cores, "b1": 0.12, "b2": 0.08, "b3": 2.718281828459045}
     works = {"forward": 1.0, "backward": 1.0, "comm": 1.3}
     return Scenario.from_json({"cores": cores, "cycles": cycles, **works, "prefetch": prefetch, "cost": cost})
@@ -54,14 +54,14 @@ def scenario(cycles: int, *, cores: int = 12, prefetch: int | None = None) -> Sc
 def median_seconds(action: Callable[[], object], repeats: int) -> float:
     seconds = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        started = time.perf_counter()
         action()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 
 
 def measure_bounds(repeats: int) -> dict[str, Any]:
-    """Course and bound of a million cycles, of equal and of random works, and the most memory that one of them takes."""
+    """Measure bound and course of a million cycles, for equal and random works: seconds and peak memory."""
     equal = scenario(MILLION)
     generator = np.random.default_rng(0)
     kinds = {
@@ -86,7 +86,7 @@ def measure_bounds(repeats: int) -> dict[str, Any]:
 
 
 def measure_events(repeats: int) -> dict[str, float]:
-    """Events per second of one run of 50,000 cycles on 12 cores."""
+    """Measure events per second on 12 cores: 50,000 cycles, and 2,000 for adaptive."""
     long, short = scenario(50_000), scenario(2_000)
     rates = {}
     for name in (*STATELESS, "adaptive"):
@@ -97,7 +97,7 @@ def measure_events(repeats: int) -> dict[str, float]:
 
 
 def measure_live(name: str, *, is_profiled: bool, prefetch: int | None) -> dict[str, float]:
-    """Milliseconds of the decisions about the events of a run of 200 cycles on 12 cores, whatever the controller decides."""
+    """Measure the controller's decisions in ms. The events are those of a static:3 run of 200 cycles on 12 cores."""
     run = scenario(200, prefetch=prefetch)
     work = Workload(forward=1.0, backward=1.0, comm=1.3)
     profile = Profile(cores=12, workload=work, rates=run.rates) if is_profiled else None
@@ -106,9 +106,9 @@ def measure_live(name: str, *, is_profiled: bool, prefetch: int | None) -> dict[
     ends = sorted((span.end, span.task.value, span.task) for span in simulate(run, "static:3", record=True).spans)
     seconds = []
     for event in (Started(time=0.0), *(TaskDone(task=task, time=end) for end, _, task in ends)):
-        began = time.perf_counter()
+        started = time.perf_counter()
         decision = controller.handle(event)
-        elapsed = time.perf_counter() - began
+        elapsed = time.perf_counter() - started
         if decision.reason is Reason.POLICY:
             seconds.append(1e3 * elapsed)
     first, *rest = seconds
@@ -116,7 +116,7 @@ def measure_live(name: str, *, is_profiled: bool, prefetch: int | None) -> dict[
 
 
 class SimpyRun:
-    """`static:<c>` with SimPy: one process per side, interrupted where its rate changes."""
+    """`static:<c>` in SimPy: one process per side, interrupted when its rate changes."""
 
     def __init__(self, run: Scenario, comm_cores: int) -> None:
         self.rates, self.split, self.cycles = run.rates, comm_cores, run.cycles
@@ -126,7 +126,7 @@ class SimpyRun:
         self.workers: dict[str, simpy.Process] = {}
 
     def rate(self, side: str) -> float:
-        """Eq. 13, else the split."""
+        """Return the rate of a side under Eq. 13, and under the split where Eq. 13 leaves a choice."""
         split = self.split
         if self.done["comm"] < (self.done["comp"] + 1) // 2:
             split = self.rates.num_cores
@@ -137,12 +137,12 @@ class SimpyRun:
     def work(self, side: str, works: list[float]) -> Generator[simpy.Event, None, None]:
         for left in works:
             while left > 0:
-                rate, began = self.rate(side), self.env.now
+                rate, started = self.rate(side), self.env.now
                 try:
                     yield self.env.timeout(left / rate) if rate else self.env.event()
                     left = 0.0
                 except simpy.Interrupt:
-                    left -= rate * (self.env.now - began)
+                    left -= rate * (self.env.now - started)
             before = [self.rate(name) for name in self.workers]
             self.done[side] += 1
             for name, was in zip(self.workers, before, strict=True):
@@ -159,15 +159,15 @@ class SimpyRun:
 
 
 def measure_simpy(repeats: int) -> dict[str, float]:
-    """One run of 5,000 cycles on 12 cores under static:2: our simulator and SimPy, which must agree."""
+    """Measure one run of 5,000 cycles on 12 cores under static:2, in this simulator and in SimPy. The makespans must agree."""
     run = scenario(5_000)
-    ours, theirs = simulate(run, "static:2"), SimpyRun(run, 2).makespan()
-    assert abs(ours.makespan - theirs) < 1e-9 * theirs, (ours.makespan, theirs)
+    simulated, reference = simulate(run, "static:2"), SimpyRun(run, 2).makespan()
+    assert abs(simulated.makespan - reference) < 1e-9 * reference, (simulated.makespan, reference)
     seconds = {
         "edgekd_s": median_seconds(lambda: simulate(run, "static:2"), repeats),
         "simpy_s": median_seconds(lambda: SimpyRun(run, 2).makespan(), repeats),
     }
-    return {**seconds, "makespan": ours.makespan, "simpy_events_per_s": ours.num_events / seconds["simpy_s"]}
+    return {**seconds, "makespan": simulated.makespan, "simpy_events_per_s": simulated.num_events / seconds["simpy_s"]}
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -193,16 +193,9 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def main() -> None:
     settings = parse(Settings, sys.argv[1:], prog="simulator.py", description=__doc__ or "")
-    report = {
-        "command": ["benchmarks/simulator.py", *sys.argv[1:]],
-        "host": describe_host(tuple(sorted(os.sched_getaffinity(0)))),
-        "software": describe_software() | {"simpy": simpy.__version__},
-        "results": measure(settings),
-    }
-    text = json.dumps(report, indent=2)
-    if settings.json is not None:
-        settings.json.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    results = {"simpy": simpy.__version__, "results": measure(settings)}
+    print(json.dumps(results, indent=2))
+    write_results(settings.json, cores=tuple(sorted(os.sched_getaffinity(0))), settings=settings, results=results)
 
 
 if __name__ == "__main__":

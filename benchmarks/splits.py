@@ -1,16 +1,16 @@
-"""How cores are split where there are more than two: every policy and some fixed splits on 4, 8 and 12 cores, within a budget.
+"""Compares all policies and some fixed splits on 4, 8 and 12 cores, within a time budget.
 
-The edge has the machine's highest cores. A teacher of its own, all its logits computed before, has the lowest of those that no
-edge uses, four at most and the same under every policy and every number of cores; where none is left, the machine's lowest. It is
-on loopback, so that the kernel's part of receiving is paid partly on its cores. A turn is one `edge-student compare` with one run
-of each policy; turns of a cell (cores, regime) are its repeats, every other one in reverse but for the baseline, which is always
-first. A `calibrate` for each number of cores measures the rates of the splits and fits f and g (Eq. 3, 4) to them.
+The edge uses the machine's highest cores. The teacher, with all logits computed, uses the lowest cores that no edge uses: four at
+most, and the same for every policy and number of cores. If no core is left, it uses the lowest. It listens on loopback, so part of
+the kernel's work of receiving runs on its cores. A turn is one `edge-student compare` with one run of each policy. The turns of a
+cell (cores, regime) are its repeats. The baseline always runs first, and every second turn reverses the other policies. One
+`calibrate` per number of cores measures the rates of the splits and fits f and g (Eq. 3, 4).
 
     python benchmarks/splits.py [--cores 4,8,12] [--regimes heavy,medium,light] [--budget-s 540] [--json FILE]
 
-What is of most interest comes first (`plan`), and what no longer fits into the budget is left out, so whatever has been measured is
-whole turns, but for one that took longer than planned and was cut short. The file is written anew after each of them. Every run
-takes three to four seconds to start; keep the machine quiet meanwhile.
+Jobs run in order of interest (`plan`), and a job that no longer fits into the budget is skipped. So the results are complete turns,
+except for a turn that exceeds its limit and is stopped. The result file is rewritten after each job. Every run takes 3 to 4 s to
+start. Run it on a quiet machine.
 """
 
 import contextlib
@@ -30,20 +30,19 @@ from typing import Any
 import numpy as np
 from links import serving
 
-from edge_student.host.provenance import describe_measurement
+from edge_student.measure.result_file import write_results
 from edge_student.report.verdict import BASELINE, summarize
 from edgekd.cli.command import parse
-from edgekd.files import write_json
 from scheduler.live.threads import allowed_cores
 
 CORES = tuple(sorted(allowed_cores()))
 _MOST_TEACHER_CORES = 4
-_STEPS = 50  # cycles of the run that learns how long a step takes
-_LEAST_CYCLES = 30
-_BUSIER = 1.2  # times the slower of both sides alone that a cycle takes, about
-_PATIENCE = 1.5  # times what a job was expected to take, after which it is cut short
-_RESERVE_S = 8.0  # of the budget, for ending what is cut short
-_START_S = 6.0  # of a process, until one has been seen
+_STEPS = 50  # cycles of the run that measures the duration of a step
+_MIN_CYCLES = 30
+_BUSIER = 1.2  # approximate duration of a cycle, relative to the slower side alone
+_LIMIT = 1.5  # time limit of a job, relative to its expected duration
+_RESERVE_S = 8.0  # seconds of the budget for stopping a job at its limit
+_START_S = 6.0  # startup of a process, until one was measured
 
 _KEPT = ("repeat", "policy", "attempt", "wall_clock_s", "stall_s", "hold_s", "forward_s", "backward_s", "comm_cpu_s", "accuracy")
 _KEPT = (*_KEPT, "valid", "disturbed", "notes")
@@ -52,30 +51,30 @@ _MEDIANS = ("stall_s", "hold_s", "forward_s", "backward_s", "comm_cpu_s")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Measure every policy where there are more than two cores to split."""
+    """Compare policies and fixed splits on more than two cores."""
 
     cores: str = "4,8,12"
-    """How many cores the edge has, with commas between; the last is compared when the others have all their turns."""
+    """Numbers of cores of the edge, comma-separated; the last one runs after all turns of the others."""
     regimes: str = "heavy,medium,light"
-    """How heavy comm is for the edge's cores, the one of most interest first, with commas between."""
+    """CPU costs of comm, comma-separated, in order of interest."""
     turns: int = 3
-    """Turns of each cell, as far as the budget goes."""
+    """Turns of each cell, if the budget allows them."""
     seconds: float = 3.0
-    """What a run is to take, about, without its start."""
+    """Approximate duration of a run in seconds, without its startup."""
     calibrate_s: float = 20.0
-    """Seconds that each calibration measures, in the first regime."""
+    """Seconds of each calibration, which uses the first regime; 0 skips them."""
     budget_s: float = 540.0
-    """Seconds for everything."""
+    """Seconds for all jobs together."""
     json: Path | None = None
-    """File for the results."""
+    """Result file."""
 
     def __post_init__(self) -> None:
         for count in self.counts:
             if not 2 <= count <= len(CORES):
-                raise ValueError(f"--cores has {count}, must be in 2 .. {len(CORES)}, which is what this process may use")
+                raise ValueError(f"--cores has {count}, must be in 2 .. {len(CORES)}, the cores that this process may use")
         for name in self.regimes.split(","):
             if name not in REGIMES:
-                raise ValueError(f"--regimes has {name!r}, must be of {', '.join(REGIMES)}")
+                raise ValueError(f"--regimes has {name!r}, must be one of {', '.join(REGIMES)}")
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -85,7 +84,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Regime:
-    """A student and what it receives in a cycle: `public_batch` rows of so many float32."""
+    """A student and its batches. It receives `public_batch` rows of `classes` float32 per cycle."""
 
     model: str
     batch_size: int
@@ -101,7 +100,7 @@ class Regime:
         return [*flags, "--public-batch", str(self.public_batch), "--prefetch", "16", "--log-level", "warning"]
 
 
-# A narrow student makes comm heavy beside it; a wide one of few classes leaves next to nothing to split.
+# With a narrow student, comm is a large part of the work; with a wide one and few classes it is almost nothing.
 REGIMES = {
     "heavy": Regime(model="cnn:width=4", batch_size=8, public_batch=256, classes=12_000),
     "medium": Regime(model="cnn:width=8", batch_size=16, public_batch=128, classes=6_000),
@@ -124,7 +123,7 @@ class Job:
 
 @dataclass(kw_only=True, slots=True)
 class Cell:
-    """What is known of one regime on so many cores. `alone` is one run, in which all was received first: seconds a cycle."""
+    """The runs of one regime on a number of cores. `alone` has the seconds per cycle of a run that receives all batches first."""
 
     cores: tuple[int, ...]
     regime: Regime
@@ -135,14 +134,14 @@ class Cell:
 
 
 def policies_of(num_cores: int) -> tuple[str, ...]:
-    """The policies to compare: of the fixed splits one core, a quarter, and half."""
+    """Return the policies to compare. The fixed splits give comm one core, a quarter, and half."""
     splits = sorted({1, max(num_cores // 4, 1), num_cores // 2})
     fixed = (f"static:{comm}" for comm in splits)
     return (BASELINE, "os-tuned", *fixed, "comp-priority", "compute-first", "dynamic", "adaptive")
 
 
 def plan(settings: Settings) -> list[Job]:
-    """Everything that there is to do, what is of most interest first."""
+    """Return all jobs in order of interest."""
     counts, (first, *others) = settings.counts, settings.regimes.split(",")
     some, last = (counts[:-1], counts[-1:]) if len(counts) > 1 else (counts, ())
     calibrations = [Job(cores=count, regime=first, is_calibration=True) for count in counts if settings.calibrate_s]
@@ -153,7 +152,7 @@ def plan(settings: Settings) -> list[Job]:
 
 
 class Splits:
-    """Does the jobs that fit into the budget, and keeps what they found."""
+    """Runs the jobs that fit into the budget, and collects their results."""
 
     def __init__(self, settings: Settings, folder: Path, stack: contextlib.ExitStack) -> None:
         self._settings, self._folder, self._stack = settings, folder, stack
@@ -162,42 +161,42 @@ class Splits:
         self._teachers: dict[str, str] = {}
         self._cells: dict[str, Cell] = {}
         self._calibrations: dict[str, Any] = {}
-        self._left_out: list[str] = []
+        self._skipped: list[str] = []
         self._failed: list[str] = []
         spare = CORES[: len(CORES) - max(settings.counts)][:_MOST_TEACHER_CORES]
         self._teacher_cores = spare or CORES[:1]
 
     def run(self) -> None:
-        """Every job in turn, if there is time for it; the file is written after each."""
+        """Run every job that fits into the remaining time, and write the result file after each."""
         jobs = plan(self._settings)
         for number, job in enumerate(jobs, start=1):
-            expected_s, began = self._expected_s(job), time.monotonic()
-            if began + expected_s > self._deadline:
-                self._left_out.append(job.name)
+            expected_s, started = self._expected_s(job), time.monotonic()
+            if started + expected_s > self._deadline:
+                self._skipped.append(job.name)
                 continue
-            limit_s = min(_PATIENCE * expected_s, self._deadline - began)
-            how = self._calibrate(job, limit_s) if job.is_calibration else self._turn(job, began + limit_s)
-            if how != "done":
-                self._failed.append(f"{job.name}: {how}")
-            took, left = time.monotonic() - began, self._deadline - time.monotonic()
-            said = f"{number} of {len(jobs)}, {job.name}: {how} in {took:.0f} s ({expected_s:.0f} were expected), {left:.0f} s left"
-            print(said, file=sys.stderr, flush=True)
+            limit_s = min(_LIMIT * expected_s, self._deadline - started)
+            outcome = self._calibrate(job, limit_s) if job.is_calibration else self._turn(job, started + limit_s)
+            if outcome != "done":
+                self._failed.append(f"{job.name}: {outcome}")
+            elapsed_s, left_s = time.monotonic() - started, self._deadline - time.monotonic()
+            times = f"{elapsed_s:.0f} s, expected {expected_s:.0f} s, {left_s:.0f} s left"
+            print(f"{number} of {len(jobs)}, {job.name}: {outcome}: {times}", file=sys.stderr, flush=True)
             self.save()
         self.save()
 
     def _expected_s(self, job: Job) -> float:
-        """What the job will take: what it took the last time, or one start after another and what they are told to take."""
+        """Estimate the duration of a job: that of its cell's last turn, or the startup and run times of its processes."""
         if job.is_calibration:
             return self._start_s + 1.2 * self._settings.calibrate_s
         cell = self._cells.get(f"{job.cores}-{job.regime}")
         if cell is not None and cell.turn_s:
             return cell.turn_s[-1]
         teacher_s = 0.0 if job.regime in self._teachers else self._start_s
-        num_runs = len(policies_of(job.cores)) + 1  # and the one in which both sides are alone
+        num_runs = len(policies_of(job.cores)) + 1  # plus the run of both sides alone
         return teacher_s + self._start_s + num_runs * (self._start_s + self._settings.seconds)
 
     def _teacher(self, name: str) -> str:
-        """The address of this regime's teacher, which stays up."""
+        """Return the address of this regime's teacher, and start it at the first call. It runs until the end."""
         if name not in self._teachers:
             cores, dataset = ",".join(map(str, self._teacher_cores)), REGIMES[name].dataset
             command = [sys.executable, "-m", "cloud_teacher", "serve", "--dataset", f"{dataset}:public", "--model", "cnn:width=4"]
@@ -212,37 +211,37 @@ class Splits:
         return [*command, "--cores", ",".join(map(str, cores))]
 
     def _turn(self, job: Job, deadline: float) -> str:
-        """One run of each policy, and before the first turn of a cell what each side takes alone; what came of it."""
+        """Run each policy once, and before the first turn of a cell both sides alone. Returns "done" or the failure."""
         cell = self._cells.setdefault(job.name, Cell(cores=CORES[-job.cores :], regime=REGIMES[job.regime]))
-        if not cell.cycles and (said := self._learn(job, cell, deadline - time.monotonic())) != "done":
-            return said
+        if not cell.cycles and (outcome := self._measure_alone(job, cell, deadline - time.monotonic())) != "done":
+            return outcome
         turn, out, (base, *others) = len(cell.turn_s), self._folder / "compare", policies_of(job.cores)
         names = (base, *(others if turn % 2 == 0 else reversed(others)))
-        began = time.monotonic()
+        started = time.monotonic()
         command = [*self._command("compare", job), "--cycles", str(cell.cycles), "--policies", ",".join(names), "--repeats", "1"]
         (out / "report.json").unlink(missing_ok=True)
-        said = run_until([*command, "--out", str(out)], deadline - began, (0, 1))
+        outcome = run_until([*command, "--out", str(out)], deadline - started, (0, 1))
         if not (out / "report.json").exists():
-            return f"no report; {said}"
+            return f"no report; {outcome}"
         for run in json.loads((out / "report.json").read_text())["runs"]:
             kept = {name: run[name] for name in _KEPT} | {"repeat": turn}
             share = run["disturbance"] or {}
             kept |= {name: share.get(name) for name in ("others_fraction", "steal_fraction")}
             cell.runs.append({**kept, "modes": shares_of_modes(out / run["folder"] / "events.jsonl", run["wall_clock_s"])})
-        cell.turn_s.append(time.monotonic() - began)
-        return said
+        cell.turn_s.append(time.monotonic() - started)
+        return outcome
 
-    def _learn(self, job: Job, cell: Cell, limit_s: float) -> str:
-        """What each side takes alone, and so how many cycles a run gets."""
+    def _measure_alone(self, job: Job, cell: Cell, limit_s: float) -> str:
+        """Measure each side alone, which determines the cycles of the cell's runs. Returns "done" or the failure."""
         out = self._folder / "alone"
         command = [*self._command("train", job), "--cycles", str(_STEPS), "--policy", "comm-priority", "--out", str(out)]
         command += ["--prefetch", str(_STEPS), "--ring-mib", "4096"]
-        began = time.monotonic()
-        said = run_until(command, limit_s, (0,))
-        if said != "done":
-            return f"a run alone: {said}"
+        started = time.monotonic()
+        outcome = run_until(command, limit_s, (0,))
+        if outcome != "done":
+            return f"run alone: {outcome}"
         result = json.loads((out / "result.json").read_text())
-        self._start_s = time.monotonic() - began - result["wall_clock_s"]
+        self._start_s = time.monotonic() - started - result["wall_clock_s"]
         cell.alone = {
             "step_s": (result["forward_s"] + result["backward_s"]) / _STEPS,
             "receiving_s": (result["hold_s"] + result["stall_s"]) / _STEPS,
@@ -250,46 +249,44 @@ class Splits:
             "start_s": self._start_s,
         }
         cycle_s = _BUSIER * max(cell.alone["step_s"], cell.alone["receiving_s"])
-        cell.cycles = max(round(self._settings.seconds / cycle_s), _LEAST_CYCLES)
-        return said
+        cell.cycles = max(round(self._settings.seconds / cycle_s), _MIN_CYCLES)
+        return outcome
 
     def _calibrate(self, job: Job, limit_s: float) -> str:
-        """The device profile on so many cores, whole."""
+        """Calibrate on the job's cores, and keep the whole device profile. Returns "done" or the failure."""
         out = self._folder / f"{job.name}.json"
         command = [*self._command("calibrate", job), "--seconds", str(self._settings.calibrate_s), "--out", str(out)]
-        said = run_until(command, limit_s, (0,))
-        if said == "done":
+        outcome = run_until(command, limit_s, (0,))
+        if outcome == "done":
             self._calibrations[job.name] = json.loads(out.read_text())
-        return said
+        return outcome
 
     def save(self) -> None:
-        """Write what has been measured so far."""
+        """Write the results so far."""
         cells = {name: describe(cell) for name, cell in self._cells.items() if cell.runs}
-        report = {
-            **describe_measurement(sys.argv, CORES[-max(self._settings.counts) :]),
+        results = {
             "topology": topology(),
-            "settings": {**asdict(self._settings), "json": str(self._settings.json)},
             "teacher_cores": list(self._teacher_cores),
-            "left_out": self._left_out,
+            "left_out": self._skipped,
             "failed": self._failed,
             "cells": cells,
             "calibrations": self._calibrations,
         }
-        if self._settings.json is not None:
-            write_json(self._settings.json, report)
+        cores = CORES[-max(self._settings.counts) :]
+        write_results(self._settings.json, cores=cores, settings=self._settings, results=results)
 
     def print_tables(self) -> int:
-        """Markdown; the exit status, 1 if something failed."""
+        """Print Markdown tables. Returns the exit status, 1 if a job failed."""
         for name, cell in self._cells.items():
             print_cell(name, cell)
         for name, profile in self._calibrations.items():
             print_calibration(name, profile)
-        print(f"\nleft out: {', '.join(self._left_out) or 'nothing'}; failed: {'; '.join(self._failed) or 'nothing'}")
+        print(f"\nskipped: {', '.join(self._skipped) or 'nothing'}; failed: {'; '.join(self._failed) or 'nothing'}")
         return 1 if self._failed else 0
 
 
 def run_until(command: Sequence[str], limit_s: float, good: Sequence[int]) -> str:
-    """Run it for `limit_s` seconds at most, then ask it to end, which keeps what it has; what came of it, "done" if all is well."""
+    """Run a command, and stop it with SIGTERM after `limit_s`, so that it saves its results. Returns "done" or the failure."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL) as process:
         try:
             status = process.wait(max(limit_s, 0.0))
@@ -299,7 +296,7 @@ def run_until(command: Sequence[str], limit_s: float, good: Sequence[int]) -> st
                 process.wait(_RESERVE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-            return f"cut short after {limit_s:.0f} s"
+            return f"stopped after {limit_s:.0f} s"
         except BaseException:
             process.send_signal(signal.SIGTERM)
             raise
@@ -307,24 +304,24 @@ def run_until(command: Sequence[str], limit_s: float, good: Sequence[int]) -> st
 
 
 def shares_of_modes(path: Path, wall_clock_s: float | None) -> dict[str, float] | None:
-    """The parts of a run's time for which the last decision was this or that; None of a run without a result.
+    """Return the fraction of a run's time in each mode, by its last decision; None for a run without a result.
 
-    "c+d" is c cores for comm and d for training, of 4 cores "4+4" is compute-first, and "kernel" what os-default does.
+    "c+d" is c cores for comm and d for training. On 4 cores "4+4" is compute-first. "kernel" is unpinned, as os-default.
     """
     if wall_clock_s is None or not path.exists():
         return None
     seconds: Counter[str] = Counter()
     decisions = [record for line in path.read_text().splitlines() if (record := json.loads(line))["event"] == "decision"]
     moments = [*(record["time"] for record in decisions), wall_clock_s]
-    for record, (began, ended) in zip(decisions, pairwise(moments), strict=True):
+    for record, (started, ended) in zip(decisions, pairwise(moments), strict=True):
         given = record["allocation"]
         mode = f"{given['comm']}+{given['comp']}" if given["pinned"] else "kernel"
-        seconds[mode] += max(ended - began, 0.0)
+        seconds[mode] += max(ended - started, 0.0)
     return {mode: spent / wall_clock_s for mode, spent in seconds.most_common()}
 
 
 def describe(cell: Cell) -> dict[str, Any]:
-    """A cell as JSON values: its settings, every run, and per policy medians, paired ratios and the regret."""
+    """Return a cell as JSON values: its settings, all runs, and each policy's medians, paired ratios and regret."""
     return {
         "cores": list(cell.cores),
         "regime": asdict(cell.regime),
@@ -339,7 +336,7 @@ def describe(cell: Cell) -> dict[str, Any]:
 
 
 def rows_of(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per policy: the summary of its valid runs, its median against the least one of the cell, and where its time went."""
+    """Return for each policy the summary of its valid runs, its regret, median times, and the fractions of modes."""
     names = list(dict.fromkeys(run["policy"] for run in runs))
     rows = {row.policy: asdict(row) for row in summarize(runs, names)}
     least = min((row["median_s"] for row in rows.values() if row["median_s"] is not None), default=None)
@@ -352,7 +349,7 @@ def rows_of(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def mean_shares(shares: Iterator[dict[str, float]]) -> dict[str, float]:
-    """The mean of each mode's parts over the runs, the largest first."""
+    """Return the mean fraction of each mode over the runs, in descending order."""
     found, total = list(shares), Counter[str]()
     for share in found:
         total.update(share)
@@ -360,7 +357,7 @@ def mean_shares(shares: Iterator[dict[str, float]]) -> dict[str, float]:
 
 
 def topology() -> dict[str, str]:
-    """For each core those that are threads of the same physical one, as the kernel lists them; empty where it does not say."""
+    """Return the hardware threads that share each core's physical core, as the kernel lists them; without cores it omits."""
     found = {}
     for core in CORES:
         with contextlib.suppress(OSError):
@@ -370,8 +367,8 @@ def topology() -> dict[str, str]:
 
 
 def print_cell(name: str, cell: Cell) -> None:
-    """One table: a row for each policy."""
-    alone = ", ".join(f"{what} {seconds * 1e3:.1f} ms" for what, seconds in cell.alone.items())
+    """Print a table with a row for each policy."""
+    alone = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in cell.alone.items())
     print(f"\n{name}: {cell.cycles} cycles; alone: {alone}\n")
     print("| policy | runs | wall-clock, s | vs os-default | regret | stall, s | hold, s | comm CPU, s | most of the time |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -387,7 +384,7 @@ def print_cell(name: str, cell: Cell) -> None:
 
 
 def print_calibration(name: str, profile: dict[str, Any]) -> None:
-    """One table: a row for each mode, in work per second; the fit is below it."""
+    """Print a table with a row for each mode, with rates in work per second, and the fit."""
     print(
         f"\n{name}: forward {profile['forward']:.4f} s, backward {profile['backward']:.4f} s, comm {profile['comm']:.4f} s alone\n"
     )
@@ -399,8 +396,8 @@ def print_calibration(name: str, profile: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    settings = parse(Settings, sys.argv[1:], prog="splits.py", description="How cores are split where there are more than two.")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the teacher goes whatever ends us
+    settings = parse(Settings, sys.argv[1:], prog="splits.py", description="Compare policies on more than two cores.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM stops the teachers too
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         splits = Splits(settings, folder, stack)

@@ -1,14 +1,14 @@
-"""What a second core brings to comm: batches per second that one comm worker receives, by its streams and its cores.
+"""Throughput of one comm worker in batches per second, by its number of streams and cores.
 
-The sender has every payload encoded already and does nothing but send, because on few cores it takes its part of them. `topk` of
-many classes is the payload that is bound by the receiver's CPU: a few kB travel, and rows of megabytes are written. A float16 of
-1,000 classes and a float32 of 10 are what a run has. Sender, worker and the trainer that consumes at once are processes of their
-own; the worker has one core, or two of which the sender has one as well. What bounds it is told by the CPU time of both: with all
-cores busy, no more than cores / (sender + worker) batches a second can come.
+The sender only sends payloads that are already encoded, because on few cores its CPU time reduces the receiver's. `topk` of many
+classes is bound by the receiver's CPU: a few kB arrive, and megabytes of rows are written. float16 of 1,000 classes and float32 of
+10 are typical of a run. Sender, worker and the trainer, which frees batches immediately, are separate processes. The worker has one
+core, or two, one of which it shares with the sender. The CPU times of both give an upper bound: with all cores busy,
+cores / (sender + worker) batches per second.
 
     python benchmarks/streams.py [--rounds 5] [--seconds 1.5] [--json FILE]
 
-Keep the machine quiet meanwhile.
+Run it on a quiet machine.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ from links import configure, serving
 
 from cloud_teacher.logits.store import StoreKey
 from cloud_teacher.service.admission import Window, admit, parse
-from edge_student.host.provenance import describe_measurement
+from cloud_teacher.service.limits import Limits
 from edge_student.ipc.ring import Ring, RingShape
 from edge_student.measure.intervals import median_interval
+from edge_student.measure.result_file import write_results
 from edge_student.run.worker_process import CommWorkerProcess
 from edgekd.cli import command
-from edgekd.files import write_json
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import Encoding, Format, checksum, chunk_rows, encode, to_wire
 from edgekd.wire.limits import MAX_STRIDE, MAX_WINDOW, PROTOCOL_VERSION, SERVICE_NAME, server_options
@@ -56,19 +56,19 @@ CASES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Measure what parallel streams and a second core bring to comm."""
+    """Measure the throughput of comm by its streams and cores."""
 
     rounds: int = 5
-    """Rounds, each with every case and every number of streams."""
+    """Number of rounds. Each measures every case with every combination of streams and cores."""
     seconds: float = 1.5
-    """How long each receives."""
+    """Seconds of each measurement."""
     json: Path | None = None
-    """File for the results."""
+    """Result file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What one worker did."""
+    """Throughput and CPU times of one measurement."""
 
     batches_per_s: float
     worker_us_per_batch: float
@@ -76,13 +76,13 @@ class Outcome:
 
 
 def send(num_classes: int) -> None:
-    """Serve windows of payloads that are encoded once, before they are first asked for: the same rows for whatever samples."""
+    """Serve windows of cached payloads on loopback. Every sample has the same rows, and each payload is encoded once."""
     rows = np.random.default_rng(0).standard_normal((BATCH, num_classes)).astype(np.float32)
     key = StoreKey(teacher_digest="7" * 64, dataset_digest="d0" * 32, num_samples=NUM_SAMPLES, num_classes=num_classes)
 
     @cache
     def payload_of(form: Format, row: int) -> tuple[int, bytes, int]:
-        """How many rows go into the chunk that begins with this one, its payload as a message's only field, and its checksum."""
+        """Return the number of rows of the chunk that begins at `row`, a message with its payload only, and its checksum."""
         part = rows[row : row + chunk_rows(num_classes, form)]
         payload = encode(part, form)
         return len(part), teacher_pb2.LogitsChunk(payload=payload).SerializeToString(), checksum(payload)
@@ -101,7 +101,7 @@ def send(num_classes: int) -> None:
                 sample_ids=ids[row : row + num_rows].tolist(),
                 crc32=crc32,
             )
-            messages.append(header.SerializeToString() + payload)  # the fields of a message may come in parts
+            messages.append(header.SerializeToString() + payload)  # concatenated protobuf messages merge their fields
             row += num_rows
         return messages
 
@@ -119,7 +119,7 @@ def send(num_classes: int) -> None:
         ).SerializeToString()
 
     async def stream(request: bytes, context: grpc.aio.ServicerContext) -> None:
-        window = admit(parse(request), key)
+        window = admit(parse(request), key, Limits())
         for index in range(window.start, window.start + window.count * window.stride, window.stride):
             for message in messages_of(window, index):
                 await context.write(message)
@@ -140,10 +140,10 @@ def send(num_classes: int) -> None:
 
 
 def receive(address: str, form: Format, num_classes: int, num_streams: int, cores: frozenset[int], seconds: float) -> Outcome:
-    """A comm worker of a run on these cores, with a trainer that consumes at once."""
+    """Measure a comm worker on these cores with a trainer that frees batches immediately."""
     sender = next(child for child in psutil.Process().children() if "_send" in child.cmdline())
-    told = configure(address, batch_size=BATCH, encoding=form.encoding.value, top_k=form.top_k, num_streams=num_streams)
-    with CommWorkerProcess(told) as worker:
+    config = configure(address, batch_size=BATCH, encoding=form.encoding.value, top_k=form.top_k, num_streams=num_streams)
+    with CommWorkerProcess(config) as worker:
         worker.await_description()
         ring = Ring.create(replace(RingShape.one_slot(form, batch_size=BATCH, num_classes=num_classes), num_slots=8))
         binding = CommBinding(worker.pid)
@@ -151,16 +151,16 @@ def receive(address: str, form: Format, num_classes: int, num_streams: int, core
             worker.use_ring(ring, start=0, stop=1 << 30)
             binding.apply(cores)
             worker.go()
-            began = _consume(worker, _WARM_UP_S, 0)
+            first = _consume(worker, _WARM_UP_S, 0)
             binding.apply(cores)
             worker_s, sender_s, started = _cpu_s(psutil.Process(worker.pid)), _cpu_s(sender), time.monotonic()
-            ended = _consume(worker, seconds, began)
-            took, count = time.monotonic() - started, ended - began
+            last = _consume(worker, seconds, first)
+            elapsed, count = time.monotonic() - started, last - first
             worker_s, sender_s = _cpu_s(psutil.Process(worker.pid)) - worker_s, _cpu_s(sender) - sender_s
         finally:
             ring.close()
     return Outcome(
-        batches_per_s=count / took, worker_us_per_batch=worker_s / count * 1e6, sender_us_per_batch=sender_s / count * 1e6
+        batches_per_s=count / elapsed, worker_us_per_batch=worker_s / count * 1e6, sender_us_per_batch=sender_s / count * 1e6
     )
 
 
@@ -182,7 +182,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def measure(form: Format, num_classes: int, settings: Settings) -> dict[str, Any]:
-    """One case: outcomes by streams and cores, in turns, and the ratios to one stream on one core of the same round."""
+    """Measure one case with every combination, interleaved. Ratios are to one stream on one core of the same round."""
     highest, both = frozenset(CORES[-1:]), frozenset(CORES[-2:])
     ways = {
         "1 stream, 1 core": (1, highest),
@@ -192,7 +192,7 @@ def measure(form: Format, num_classes: int, settings: Settings) -> dict[str, Any
     }
     found: dict[str, list[Outcome]] = {way: [] for way in ways}
     with serving([sys.executable, __file__, "_send", str(num_classes)]) as address:
-        receive(address, form, num_classes, 1, both, settings.seconds)  # encodes
+        receive(address, form, num_classes, 1, both, settings.seconds)  # fills the cache of payloads
         for number in range(settings.rounds):
             for way in ways if number % 2 == 0 else reversed(ways):
                 num_streams, cores = ways[way]
@@ -201,7 +201,7 @@ def measure(form: Format, num_classes: int, settings: Settings) -> dict[str, Any
     rows = {}
     for way, outcomes in found.items():
         row: dict[str, Any] = {key: statistics.median(asdict(each)[key] for each in outcomes) for key in asdict(outcomes[0])}
-        ratios = [ours.batches_per_s / theirs.batches_per_s for ours, theirs in zip(outcomes, base, strict=True)]
+        ratios = [outcome.batches_per_s / reference.batches_per_s for outcome, reference in zip(outcomes, base, strict=True)]
         interval = median_interval(ratios)
         bound = len(CORES) / (row["worker_us_per_batch"] + row["sender_us_per_batch"]) * 1e6
         row |= {
@@ -217,12 +217,12 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] == "_send":
         send(int(sys.argv[2]))
         return
-    settings = command.parse(Settings, sys.argv[1:], prog="streams.py", description="What a second core brings to comm.")
+    settings = command.parse(Settings, sys.argv[1:], prog="streams.py", description="Throughput of comm by streams and cores.")
     results = {}
     for name, (form, num_classes) in CASES.items():
         results[name] = measure(form, num_classes, settings)
         print(f"{name}: done", file=sys.stderr, flush=True)
-    print("| payload | streams, cores | batches/s | vs 1 on 1 | worker, us | sender, us | all cores busy: batches/s |")
+    print("| payload | streams, cores | batches/s | vs 1 on 1 | worker, us | sender, us | bound, batches/s |")
     print("|---|---|---|---|---|---|---|")
     for name, rows in results.items():
         for way, row in rows.items():
@@ -230,13 +230,7 @@ def main() -> None:
             shown = f"{row['speedup']:.2f}" + (f" ({interval['low']:.2f} .. {interval['high']:.2f})" if interval else "")
             cpu = f"{row['worker_us_per_batch']:.0f} | {row['sender_us_per_batch']:.0f}"
             print(f"| {name} | {way} | {row['batches_per_s']:,.0f} | {shown} | {cpu} | {row['bound_batches_per_s']:,.0f} |")
-    if settings.json is not None:
-        report = {
-            **describe_measurement(sys.argv, CORES),
-            "settings": {**asdict(settings), "json": str(settings.json)},
-            "cases": results,
-        }
-        write_json(settings.json, report)
+    write_results(settings.json, cores=CORES, settings=settings, results={"cases": results})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How long a decision takes to reach compute when a step lasts seconds: moved between layers, against moved between tasks only.
+"""Delay of decisions in steps of seconds: compute that moves between layers, compared with compute that moves between tasks only.
 
-A real student trains on two cores and more while a real comm worker receives over a slow link, several batches a step. The policy
-changes its mind with every batch. What is told comes from the log of the run: for each decision that gave compute other cores in
-the middle of a task, the seconds until compute was bound to them ("comp-bound"). Where compute moves between tasks only, most such
-decisions are overtaken by the next one and never take effect, and those that do were lucky to come late. So the second figure is
-the part of the time that compute spent on other cores than it was meant to have.
-At the end two short runs with one thread tell whether the weights are the same, bit by bit.
+A student trains on two or more cores while a comm worker receives several batches per step over a slow link. The policy alternates
+with every batch. The log of the run gives the delay of each decision that changed compute's cores during a task: the seconds until
+compute was bound to them ("comp-bound"). If compute moves between tasks only, the next decision supersedes most of them before they
+take effect, and the rest have short delays because they were made late in a task. So the second result is the fraction of time
+that compute spent on other cores than decided.
+Finally, two short runs with one thread check that the weights are equal bit for bit.
 
     python benchmarks/takeover.py [--cycles 8] [--rounds 2] [--json FILE]
 """
@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,14 @@ CORES = settle(os.environ, None)
 import torch  # noqa: E402
 
 from edge_student.events.buffer import EventBuffer, Record  # noqa: E402
-from edge_student.host.provenance import describe_measurement  # noqa: E402
 from edge_student.ipc.ring import Ring, RingShape  # noqa: E402
 from edge_student.measure.local_teacher import embedded_teacher  # noqa: E402
+from edge_student.measure.result_file import write_results  # noqa: E402
 from edge_student.run.worker_process import CommWorkerProcess  # noqa: E402
-from edge_student.settings.student import CompareConfig, jsonable  # noqa: E402
+from edge_student.settings.student import CompareConfig  # noqa: E402
 from edge_student.training.trainer import Recipe, TorchTeam, Trainer  # noqa: E402
 from edgekd.data.datasets import load_dataset  # noqa: E402
 from edgekd.data.models import build_model, weights_digest  # noqa: E402
-from edgekd.files import write_json  # noqa: E402
 from scheduler.control.controller import Controller  # noqa: E402
 from scheduler.live.binding import CommBinding, CompBinding  # noqa: E402
 from scheduler.live.loop import SchedulerLoop  # noqa: E402
@@ -47,32 +46,32 @@ from scheduler.model.state import COMPUTE_FIRST, Allocation, Task  # noqa: E402
 from scheduler.policies.view import View  # noqa: E402
 
 NUM_CLASSES = 10
-_NUM_BATCHES = 1000  # more than comm can receive: it never ends, and never has a full buffer
+_NUM_BATCHES = 1000  # more than comm can receive, so it never ends and never fills the ring
 _SMALL = {"batch": 8, "cycles": 2}  # enough to compare weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Measure how long a new allocation takes to reach compute in a step of seconds."""
+    """Measure the delay until a new allocation takes effect in a step of seconds."""
 
     model: str = "torchvision:resnet18"
-    """Student."""
+    """Student model."""
     size: int = 128
-    """Width and height of the images."""
+    """Width and height of the images in pixels."""
     batch: int = 48
-    """Private samples in a step, and as many public ones."""
+    """Private samples per step; the number of public samples is the same."""
     rate_limit: str = "24kbit"
-    """Payload rate of the teacher, which sets how many batches arrive in a step."""
+    """Payload rate of the teacher, which determines the batches received per step."""
     cycles: int = 8
-    """Steps in each run."""
+    """Training steps of each run."""
     rounds: int = 2
-    """Pairs of one run of either kind."""
+    """Pairs of runs, one of each kind."""
     json: Path | None = None
-    """File for the results."""
+    """Result file."""
 
 
 class Alternating:
-    """Gives compute all but one core and every core in turn, from batch to batch; comm runs behind it in the second case."""
+    """Alternates with every batch: all cores but one for compute, then all cores, with comm at idle priority."""
 
     name = "alternating"
     is_work_conserving = True
@@ -111,7 +110,7 @@ def make_trainer(settings: Settings) -> Trainer:
 
 
 def run(settings: Settings, address: str, *, between_layers: bool, threads: int) -> dict[str, Any]:
-    """Train a few cycles of a long run; what its log and its weights say."""
+    """Train the first cycles of a long run. Returns results of its log, and the digest of its weights."""
     print(f"{settings.cycles} cycles, {threads} threads, between layers: {between_layers}", file=sys.stderr)
     torch.set_num_threads(threads)
     trainer, buffer, batch = make_trainer(settings), EventBuffer(), settings.batch
@@ -150,64 +149,64 @@ def median_task_s(records: list[Record], task: str) -> float:
 
 
 def takeovers(records: list[Record]) -> dict[str, Any]:
-    """Of the decisions that wanted other cores for compute in the middle of a task: how many, and the delays of those obeyed."""
+    """Count the decisions that changed compute's cores during a task, and list the delays of those that took effect."""
     decisions = sorted((record for record in records if record["event"] == "decision"), key=lambda record: record["time"])
     tasks = [record for record in records if record.get("task") in ("forward", "backward")]
 
     def is_in_task(time_s: float) -> bool:
         return any(task["started"] < time_s < task["ended"] for task in tasks)
 
-    num_wanted = sum(
+    num_decided = sum(
         before["requested"]["comp"] != after["requested"]["comp"] and is_in_task(after["time"])
         for before, after in pairwise(decisions)
     )
     bound = [record for record in records if record["event"] == "comp-bound" and is_in_task(record["decided"])]
     return {
-        "num_wanted": num_wanted,
+        "num_wanted": num_decided,
         "part_on_other_cores": part_on_other_cores(records),
         "delays_s": sorted(record["time"] - record["decided"] for record in bound),
     }
 
 
 def part_on_other_cores(records: list[Record]) -> float:
-    """Of the time since compute was first bound, the part in which it was not where the last decision wanted it."""
-    marks = sorted(
+    """Return the fraction of time since compute was first bound in which it was not on the cores of the last decision."""
+    changes = sorted(
         (record for record in records if record["event"] in ("decision", "comp-bound")), key=lambda record: record["time"]
     )
-    wanted: list[int] = []
+    decided: list[int] = []
     bound: list[int] | None = None
-    apart = total = 0.0
-    for mark, following in pairwise(marks):
-        if mark["event"] == "decision":
-            wanted = mark["requested"]["comp"]
+    differing_s = total_s = 0.0
+    for change, following in pairwise(changes):
+        if change["event"] == "decision":
+            decided = change["requested"]["comp"]
         else:
-            bound = mark["cores"]
+            bound = change["cores"]
         if bound is not None:
-            total += following["time"] - mark["time"]
-            apart += (following["time"] - mark["time"]) * (bound != wanted)
-    return apart / total
+            total_s += following["time"] - change["time"]
+            differing_s += (following["time"] - change["time"]) * (bound != decided)
+    return differing_s / total_s
 
 
 def summarise(runs: list[dict[str, Any]], between_layers: bool) -> dict[str, Any]:
-    """Delays of all runs of one kind together, in seconds."""
-    mine = [run for run in runs if run["between_layers"] is between_layers]
-    delays = sorted(delay for run in mine for delay in run["delays_s"])
+    """Summarize the delays of all runs of one kind, in seconds."""
+    selected = [run for run in runs if run["between_layers"] is between_layers]
+    delays = sorted(delay for run in selected for delay in run["delays_s"])
     if not delays:
-        raise SystemExit("no decision took effect in the middle of a step; are the steps too short for this --rate-limit?")
+        raise SystemExit("no decision took effect during a step: increase --rate-limit, or lengthen the steps with --size")
     return {
         "between_layers": between_layers,
-        "num_wanted": sum(run["num_wanted"] for run in mine),
+        "num_wanted": sum(run["num_wanted"] for run in selected),
         "num_obeyed": len(delays),
         "median_delay_s": statistics.median(delays),
         "ninety_percent_delay_s": delays[min(len(delays) - 1, int(0.9 * len(delays)))],
         "worst_delay_s": delays[-1],
-        "part_on_other_cores": statistics.median(run["part_on_other_cores"] for run in mine),
-        "median_wall_clock_s": statistics.median(run["wall_clock_s"] for run in mine),
+        "part_on_other_cores": statistics.median(run["part_on_other_cores"] for run in selected),
+        "median_wall_clock_s": statistics.median(run["wall_clock_s"] for run in selected),
     }
 
 
 def main() -> None:
-    settings = parse(Settings, sys.argv[1:], prog="takeover.py", description="How long a decision takes to reach compute.")
+    settings = parse(Settings, sys.argv[1:], prog="takeover.py", description="Delay until a decision takes effect.")
     config = CompareConfig(
         private=dataset(settings, "private"),
         out=Path(),
@@ -220,17 +219,14 @@ def main() -> None:
         runs = [run(settings, address, between_layers=kind, threads=len(CORES)) for order in orders for kind in order]
         small = replace(settings, **_SMALL)
         alone = [run(small, address, between_layers=kind, threads=1) for kind in (True, False)]
-    report = {
-        **describe_measurement(sys.argv, CORES),
-        "settings": jsonable(asdict(settings)),
+    results = {
         "summary": [summarise(runs, kind) for kind in (True, False)],
         "weights_are_equal_with_one_thread": alone[0]["weights"] == alone[1]["weights"],
         "runs": runs,
         "runs_with_one_thread": alone,
     }
-    print(json.dumps({key: value for key, value in report.items() if not key.startswith("runs")}, indent=2))
-    if settings.json is not None:
-        write_json(settings.json, report)
+    print(json.dumps({key: value for key, value in results.items() if not key.startswith("runs")}, indent=2))
+    write_results(settings.json, cores=CORES, settings=settings, results=results)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
-"""What the edge pays to receive logits, for each encoding, beside the least that a program could pay for the same bytes.
+"""CPU time that an edge spends on receiving logits, for each encoding, compared with a bare gRPC loop that receives the same bytes.
 
-For each encoding four programs receive batches, all but one from a real teacher whose logits are all computed: the comm worker's
-receiver, which verifies and decodes into a ring ("float16"); the comm worker whole, which also tells the trainer of every batch
-("worker float16"); a bare gRPC loop that asks for the same and throws the bytes away undecoded ("bare float16"); and one that reads
-pickled float32 arrays from a socket ("pickle"). Each is a process of its own on the highest core, everything else is on the lowest;
-they take turns, and the ratios to the bare loop are paired within a round.
-CPU seconds are those of all threads of the receiving process, from the first batch on. What an encoding loses is told by the KL
-divergence of the softmax of the decoded logits from that of the teacher's, and, with --accuracy, by students trained on them.
+For each encoding, three programs receive batches from a teacher with all logits computed:
+
+- "float16": the comm worker's receiver, which verifies and decodes into a ring;
+- "worker float16": the whole comm worker, which also reports every batch to the trainer;
+- "bare float16": a bare gRPC loop that requests the same batches and discards the bytes.
+
+A fourth program, "pickle", reads pickled float32 arrays from a socket. Each is a separate process on the highest core; everything
+else runs on the lowest. They are interleaved, and the ratios to the bare loop are paired within a round.
+
+CPU seconds are those of all threads of the receiving process, after the warm-up batches. The loss of an encoding is the KL
+divergence of the softmax of the decoded logits from that of the teacher's logits, and, with --accuracy, the accuracy of students
+trained on them.
 
     python benchmarks/wire.py [--classes 10,1000] [--batches 300] [--rounds 7] [--accuracy] [--json FILE]
 
-Keep the machine quiet meanwhile.
+Run it on a quiet machine.
 """
 
 import contextlib
@@ -34,13 +39,12 @@ import numpy as np
 import numpy.typing as npt
 from links import configure, loopback_teacher, serving
 
-from edge_student.host.provenance import describe_measurement
 from edge_student.ipc.ring import Ring, RingShape
 from edge_student.measure.intervals import median_interval
+from edge_student.measure.result_file import write_results
 from edge_student.receive.receiver import Receiver
 from edge_student.run.worker_process import CommWorkerProcess, worker_environment
 from edgekd.cli.command import parse
-from edgekd.files import write_json
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import Encoding, Format, checksum, decode_into, encode
 from edgekd.wire.limits import SERVICE_NAME, channel_options
@@ -55,31 +59,31 @@ _WARM_UP = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Measure what receiving costs, per encoding, beside a bare gRPC loop and pickle over a socket."""
+    """Measure the CPU time of receiving, per encoding, compared with a bare gRPC loop and with pickle over a socket."""
 
     classes: str = "10,1000"
-    """Numbers of classes, with commas between."""
+    """Numbers of classes, comma-separated."""
     encodings: str = "float32,float16,int8,topk"
-    """Encodings, with commas between."""
+    """Encodings, comma-separated."""
     top_k: str = "10:4,1000:10"
-    """The k of topk for each number of classes, CLASSES:K with commas between."""
+    """The k of topk for each number of classes, as comma-separated CLASSES:K."""
     batch_size: int = 128
-    """Rows in a batch."""
+    """Rows of a batch."""
     batches: int = 300
-    """Batches that each program receives in a round."""
+    """Batches that each program receives per round."""
     rounds: int = 7
-    """Rounds."""
+    """Number of rounds."""
     accuracy: bool = False
-    """Train students on Fashion-MNIST with every encoding too; takes some minutes, and the data set must be there."""
+    """Also train students on Fashion-MNIST with every encoding; takes minutes, and needs the installed data set."""
     seeds: int = 5
-    """Students per encoding, each with a seed of its own."""
+    """Students per encoding, each with its own seed."""
     json: Path | None = None
-    """File for the results."""
+    """Result file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What one program paid in one round."""
+    """CPU time and throughput of one program in one round."""
 
     cpu_s_per_batch: float
     batches_per_s: float
@@ -87,7 +91,7 @@ class Cost:
 
 
 def form_of(encoding: str, num_classes: int, settings: Settings) -> Format:
-    """The format of an encoding at so many classes."""
+    """Return the format of an encoding for a number of classes."""
     ks = dict(pair.split(":") for pair in settings.top_k.split(","))
     return Format(Encoding(encoding), int(ks[str(num_classes)]) if encoding == Encoding.TOPK else 0)
 
@@ -97,14 +101,14 @@ def _ring_shape(form: Format, batch_size: int, num_classes: int) -> RingShape:
 
 
 def receive_by_worker(address: str, form: Format, settings: Settings) -> Cost:
-    """The comm worker of a run, with a trainer that consumes at once."""
-    told = configure(address, batch_size=settings.batch_size, encoding=form.encoding.value, top_k=form.top_k)
+    """Measure the comm worker with a trainer that frees batches immediately."""
+    config = configure(address, batch_size=settings.batch_size, encoding=form.encoding.value, top_k=form.top_k)
     num_batches = _WARM_UP + settings.batches
     with on_core(CORES[-1]):
-        worker = CommWorkerProcess(told)
+        worker = CommWorkerProcess(config)
     with worker:
-        described = worker.await_description()
-        ring = Ring.create(_ring_shape(form, settings.batch_size, described.num_classes))
+        description = worker.await_description()
+        ring = Ring.create(_ring_shape(form, settings.batch_size, description.num_classes))
         try:
             worker.use_ring(ring, start=0, stop=num_batches)
             worker.go()
@@ -126,21 +130,21 @@ def receive_by_worker(address: str, form: Format, settings: Settings) -> Cost:
 
 
 def receive_as(role: str, address: str, form: Format, settings: Settings) -> Cost:
-    """This file as a program of its own, in one of its roles."""
+    """Run this file as a separate process in one of its roles."""
     return _run_self(role, {"address": address, "encoding": form.encoding.value, "top_k": form.top_k, **_sizes(settings)})
 
 
 def receive_pickled(num_classes: int, settings: Settings) -> Cost:
-    """Pickled arrays from a sender on the lowest core; the receiver is this file as a program of its own."""
-    ours, theirs = socket.create_server(("127.0.0.1", 0)), {"classes": num_classes, **_sizes(settings)}
-    with ours:
-        port = ours.getsockname()[1]
+    """Receive pickled arrays in a separate process, from a sender on the lowest core."""
+    options = {"classes": num_classes, **_sizes(settings)}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         with on_core(CORES[0]):
             sender = subprocess.Popen(
-                [sys.executable, __file__, "_send", json.dumps({"fd": ours.fileno(), **theirs})], pass_fds=[ours.fileno()]
+                [sys.executable, __file__, "_send", json.dumps({"fd": listener.fileno(), **options})], pass_fds=[listener.fileno()]
             )
         try:
-            return _run_self("pickle", {"port": port, **theirs})
+            return _run_self("pickle", {"port": port, **options})
         finally:
             sender.kill()
             sender.wait()
@@ -150,21 +154,21 @@ def _sizes(settings: Settings) -> dict[str, int]:
     return {"batch_size": settings.batch_size, "batches": settings.batches}
 
 
-def _run_self(role: str, told: dict[str, Any]) -> Cost:
+def _run_self(role: str, options: dict[str, Any]) -> Cost:
     with on_core(CORES[-1]):
-        command, environ = [sys.executable, __file__, f"_{role}", json.dumps(told)], dict(os.environ)
+        command, environ = [sys.executable, __file__, f"_{role}", json.dumps(options)], dict(os.environ)
         if role == "receive":
             environ = worker_environment(environ)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
-    said, _ = process.communicate()
+    output, _ = process.communicate()
     if process.returncode != 0:
         raise SystemExit(f"the {role} loop ended with exit status {process.returncode}")
-    return Cost(**json.loads(said))
+    return Cost(**json.loads(output))
 
 
 @contextlib.contextmanager
 def on_core(core: int) -> Iterator[None]:
-    """What is started meanwhile, is born on this core."""
+    """Pin this thread to a core during the block, so that processes started in it inherit the mask."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -173,34 +177,35 @@ def on_core(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _receive(told: dict[str, Any]) -> Cost:
+def _receive(options: dict[str, Any]) -> Cost:
     """Receive, verify and decode into a ring."""
-    config = configure(told["address"], batch_size=told["batch_size"], encoding=told["encoding"], top_k=told["top_k"])
+    config = configure(options["address"], batch_size=options["batch_size"], encoding=options["encoding"], top_k=options["top_k"])
     receiver = Receiver(config, lambda cause, attempt: None)
-    described = receiver.describe()
-    ring = Ring.create(_ring_shape(Format(Encoding(told["encoding"]), told["top_k"]), told["batch_size"], described.num_classes))
+    num_classes = receiver.describe().num_classes
+    form = Format(Encoding(options["encoding"]), options["top_k"])
+    ring = Ring.create(_ring_shape(form, options["batch_size"], num_classes))
 
     def receive(start: int, count: int) -> int:
         return sum(
-            receiver.receive(index, _WARM_UP + told["batches"], ring.slot(index), lambda: None)
+            receiver.receive(index, _WARM_UP + options["batches"], ring.slot(index), lambda: None)
             for index in range(start, start + count)
         )
 
-    cost = _timed(receive, told["batches"])
+    cost = _timed(receive, options["batches"])
     receiver.close()
     ring.close()
     return cost
 
 
-def _bare(told: dict[str, Any]) -> Cost:
-    """Receive serialised chunks, and look at nothing but their length."""
-    channel = grpc.insecure_channel(told["address"], options=channel_options())
+def _bare(options: dict[str, Any]) -> Cost:
+    """Receive serialized chunks, and count their bytes only."""
+    channel = grpc.insecure_channel(options["address"], options=channel_options())
     describe = channel.unary_unary(
         f"/{SERVICE_NAME}/Describe",
         request_serializer=teacher_pb2.DescribeRequest.SerializeToString,
         response_deserializer=teacher_pb2.DescribeResponse.FromString,
     )
-    answer = describe(teacher_pb2.DescribeRequest(), timeout=30)
+    description = describe(teacher_pb2.DescribeRequest(), timeout=30)
     stream = channel.unary_stream(
         f"/{SERVICE_NAME}/StreamLogits", request_serializer=teacher_pb2.StreamLogitsRequest.SerializeToString
     )
@@ -211,25 +216,25 @@ def _bare(told: dict[str, Any]) -> Cost:
             request = teacher_pb2.StreamLogitsRequest(
                 start=first,
                 count=min(64, start + count - first),
-                batch_size=told["batch_size"],
-                teacher_digest=answer.teacher_digest,
-                dataset_digest=answer.dataset_digest,
-                encoding=teacher_pb2.Encoding.Value(f"ENCODING_{told['encoding'].upper()}"),
-                top_k=told["top_k"],
+                batch_size=options["batch_size"],
+                teacher_digest=description.teacher_digest,
+                dataset_digest=description.dataset_digest,
+                encoding=teacher_pb2.Encoding.Value(f"ENCODING_{options['encoding'].upper()}"),
+                top_k=options["top_k"],
             )
             for message in stream(request):
                 num_bytes += len(message)
         return num_bytes
 
-    cost = _timed(receive, told["batches"])
+    cost = _timed(receive, options["batches"])
     channel.close()
     return cost
 
 
-def _pickle(told: dict[str, Any]) -> Cost:
-    """Receive length-prefixed pickles of (index, ids, float32 array) and copy each array into its place."""
-    out = np.empty((told["batch_size"], told["classes"]), np.float32)
-    with socket.create_connection(("127.0.0.1", told["port"])) as connection, connection.makefile("rb") as file:
+def _pickle(options: dict[str, Any]) -> Cost:
+    """Receive length-prefixed pickles of (index, ids, float32 array), and copy each array into a buffer."""
+    out = np.empty((options["batch_size"], options["classes"]), np.float32)
+    with socket.create_connection(("127.0.0.1", options["port"])) as connection, connection.makefile("rb") as file:
 
         def receive(start: int, count: int) -> int:
             num_bytes = 0
@@ -240,18 +245,18 @@ def _pickle(told: dict[str, Any]) -> Cost:
                 num_bytes += len(data)
             return num_bytes
 
-        return _timed(receive, told["batches"])
+        return _timed(receive, options["batches"])
 
 
-def _send(told: dict[str, Any]) -> None:
-    """Send batches for ever to whoever connects first."""
-    logits = np.random.default_rng(0).standard_normal((told["batch_size"], told["classes"])).astype(np.float32)
-    with socket.socket(fileno=told["fd"]) as server:
+def _send(options: dict[str, Any]) -> None:
+    """Send batches to the first client until it disconnects."""
+    logits = np.random.default_rng(0).standard_normal((options["batch_size"], options["classes"])).astype(np.float32)
+    with socket.socket(fileno=options["fd"]) as server:
         connection, _ = server.accept()
         index = 0
         with connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
             while True:
-                data = pickle.dumps((index, batch_ids(0, NUM_SAMPLES, told["batch_size"], index), logits), protocol=5)
+                data = pickle.dumps((index, batch_ids(0, NUM_SAMPLES, options["batch_size"], index), logits), protocol=5)
                 connection.sendall(len(data).to_bytes(8, "little") + data)
                 index += 1
 
@@ -268,7 +273,7 @@ def _timed(receive: Callable[[int, int], int], batches: int) -> Cost:
 
 
 def measure(num_classes: int, settings: Settings, folder: Path) -> dict[str, Any]:
-    """All programs in turns at so many classes: per program its medians, and per encoding the paired ratios."""
+    """Measure all programs, interleaved, at a number of classes. Returns medians by program, and paired ratios by encoding."""
     forms = {encoding: form_of(encoding, num_classes, settings) for encoding in settings.encodings.split(",")}
     costs: dict[str, list[Cost]] = {}
     dataset = f"synthetic:classes={num_classes},size=8,samples={NUM_SAMPLES}"
@@ -290,7 +295,7 @@ def measure(num_classes: int, settings: Settings, folder: Path) -> dict[str, Any
 
 
 def accuracies(settings: Settings, folder: Path) -> dict[str, list[float]]:
-    """Test accuracy of students on Fashion-MNIST, a fraction: for each encoding one of every seed, all from one trained teacher."""
+    """Measure test accuracy, a fraction, of students of one teacher on Fashion-MNIST, by encoding and seed."""
     public, weights = "fashion-mnist:public", folder / "teacher.safetensors"
     cloud = [sys.executable, "-m", "cloud_teacher"]
     train = [*cloud, "train", "--dataset", public, "--model", "cnn:width=32", "--epochs", "2", "--out", str(weights)]
@@ -320,14 +325,17 @@ def _row(name: str, found: list[Cost], costs: dict[str, list[Cost]]) -> dict[str
     row["cpu_s_per_mb"] = row["cpu_s_per_batch"] / row["bytes_per_batch"] * 1e6
     bare = costs.get(f"bare {name.split()[-1]}")
     if bare is not None and not name.startswith("bare "):
-        ratios = [ours.cpu_s_per_batch / theirs.cpu_s_per_batch for ours, theirs in zip(found, bare, strict=True)]
+        ratios = [cost.cpu_s_per_batch / reference.cpu_s_per_batch for cost, reference in zip(found, bare, strict=True)]
         interval = median_interval(ratios)
         row |= {"vs_bare": statistics.median(ratios), "vs_bare_interval": interval and asdict(interval)}
     return row
 
 
 def kl_of(forms: dict[str, Format], num_classes: int) -> dict[str, float]:
-    """Mean KL(teacher || decoded) in nats at temperature 1, of normal logits with a deviation of 3, as confident teachers have."""
+    """Return the mean KL(teacher || decoded) in nats at temperature 1.
+
+    The logits are normal with standard deviation 3, like those of a confident teacher.
+    """
     logits = (3 * np.random.default_rng(0).standard_normal((512, num_classes))).astype(np.float32)
     exact = _log_softmax(logits)
     found = {}
@@ -352,15 +360,15 @@ def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1].startswith("_"):
-        told = json.loads(sys.argv[2])
+        options = json.loads(sys.argv[2])
         if sys.argv[1] == "_send":
-            _send(told)
+            _send(options)
         else:
-            print(json.dumps(asdict({"_receive": _receive, "_bare": _bare, "_pickle": _pickle}[sys.argv[1]](told))))
+            print(json.dumps(asdict({"_receive": _receive, "_bare": _bare, "_pickle": _pickle}[sys.argv[1]](options))))
         return
-    settings = parse(Settings, sys.argv[1:], prog="wire.py", description="What receiving logits costs the edge.")
+    settings = parse(Settings, sys.argv[1:], prog="wire.py", description="CPU time of receiving logits.")
     results = {}
-    # This process stands for the trainer, which must not run where the receiver is measured.
+    # This process has the role of the trainer, which must not run on the receiver's core.
     with tempfile.TemporaryDirectory() as name, on_core(CORES[0]):
         for num_classes in map(int, settings.classes.split(",")):
             results[str(num_classes)] = measure(num_classes, settings, Path(name))
@@ -372,18 +380,12 @@ def main() -> None:
             for rows in results.values():
                 rows[encoding] |= {"accuracy": statistics.mean(values), "accuracy_vs_float32": statistics.mean(differences)}
                 rows[encoding]["accuracies"] = values
-    report = {
-        **describe_measurement(sys.argv, CORES),
-        "settings": {**asdict(settings), "json": str(settings.json)},
-        "classes": results,
-    }
     print_tables(results)
-    if settings.json is not None:
-        write_json(settings.json, report)
+    write_results(settings.json, cores=CORES, settings=settings, results={"classes": results})
 
 
 def print_tables(results: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """One table in Markdown per number of classes."""
+    """Print a Markdown table for each number of classes."""
     for num_classes, rows in results.items():
         print(
             f"\n{num_classes} classes\n\n| program | CPU, us per batch | vs bare | bytes per batch | MB/s | KL, nats | accuracy |"

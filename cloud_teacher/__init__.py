@@ -1,1 +1,1 @@
-"""The cloud side: a teacher that is trained once and streams its logits to any number of edges."""
+"""The cloud side: trains a teacher, computes its logits once, and streams them to any number of edges."""

@@ -1,6 +1,6 @@
-"""The program cloud-teacher: `train` makes a teacher, `precompute` computes its logits, `serve` streams them.
+"""The program cloud-teacher: `train` trains a teacher, `precompute` computes its logits, `serve` streams them.
 
-torch is imported by the command that runs, after --cores has taken effect: threads keep the cores they were born with.
+Each command imports torch after --cores has taken effect, because threads inherit the core mask when they start.
 """
 
 import logging
@@ -13,10 +13,12 @@ from edgekd.cli.cores import parse_cores
 
 logger = logging.getLogger(__name__)
 
+_DESCRIPTION = "The cloud side of EdgeKD: train a teacher and serve its logits."
+
 
 def main() -> None:
-    """Run the command that sys.argv names and exit with its status."""
-    run(lambda: dispatch(sys.argv[1:], COMMANDS, prog="cloud-teacher", description="The cloud side of EdgeKD."))
+    """Run the command in sys.argv and exit with its status."""
+    run(lambda: dispatch(sys.argv[1:], COMMANDS, prog="cloud-teacher", description=_DESCRIPTION))
 
 
 def _train(config: TrainConfig) -> int:
@@ -27,7 +29,7 @@ def _train(config: TrainConfig) -> int:
 
 
 def _serve(config: ServeConfig) -> int:
-    _settle(config)
+    _start(config)
     config.check_secrets()
     from cloud_teacher.serve import serve
 
@@ -35,13 +37,13 @@ def _serve(config: ServeConfig) -> int:
 
 
 def _precompute(config: PrecomputeConfig) -> int:
-    _settle(config)
+    _start(config)
     from cloud_teacher.serve import precompute
 
     return precompute(config)
 
 
-def _settle(config: TeacherConfig) -> None:
+def _start(config: TeacherConfig) -> None:
     start_logging(config.log_level, config.log_format)
     if config.cores is not None:
         pin_process(parse_cores(config.cores))
@@ -55,14 +57,14 @@ COMMANDS: dict[str, Command] = {
 
 
 def pin_process(cores: frozenset[int]) -> None:
-    """Restrict every thread of this process, and all that it starts later, to `cores`.
+    """Restrict all threads of this process, and all threads it starts later, to `cores`.
 
-    Raises ValueError naming core and allowed set if this process may not run on one of them; Linux would silently ignore it.
+    Raises ValueError with core and allowed set if this process may not run on a core. Linux would silently ignore such a core.
     """
     allowed = os.sched_getaffinity(0)
-    foreign = sorted(cores - allowed)
-    if foreign:
-        raise ValueError(f"--cores names core {foreign[0]}, but this process may only run on {sorted(allowed)}")
+    forbidden = sorted(cores - allowed)
+    if forbidden:
+        raise ValueError(f"--cores contains core {forbidden[0]}, but this process may only run on {sorted(allowed)}")
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), cores)
     logger.info("pinned to cores %s", sorted(cores))

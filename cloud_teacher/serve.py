@@ -1,6 +1,6 @@
-"""What `cloud-teacher serve` does from its settings to its exit status: load, open the store, perhaps precompute, listen, stop.
+"""The commands `serve` and `precompute` of cloud-teacher: load the teacher, open the store, compute logits, serve them.
 
-Imported after the server was pinned, because torch and gRPC start threads that keep the cores they were born with.
+Imported after the process was pinned, because torch and gRPC start threads, which inherit the core mask at that moment.
 """
 
 import asyncio
@@ -35,19 +35,19 @@ logger = logging.getLogger(__name__)
 
 
 def serve(config: ServeConfig) -> int:
-    """Serve until SIGTERM or Ctrl-C, then return 0. Raises ValueError for the user's mistakes and OSError for the machine's."""
+    """Serve until SIGTERM or Ctrl-C, then return 0. Raises ValueError for invalid settings and OSError for system errors."""
     before = signal.signal(signal.SIGTERM, _interrupt)
     metrics, liveness = Metrics(), Liveness()
     try:
         check_port(*parse_listen(config.listen))
-        with _watched(config, metrics, liveness):
+        with _monitored(config, metrics, liveness):
             threads = _set_torch_threads(config.torch_threads)
             teacher = load_teacher(config)
             store = open_store(config.store, teacher.key, metrics.timed(teacher.logits))
             metrics.watch(store, config.dataset)
             computing = ThreadPoolExecutor(1, thread_name_prefix="compute", initializer=torch.set_num_threads, initargs=(threads,))
             try:
-                _tell_store(store)
+                _log_store(store)
                 if config.precompute:
                     computing.submit(fill, store).result()
                 asyncio.run(_listen(config, store, computing, PublicInputs(teacher.dataset), metrics, liveness))
@@ -56,7 +56,7 @@ def serve(config: ServeConfig) -> int:
                 computing.shutdown(cancel_futures=True)
                 store.close()
     except KeyboardInterrupt:
-        # Before it listened; afterwards the signals only end the waiting.
+        # A signal during startup. Once the server listens, signals set an event instead.
         pass
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -65,9 +65,9 @@ def serve(config: ServeConfig) -> int:
 
 
 def precompute(config: PrecomputeConfig) -> int:
-    """Fill the store and return 0. What was computed is kept, whatever ends this, and the next time goes on from there.
+    """Fill the store and return 0. An interrupted call keeps the computed rows, and the next call computes the rest.
 
-    Raises ValueError for the user's mistakes, WorldError if another process has the store, OSError for the machine's.
+    Raises ValueError for invalid settings, WorldError if another process uses the store, and OSError for system errors.
     """
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -76,8 +76,8 @@ def precompute(config: PrecomputeConfig) -> int:
         store = open_store(config.store, teacher.key, teacher.logits)
         try:
             if store.is_private:
-                raise WorldError("another process has this logit store: let it compute (serve --precompute), or stop it first")
-            _tell_store(store)
+                raise WorldError("another process uses this logit store: let it compute (serve --precompute), or stop it first")
+            _log_store(store)
             fill(store)
             print(f"{store.num_ready} of {teacher.key.num_samples} rows are in {config.store.expanduser() / teacher.key.folder}")
         finally:
@@ -88,12 +88,12 @@ def precompute(config: PrecomputeConfig) -> int:
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:
-    """Data set and model by name, with the weights that were given. Raises ValueError if they do not go together."""
+    """Load data set, model and weights. Raises ValueError if they do not fit each other."""
     device = choose_device(config.device)
     dataset = load_dataset(config.dataset)
     model = build_model(config.model, num_classes=dataset.num_classes, input_shape=dataset.images.shape[1:], seed=config.seed)
     if config.weights is None:
-        logger.warning("no --weights: these are the initial weights of %s, which have learnt nothing", config.model)
+        logger.warning("no --weights: serving the untrained initial weights of %s", config.model)
     else:
         try:
             load_weights(model, config.weights)
@@ -113,7 +113,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
 
 
 def fill(store: LogitStore) -> None:
-    """Compute every row that the store does not have yet. Raises as `LogitStore.fill`."""
+    """Compute all missing rows of the store. Raises as `LogitStore.fill`."""
     needed = store.key.num_samples - store.num_ready
     if needed:
         with Progress("computing logits", needed) as progress:
@@ -121,15 +121,15 @@ def fill(store: LogitStore) -> None:
 
 
 @contextmanager
-def _watched(config: ServeConfig, metrics: Metrics, liveness: Liveness) -> Iterator[None]:
-    """Answer to Prometheus and to health checks during the block, if that was asked for."""
+def _monitored(config: ServeConfig, metrics: Metrics, liveness: Liveness) -> Iterator[None]:
+    """Serve metrics and health checks during the block if --metrics-listen is given."""
     if config.metrics_listen is None:
         yield
         return
     host, port = parse_address(config.metrics_listen, flag="--metrics-listen", lowest_port=0)
     check_port(host, port)
     if not is_loopback(host):
-        logger.warning("%s is reachable from other machines: everybody on its network can read the metrics", host)
+        logger.warning("%s is reachable from other machines: every host on its network can read the metrics", host)
     with metrics_served(host, port, metrics.registry, liveness) as port:
         logger.info("metrics at http://%s/metrics", format_address(host, port))
         yield
@@ -143,7 +143,7 @@ async def _listen(
     metrics: Metrics,
     liveness: Liveness,
 ) -> None:
-    """Serve until a signal comes."""
+    """Serve until SIGTERM or Ctrl-C."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -161,31 +161,31 @@ async def _listen(
     host, port = parse_listen(config.listen)
     port = await server.start(host, port, server_credentials(config.tls) if config.tls else None)
     if not (config.tls or is_loopback(host)):
-        logger.warning("%s is reachable from other machines and the wire is plaintext: everybody can read and change it", host)
+        logger.warning("%s is reachable from other machines without TLS: others on the path can read and change the traffic", host)
     if config.rate_limit is not None:
-        logger.info("payload limited to %s, all streams together", config.rate_limit)
+        logger.info("payload of all streams together is limited to %s", config.rate_limit)
     beating = asyncio.create_task(liveness.beat())
     liveness.set_serving(True)
     print(f"listening on {format_address(host, port)}", flush=True)
     filling = asyncio.create_task(service.fill_store()) if config.background else None
     await stop.wait()
     liveness.set_serving(False)
-    logger.info("stopping; streams may run on for a moment")
+    logger.info("stopping; open streams continue for a moment")
     await server.stop()
     if filling is not None:
         await filling
     beating.cancel()
 
 
-def _set_torch_threads(wanted: int | None) -> int:
-    if wanted is not None:
-        torch.set_num_threads(wanted)
+def _set_torch_threads(num_threads: int | None) -> int:
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
     return torch.get_num_threads()
 
 
-def _tell_store(store: LogitStore) -> None:
-    place = "private logit store" if store.is_private else "logit store"
-    logger.info("%s: %d of %d rows are there", place, store.num_ready, store.key.num_samples)
+def _log_store(store: LogitStore) -> None:
+    kind = "private logit store" if store.is_private else "logit store"
+    logger.info("%s: has %d of %d rows", kind, store.num_ready, store.key.num_samples)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -1,6 +1,6 @@
-"""What `cloud-teacher train` does: learn a data set with SGD under a one-cycle schedule, save the weights and a card about them.
+"""The command `train` of cloud-teacher: trains a model with SGD and a one-cycle schedule, and saves weights and a card.
 
-Plain on purpose. A teacher made elsewhere does as well: `serve` takes any weights that fit a model's name.
+The training is deliberately simple. A teacher trained elsewhere works too: `serve` takes any weights that fit --model.
 """
 
 import json
@@ -34,22 +34,22 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> int:
-    """Train, save FILE.safetensors and FILE.json, and return the exit status: 0, or 130 if Ctrl-C or SIGTERM cut it short.
+    """Train, save FILE.safetensors and FILE.json, and return the exit status: 0, or 130 after Ctrl-C or SIGTERM.
 
-    Raises ValueError for names and sizes that cannot be, and if the loss stops being finite.
+    Raises ValueError for invalid settings, and if the loss becomes infinite or NaN.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     device = choose_device(config.device)
     dataset, test = _load(config.dataset)
     model = build_model(config.model, num_classes=dataset.num_classes, input_shape=dataset.images.shape[1:], seed=config.seed)
     with named_by("--out"):
         config.out.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("learning %d samples of %s with %s on %s", len(dataset.labels), dataset.name, config.model, device)
+    logger.info("training on %d samples of %s with %s on %s", len(dataset.labels), dataset.name, config.model, device)
     training = _Training(model.to(device), dataset, test, config, device)
     with _stop_on_signal() as is_stopped:
         training.run(is_stopped)
     if training.num_steps == 0:
-        logger.warning("interrupted before the first step: nothing was saved")
+        logger.warning("interrupted before the first step: saved nothing")
         return _EXIT_INTERRUPTED
     accuracy = evaluate(model, test, device)
     save_weights(model, config.out)
@@ -62,39 +62,39 @@ def train(config: TrainConfig) -> int:
         "accuracy": accuracy,
         "epochs": training.num_epochs,
         "seed": config.seed,
-        "wall_clock_s": round(time.perf_counter() - begun, 3),
+        "wall_clock_s": round(time.perf_counter() - started, 3),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "host": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores, {device}",
     }
     text = json.dumps(card, indent=2) + "\n"
     replace_atomically(config.out.with_suffix(".json"), lambda fresh: fresh.write_text(text))
-    if training.is_cut_short:
-        logger.warning("interrupted after %d of %d epochs: saved what was learnt so far", training.num_epochs, config.epochs)
+    if training.is_interrupted:
+        logger.warning("interrupted after %d of %d epochs: saved the weights of the last step", training.num_epochs, config.epochs)
     logger.info("%s: test accuracy %.1f %%, %.1f s", config.out, 100 * accuracy, card["wall_clock_s"])
-    return _EXIT_INTERRUPTED if training.is_cut_short else 0
+    return _EXIT_INTERRUPTED if training.is_interrupted else 0
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, dataset: ImageDataset, device: torch.device) -> float:
-    """Fraction of a data set's samples that the model puts into the right class; leaves it in evaluation mode."""
+    """Return the model's accuracy on a data set, a fraction. Leaves the model in evaluation mode."""
     model.eval()
-    num_right = 0
+    num_correct = 0
     for begin in range(0, len(dataset.labels), _EVALUATION_BATCH):
         images = dataset.images[begin : begin + _EVALUATION_BATCH]
-        guesses = model(to_input(images).to(device)).argmax(1).cpu().numpy()
-        num_right += int((guesses == dataset.labels[begin : begin + _EVALUATION_BATCH]).sum())
-    return num_right / len(dataset.labels)
+        predictions = model(to_input(images).to(device)).argmax(1).cpu().numpy()
+        num_correct += int((predictions == dataset.labels[begin : begin + _EVALUATION_BATCH]).sum())
+    return num_correct / len(dataset.labels)
 
 
 class _Training:
-    """The loop and how far it came."""
+    """The training loop and its progress."""
 
     def __init__(
         self, model: nn.Module, dataset: ImageDataset, test: ImageDataset, config: TrainConfig, device: torch.device
     ) -> None:
         self._model, self._dataset, self._test, self._config = model, dataset, test, config
         self._device = device
-        # The incomplete last batch is left out: batch normalisation cannot learn from a single sample.
+        # The incomplete last batch is dropped: batch normalization fails for a batch of one sample.
         self._batch_size = min(config.batch_size, len(dataset.labels))
         self._steps_per_epoch = len(dataset.labels) // self._batch_size
         self._optimizer = torch.optim.SGD(
@@ -109,28 +109,28 @@ class _Training:
         )
         self.num_steps = 0
         self.num_epochs = 0
-        self.is_cut_short = False
+        self.is_interrupted = False
 
     def run(self, is_stopped: Callable[[], bool]) -> None:
-        """All epochs, or as many steps as come before `is_stopped`. Raises ValueError if the loss is no longer finite."""
+        """Train all epochs, or until `is_stopped` returns true. Raises ValueError if the loss is infinite or NaN."""
         rng = np.random.default_rng(self._config.seed)
         epochs = self._config.epochs
         with Progress("training", epochs * self._steps_per_epoch, log_tenths=False) as progress:
             for epoch in range(1, epochs + 1):
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 loss = self._epoch(rng.permutation(len(self._dataset.labels)), is_stopped, progress)
                 if loss is None:
-                    self.is_cut_short = True
+                    self.is_interrupted = True
                     return
                 if not np.isfinite(loss):
-                    raise ValueError(f"the loss is {loss} in epoch {epoch}: --lr {self._config.lr} is too high, lower it")
+                    raise ValueError(f"the loss is {loss} in epoch {epoch}, must be finite: lower --lr, which is {self._config.lr}")
                 self.num_epochs = epoch
                 accuracy = evaluate(self._model, self._test, self._device)
-                seconds = time.perf_counter() - begun
+                seconds = time.perf_counter() - started
                 progress.line(f"epoch {epoch}/{epochs}  loss {loss:.4f}  test accuracy {100 * accuracy:.1f} %  {seconds:.1f} s")
 
     def _epoch(self, order: np.ndarray, is_stopped: Callable[[], bool], progress: Progress) -> float | None:
-        """Mean loss of one pass, None if it was cut short."""
+        """Train one epoch. Returns the mean loss, or None if it was interrupted."""
         self._model.train()
         losses = []
         for begin in range(0, self._steps_per_epoch * self._batch_size, self._batch_size):
@@ -153,18 +153,18 @@ class _Training:
 
 
 def _load(spec: str) -> tuple[ImageDataset, ImageDataset]:
-    """The data set to learn and the test part of the same one."""
+    """Load the training set and the test split of the same data set."""
     base, colon, split = spec.rpartition(":")
     if not colon or split not in SPLITS:
         base, split = spec, ""
     if split == "test":
-        raise ValueError(f"--dataset is {spec}: accuracy is measured on the test part, so learn {base}:public or {base}")
+        raise ValueError(f"--dataset is {spec}, but accuracy is measured on the test split: train on {base}:public or {base}")
     return load_dataset(spec), load_dataset(f"{base}:test")
 
 
 @contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM only raise a flag, so that no step is left half done; a second Ctrl-C interrupts at once."""
+    """Record Ctrl-C and SIGTERM, so that the current step completes. A second signal raises KeyboardInterrupt."""
     stopped = threading.Event()
 
     def stop(number: int, frame: object) -> None:

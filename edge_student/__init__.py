@@ -1,1 +1,1 @@
-"""The edge side: a student that trains on private data while it receives the logits of a teacher."""
+"""The edge side: trains a student on private data while it receives a teacher's logits."""

@@ -1,4 +1,4 @@
-"""`edge-student`: train one student, compare policies, or measure the device."""
+"""The program edge-student. Each command imports torch only after environment and cores are settled."""
 
 import logging
 import os
@@ -12,12 +12,12 @@ from edge_student.settings.doctor import DoctorConfig
 from edge_student.settings.fetch import FetchConfig
 from edge_student.settings.student import CalibrateConfig, CompareConfig, TrainConfig
 from edgekd.cli.command import Command, dispatch, run, start_logging
-from edgekd.cli.logs import about_from_now_on
+from edgekd.cli.logs import set_log_context
 from scheduler.policies.registry import kind_of
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = "The edge side of EdgeKD: trains a student on private data with the logits of a teacher in the cloud."
+_DESCRIPTION = "The edge side of EdgeKD: train a student on private data with the logits of a cloud teacher."
 
 
 def train(config: TrainConfig) -> int:
@@ -28,15 +28,15 @@ def train(config: TrainConfig) -> int:
         signals.install()
         config.check_secrets()
         cores = settle(os.environ, config.cores, kind_of(config.policy).launch_options.spin_count)
-        # Imported here: it loads torch, which must find the environment and the cores settled.
+        # This import loads torch, which reads environment variables and the core mask when it is loaded.
         from edge_student.run.run import Run
 
         with Run(config, cores, signals) as training:
-            about_from_now_on(run=training.run_id, policy=config.policy)
+            set_log_context(run=training.run_id, policy=config.policy)
             logger.info("run %s of edge %s under policy %s", training.run_id, config.edge_id, config.policy)
             result = training.execute()
     except Terminated:
-        logger.warning("terminated; with --resume the same command goes on where it stopped, if it had begun")
+        logger.warning("terminated by a signal; to resume from the last checkpoint, run the same command with --resume")
         return 0
     print(
         f"{result['policy']}: {result['cycles']} cycles in {result['wall_clock_s']:.2f} s, "
@@ -56,10 +56,10 @@ def compare(config: CompareConfig) -> int:
 
 
 def calibrate(config: CalibrateConfig) -> int:
-    """Measure what this device does in each mode, and save it as a profile."""
+    """Measure this device's rates in each mode and save a device profile."""
     start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
-    # Those of the policy that uses all modes: both sides' rates depend on them.
+    # The rates depend on the launch options. The policy `adaptive` uses all modes, so its options apply.
     launch_options = kind_of("adaptive").launch_options
     cores = settle(os.environ, config.cores, launch_options.spin_count)
     from edge_student.calibrate.calibrate import calibrate as measure_and_save
@@ -68,7 +68,7 @@ def calibrate(config: CalibrateConfig) -> int:
 
 
 def fetch(config: FetchConfig) -> int:
-    """Receive all logits of a teacher into the cache of this edge."""
+    """Download all logits of a teacher into the cache of this edge."""
     start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
     from edge_student.fetch import fetch as receive_and_keep
@@ -77,9 +77,9 @@ def fetch(config: FetchConfig) -> int:
 
 
 def doctor(config: DoctorConfig) -> int:
-    """Look at this device and at the way to its teacher."""
+    """Check this device and the connection to its teacher."""
     start_logging(config.log_level, config.log_format)
-    # What the other commands refuse (a variable, a core, a file) is a finding here, so nothing is settled and nothing checked.
+    # A wrong variable, core or file is an error for the other commands and a finding here. So nothing is checked in advance.
     from edge_student.doctor.doctor import look
 
     return look(config)
@@ -99,11 +99,11 @@ COMMANDS: dict[str, Command] = {
 
 
 def main() -> NoReturn:
-    """Entry point of `edge-student`."""
-    # SIGTERM ends a command as Ctrl-C does; `train` has its own way, and until it has begun there is nothing to save.
+    """Run the command in sys.argv and exit with its status."""
+    # SIGTERM ends a command like Ctrl-C. `train` installs its own handler; before that there is nothing to save.
     if sys.argv[1:2] != ["train"]:
         signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, and a lost terminal sends it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores SIGHUP; a closed terminal sends it
         signal.signal(signal.SIGHUP, _interrupt)
     run(lambda: dispatch(sys.argv[1:], COMMANDS, prog="edge-student", description=_DESCRIPTION))
 

@@ -1,7 +1,7 @@
-"""`fetch`: fills the edge's logit cache with every row of a teacher, so that `--logits offline` can train without one.
+"""`fetch`: download every row of a teacher's logits into the edge's cache, so that `--logits offline` can train without a teacher.
 
-Receives over the same wire and in the same way as a run, in this process. Whatever ends it, what has come is kept, and the next
-`fetch` goes on from there.
+It receives in this process, with the protocol and retries of a run. Received rows are kept when it ends early, and the next `fetch`
+resumes from them.
 """
 
 import logging
@@ -12,7 +12,7 @@ from edge_student.receive.receiver import BadTeacherError, Receiver
 from edge_student.receive.retry import LinkLostError
 from edge_student.receive.source import Hybrid
 from edge_student.settings.fetch import FetchConfig
-from edgekd.cli.logs import about, about_from_now_on
+from edgekd.cli.logs import log_context, set_log_context
 from edgekd.cli.progress import Progress
 from edgekd.errors import WorldError
 from edgekd.wire.identity import new_run_id
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 def fetch(config: FetchConfig) -> int:
-    """Receive what is missing. Raises ValueError for the user's mistake and WorldError when the teacher stays away."""
-    told = config.configure(teacher=config.teacher, batch_size=config.batch_size, logits="hybrid", run_id=new_run_id())
-    about_from_now_on(run=told.run_id)
-    receiver = Receiver(told, lambda cause, attempt: logger.warning("attempt %d failed: %s", attempt, cause))
-    source = Hybrid(receiver, told)
+    """Receive the missing rows. Raises ValueError for the user's mistake and WorldError if the teacher is unavailable."""
+    configuration = config.configure(teacher=config.teacher, batch_size=config.batch_size, logits="hybrid", run_id=new_run_id())
+    set_log_context(run=configuration.run_id)
+    receiver = Receiver(configuration, lambda cause, attempt: logger.warning("attempt %d failed: %s", attempt, cause))
+    source = Hybrid(receiver, configuration)
     try:
-        said = receiver.describe()  # before a cache is made that nobody wants
-        _check_dataset(config, said.dataset_digest, said.dataset_name)
+        described = receiver.describe()  # before a cache is created for the wrong data set
+        _check_dataset(config, described.dataset_digest, described.dataset_name)
         num_bytes = _receive_all(source, config)
     except RequestRefusedError as error:
         raise ValueError(str(error)) from error
@@ -37,7 +37,7 @@ def fetch(config: FetchConfig) -> int:
     finally:
         source.close()
     key = source.cache.key
-    print(f"{source.cache.folder}: {key.num_samples} of {key.num_samples} rows, {num_bytes / 1e6:.2f} MB came over the wire")
+    print(f"{source.cache.folder}: {key.num_samples} of {key.num_samples} rows, {num_bytes / 1e6:.2f} MB received")
     return 0
 
 
@@ -47,12 +47,12 @@ def _receive_all(source: Hybrid, config: FetchConfig) -> int:
     shape = config.slot_shape(batch_size=config.batch_size, num_classes=described.num_classes, input_shape=described.input_shape)
     slot = Slot.empty(shape)
     stop = -(-num_samples // config.batch_size)  # the first epoch visits every sample
-    logger.info("%d of %d rows are there; filling %s", source.cache.num_rows, num_samples, source.cache.folder)
+    logger.info("%d of %d rows are cached; downloading the rest into %s", source.cache.num_rows, num_samples, source.cache.folder)
     progress = Progress("rows", num_samples)
     num_bytes = 0
     try:
         for index in range(stop):
-            with about(index=index):
+            with log_context(index=index):
                 num_bytes += source.receive(index, stop, slot, lambda: None)
             progress.reach(min((index + 1) * config.batch_size, num_samples))
     finally:
@@ -61,14 +61,14 @@ def _receive_all(source: Hybrid, config: FetchConfig) -> int:
 
 
 def _check_dataset(config: FetchConfig, digest: str, name: str) -> None:
-    """ValueError if the teacher serves another data set than the one that was named."""
+    """Raise ValueError if the teacher serves another data set than --public."""
     if config.public is None:
         return
-    from edgekd.data.datasets import load_dataset  # loads torchvision, which takes a second
+    from edgekd.data.datasets import load_dataset  # it imports torchvision, which takes a second
 
-    ours = load_dataset(config.public)
-    if ours.digest != digest:
+    local = load_dataset(config.public)
+    if local.digest != digest:
         raise ValueError(
-            f"the teacher at {config.teacher} serves {name} (digest {digest[:12]}), {config.public} is another data set "
-            f"(digest {ours.digest[:12]})"
+            f"--public is {config.public} (digest {local.digest[:12]}), but the teacher at {config.teacher} serves {name} "
+            f"(digest {digest[:12]}): name the same data set"
         )

@@ -1,1 +1,1 @@
-"""Schedule which cores receive logits and which cores train: model, policies, controller, simulator and live loop."""
+"""Decides which cores communicate and which compute, and applies these decisions to threads."""

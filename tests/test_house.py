@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,66 @@ def test_what_a_contract_forbids_is_not_loaded_at_run_time_either(modules: list[
     assert len(modules) > 3
     assert loaded >= set(modules)
     assert loaded & set(forbidden) == set()
+
+
+def declared(*extras: str) -> set[str]:
+    """Canonical names of the declared dependencies, with those of the named extras."""
+    project = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]
+    requirements = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return {canonical(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in requirements}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imports_of(path: Path) -> dict[str, bool]:
+    """Top-level names that a file imports from outside the standard library, and whether all these imports are inside functions."""
+    module = ast.parse(text_of(path))
+    functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inner = {id(node) for function in functions for node in ast.walk(function)}
+    found: dict[str, bool] = {}
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+        else:
+            continue
+        for top in {name.partition(".")[0] for name in names} - STANDARD:
+            found[top] = found.get(top, True) and id(node) in inner
+    return found
+
+
+@cache
+def distributions() -> dict[str, list[str]]:
+    """Distributions by the name to import. Cached, because reading the list of files of every installed package takes seconds."""
+    return dict(packages_distributions())
+
+
+def undeclared(path: Path, local: set[str], required: set[str], optional: set[str]) -> list[str]:
+    """Imports of a file that are neither local nor required, nor optional and inside a function."""
+    return [
+        f"{name_of(path)}: {top}"
+        for top, is_inner in imports_of(path).items()
+        if top not in local
+        # A package that is not installed here is looked up under its own name.
+        if not {canonical(name) for name in distributions().get(top, [top])} & (required | optional if is_inner else required)
+    ]
+
+
+def test_packages_import_only_declared_dependencies() -> None:
+    """A dependency of a dependency may vanish with the next version of it, so each imported package is declared here."""
+    ours = {Path(room).name for room in ROOMS}
+    found = [line for path in sources_of_rooms() for line in undeclared(path, ours, declared(), declared("timm"))]
+    assert found == []
+
+
+def test_tests_and_benchmarks_import_only_declared_dependencies() -> None:
+    files = [path for path in project_files() if path.suffix == ".py" and name_of(path).startswith(("tests/", "benchmarks/"))]
+    local = {Path(room).name for room in ROOMS} | {path.stem for path in files}
+    assert len(files) > 50
+    assert [line for path in files for line in undeclared(path, local, declared("dev"), set())] == []
 
 
 def test_no_folder_has_more_modules_than_a_reader_can_survey() -> None:

@@ -1,1 +1,1 @@
-"""The source of logits: model, store, public inputs."""
+"""The source of logits: model, store and public inputs. Only teacher.py loads torch."""

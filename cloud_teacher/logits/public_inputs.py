@@ -1,4 +1,4 @@
-"""The public inputs as they leave: pixels from memory, or the files of an image folder as they are."""
+"""Encodes public inputs for the wire: pixels from memory, or the stored files of an image folder unchanged."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedInputs:
-    """Inputs of some samples one after the other, how long each is if they differ, and the checksum of their pixels."""
+    """Inputs of several samples, concatenated. `lengths` is empty if all have the same size; the checksum covers the pixels."""
 
     data: bytes
     lengths: list[int]
@@ -25,15 +25,15 @@ class EncodedInputs:
 
 
 class InputChangedError(RuntimeError):
-    """The file of a sample is not what it was when the server began. `sample` is its number; the message names the file."""
+    """An image file was changed or deleted since the server started. `sample` is its id; the message names the file."""
 
     def __init__(self, sample: int, file: Path) -> None:
-        super().__init__(f"{file}, of sample {sample}, was changed or deleted while it was served; start the server again")
+        super().__init__(f"{file}, of sample {sample}, was changed or deleted while the server ran; restart the server")
         self.sample = sample
 
 
 class PublicInputs:
-    """The inputs of one data set. `encodings` are the ways in which all of them can travel."""
+    """The inputs of one data set. `encodings` lists the input encodings that all of its samples allow."""
 
     def __init__(self, dataset: ImageDataset) -> None:
         self._images = dataset.images
@@ -48,13 +48,13 @@ class PublicInputs:
             self.encodings.append(InputEncoding.STORED)
 
     def num_fitting(self, ids: Ids, encoding: InputEncoding, most_bytes: int = MAX_INPUTS_BYTES) -> int:
-        """How many of these samples, from the first on, go into one chunk of `most_bytes`; at least one."""
+        """Return how many of the first samples fit into one chunk of `most_bytes`, at least one."""
         if encoding is InputEncoding.PIXELS:
             return max(1, min(len(ids), most_bytes // self._input_bytes))
         return max(1, int(np.searchsorted(np.cumsum(self._file_bytes[ids]), most_bytes, side="right")))
 
     def encode(self, ids: Ids, encoding: InputEncoding) -> EncodedInputs:
-        """The inputs of these samples. Raises InputChangedError if a file is gone, or has another size than at first."""
+        """Encode the inputs of these samples. Raises InputChangedError if a file is missing or its size has changed."""
         pixels = np.ascontiguousarray(self._images[ids])
         crc32 = checksum(pixels.data.cast("B"))
         if encoding is InputEncoding.PIXELS:
@@ -63,7 +63,7 @@ class PublicInputs:
         return EncodedInputs(data=b"".join(files), lengths=[len(file) for file in files], pixels_crc32=crc32)
 
     def _read(self, sample: int) -> bytes:
-        """A file, unless it has grown: what is sent must fit. That its pixels are still the same is for the edge to see."""
+        """Read a file of unchanged size, so that the chunk stays within its limit. The edge verifies the pixels by checksum."""
         with suppress(OSError), self._files[sample].open("rb") as file:
             content = file.read(int(self._file_bytes[sample]) + 1)
             if len(content) == self._file_bytes[sample]:

@@ -1,6 +1,6 @@
-"""The teacher: a model in evaluation mode over one public data set, asked for logits by sample id.
+"""The teacher: computes logits of one public data set by sample id, with a model in evaluation mode.
 
-The only module of the server that knows torch. It does not know what is kept or sent.
+The service and the store get it as a function of ids. An import contract keeps torch out of `service` and `monitoring`.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.models import weights_digest
 from edgekd.data.tensors import to_input
 
-# Every forward has exactly this many samples, padded where fewer are asked for. Kernels pick their order of summation by shape, so
-# with one shape a sample's logits do not depend on how many were asked for with it, and a lost store is rebuilt to the same bits.
+# Every forward has exactly this many samples; smaller requests are padded. Kernels choose their order of summation by shape.
+# With one shape, a sample's logits do not depend on the size of the request, and a lost store is rebuilt bit for bit.
 _BLOCK = ROWS_PER_FORWARD
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Teacher:
-    """A model on its device, and the data set it speaks about."""
+    """A model on its device, and the data set for which it computes logits."""
 
     model: torch.nn.Module
     dataset: ImageDataset
@@ -29,7 +29,7 @@ class Teacher:
     key: StoreKey
 
     def logits(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Raw logits of the samples `ids`: float32 [len(ids), num_classes]."""
+        """Return the raw logits of the samples `ids`: float32 [len(ids), num_classes]."""
         rows = np.empty((len(ids), self.key.num_classes), np.float32)
         for begin in range(0, len(ids), _BLOCK):
             block = ids[begin : begin + _BLOCK]

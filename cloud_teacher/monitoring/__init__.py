@@ -1,1 +1,1 @@
-"""Prometheus counters, the HTTP server for them, and liveness. Never torch."""
+"""Monitoring: Prometheus metrics, their HTTP server, and liveness. Never loads torch."""

@@ -1,7 +1,7 @@
-"""A small HTTP server beside the gRPC one: /metrics for Prometheus, /healthz and /livez for who asks whether this teacher serves.
+"""HTTP server for monitoring: /metrics for Prometheus, /healthz and /livez for health checks.
 
-On threads of its own, so that the event loop which writes logits never waits for a scrape. It answers some at a time and hangs up
-on more, and on whoever takes seconds to say what he wants. It knows no gRPC, and no TLS: decision 023 says who may reach it.
+Runs on its own threads, so that a scrape never delays the event loop that writes logits. It closes connections beyond a maximum
+number, and those whose request takes longer than a timeout. It has no TLS; decision 023 defines who may reach it.
 """
 
 import logging
@@ -20,8 +20,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from cloud_teacher.monitoring.liveness import Liveness
 
-_MOST_AT_A_TIME = 32
-_MOST_S = 5.0  # for a whole request: who sends a byte now and then would keep his place for hours
+_MAX_REQUESTS = 32  # in flight at the same time
+_REQUEST_TIMEOUT_S = 5.0  # for the whole request, or a client that sends a byte now and then would hold a thread for hours
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ App = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 
 @contextmanager
 def metrics_served(host: str, port: int, registry: CollectorRegistry, liveness: Liveness) -> Iterator[int]:
-    """Answer on `host`:`port` while the block runs; yields the port, which port 0 leaves open. Raises OSError if it cannot be had.
+    """Serve the pages on `host`:`port` during the block. Yields the bound port. Raises OSError if the port cannot be bound.
 
-    `liveness` is asked on another thread.
+    Reads `liveness` from other threads.
     """
     server = _Server(host, port)
     server.set_app(make_app(registry, liveness))
@@ -47,10 +47,10 @@ def metrics_served(host: str, port: int, registry: CollectorRegistry, liveness: 
 
 
 def make_app(registry: CollectorRegistry, liveness: Liveness) -> App:
-    """The pages as a WSGI application; anything else is 404.
+    """Return the WSGI application with the three pages. Every other path is 404.
 
-    /healthz is 200 while edges are served. /livez is 200 unless the event loop hangs, also while it starts and stops: what says 503
-    there should be restarted.
+    /healthz is 200 while the server accepts streams, else 503. /livez is 503 if the event loop hangs, so that the process should
+    be restarted; it is 200 otherwise, also during startup and shutdown.
     """
     metrics: App = make_wsgi_app(registry)
 
@@ -59,72 +59,72 @@ def make_app(registry: CollectorRegistry, liveness: Liveness) -> App:
         if path == "/metrics":
             return metrics(environ, start_response)
         if path not in ("/healthz", "/livez"):
-            return _say(HTTPStatus.NOT_FOUND, "there are /metrics, /healthz and /livez", start_response)
+            return _respond(HTTPStatus.NOT_FOUND, "there are /metrics, /healthz and /livez", start_response)
         if liveness.is_hung:
-            return _say(HTTPStatus.SERVICE_UNAVAILABLE, "hung", start_response)
+            return _respond(HTTPStatus.SERVICE_UNAVAILABLE, "hung", start_response)
         if path == "/livez":
-            return _say(HTTPStatus.OK, "alive", start_response)
+            return _respond(HTTPStatus.OK, "alive", start_response)
         if liveness.is_serving:
-            return _say(HTTPStatus.OK, "serving", start_response)
-        return _say(HTTPStatus.SERVICE_UNAVAILABLE, "starting or stopping", start_response)
+            return _respond(HTTPStatus.OK, "serving", start_response)
+        return _respond(HTTPStatus.SERVICE_UNAVAILABLE, "starting or stopping", start_response)
 
     return app
 
 
-def _say(status: HTTPStatus, text: str, start_response: StartResponse) -> list[bytes]:
+def _respond(status: HTTPStatus, text: str, start_response: StartResponse) -> list[bytes]:
     start_response(f"{status.value} {status.phrase}", [("Content-Type", "text/plain; charset=utf-8")])
     return [f"{text}\n".encode()]
 
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a scrape every few seconds is no news, and what strangers ask for belongs in no log."""
+        """Log nothing: scrapes come every few seconds, and untrusted request lines must not reach the log."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int) -> None:
-        self._places = threading.BoundedSemaphore(_MOST_AT_A_TIME)
+        self._free = threading.BoundedSemaphore(_MAX_REQUESTS)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        """As http.server does, but without asking the name service who we are, which may take seconds."""
+        """Bind as http.server does, but without a reverse DNS lookup, which may take seconds."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether there is a place left; without one the connection is closed."""
-        return self._places.acquire(blocking=False)
+        """Accept the request if fewer than the maximum are in flight; else the base class closes the connection."""
+        return self._free.acquire(blocking=False)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread; where none can be had, the place is given back."""
+        """Start a thread for the request. If the thread cannot start, free its slot and re-raise."""
         try:
             super().process_request(request, client_address)
         except Exception:
-            self._places.release()
+            self._free.release()
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer one request, and give its place back, in time."""
-        deadline = threading.Timer(_MOST_S, _hang_up, (request,))
-        deadline.daemon = True
+        """Answer one request within the timeout, and free its slot."""
+        timer = threading.Timer(_REQUEST_TIMEOUT_S, _shut_down, (request,))
+        timer.daemon = True
         try:
-            deadline.start()
+            timer.start()
             super().process_request_thread(request, client_address)
         finally:
-            deadline.cancel()
-            self._places.release()
+            timer.cancel()
+            self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever hung up in the middle, or said nothing, is no news."""
+        """Log a failed request, unless the client closed the connection or sent nothing."""
         if not isinstance(sys.exception(), OSError):
             logger.exception("a request for metrics failed")
 
 
-def _hang_up(connection: socket.socket) -> None:
-    """Whoever waits in another thread for what comes from there waits no longer."""
-    with suppress(OSError):  # it has ended meanwhile
+def _shut_down(connection: socket.socket) -> None:
+    """Shut the connection down, which ends the blocked read in the thread of its request."""
+    with suppress(OSError):  # the connection is already closed
         connection.shutdown(socket.SHUT_RDWR)

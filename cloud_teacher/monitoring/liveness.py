@@ -1,6 +1,6 @@
-"""Whether this server serves, and whether its event loop still goes round: for health checks, which ask from other threads.
+"""Liveness of the server for health checks: does it serve, and does its event loop still run?
 
-A process whose loop hangs keeps its port open, and the kernel takes connections for it, so that a look from outside tells nothing.
+A check from outside cannot detect a hung event loop: the port stays open, and the kernel still accepts connections.
 """
 
 import asyncio
@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 BEAT_S = 1.0
 HUNG_S = 15.0
-"""No step of the loop takes as long: what does runs on threads of its own."""
+"""Longer than any step of the event loop, because long work runs on threads of its own."""
 
 
 class Liveness:
-    """Begun and ended by the server, asked by others."""
+    """State that the server updates on its event loop and health checks read from other threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -21,21 +21,21 @@ class Liveness:
         self._last_beat: float | None = None
 
     async def beat(self) -> None:
-        """Run this on the loop, until it is cancelled."""
+        """Record the time every `BEAT_S` seconds. Run this on the event loop until it is cancelled."""
         while True:
             self._last_beat = self._clock()
             await asyncio.sleep(BEAT_S)
 
     def set_serving(self, is_serving: bool) -> None:
-        """From now on it serves, or no longer."""
+        """Record whether the server accepts streams."""
         self._is_serving = is_serving
 
     @property
     def is_hung(self) -> bool:
-        """Whether the loop has not gone round for too long; not before it has begun."""
+        """Whether the last beat is older than `HUNG_S`. False before the first beat."""
         return self._last_beat is not None and self._clock() - self._last_beat > HUNG_S
 
     @property
     def is_serving(self) -> bool:
-        """Whether an edge that comes now is served."""
+        """Whether the server accepts streams and its event loop runs."""
         return self._is_serving and not self.is_hung

@@ -1,1 +1,1 @@
-"""The gRPC service: authentication, admission, streams, rate limit. Never torch."""
+"""The gRPC service: authentication, admission, streams and rate limit. Never loads torch."""

@@ -1,7 +1,7 @@
-"""What a request must be before anything is allocated for it: every field has its rule, and every broken rule its status.
+"""Validates requests before anything is allocated for them: every field has a rule, and every violation a status.
 
-The answers say the rule and the server's own values. They repeat numbers that came, never strings: those may be megabytes long, and
-end up in somebody's terminal.
+Status details name the rule and the server's own values. They repeat numbers of the request but never its strings: these may be
+megabytes long, and they are untrusted text that reaches terminals.
 """
 
 from collections.abc import Collection
@@ -19,7 +19,7 @@ from edgekd.wire.limits import MAX_START
 
 
 class RefusedError(Exception):
-    """A request that is not granted: the status code and its details."""
+    """A rejected request, with the gRPC status code and details."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(details)
@@ -29,7 +29,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """A granted request: batches start, start+stride, ..., count of them, of batch_size samples each, in the order of seed."""
+    """A validated request: `count` batches start, start+stride, ..., each of batch_size samples in the order of `seed`."""
 
     start: int
     count: int
@@ -41,7 +41,7 @@ class Window:
 
 
 def parse(message: bytes) -> teacher_pb2.StreamLogitsRequest:
-    """The request that came. Raises RefusedError if the bytes are none."""
+    """Parse a request. Raises RefusedError if the bytes are not one."""
     try:
         return teacher_pb2.StreamLogitsRequest.FromString(message)
     except DecodeError:
@@ -51,7 +51,7 @@ def parse(message: bytes) -> teacher_pb2.StreamLogitsRequest:
 def admit(
     request: teacher_pb2.StreamLogitsRequest, key: StoreKey, limits: Limits, input_encodings: Collection[InputEncoding] = ()
 ) -> Window:
-    """The window that `request` asks of the teacher and data set `key`, whose inputs can travel in these ways.
+    """Validate `request` against the teacher and data set `key`, the limits and the allowed input encodings.
 
     Raises RefusedError with the codes that teacher.proto lists.
     """
@@ -64,14 +64,14 @@ def admit(
     except ValueError as error:
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
     if inputs is not None and inputs not in input_encodings:
-        can = ", ".join(input_encodings) or "nothing"
-        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"input_encoding is {inputs}, this server's inputs travel as {can}")
+        allowed = ", ".join(input_encodings) or "none"
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"input_encoding is {inputs}, this server supports: {allowed}")
     if request.stride > limits.max_stride:
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"stride is {request.stride}, must be in 0 .. {limits.max_stride}")
     stride = max(request.stride, 1)
     last = request.start + (request.count - 1) * stride
     if last > MAX_START:
-        raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, f"the window ends at batch {last}, the last one is {MAX_START}")
+        raise RefusedError(grpc.StatusCode.OUT_OF_RANGE, f"the window ends at batch {last}, must end at {MAX_START} or before")
     _check_digest("teacher_digest", request.teacher_digest, key.teacher_digest)
     _check_digest("dataset_digest", request.dataset_digest, key.dataset_digest)
     return Window(
@@ -92,10 +92,10 @@ def _check_range(field: str, value: int, largest: int) -> None:
 
 def _check_digest(field: str, value: str, own: str) -> None:
     if not value:
-        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"{field} is empty, must be what Describe answered")
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"{field} is empty, must be the digest that Describe returned")
     if value != own:
         raise RefusedError(
             grpc.StatusCode.FAILED_PRECONDITION,
             f"{field} is not this server's, which begins with {own[:16]}: the teacher or the data set has changed, "
-            "and logits of two are never mixed; describe it again and start anew",
+            "and logits of two are never mixed; call Describe again and restart the run",
         )

@@ -1,6 +1,6 @@
-"""Who may ask this server, and how it proves who it is: certificates that are read again when their files change, and a token.
+"""Authentication: TLS certificates and a token, both reloaded when their files change.
 
-gRPC asks for the certificates at every handshake, so a renewed one needs no restart; streams that are open keep the old one.
+gRPC requests the certificates at every handshake, so a renewed certificate needs no restart. Open streams keep the old one.
 """
 
 import hmac
@@ -13,11 +13,11 @@ import grpc
 import grpc.aio
 
 from cloud_teacher.service.callers import caller_of
-from edgekd.cli.logs import about
+from edgekd.cli.logs import log_context
 from edgekd.cli.tls import TlsFiles, read_token
 
 _HEALTH = "/grpc.health."
-_NO_TOKEN = "this server wants a token: give --token-file"
+_NO_TOKEN = "the call has no token, this server requires one: set --token-file"
 _WRONG_TOKEN = "the token is not this server's"
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Of files that have been checked. With `ca` an edge must show a certificate that was signed by it."""
+    """Return reloading credentials of files that are already checked. With `ca`, edges must present a certificate signed by it."""
 
     def read() -> grpc.ServerCertificateConfiguration:
         files.check()
@@ -39,17 +39,17 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 
 
 class Watched(Generic[T]):
-    """What `read` makes of files, again whenever they change. `what` they hold is for the log.
+    """Calls `read` again when one of the files changes. `content` names what the files hold, for the log.
 
-    A change for the worse, at which `read` raises ValueError or OSError, is said once and otherwise ignored.
+    If `read` raises ValueError or OSError, the error is logged once and the previous value stays in use.
     """
 
-    def __init__(self, what: str, files: Sequence[Path | None], read: Callable[[], T]) -> None:
-        self._what, self._files, self._read = what, files, read
+    def __init__(self, content: str, files: Sequence[Path | None], read: Callable[[], T]) -> None:
+        self._content, self._files, self._read = content, files, read
         self._seen = self._signature()
 
     def if_changed(self) -> T | None:
-        """What they hold if they have changed since the last time; None if they have not, or are no good. Does not raise."""
+        """Return the new value if the files changed since the last call and are usable, else None. Never raises."""
         now = self._signature()
         if now == self._seen:
             return None
@@ -57,9 +57,9 @@ class Watched(Generic[T]):
         try:
             fresh = self._read()
         except (ValueError, OSError) as error:
-            logger.error("%s changed and cannot be used, so the old is kept: %s", self._what, error)
+            logger.error("%s changed and cannot be used, keeping the previous: %s", self._content, error)
             return None
-        logger.info("%s changed; from now on the new is used", self._what)
+        logger.info("%s changed and have been reloaded", self._content)
         return fresh
 
     def _signature(self) -> list[tuple[int, int, int] | None]:
@@ -67,10 +67,10 @@ class Watched(Generic[T]):
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Lets a call through if it carries the token of a file, which is read again when it changes. Health checks need none."""
+    """Rejects calls without the token of a file, which is reloaded when it changes. Health checks need no token."""
 
     def __init__(self, path: Path) -> None:
-        self._watched = Watched("the token", [path], lambda: read_token(path))
+        self._watched = Watched("the contents of the token file", [path], lambda: read_token(path))
         self._token = read_token(path)
 
     async def intercept_service(
@@ -78,7 +78,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        """UNAUTHENTICATED for a call without the token."""
+        """Return the handler of the call, or one that aborts with UNAUTHENTICATED if the token is missing or wrong."""
         if handler_call_details.method.startswith(_HEALTH):
             return await continuation(handler_call_details)
         self._token = self._watched.if_changed() or self._token
@@ -86,17 +86,17 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         given = given if isinstance(given, str) else ""
         if hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
             return await continuation(handler_call_details)
-        return _refusal(_WRONG_TOKEN if given else _NO_TOKEN)
+        return _rejection(_WRONG_TOKEN if given else _NO_TOKEN)
 
 
-def _refusal(details: str) -> grpc.RpcMethodHandler:
-    async def refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
+def _rejection(details: str) -> grpc.RpcMethodHandler:
+    async def reject(request: Any, context: grpc.aio.ServicerContext) -> None:
         caller = caller_of(context)
-        with about(edge=caller.edge, run=caller.run, peer=caller.peer):
-            logger.info("%s: refused, UNAUTHENTICATED: %s", caller, details)
+        with log_context(edge=caller.edge, run=caller.run, peer=caller.peer):
+            logger.info("%s: rejected, UNAUTHENTICATED: %s", caller, details)
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, details)
 
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    return grpc.unary_unary_rpc_method_handler(reject)
 
 
 def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
@@ -107,9 +107,9 @@ def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:
-    """What changes with a file, also where a symbolic link is turned to another; None if it is gone."""
+    """Return modification time, size and inode, which follow symbolic links; None if the file is missing."""
     try:
-        found = path.expanduser().stat()
+        status = path.expanduser().stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,7 +1,7 @@
-"""From a granted window to the messages that leave: which rows come next, and their bytes.
+"""Builds the messages of a window from the rows of the store.
 
-Reads the store and never computes. It works through a window a group at a time, because handing work to another thread and back
-costs as much as building a small chunk.
+Reads the store and never computes rows. It builds several chunks in one call, because a switch to another thread and back costs as
+much as building a small chunk.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from edgekd.wire.inputs import input_to_wire
 from edgekd.wire.limits import MAX_INPUTS_BYTES
 from edgekd.wire.order import batch_ids
 
-# Enough chunks to pay for a change of threads, few enough to stay in the processor's cache until they are sent.
+# Large enough to outweigh a thread switch, and small enough to stay in the CPU cache until they are sent.
 _GROUP_BYTES = 256 << 10
 _GROUP_CHUNKS = 64
 
@@ -28,7 +28,7 @@ _INPUTS_TAG = bytes([teacher_pb2.LogitsChunk.INPUTS_FIELD_NUMBER << 3 | 2])
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """A LogitsChunk as it goes on the wire, its rows, and the size of payload and inputs alone, which a rate limit counts."""
+    """A serialized LogitsChunk, its number of rows, and the bytes of payload and inputs, which the rate limit counts."""
 
     data: bytes
     rows: int
@@ -37,20 +37,22 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """What came of one step: messages to send, or, if there are none, the ids whose rows must be computed first."""
+    """The next messages to send. If there are none, `missing` has the ids of the rows to compute first."""
 
     messages: list[Message]
     missing: npt.NDArray[np.int64]
 
 
 class WindowReader:
-    """A position in a window. Used by one thread at a time."""
+    """Reads a window from its first to its last chunk. Used by one thread at a time."""
 
     def __init__(
         self, window: Window, store: LogitStore, inputs: PublicInputs | None = None, *, most_bytes: int = MAX_INPUTS_BYTES
     ) -> None:
-        """`inputs` are needed for a window that was granted with them. A chunk has `most_bytes` of payload, and as many of inputs,
-        where the protocol allows so many and one row is not larger.
+        """Start at the beginning of `window`. A window with inputs needs `inputs`.
+
+        `most_bytes` bounds the payload of a chunk, and separately its inputs. The protocol's own limits apply too, and a chunk has
+        at least one row.
         """
         assert window.inputs is None or inputs is not None
         self._window = window
@@ -70,7 +72,7 @@ class WindowReader:
         return self._batch == self._stop
 
     def read(self) -> Group:
-        """The next few chunks, up to the first whose rows are missing; if that is the very first, its missing ids instead."""
+        """Build the next chunks, up to the first with a missing row. If that is the first of all, return missing ids instead."""
         messages: list[Message] = []
         num_bytes = 0
         while not self.is_done and num_bytes < _GROUP_BYTES and len(messages) < _GROUP_CHUNKS:
@@ -91,7 +93,7 @@ class WindowReader:
         return Group(messages=messages, missing=self._ids[:0])
 
     def _missing_ahead(self, num_rows: int) -> npt.NDArray[np.int64]:
-        """What has to be computed first: the next so many rows, and as much of what follows as one forward of the teacher takes."""
+        """Return the missing ids of the next `num_rows` rows, and more of the window until one forward of the teacher is full."""
         missing = self._store.missing(self._ids[self._row : self._row + max(num_rows, ROWS_PER_FORWARD)])
         window, later = self._window, self._batch + self._window.stride
         while len(missing) < ROWS_PER_FORWARD and later < self._stop:
@@ -119,8 +121,8 @@ class WindowReader:
             input_lengths=inputs.lengths,
             pixels_crc32=inputs.pixels_crc32,
         )
-        # Fields of a protobuf message may come in any order, so what is long is appended to the rest. Setting it in the object
-        # would copy it twice more, and the edge that shares our cores in a benchmark would pay for that.
+        # A protobuf message may have its fields in any order, so payload and inputs are appended as bytes. Setting them in the
+        # object would copy them twice more.
         parts = [header.SerializeToString(), _PAYLOAD_TAG, _varint(len(payload)), payload]
         if inputs.data:
             parts += [_INPUTS_TAG, _varint(len(inputs.data)), inputs.data]
@@ -128,7 +130,7 @@ class WindowReader:
 
 
 def _varint(number: int) -> bytes:
-    """A length as protobuf writes it: seven bits a byte, the lowest first, the top bit set on all but the last."""
+    """Encode a length as a protobuf varint: 7 bits per byte, lowest first, with the top bit set on all but the last byte."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

@@ -1,7 +1,7 @@
-"""Counts every call of the Teacher service by method and status, also those that are refused before the service hears of them.
+"""Counts every call of the Teacher service by method and status, including calls that another interceptor rejects.
 
-Health checks are not counted: what asks every second would drown the rest. A method that does not exist counts as "other", because
-whoever calls chooses its name.
+Health checks are not counted: one per second would outnumber all other calls. An unknown method counts as "other", because clients
+choose its name.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
 
 class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Tells `ended(method, code)` of each call. Must be the first interceptor, so that it sees what the others refuse."""
+    """Calls `ended(method, code)` at the end of each call. Must be the first interceptor, or it misses calls that others reject."""
 
     def __init__(self, ended: Callable[[str, str], None]) -> None:
         self._ended = ended
@@ -33,7 +33,7 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """The handler that there is, counted."""
+        """Return the handler of the call, wrapped so that its end is counted."""
         handler = await continuation(handler_call_details)
         if handler_call_details.method.startswith(_HEALTH):
             return handler
@@ -51,7 +51,7 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _counted(self, method: str, behaviour: Behaviour) -> Behaviour:
         async def counted(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            code = grpc.StatusCode.UNKNOWN.name  # of an exception that nobody turned into a status
+            code = grpc.StatusCode.UNKNOWN.name  # for an exception without a status
             try:
                 answer = await behaviour(request, context)
                 code = _name(context.code())
@@ -69,6 +69,6 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def _name(code: grpc.StatusCode | int | None) -> str:
-    """The name of a status as grpc.aio has it: a number, or nothing at all for OK."""
+    """Return the name of a status in one of grpc.aio's forms: an enum member, a number, or None for OK."""
     number: int = code.value[0] if isinstance(code, grpc.StatusCode) else code or 0
     return _NAMES.get(number, _OTHER)

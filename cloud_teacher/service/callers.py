@@ -1,7 +1,7 @@
-"""Who is calling, and how many streams each of them has open.
+"""Identifies callers, and limits the streams that each of them has open.
 
-An edge is who its certificate says it is, where edges show one. Else it is who it says it is, and else the machine that its
-connection comes from; neither proves anything, so without certificates a limit per edge keeps order among friends only.
+Edges are identified by client certificate, then by the edge id of their metadata, then by IP address. The last two are untrusted,
+so without client certificates the limit per edge does not stop a malicious client.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ _COMMON_NAME, _CERTIFICATE = "x509_common_name", "x509_pem_cert"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:
-    """One end of a call. `edge` and `run` are safe to be logged, whatever was sent; `peer` is gRPC's word for the other address.
+    """The caller of one RPC. `edge` and `run` are safe to log, also for untrusted metadata; `peer` is the address in gRPC's form.
 
-    `key` tells edges apart: a name that an edge gave itself is another than the same one in a certificate.
+    `key` identifies the edge for limits. It includes the kind of identity, so an edge id never equals the name in a certificate.
     """
 
     edge: str
@@ -40,14 +40,14 @@ class Caller:
 
 
 def caller_of(context: grpc.aio.ServicerContext) -> Caller:
-    """Who makes this call. Does not raise, whatever was sent."""
+    """Identify the caller of an RPC. Never raises, whatever the metadata contains."""
     peer: str = context.peer()
     metadata = context.invocation_metadata() or ()
-    shown = context.auth_context() or {}
-    names = [name.decode("utf-8", "replace") for name in shown.get(_COMMON_NAME, ())]
+    auth = context.auth_context() or {}
+    names = [name.decode("utf-8", "replace") for name in auth.get(_COMMON_NAME, ())]
     if names and names[0]:
         edge, key = fit_id(names[0]), f"certificate {names[0]}"
-    elif certificates := shown.get(_CERTIFICATE):  # one without a name is known by its own hash
+    elif certificates := auth.get(_CERTIFICATE):  # a certificate without a name is identified by its hash
         edge = f"certificate-{hashlib.sha256(certificates[0]).hexdigest()[:16]}"
         key = edge
     elif (claimed := _read(metadata, EDGE_ID_KEY)) is not None:
@@ -59,44 +59,44 @@ def caller_of(context: grpc.aio.ServicerContext) -> Caller:
 
 
 def machine_of(peer: str) -> str:
-    """The address in gRPC's "ipv4:10.0.0.7:4711" or "ipv6:%5Bfe80::1%5D:4711", without the port; another kind of peer as it is."""
+    """Return the IP address of a gRPC peer such as "ipv4:10.0.0.7:4711" or "ipv6:%5Bfe80::1%5D:4711"; other kinds unchanged."""
     kind, _, rest = unquote(peer).partition(":")
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else unquote(peer)
 
 
 class StreamSlots:
-    """The streams that are open, within their limits. Used on one event loop."""
+    """Slots for open streams, in all and per edge. Used on one event loop."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._taken: Counter[str] = Counter()
+        self._num_taken: Counter[str] = Counter()
         self.num_streams = 0
 
     @contextmanager
     def take(self, caller: Caller) -> Iterator[None]:
-        """A place for one stream of `caller` during the block, however that ends. Raises RefusedError if there is none."""
+        """Hold a slot for one stream of `caller` during the block. Raises RefusedError if no slot is free."""
         limits = self._limits
-        if limits.max_streams_per_edge is not None and self._taken[caller.key] >= limits.max_streams_per_edge:
+        if limits.max_streams_per_edge is not None and self._num_taken[caller.key] >= limits.max_streams_per_edge:
             have = "1 stream" if limits.max_streams_per_edge == 1 else f"{limits.max_streams_per_edge} streams"
             raise RefusedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"edge {caller.edge} has {have} open, and no edge may have more here at a time; end one, or try again later",
+                f"edge {caller.edge} has {have} open, which is the limit per edge; close one, or try again later",
             )
         if self.num_streams >= limits.max_streams:
             raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"all {limits.max_streams} streams are taken; try again later")
         self.num_streams += 1
-        self._taken[caller.key] += 1
+        self._num_taken[caller.key] += 1
         try:
             yield
         finally:
-            # Also when the edge vanishes: its call is cancelled, and the cancellation arrives here.
+            # Also reached when the connection is lost, because that cancels the call.
             self.num_streams -= 1
-            self._taken[caller.key] -= 1
-            if not self._taken[caller.key]:
-                del self._taken[caller.key]
+            self._num_taken[caller.key] -= 1
+            if not self._num_taken[caller.key]:
+                del self._num_taken[caller.key]
 
 
 def _read(metadata: Iterable[tuple[str, str | bytes]], name: str) -> str | None:
-    """The one value of `name` if it is a name that may be shown; two are as good as none."""
+    """Return the value of a metadata key if it is a valid id and the key occurs once, else None."""
     values = [value for key, value in metadata if key == name]
     return read_id(values[0]) if len(values) == 1 else None

@@ -1,8 +1,7 @@
-"""Every limit of a running server in one value: what it grants, how much of it to whom, and what gRPC refuses before we see it.
+"""All limits of a running server in one value: limits of requests, of streams per edge, and of connections in gRPC.
 
-Limits that both ends must know as numbers, such as the size of a chunk, are the protocol's (edgekd/wire/limits.py); of those
-only the ones
-that a server may want lower stand here too.
+Limits that both ends must know, such as the size of a chunk, belong to the protocol (edgekd/wire/limits.py). Here are only those
+of them that a server may lower.
 """
 
 from dataclasses import dataclass
@@ -12,30 +11,30 @@ from edgekd.wire.limits import MAX_BATCH_SIZE, MAX_STRIDE, MAX_WINDOW, server_op
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a server grants. None means that there is no limit of that kind."""
+    """Limits of one server. None means no limit of that kind."""
 
     max_streams: int = 64
-    """Streams open at a time, of all edges together."""
+    """Open streams of all edges together."""
     max_streams_per_edge: int | None = None
-    """Streams open at a time of one edge; callers.py says who is one."""
+    """Open streams of one edge; callers.py defines how edges are identified."""
     max_window: int = MAX_WINDOW
     """Batches in one request."""
     max_batch_size: int = MAX_BATCH_SIZE
     """Samples in one batch."""
     max_stride: int = MAX_STRIDE
-    """Streams among which one edge may divide its batches."""
+    """Largest stride of a request, which is the number of streams among which one edge may divide its batches."""
     max_connection_age_s: float | None = None
-    """Seconds, give or take a tenth, after which a connection is to end; its edge makes a new one with the certificates of then."""
+    """Seconds, plus or minus 10 %, after which a connection ends; its edge reconnects and authenticates again."""
     connection_grace_s: float = 30.0
-    """Seconds that the streams of such a connection may run on; what is still open then is cut, and asked for again by its edge."""
+    """Seconds for which the streams of such a connection may continue; then they are cancelled, and the edge retries."""
     max_metadata_bytes: int = 8 << 10
-    """Metadata of a call, as HTTP/2 counts it: 32 bytes for each field on top. With a token of 4096 characters it is 5 KiB."""
+    """Metadata of a call in bytes, as HTTP/2 counts it, with 32 more for each field. A token of 4096 characters makes 5 KiB."""
     max_calls_per_connection: int = 100
-    """Calls open at a time on one connection; further ones wait at the edge. RFC 9113 asks for no fewer; an edge has one or two."""
+    """Open calls on one connection; more wait at the edge. RFC 9113 recommends at least 100; an edge has one or two."""
     connection_idle_s: float = 300.0
-    """Seconds that a connection may be there without a call; an edge that has something to ask again makes a new one."""
+    """Seconds after which a connection without a call is closed; an edge reconnects when it needs to."""
     handshake_timeout_s: float = 20.0
-    """Seconds in which a connection must have got through TLS and HTTP/2's first words. gRPC waits for 120 of itself."""
+    """Timeout in seconds for the TLS and HTTP/2 handshakes of a connection. gRPC's default is 120."""
 
     def __post_init__(self) -> None:
         at_least_one = ("max_streams", "max_streams_per_edge", "max_window", "max_batch_size", "max_stride")
@@ -46,14 +45,14 @@ class Limits:
 
     @property
     def streams_for_one(self) -> int:
-        """Streams that one edge can have at best."""
+        """Streams that one edge may open."""
         return min(self.max_streams, self.max_streams_per_edge or self.max_streams)
 
     def server_options(self) -> list[tuple[str, int]]:
-        """Options for `grpc.server`: those that both ends agree on, and these limits as far as gRPC keeps them."""
+        """Return options for `grpc.server`: those that both ends share, and those of these limits that gRPC enforces."""
         options = [
             *server_options(),
-            # Between the first of these and the second gRPC refuses by chance, the more often the more there is; so they are equal.
+            # Between the soft and the hard limit gRPC rejects calls at random, more often for more metadata. So both are equal.
             ("grpc.max_metadata_size", self.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", self.max_metadata_bytes),
             ("grpc.max_concurrent_streams", self.max_calls_per_connection),

@@ -1,13 +1,13 @@
-"""How fast the logits may leave: a token bucket as arithmetic on a clock that the caller reads.
+"""Rate limit for logits: a token bucket, computed from the times that the caller passes in.
 
-It knows neither gRPC nor asyncio. The service asks how long to wait before each chunk and does the waiting.
+Imports neither gRPC nor asyncio. The service asks before each chunk how long to wait, and sleeps itself.
 """
 
 import math
 import re
 
-# A sleep ends late, by the grain of the event loop's timer (1 ms) and more on a busy core. Time lost like that may be caught up, or
-# small chunks on a fast link would never reach the rate; time lost because nobody wanted to send may not.
+# A sleep ends late, by the resolution of the event loop's timer (1 ms) and more on a busy core. Senders may catch up this much
+# lost time, or small chunks on a fast link would never reach the rate. Idle time beyond it is not credited.
 CATCH_UP_S = 0.010
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(bit|kbit|mbit|gbit)", re.ASCII)
@@ -15,23 +15,23 @@ _UNITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
 def parse_rate(text: str) -> float:
-    """Bits per second of "100mbit", "1.5gbit", "64kbit" or "800bit": powers of ten, as networks count.
+    """Parse "100mbit", "1.5gbit", "64kbit" or "800bit" to bits per second, with decimal prefixes as in networking.
 
-    Raises ValueError for anything else, spaces and capitals included, and for a rate below one bit or beyond all floats.
+    Raises ValueError for any other form, including spaces and capitals, for a rate below 1 bit/s, and for an infinite one.
     """
     matched = _RATE.fullmatch(text)
     rate = float(matched[1]) * _UNITS[matched[2]] if matched else 0.0
     if not 1 <= rate < math.inf:
-        raise ValueError(f"rate limit {text!r} is not a number and a unit, 1bit or more; write it like 100mbit or 1.5gbit")
+        raise ValueError(f"rate limit {text!r} must be a number and a unit, at least 1bit; write it like 100mbit or 1.5gbit")
     return rate
 
 
 class RateLimiter:
     """A token bucket for payload bytes, shared by all streams.
 
-    The first chunk goes at once, each later one when those before it have had their time on the link. Who waits has taken nothing
-    yet, so that one who gives up costs the others nothing; two that wait at a time must therefore be kept apart. Not thread-safe.
-    `now` is the time in seconds of any clock that never goes back.
+    The first chunk may be sent at once, each later one after the previous chunks had their time on the link. Waiting reserves
+    nothing, so a stream that is cancelled while it waits delays no other; the caller must let only one stream wait at a time.
+    Not thread-safe. `now` is the time in seconds of any monotonic clock.
     """
 
     def __init__(self, bits_per_second: float) -> None:
@@ -39,13 +39,13 @@ class RateLimiter:
         self._free_at = float("-inf")
 
     def wait(self, now: float) -> float:
-        """Seconds to wait, from `now`, until the link is free."""
+        """Return the seconds from `now` until the link is free."""
         return max(0.0, self._free_at - now)
 
     def take(self, num_bytes: int, now: float) -> None:
-        """A chunk is sent `now`: the link is not free before it has had its time."""
+        """Record a chunk that is sent `now`, which occupies the link for its size divided by the rate."""
         self._free_at = max(self._free_at, now - CATCH_UP_S) + num_bytes / self._bytes_per_second
 
     def bytes_in(self, seconds: float) -> int:
-        """How much the link takes in that time, at least one byte."""
+        """Return the bytes that the rate allows in that time, at least one."""
         return max(1, int(self._bytes_per_second * seconds))

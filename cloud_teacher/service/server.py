@@ -1,7 +1,7 @@
-"""A gRPC server around the service: its port, its health, and its two ends of life.
+"""The gRPC server around the service: port, health service, startup and shutdown.
 
-Listening begins when everything is ready, so that an edge that gets a connection gets logits. Stopping tells the health service
-first, then lets streams run on for a moment, then ends them with a status that makes the edge come back.
+The server listens only when everything is loaded, so that an edge that connects gets logits. Shutdown updates the health service,
+lets streams continue for a grace period, and then ends them with a status that makes edges retry.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from cloud_teacher.service.service import TeacherService
 from edgekd.cli.address import format_address
 from edgekd.wire.limits import SERVICE_NAME
 
-# How long streams may run on after the order to stop; the last part is for those that only wait for their edge to read.
-_RUN_ON_S = 1.5
-_WIND_UP_S = 0.5
+# On shutdown, streams continue for _GRACE_S. Then they end with a status, within _ABORT_S, or gRPC cancels them.
+_GRACE_S = 1.5
+_ABORT_S = 0.5
 
 
 class TeacherServer:
-    """One service on one port. Make it, start it and stop it on one event loop."""
+    """One service on one port. Create, start and stop it on one event loop."""
 
     def __init__(self, service: TeacherService, *, token_file: Path | None = None) -> None:
-        """Serves within the limits of `service`, whose store the caller closes after `stop`."""
+        """Apply the limits of `service`. The caller closes its store after `stop`."""
         self.service = service
         self._health = health.aio.HealthServicer()
         interceptors: list[grpc.aio.ServerInterceptor] = [CallCounter(service.metrics.request_ended)]
@@ -41,9 +41,9 @@ class TeacherServer:
         add_HealthServicer_to_server(self._health, self._server)
 
     async def start(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
-        """Listen on `host`:`port`, with TLS if there are credentials; returns the port, which port 0 leaves open.
+        """Listen on `host`:`port`, with TLS if there are credentials, and return the bound port.
 
-        Raises OSError naming both if it cannot be had.
+        Raises OSError naming host and port if they cannot be bound.
         """
         address = format_address(host, port)
         try:
@@ -60,26 +60,26 @@ class TeacherServer:
         return bound
 
     async def stop(self) -> None:
-        """Accept nothing more, let streams end for a moment, then end them."""
+        """Reject new calls, let streams continue for the grace period, then end them."""
         await self._health.enter_graceful_shutdown()
-        stopping = asyncio.ensure_future(self._server.stop(_RUN_ON_S + _WIND_UP_S))
-        await asyncio.wait([stopping], timeout=_RUN_ON_S)
-        self.service.go_away()
+        stopping = asyncio.ensure_future(self._server.stop(_GRACE_S + _ABORT_S))
+        await asyncio.wait([stopping], timeout=_GRACE_S)
+        self.service.begin_shutdown()
         await stopping
         self.service.close()
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise OSError, in words for the user, if a server cannot listen on `host`:`port` now.
+    """Raise OSError with cause and remedy if a server cannot listen on `host`:`port` now.
 
-    gRPC says only that binding failed; asking the kernel first tells why, and before a model was loaded for nothing.
+    gRPC reports no cause of a failed bind. This check gets it from the kernel, before a model is loaded.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as error:
         raise OSError(f"cannot listen on {host!r}: {error.strerror}; name an address of this machine") from None
     with socket.socket(family, kind, protocol) as probe:
-        # As gRPC does, or a port whose last connections are still closing would look taken.
+        # As gRPC does, or a port with connections in TIME_WAIT would count as in use.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)

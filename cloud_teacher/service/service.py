@@ -1,9 +1,8 @@
-"""The Teacher service of teacher.proto: describes itself and streams windows of batches.
+"""The Teacher service of teacher.proto: answers Describe, and streams windows of batches.
 
-What may take long runs on two threads of its own, so that the event loop only ever writes. One computes: a sample that several
-edges want is computed once, because they queue here. One reads and encodes: a stream whose rows are all there never waits for
-another edge's computing. Each write is awaited, so that HTTP/2's flow control bounds what a slow edge can make us hold: one group
-of chunks.
+Long work runs on two threads, so that the event loop only writes. One thread computes rows; streams queue for it, so a sample that
+several edges request is computed once. The other thread reads and encodes, so a stream with all rows computed never waits for the
+computation of another. Each write is awaited, so HTTP/2 flow control limits the memory for a slow edge to one group of chunks.
 """
 
 import asyncio
@@ -27,18 +26,18 @@ from cloud_teacher.service.batches import Group, WindowReader
 from cloud_teacher.service.callers import Caller, StreamSlots, caller_of
 from cloud_teacher.service.limits import Limits
 from cloud_teacher.service.rate_limit import RateLimiter
-from edgekd.cli.logs import about
+from edgekd.cli.logs import log_context
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import Encoding, to_wire
 from edgekd.wire.inputs import InputEncoding, input_to_wire
 from edgekd.wire.limits import MAX_CHUNK_BYTES, MAX_INPUTS_BYTES, PROTOCOL_VERSION, SERVICE_NAME
 
-_OUR_FAULT = "the teacher failed; its log says why"
-_GOING_AWAY = "the teacher is shutting down; ask again from the first batch that is incomplete"
+_INTERNAL = "the teacher failed; its log has the cause"
+_SHUTTING_DOWN = "the teacher is shutting down; retry from the first incomplete batch"
 
 _ROUND_S = 10.0
-"""Where the rate is limited, chunks are so small that every stream gets one in this time. An edge that got none for its
---max-silence, 30 s if not set, would take that for a teacher that hangs.
+"""With a rate limit, chunks are small enough that every stream gets one within this time. An edge cancels a stream that is silent
+for its --max-silence, 30 s by default.
 """
 
 logger = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ T = TypeVar("T")
 
 
 class TeacherService:
-    """Serves the rows of one store."""
+    """Serves the logits of one store."""
 
     def __init__(
         self,
@@ -60,29 +59,29 @@ class TeacherService:
         computing: Executor,
         inputs: PublicInputs | None = None,
     ) -> None:
-        """`computing` runs the teacher; it must have one thread, and whoever made it ends it. Without `inputs` none can travel."""
+        """`computing` runs the teacher on its one thread; the caller shuts it down. Without `inputs`, only logits are sent."""
         self.limits = limits
         self.metrics = metrics
         self._store = store
         self._dataset_name = dataset_name
-        self._places = StreamSlots(limits)
+        self._slots = StreamSlots(limits)
         self._rate_limiter = rate_limiter
-        self._turn = asyncio.Lock()  # first come, first served
+        self._rate_turn = asyncio.Lock()  # lets one stream wait for the rate limit at a time, first come, first served
         self._most_chunk_bytes = MAX_INPUTS_BYTES if rate_limiter is None else rate_limiter.bytes_in(_ROUND_S / limits.max_streams)
         self._computing = computing
         self._inputs = inputs
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
-        self._going_away = asyncio.Event()
+        self._shutting_down = asyncio.Event()
 
     @property
     def num_streams(self) -> int:
-        """Streams open now."""
-        return self._places.num_streams
+        """Number of open streams."""
+        return self._slots.num_streams
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """The service as a gRPC server takes it.
+        """Return the handlers for a gRPC server.
 
-        Requests are parsed here, so that garbage is refused like any other mistake, and chunks come as bytes already.
+        Requests arrive as bytes, so that the service rejects malformed ones with a status. Chunks leave as serialized bytes.
         """
         methods = {
             "Describe": grpc.unary_unary_rpc_method_handler(
@@ -93,7 +92,7 @@ class TeacherService:
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
 
     async def describe(self, request: bytes, context: grpc.aio.ServicerContext) -> teacher_pb2.DescribeResponse:
-        """Who we are, what we serve, and within which limits. An empty message asks for it, so there is nothing to parse."""
+        """Return the identity of teacher and data set, and the limits. The request has no fields, so it is not parsed."""
         key, limits = self._store.key, self.limits
         return teacher_pb2.DescribeResponse(
             protocol_version=PROTOCOL_VERSION,
@@ -107,98 +106,98 @@ class TeacherService:
             max_window=limits.max_window,
             max_chunk_bytes=MAX_CHUNK_BYTES,
             max_stride=limits.max_stride,
-            # An edge divides its batches among as many; were it told of those of all edges, some of its own would never open.
+            # An edge divides its batches among this many streams, so it must be the limit for one edge.
             max_streams=limits.streams_for_one,
             input_shape=() if self._inputs is None else self._inputs.shape,
             input_encodings=[input_to_wire(encoding) for encoding in self._input_encodings],
         )
 
     async def stream_logits(self, request: bytes, context: grpc.aio.ServicerContext) -> None:
-        """The batches of a window in order, each as one or more chunks; or a status that says why not."""
+        """Write the batches of a window in order, each as one or more chunks, or abort with a status that names the cause."""
         caller = caller_of(context)
-        with about(edge=caller.edge, run=caller.run, peer=caller.peer):
+        with log_context(edge=caller.edge, run=caller.run, peer=caller.peer):
             try:
                 window = admit(parse(request), self._store.key, self.limits, self._input_encodings)
-                with self._places.take(caller):
+                with self._slots.take(caller):
                     await self._serve(window, caller, context)
             except RefusedError as refused:
-                logger.info("%s: refused, %s: %s", caller, refused.code.name, refused.details)
+                logger.info("%s: rejected, %s: %s", caller, refused.code.name, refused.details)
                 await context.abort(refused.code, refused.details)
             except grpc.aio.InternalError:
-                # How a write fails when its edge vanished and the cancellation has not come yet.
-                logger.info("%s: it is gone", caller)
+                # A write to a lost connection fails with this error if it runs before the cancellation arrives.
+                logger.info("%s: connection lost", caller)
                 context.set_code(grpc.StatusCode.CANCELLED)
             except InputChangedError as error:
                 logger.error("%s: %s", caller, error)
-                why = f"the image file of sample {error.sample} has changed since this server was started; it must be started again"
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
+                details = f"the image file of sample {error.sample} has changed since this server was started; restart the server"
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, details)
             except (ValueError, OSError) as error:
                 logger.error("%s: %s", caller, error)
-                await context.abort(grpc.StatusCode.INTERNAL, _OUR_FAULT)
+                await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
             except Exception:
                 logger.exception("%s: unexpected failure", caller)
-                await context.abort(grpc.StatusCode.INTERNAL, _OUR_FAULT)
+                await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
 
     @property
     def _input_encodings(self) -> list[InputEncoding]:
         return [] if self._inputs is None else self._inputs.encodings
 
     async def fill_store(self) -> None:
-        """Compute, a forward at a time, what no edge has asked for yet; what one asks for meanwhile is computed in between.
+        """Compute all missing rows in the background, one forward at a time, with the rows that edges request in between.
 
-        Ends when everything is there, when the server goes away, or, with a word in the log, when it cannot be done.
+        Returns when the store is full, when the server shuts down, or when a computation fails, which it logs.
         """
-        everything = np.arange(self._store.key.num_samples)
+        all_ids = np.arange(self._store.key.num_samples)
         try:
-            for begin in range(0, len(everything), ROWS_PER_FORWARD):
-                if len(missing := self._store.missing(everything[begin : begin + ROWS_PER_FORWARD])):
+            for begin in range(0, len(all_ids), ROWS_PER_FORWARD):
+                if len(missing := self._store.missing(all_ids[begin : begin + ROWS_PER_FORWARD])):
                     await self._compute(missing)
                 else:
-                    await asyncio.sleep(0)  # to look at a large store that is full takes seconds
-        except RefusedError:  # going away
+                    await asyncio.sleep(0)  # scanning a large full store takes seconds
+        except RefusedError:  # the server shuts down
             return
-        except Exception as error:  # of the model or the disk; what edges ask for is still tried
-            logger.error("the store is no longer filled in the background: %s", error)
+        except Exception as error:  # of the model or the disk; requests of edges are still served
+            logger.error("stopped filling the store in the background: %s", error)
             return
-        logger.info("all %d rows are in the store", len(everything))
+        logger.info("the store has all %d rows", len(all_ids))
 
-    def go_away(self) -> None:
-        """End every stream at its next chunk, with a status that tells the edge to come back, and stop computing."""
-        self._going_away.set()
+    def begin_shutdown(self) -> None:
+        """End every stream at its next chunk with a status that makes the edge retry, and stop computing."""
+        self._shutting_down.set()
         self._store.interrupt()
 
     def close(self) -> None:
-        """Wait for the reading thread and end it."""
+        """Wait for the reading thread to exit."""
         self._reading.shutdown(cancel_futures=True)
 
     async def _serve(self, window: Window, caller: Caller, context: grpc.aio.ServicerContext) -> None:
-        # Of a busy server there are hundreds of these a minute, so they are for who looks for something.
+        # At debug level, because a busy server writes hundreds of these lines per minute.
         extent = {"index": window.start, "count": window.count}
-        logger.debug("%s: a stream of %d batches from %d on begins", caller, window.count, window.start, extra=extent)
-        self.metrics.stream_began()
+        logger.debug("%s: stream of %d batches from %d begins", caller, window.count, window.start, extra=extent)
+        self.metrics.stream_started()
         reader = WindowReader(window, self._store, self._inputs, most_bytes=self._most_chunk_bytes)
         try:
             while not reader.is_done:
-                group = await _on(self._reading, reader.read)
+                group = await _run_in(self._reading, reader.read)
                 if len(group.missing):
                     await self._compute(group.missing)
                 await self._send(group, context)
         finally:
             self.metrics.stream_ended()
-            how = "whole" if reader.is_done else "broken off"
-            logger.debug("%s: the stream from batch %d on has ended, %s", caller, window.start, how, extra=extent)
+            outcome = "complete" if reader.is_done else "incomplete"
+            logger.debug("%s: stream from batch %d ended, %s", caller, window.start, outcome, extra=extent)
 
     async def _send(self, group: Group, context: grpc.aio.ServicerContext) -> None:
         sent = Sent()
         try:
             for message in group.messages:
                 if self._rate_limiter is not None:
-                    await self._wait_for_link(self._rate_limiter, message.payload_bytes)
-                if self._going_away.is_set():
-                    raise RefusedError(grpc.StatusCode.UNAVAILABLE, _GOING_AWAY)
-                begun = time.perf_counter()
+                    await self._limit_rate(self._rate_limiter, message.payload_bytes)
+                if self._shutting_down.is_set():
+                    raise RefusedError(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
+                started = time.perf_counter()
                 await context.write(message.data)
-                sent.waited_s += time.perf_counter() - begun
+                sent.waited_s += time.perf_counter() - started
                 sent.chunks += 1
                 sent.rows += message.rows
                 sent.payload_bytes += message.payload_bytes
@@ -208,33 +207,33 @@ class TeacherService:
 
     async def _compute(self, ids: npt.NDArray[np.int64]) -> None:
         filling = asyncio.get_running_loop().run_in_executor(self._computing, self._store.fill, ids)
-        leaving = asyncio.ensure_future(self._going_away.wait())
+        shutdown = asyncio.ensure_future(self._shutting_down.wait())
         try:
-            await asyncio.wait((filling, leaving), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((filling, shutdown), return_when=asyncio.FIRST_COMPLETED)
             if not filling.done():
-                raise RefusedError(grpc.StatusCode.UNAVAILABLE, _GOING_AWAY)
+                raise RefusedError(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
             filling.result()
         except StoreInterruptedError:
-            raise RefusedError(grpc.StatusCode.UNAVAILABLE, _GOING_AWAY) from None
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN) from None
         finally:
-            leaving.cancel()
-            # What already runs goes on, and is kept; what still waits in line for an edge that is gone is dropped.
+            shutdown.cancel()
+            # A running computation continues and its rows are kept. A queued one is dropped if its stream has ended.
             filling.cancel()
 
-    async def _wait_for_link(self, rate_limiter: RateLimiter, num_bytes: int) -> None:
-        """Until it is this stream's turn to send so many bytes. One that gives up leaves the line, and has taken nothing."""
+    async def _limit_rate(self, rate_limiter: RateLimiter, num_bytes: int) -> None:
+        """Wait until this stream may send `num_bytes`, and reserve that time on the link. A cancelled wait reserves nothing."""
         clock = asyncio.get_running_loop().time
-        async with self._turn:
+        async with self._rate_turn:
             await self._pause(rate_limiter.wait(clock()))
             rate_limiter.take(num_bytes, clock())
 
     async def _pause(self, seconds: float) -> None:
-        """Sleep, but wake when the server goes away."""
+        """Sleep, and return early if the server shuts down."""
         if seconds > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._going_away.wait()
+                    await self._shutting_down.wait()
 
 
-async def _on(executor: Executor, work: Callable[[], T]) -> T:
+async def _run_in(executor: Executor, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(executor, work)

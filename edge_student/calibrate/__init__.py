@@ -1,1 +1,1 @@
-"""The command `calibrate`: the rates of every mode, written as a device profile."""
+"""The command `calibrate`: measures the rates of every mode and writes them as a device profile."""

@@ -1,1 +1,1 @@
-"""Implement the command `compare`: run every policy on the same work and add the model's prediction."""
+"""The command `compare`: runs every policy on the same work, and predicts the times with the scheduling model."""

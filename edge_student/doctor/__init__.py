@@ -1,1 +1,1 @@
-"""Implement the command `doctor`: one module per subject reads, checks and recommends. Torch is never imported."""
+"""The command `doctor`. Each module checks one subject and suggests remedies. Never loads torch."""

@@ -1,1 +1,1 @@
-"""The machine: counters, disturbance, fingerprint, provenance, environment. Never torch."""
+"""The host: counters, disturbance, fingerprint, provenance and environment. Never loads torch."""

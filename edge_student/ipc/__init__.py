@@ -1,1 +1,1 @@
-"""Interprocess communication of trainer and comm worker: ring, messages, exit with the parent. Never torch."""
+"""Communication between the trainer and its comm worker: shared ring, messages, and exit with the parent. Never loads torch."""

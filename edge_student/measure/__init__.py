@@ -1,1 +1,1 @@
-"""Fair measurement: a local teacher, interleaved repeats, confidence intervals."""
+"""Measurement methods: a local teacher, interleaved repeats and confidence intervals."""

@@ -1,1 +1,1 @@
-"""The comm worker: takes logits from the wire or the cache, verifies them and writes them into the ring. Never torch."""
+"""The comm worker: receives logits from a teacher or a cache, verifies them and writes them into the ring. Never loads torch."""

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from zlib_ng import zlib_ng
 
-from edgekd.files import expanded, find_flaw, named_by, write_meta
+from edgekd.files import expanded, find_mismatch, mark_complete, named_by
 from edgekd.wire.codec import Encoding, Format
 from edgekd.wire.inputs import Pixels
 from edgekd.wire.layouts import Decoded, LayoutError
@@ -258,7 +258,7 @@ def _meta(key: CacheKey) -> dict[str, object]:
 
 
 def _find_flaw(folder: Path, key: CacheKey) -> str | None:
-    return find_flaw(folder, _sizes(key), is_ours=key.is_same, of_another="teacher, data set, encoding or version")
+    return find_mismatch(folder, _sizes(key), is_same=key.is_same, identity="teacher, data set, encoding or version")
 
 
 def _rebuild(folder: Path, key: CacheKey) -> None:
@@ -272,4 +272,4 @@ def _rebuild(folder: Path, key: CacheKey) -> None:
                 file.truncate(0)
                 cause = f"{error.strerror}: this file of the cache needs {num_bytes:,} bytes"
                 raise OSError(error.errno, cause, str(folder / name)) from error
-    write_meta(folder, _meta(key))
+    mark_complete(folder, _meta(key))

@@ -1,1 +1,1 @@
-"""Report a comparison: verdicts, terminal table, HTML page."""
+"""The report of a comparison: verdicts, terminal table and HTML page."""

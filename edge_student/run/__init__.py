@@ -1,1 +1,1 @@
-"""One `train` run: setup, worker process, supervision, checkpoints, result files."""
+"""One `train` run: setup, worker process, supervision, checkpoints and result files."""

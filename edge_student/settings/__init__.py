@@ -1,1 +1,1 @@
-"""Flags of the five commands: defaults, units and validation. Never torch, never scheduler."""
+"""Settings of the edge commands: flags, defaults, units and validation. Never loads torch."""

@@ -1,1 +1,1 @@
-"""What both ends agree on: schema, codec, sample order, data sets and models by name."""
+"""Code that cloud and edge share: the wire format, data sets and models by name, command lines, and files."""

@@ -1,5 +1,5 @@
-"""Failures of the world, which are neither the user's mistake nor ours."""
+"""Errors of the environment, as opposed to a user's mistake (ValueError) and a bug (assert)."""
 
 
 class WorldError(RuntimeError):
-    """The world failed: a teacher is away, a download did not come. Not the user's mistake, and not ours."""
+    """The environment failed, for example a teacher is unreachable or a download failed. The message names the cause."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Paths, atomic files, output folders and their lock, and folders whose completeness meta.json marks."""
 
 import contextlib
 import errno
@@ -14,46 +14,46 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+_STALE_S = 3600.0
+"""Age at which a temporary folder beside an atomic file counts as left by a killed process. A younger one may be in use."""
+
+_USER_ERRORS = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP
+}  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
 
 def expanded(path: Path) -> Path:
-    """The path with ~ and ~user replaced. Raises ValueError, naming it, where nobody has that home."""
+    """Return the path with ~ and ~user replaced. Raises ValueError naming the path if the home folder does not exist."""
     try:
         return path.expanduser()
     except RuntimeError:
         raise ValueError(f"{path}: there is no such home folder; write the path out") from None
 
 
-_LITTER_S = 3600.0
-
-_MISTAKES = {
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP
-}  # fmt: skip
-
-
 @contextlib.contextmanager
 def named_by(flag: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
-    """Around what first touches a path that the user named: one that cannot be is his mistake, of `kind`, with flag and path.
+    """Convert path errors inside the block to `kind`, with the flag, the path and the reason.
 
-    A full or a broken disk stays the world's, an OSError.
+    Wrap the first access to a path that the user gave. Errors of the disk itself, such as a full one, pass through as OSError.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _MISTAKES or error.filename is None:
+        if error.errno not in _USER_ERRORS or error.filename is None:
             raise
         raise kind(f"{flag}: {error.filename}: {error.strerror}") from None
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, then put it in its place: old or new, never half, also after a power cut.
+    """Call `write` with a temporary path, sync the file to disk, and rename it to `path`.
 
-    Raises OSError that names `path`; nothing is left beside it, but by a process that was killed, and that by none after it.
+    A reader sees the old or the new file, never a part of it, also after a power failure. Raises OSError that names `path`.
+    A failed call leaves no temporary file. A killed process may leave one; a later call removes it.
     """
     try:
-        for litter in path.parent.glob(f".{glob.escape(path.name)}.????????"):
-            with contextlib.suppress(FileNotFoundError):  # swept up by another process, or put in its place, meanwhile
-                if litter.stat().st_mtime < time.time() - _LITTER_S:  # else somebody may be writing the same file
-                    shutil.rmtree(litter, ignore_errors=True)
+        _remove_stale(path)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             fresh = Path(folder) / path.name
             write(fresh)
@@ -64,16 +64,72 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
-    """Write meta.json, which vouches for the other files of a folder: gone while they are made, there once they are whole."""
-    replace_atomically(folder / "meta.json", lambda fresh: fresh.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8"))
+def _remove_stale(path: Path) -> None:
+    """Remove the temporary folders that killed processes left beside `path`."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with contextlib.suppress(FileNotFoundError):  # another process removed or renamed it meanwhile
+            if folder.stat().st_mtime < time.time() - _STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def find_flaw(folder: Path, sizes: Mapping[str, int], *, is_ours: Callable[[Any], bool], of_another: str) -> str | None:
-    """Why the files of a folder with a meta.json cannot be used: None if they can, "" if there are none yet.
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8. Raises OSError that names the file."""
+    replace_atomically(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
 
-    `sizes` has the bytes of each but meta.json. `is_ours` is asked about what that says, and `of_another` completes the sentence
-    "meta.json is of another ..." if it is not.
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically. Raises ValueError for NaN and infinity, which JSON lacks, and OSError as `write_text`."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder of --out and write a test file, so that a path without write access fails before the work starts.
+
+    Raises ValueError if a file has that name or access is denied, and OSError naming the folder if the disk fails.
+    """
+    with named_by("--out"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            kind = "a link that leads nowhere" if folder.is_symlink() else "a file"
+            raise ValueError(f"--out: {folder} cannot be a folder, because {kind} has that name, or that of one above it") from None
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def claim_folder(folder: Path) -> int:
+    """Lock the folder against other runs with flock, and return the descriptor that holds the lock.
+
+    Closing the descriptor or the end of the process releases the lock. Raises ValueError if another run holds it.
+    Logs a warning where the file system has no locks, and returns the descriptor without one.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"--out {folder}: another run uses it; wait until it ends, or name another folder") from None
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): make sure that no other run writes there", folder, error.strerror)
+    return descriptor
+
+
+def mark_complete(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write meta.json, which marks the other files of a folder as complete.
+
+    Callers delete it before they write these files, and call this function after.
+    """
+    write_json(folder / "meta.json", meta)
+
+
+def find_mismatch(folder: Path, sizes: Mapping[str, int], *, is_same: Callable[[Any], bool], identity: str) -> str | None:
+    """Compare the files of a folder with their expected sizes, and its meta.json with the expected identity.
+
+    `sizes` has the bytes of each file but meta.json. `is_same` compares the content of meta.json; `identity` names what it
+    compares, for the message. Returns None if everything matches, "" if the folder has none of the files, else the mismatch.
     """
     names = ("meta.json", *sizes)
     absent = [name for name in names if not (folder / name).exists()]
@@ -83,57 +139,10 @@ def find_flaw(folder: Path, sizes: Mapping[str, int], *, is_ours: Callable[[Any]
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return "meta.json is damaged"
-    if not is_ours(meta):
-        return f"meta.json is of another {of_another}"
+    if not is_same(meta):
+        return f"meta.json is of another {identity}"
     for name, num_bytes in sizes.items():
         size = (folder / name).stat().st_size
         if size != num_bytes:
             return f"{name} has {size} bytes, must have {num_bytes}"
     return None
-
-
-logger = logging.getLogger(__name__)
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder that --out wants, and try it: what cannot be written is said before the work, not after.
-
-    ValueError if something else has that name, or nothing may be written there; OSError naming the folder if the disk is at fault.
-    """
-    with named_by("--out"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            what = "a link that leads nowhere" if folder.is_symlink() else "a file"
-            raise ValueError(f"--out: {folder} cannot be a folder, because {what} has that name, or that of one above it") from None
-        try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(folder)) from error
-
-
-def claim_folder(folder: Path) -> int:
-    """Keep other runs from writing there while this process lives; the descriptor that does.
-
-    ValueError if another run has it. Where the file system knows no locks it is only said.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"--out {folder}: another run is at work there; wait for its end, or name another folder") from None
-    except OSError as error:
-        logger.warning("%s cannot be locked (%s): see that no other run writes there", folder, error.strerror)
-    return descriptor
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of it. OSError names the file."""
-    replace_atomically(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON as `write_text` does. ValueError for NaN, which is not JSON."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,1 +1,1 @@
-"""The controller, a state machine without I/O, and the rates that it learns. Pure."""
+"""The controller, a state machine, and the rates that it estimates. Uses no clock, threads or I/O."""

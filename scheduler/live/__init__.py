@@ -1,1 +1,1 @@
-"""Threads, masks and clocks: the only folder of the scheduler that calls the kernel."""
+"""Sets the cores and scheduling classes of real threads. The only folder of the scheduler that calls the kernel."""

@@ -1,1 +1,1 @@
-"""Run state, cost functions, scenarios, the exact optimum and the fit. Pure: no clock, no thread, no I/O."""
+"""The scheduling model: state, cost functions, scenario, exact optimum and fit. Uses no clock, threads or I/O."""

@@ -1,1 +1,1 @@
-"""The policies, their registry, and the view of a run that a policy gets. Pure: no clock, no thread, no I/O."""
+"""The policies, their registry, and the view of the state that a policy receives. Uses no clock, threads or I/O."""

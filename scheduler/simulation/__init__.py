@@ -1,1 +1,1 @@
-"""The simulator, which runs the controller in modelled time, and the studies for the figures. Pure: no clock, thread or I/O."""
+"""The simulator, which runs the same controller in modelled time, and the studies behind the figures."""

@@ -25,7 +25,7 @@ KEY = StoreKey(teacher_digest="ab" * 32, dataset_digest="cd" * 32, num_samples=5
 
 
 class TinyTeacher:
-    """Row i is a fixed function of i. Remembers what it was asked, and can be held or broken."""
+    """A teacher whose row i is a fixed function of i. Records the requested ids; tests can block it or make it fail."""
 
     def __init__(self, key: StoreKey) -> None:
         self.key = key
@@ -47,7 +47,7 @@ class TinyTeacher:
 
 
 class Harness:
-    """A server on a free port of loopback, and a client of it."""
+    """A server on a free port of loopback, with a client."""
 
     def __init__(
         self,

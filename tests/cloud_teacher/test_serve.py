@@ -1,4 +1,4 @@
-"""The program cloud-teacher as a user meets it: a process, its lines, its exit status."""
+"""The program cloud-teacher as a process: its output and its exit status."""
 
 import fcntl
 import os
@@ -55,7 +55,7 @@ def test_server_from_start_to_sigterm(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     lines = log.read_text()
-    assert "no --weights: these are the initial weights of cnn:width=4" in lines
+    assert "no --weights: serving the untrained initial weights of cnn:width=4" in lines
     assert "0 of" in lines
     assert "Traceback" not in lines
 
@@ -63,8 +63,8 @@ def test_server_from_start_to_sigterm(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     num_samples = len(load_dataset(TINY).labels)
-    assert f"{num_samples} of {num_samples} rows are there" in log.read_text()
-    assert "0.0.0.0 is reachable from other machines and the wire is plaintext" in log.read_text()
+    assert f"{num_samples} of {num_samples} rows" in log.read_text()
+    assert "0.0.0.0 is reachable from other machines without TLS" in log.read_text()
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> int:
@@ -91,7 +91,7 @@ def test_port_in_use_is_one_line_that_names_it(
     [
         (["--dataset", "digit:public"], "data set 'digit' is unknown"),
         (["--model", "cnm"], "'cnm' is unknown"),
-        (["--cores", "4095"], "--cores names core 4095, but this process may only run on ["),
+        (["--cores", "4095"], "--cores contains core 4095, but this process may only run on ["),
         (["--listen", "here"], "--listen is 'here'"),
         (["--rate-limit", "100Mbit"], "rate limit '100Mbit'"),
         (["--weights", "w.txt"], "'w.txt' must end in .safetensors"),
@@ -157,4 +157,4 @@ def test_precompute_does_not_compute_for_a_store_that_would_not_be_kept(
     with (folder / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run_main(monkeypatch, precompute_flags(tmp_path)) == 1
-    assert "another process has this logit store" in capfd.readouterr().err.splitlines()[-1]
+    assert "another process uses this logit store" in capfd.readouterr().err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""What the commands accept, and how they refuse the rest."""
+"""Validation of the settings of cloud-teacher's commands."""
 
 from pathlib import Path
 

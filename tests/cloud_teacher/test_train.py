@@ -1,4 +1,4 @@
-"""Training a teacher: what is learnt, what is saved, and what is left when it is cut short."""
+"""Training a teacher: accuracy, saved files, and interruption."""
 
 import json
 import signal
@@ -58,7 +58,7 @@ def test_data_set_without_a_split_is_its_whole_train_part(tmp_path: Path, caplog
     train(config(tmp_path / "t.safetensors", dataset=TINY, epochs=1))
     num_train = len(load_dataset(TINY).labels)
     assert num_train > len(load_dataset(f"{TINY}:public").labels)
-    assert f"learning {num_train} samples of {TINY}" in caplog.text
+    assert f"training on {num_train} samples of {TINY}" in caplog.text
 
 
 def test_batch_larger_than_the_data_set_is_the_whole_data_set(tmp_path: Path) -> None:
@@ -66,12 +66,12 @@ def test_batch_larger_than_the_data_set_is_the_whole_data_set(tmp_path: Path) ->
 
 
 def test_test_part_is_not_for_learning(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"learn {TINY}:public or {TINY}"):
+    with pytest.raises(ValueError, match=f"train on {TINY}:public or {TINY}"):
         train(config(tmp_path / "t.safetensors", dataset=f"{TINY}:test"))
 
 
 def test_loss_that_explodes_is_an_error_that_names_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--lr 1e\+30 is too high"):
+    with pytest.raises(ValueError, match=r"lower --lr, which is 1e\+30"):
         train(config(tmp_path / "t.safetensors", lr=1e30, epochs=5))
     assert list(tmp_path.iterdir()) == []
 
@@ -87,7 +87,7 @@ def test_interrupted_training_saves_what_it_has_and_says_so(tmp_path: Path) -> N
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "saved what was learnt so far" in errors
+    assert "saved the weights of the last step" in errors
     assert json.loads(out.with_suffix(".json").read_text())["epochs"] >= 2
     model = build_model("cnn:width=4", num_classes=4, input_shape=(3, 8, 8), seed=0)
     load_weights(model, out)

@@ -1,1 +1,1 @@
-"""What the command lines of the programs share: flags, TOML files, logs, exit statuses, TLS files."""
+"""Command-line code that the programs share: flags, TOML files, logs, progress, exit statuses, TLS files. Never loads torch."""

@@ -1,7 +1,6 @@
-"""What the three programs' command lines have in common: commands, exit statuses and errors of one line.
+"""Run the commands of a program, with its exit statuses and one-line errors.
 
-`parse`, which turns one dataclass into flags, a TOML file and help, is in settings.py, and `start_logging` in logs.py; both are
-offered here too.
+`parse` (settings.py) and `start_logging` (logs.py) are exported here too, because every program needs them.
 """
 
 import errno
@@ -15,25 +14,25 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from edgekd.cli.logs import LogFormat, LogLevel, last_word, plain, start_logging
+from edgekd.cli.logs import LogFormat, LogLevel, plain, print_error, start_logging
 from edgekd.cli.settings import closest, parse
 from edgekd.errors import WorldError
 
 __all__ = ["USER_ERROR", "Command", "LogFormat", "LogLevel", "WorldError", "dispatch", "parse", "run", "start_logging"]
 
 USER_ERROR = 2
-"""Exit status of a command that was told something wrong."""
+"""Exit status after a user's mistake."""
 
-# The config dataclass, what to do with one (the exit status, None for 0), and one sentence for the list of commands.
+# The settings dataclass, the function (it returns the exit status, None for 0), and one sentence for the list of commands.
 Command = tuple[type[Any], Callable[[Any], int | None], str]
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Call `main` and exit with its status; ends every foreseeable failure in one line on stderr.
+    """Call `main` and exit with its status. Report expected failures as one line on stderr.
 
-    ValueError (the user's mistake) exits with 2, WorldError, OSError and a lack of memory with 1, Ctrl-C with 130. Anything else is
-    our bug and keeps its traceback. From then on a signal ends the process as if nobody had ever asked for it: Python's own last
-    steps would raise KeyboardInterrupt in places of theirs.
+    ValueError (the user's mistake) exits with 2. WorldError, OSError and MemoryError exit with 1, Ctrl-C with 130. Any other
+    exception is a bug and keeps its traceback. Before the exit, signals get their default handlers: otherwise a signal would raise
+    KeyboardInterrupt in Python's own shutdown code.
     """
     try:
         status = main() or 0
@@ -41,19 +40,19 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except ValueError as error:
         status = _report(f"error: {error}", USER_ERROR)
     except BrokenPipeError:
-        # Whoever read our output, `head` for example, has seen enough. Python would complain once more at exit.
+        # The reader of our output, for example `head`, has closed it. Without this line Python would report it again at exit.
         _discard_stdout()
         status = 1
     except OSError as error:
         if error.errno == errno.ENOSPC and error.filename is None:
             _discard_stdout()  # the file behind stdout is full
-        # str() of an OSError leads with "[Errno 2]", which says nothing to a reader.
+        # str() of an OSError begins with "[Errno 2]", which helps no reader.
         cause = error.strerror or str(error)
         status = _report(f"error: {cause}" if error.filename is None else f"error: {error.filename}: {cause}", 1)
     except WorldError as error:
         status = _report(f"error: {error}", 1)
     except MemoryError as error:
-        status = _report(f"error: there is not enough memory for this{f' ({error})' if str(error) else ''}", 1)
+        status = _report(f"error: not enough memory{f' ({error})' if str(error) else ''}", 1)
     except KeyboardInterrupt:
         status = _report("interrupted", 130)
     if threading.current_thread() is threading.main_thread():
@@ -64,10 +63,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def dispatch(argv: Sequence[str], commands: Mapping[str, Command], *, prog: str, description: str) -> int:
-    """Run the command that argv[0] names with the rest as its flags; returns the exit status.
+    """Run the command argv[0] with the remaining arguments as its flags. Return the exit status.
 
-    --help prints the list of commands, no word at all prints it to stderr (status 2), --version the version. Raises
-    ValueError for a command that is not in the list.
+    --help prints the list of commands, --version the version. Without arguments the list goes to stderr with status 2. Raises
+    ValueError for an unknown command.
     """
     first = argv[0] if argv else ""
     if first in ("", "-h", "--help", "help"):
@@ -91,7 +90,7 @@ def _overview(commands: Mapping[str, Command], *, prog: str, description: str) -
         lines += textwrap.wrap(
             summary, width, initial_indent=f"  {name}".ljust(column), subsequent_indent=" " * column, break_on_hyphens=False
         )
-    lines += ["", f"`{prog} COMMAND --help` explains a command's flags, `{prog} --version` names this version."]
+    lines += ["", f"`{prog} COMMAND --help` lists the flags of a command. `{prog} --version` prints the version."]
     return "\n".join(lines)
 
 
@@ -101,6 +100,6 @@ def _discard_stdout() -> None:
 
 
 def _report(message: str, status: int) -> int:
-    # One line, whatever the message was: whoever reads a log finds the whole error in it. It may quote what others have sent.
-    last_word(plain(" ".join(message.split())))
+    # One line, so that a log has the whole error in one place. Escaped, because a message may quote untrusted text.
+    print_error(plain(" ".join(message.split())))
     return status

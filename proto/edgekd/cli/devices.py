@@ -1,4 +1,4 @@
-"""The values of --device, for settings that must not load torch."""
+"""Values of --device, in a module that does not load torch."""
 
 from typing import Literal
 

@@ -1,10 +1,10 @@
-"""What the lines of a log look like, for people or for machines, and whom they are about. The same at both ends.
+"""Format log lines as text or JSON and attach context fields to them.
 
-As text a line is time, level and message. As JSON it is one object, with the fields below where they are known. Fields come from
-three places: what holds for the whole process (`start_logging`), for a piece of work (`about`), and for one message (`extra`).
-Nothing else of a record is written, so that what a library attaches to its records cannot end up in a log.
+A text line has time, level and message. A JSON line is one object, which also has the fields below if they are known. Fields come
+from three sources: the process (`start_logging`), a block of code (`log_context`) and one message (`extra`). No other attribute of
+a record is written, so that data which a library attaches to its records cannot get into a log.
 
-Standard library only: the lightest program logs too.
+Standard library only, because every program logs, the lightest ones too.
 """
 
 import json
@@ -25,7 +25,7 @@ LogFormat = Literal["text", "json"]
 
 @dataclass(frozen=True, kw_only=True)
 class LogSettings:
-    """Log flags of every command. For a settings class to inherit from."""
+    """Log flags of every command. Settings classes inherit from it."""
 
     help_group: ClassVar[str] = "output"
 
@@ -36,30 +36,30 @@ class LogSettings:
 
 
 FIELDS = ("run", "edge", "policy", "index", "count", "peer")
-"""Of which run and edge, under which policy, from which batch on, how many of them, and who is at the other end."""
+"""Run id, edge id, policy, index of the first batch, number of batches, address of the remote end."""
 
 _TEXT = "%(asctime)s %(levelname)s %(message)s"
 
-_about: ContextVar[Mapping[str, object]] = ContextVar("_about", default=MappingProxyType({}))
+_context: ContextVar[Mapping[str, object]] = ContextVar("_context", default=MappingProxyType({}))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record: time (ISO 8601, UTC), level, message, logger, the fields that are known, a traceback if any."""
+    """Format a record as a JSON object: time (ISO 8601, UTC), level, message, logger, known fields, traceback if any."""
 
     def __init__(self, fields: Mapping[str, object]) -> None:
-        """`fields` hold for every record."""
+        """Store `fields`, which are added to every record."""
         super().__init__()
         self._fields = _known(fields)
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line."""
+        """Return the record as one line."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             "logger": record.name,
             **self._fields,
-            **_about.get(),
+            **_context.get(),
             **_known(record.__dict__),
         }
         if record.exc_info:
@@ -70,33 +70,34 @@ class JsonFormatter(logging.Formatter):
 def start_logging(
     level: str, log_format: str = "text", *, text: str = _TEXT, fields: Mapping[str, object] = MappingProxyType({})
 ) -> None:
-    """Messages go to stderr, one line each, with the time: runs are long, and links fail at night.
+    """Send log messages to stderr, one line each, with the time.
 
-    `level` is a LogLevel, `log_format` a LogFormat. `text` is how a line looks as text; `fields` stand in every line of JSON.
+    `level` is a LogLevel, `log_format` a LogFormat. `text` is the format string of text lines. `fields` are added to every
+    JSON line.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core writes lines of its own; what they tell of a connection we say
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core has a log of its own; our errors name the causes
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(fields) if log_format == "json" else logging.Formatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 @contextmanager
-def about(**fields: object) -> Iterator[None]:
-    """What this thread, or this task of asyncio, logs in the block is about these `fields`. None is not known."""
-    token = _about.set({**_about.get(), **_known(fields)})
+def log_context(**fields: object) -> Iterator[None]:
+    """Add `fields` to the messages that this thread, or this asyncio task, logs in the block. Fields that are None are omitted."""
+    token = _context.set({**_context.get(), **_known(fields)})
     try:
         yield
     finally:
-        _about.reset(token)
+        _context.reset(token)
 
 
-def about_from_now_on(**fields: object) -> None:
-    """What this thread logs from here to its end is about these `fields`: for a program that does one thing, its last word too."""
-    _about.set({**_about.get(), **_known(fields)})
+def set_log_context(**fields: object) -> None:
+    """Add `fields` to all further messages of this thread, including the final error message of a program."""
+    _context.set({**_context.get(), **_known(fields)})
 
 
-def last_word(message: str) -> None:
-    """What a program ends with, one line on stderr; as an object where the log is one of objects."""
+def print_error(message: str) -> None:
+    """Print the final error message of a program to stderr, in the format of its log."""
     if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers):
         logging.getLogger(__name__).error("%s", message.removeprefix("error: "))
     else:
@@ -107,7 +108,7 @@ def _known(fields: Mapping[str, object]) -> dict[str, object]:
     return {name: fields[name] for name in FIELDS if fields.get(name) is not None}
 
 
-def plain(text: str, most: int | None = None) -> str:
-    """`text` with all spelled out that would move a cursor, break a line or turn the writing round; cut to `most` letters."""
-    cut = text if most is None or len(text) <= most else f"{text[:most]}..."
+def plain(text: str, max_length: int | None = None) -> str:
+    """Escape unprintable characters, which could move the cursor, break a line or reverse the text. Cut to `max_length`."""
+    cut = text if max_length is None or len(text) <= max_length else f"{text[:max_length]}..."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)

@@ -1,6 +1,6 @@
-"""Progress of long work on stderr: a bar on a terminal, one log line for every tenth elsewhere.
+"""Show the progress of long work on stderr: a bar on a terminal, otherwise one log line per tenth of the work.
 
-The bar is redrawn by the calling thread only. A thread that wakes ten times a second would disturb the cores that we schedule.
+Only the calling thread redraws the bar. A thread that wakes ten times a second would disturb the scheduled cores.
 """
 
 import logging
@@ -18,9 +18,9 @@ _REDRAW_S = 0.5
 
 
 class Progress:
-    """Counts steps up to `total`. Between two redraws a call costs less than a microsecond.
+    """Count steps up to `total`. Between two redraws a call costs less than a microsecond.
 
-    Use it as a context manager, or call `close` at the end. With `log_tenths=False`, nothing but `line` writes to a log.
+    Use it as a context manager, or call `close` at the end. With `log_tenths=False`, only `line` writes to the log.
     """
 
     def __init__(self, label: str, total: int, *, log_tenths: bool = True) -> None:
@@ -32,7 +32,7 @@ class Progress:
         self._next_tenth = 1
         self._bar: Bar | None = None
         if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
-            # rich takes 0.1 s to import; a service under systemd does not need it.
+            # Importing rich takes 0.1 s. A service under systemd does not need it.
             import rich.progress
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -49,7 +49,7 @@ class Progress:
         self.close()
 
     def describe(self, label: str) -> None:
-        """Change the label of the bar to the current piece of work."""
+        """Set the label of the bar to the current step."""
         if self._bar is not None:
             self._bar.update(self._task, description=label, refresh=True)
 
@@ -70,7 +70,7 @@ class Progress:
             logger.info("%s: %d of %d", self._label, num_done, self._total)
 
     def line(self, text: str) -> None:
-        """Write one line that stays, above the bar if there is one; for example the result of an epoch."""
+        """Write a permanent line, for example the result of an epoch. On a terminal it appears above the bar."""
         if self._bar is None:
             logger.info("%s", text)
         else:

@@ -1,8 +1,8 @@
-"""One typed dataclass as a command line: flags, a TOML file and help.
+"""Read a settings dataclass from a command line and a TOML file.
 
-A setting comes from its explicit flag, else from `--config FILE.toml`, else from the dataclass. tyro turns the dataclass
-into flags and its field docstrings into help; this room adds the file, and turns every mistake into one line that names
-the value, the rule and where to read on. It relies on nothing of tyro's wording, which changes between versions.
+An explicit flag overrides `--config FILE.toml`, and the file overrides the default of the dataclass. tyro parses the flags
+(flags.py). This module adds the file and reports every mistake in one line: the value, the rule, and the command that prints the
+help. It does not depend on tyro's wording, which changes between versions.
 """
 
 import dataclasses
@@ -20,53 +20,53 @@ from edgekd.cli.flags import fields_of, hints_of, print_help, read_flags
 
 ConfigT = TypeVar("ConfigT")
 
-# No number of things is larger, and Python refuses to read one of thousands of digits in words that name nothing.
+# No count is larger. Python rejects numbers with thousands of digits, with an error that does not name the flag.
 _MAX_DIGITS = 18
 _MAX_FILE_BYTES = 1 << 16
 
 
 def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, description: str) -> ConfigT:
-    """Build `config_class`, a frozen dataclass of flags, from a command line and the TOML file it may name.
+    """Build `config_class`, a frozen dataclass of flags, from a command line and its TOML file.
 
-    Prints help and raises SystemExit(0) for --help. Raises ValueError, always in one line, for an unknown flag or key, a
-    missing required one, a value of the wrong kind, or whatever the dataclass's own __post_init__ refuses.
+    --help prints the help and raises SystemExit(0). Raises ValueError with a one-line message for an unknown flag or key, a missing
+    required flag, a value of the wrong type, or a value that the dataclass's __post_init__ rejects.
 
-    A class may name others in `reads_files_of`: their keys may stand in the file too, must be of their kind, and are passed over.
-    A key that none of them has is refused as ever.
+    A class may list other classes in `reads_files_of`. The file may then contain keys of these classes, which are checked for their
+    type and ignored. A key that no class has raises ValueError.
 
-    A class may list required fields in `positional`. Their flags may be left out, as in `fit samples.json`.
-    A class may have a text `examples`. The help prints it below the description.
+    A class may list required fields in `positional`. Their flags may be left out, as in `fit samples.json`. A class may have a text
+    `examples`, which the help prints below the description.
     """
     hints = hints_of(config_class)
-    theirs = {name: hint for other in getattr(config_class, "reads_files_of", ()) for name, hint in hints_of(other).items()}
+    ignorable = {name: hint for other in getattr(config_class, "reads_files_of", ()) for name, hint in hints_of(other).items()}
     if "-h" in argv or "--help" in argv:
         description = "\n\n".join(filter(None, [description, getattr(config_class, "examples", "")]))
         print_help(config_class, prog=prog, description=description, positional=_positional(config_class))
     argv = _with_flags_of_positionals(argv, _positional(config_class), hints)
     given = _given_names(argv, hints, prog)
     path = _config_path(argv) if "config" in given else None
-    settings = {} if path is None else _read_toml(path, {**theirs, **hints})
+    settings = {} if path is None else _read_toml(path, {**ignorable, **hints})
     settings = {name: value for name, value in settings.items() if name in hints and name not in given}
     _check_required(config_class, given | settings.keys(), prog)
     args = [arg for name, value in settings.items() for arg in _as_args(name, value)] + list(argv)
-    outcome = read_flags(config_class, args, prog=prog)
-    if isinstance(outcome, str):
-        name = _first_name(outcome, [*hints, "config"])
+    result = read_flags(config_class, args, prog=prog)
+    if isinstance(result, str):
+        name = _first_name(result, [*hints, "config"])
         source = f"{path}: {name}" if name in settings else _flag(name)
         value, kind = _value_of(name, args), _kind(hints.get(name, Path))
         problem = f"is {value!r}, must be {kind}" if value is not None else f"needs a value: {kind}"
         raise ValueError(f"{source} {problem}; see {prog} --help")
-    values, unexpected = outcome
+    values, unexpected = result
     if unexpected:
         raise ValueError(f"unexpected argument {unexpected[0]!r}: every setting is a --flag; see {prog} --help")
     return config_class(**values)
 
 
 def _given_names(argv: Sequence[str], hints: Mapping[str, Any], prog: str) -> set[str]:
-    """Field names of the flags on a command line. Raises ValueError for a flag that is not one."""
+    """Return the field names of the flags on a command line. Raises ValueError for an unknown flag."""
     names = set()
     for arg in argv:
-        # tyro's own --tyro-print-completion and --tyro-write-completion stay tyro's.
+        # tyro handles --tyro-print-completion and --tyro-write-completion.
         if not arg.startswith("--") or arg.startswith("--tyro-"):
             continue
         flag = arg.partition("=")[0]
@@ -75,7 +75,7 @@ def _given_names(argv: Sequence[str], hints: Mapping[str, Any], prog: str) -> se
             name = name[3:]
         if name != "config" and name not in hints:
             flags = [_flag(known) for known in [*hints, "config"]]
-            raise ValueError(f"unknown flag {flag}{closest(flag, flags)}; {prog} --help explains them all")
+            raise ValueError(f"unknown flag {flag}{closest(flag, flags)}; {prog} --help lists all flags")
         names.add(name)
     return names
 
@@ -108,7 +108,7 @@ def _config_path(argv: Sequence[str]) -> Path:
 
 
 def _read_toml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a TOML file by field name. Raises ValueError for a key that is no flag, or a file that cannot be read."""
+    """Return the settings of a TOML file by field name. Raises ValueError for an unknown key or an unreadable file."""
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
@@ -133,7 +133,7 @@ def _read_toml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_args(name: str, value: Any) -> list[str]:
-    """A setting of the file as the words of a command line, so that file and flags are read by the same rules."""
+    """Convert a setting of the file to command-line arguments, so that the same rules apply to file and flags."""
     flag = _flag(name)
     if isinstance(value, bool):
         return [flag if value else "--no-" + flag[2:]]
@@ -148,19 +148,19 @@ def _check_required(config_class: type[Any], given: Iterable[str], prog: str) ->
     ]
     if missing:
         is_or_are = "is" if len(missing) == 1 else "are"
-        raise ValueError(f"{' and '.join(missing)} {is_or_are} required; {prog} --help explains every flag")
+        raise ValueError(f"{' and '.join(missing)} {is_or_are} required; {prog} --help lists all flags")
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """What the user may have meant, as the end of an error message; empty if nothing is near."""
+    """Return " (did you mean ...?)" with similar names as the end of an error message, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=3)
     return f" (did you mean {' or '.join(matches)}?)" if matches else ""
 
 
 def parse_numbers(name: str, text: str, defaults: Mapping[str, int | None]) -> dict[str, int]:
-    """The options "key=value,key=value" of `name` as positive whole numbers; a default of None means required.
+    """Parse the options "key=value,key=value" of `name` as positive whole numbers. A default of None marks a required key.
 
-    Raises ValueError for an unknown or missing key, or a value that is not such a number.
+    Raises ValueError for an unknown or missing key, or a value that is not a positive whole number.
     """
     numbers = dict(defaults)
     for option in filter(None, text.split(",")):
@@ -184,23 +184,23 @@ def _flag(name: str) -> str:
 
 
 def _first_name(text: str, names: Iterable[str]) -> str:
-    """The field whose flag comes first in a message; of two flags that begin alike, the longer."""
+    """Return the field of the first flag in a message. Of two flags with a common prefix, the longer one matches."""
     flags = sorted(map(_flag, names), key=len, reverse=True)
     match = re.search("|".join(map(re.escape, flags)), text)
-    assert match is not None, f"tyro refused the command line for a reason that names no flag: {text}"
+    assert match is not None, f"tyro rejected the command line without naming a flag: {text}"
     return match[0][2:].replace("-", "_")
 
 
 def _value_of(name: str, args: Sequence[str]) -> str | None:
-    """What the last occurrence of a flag was given, for people; None if nothing."""
+    """Return the value of the last occurrence of a flag, for an error message; None without a value."""
     words: list[str] = []
-    is_ours = False
+    is_inside = False
     for arg in args:
         flag, equals, value = arg.partition("=")
         if arg.startswith("--"):
-            is_ours = flag.replace("_", "-") == _flag(name)
-            words = ([value] if equals else []) if is_ours else words
-        elif is_ours:
+            is_inside = flag.replace("_", "-") == _flag(name)
+            words = ([value] if equals else []) if is_inside else words
+        elif is_inside:
             words.append(arg)
     return " ".join(words) if words else None
 
@@ -210,7 +210,7 @@ def _show(value: Any) -> str:
 
 
 def _kind(hint: Any) -> str:
-    """What a value of this type looks like, in words."""
+    """Describe the valid values of a type, for an error message."""
     known = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     if hint in known:
         return known[hint]

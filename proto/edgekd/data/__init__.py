@@ -1,1 +1,1 @@
-"""Data sets, models and devices by name. May load torch."""
+"""Data sets, models and devices by name. The only folder of edgekd that may load torch."""

@@ -1,13 +1,12 @@
-"""Data sets by name: which sample id means which image is part of what both ends agree on.
+"""Data sets by name. The mapping from sample ids to images is part of the protocol between edge and cloud.
 
-A data set is NAME[:SPLIT]. The splits public, private and test are disjoint and the same on every machine; without a split
-it is the whole train part, public followed by private. The test split is the data set's own test part if it has one, else
-the last fifth of a fixed permutation; of the rest a fixed permutation gives the first third to public. Splits are in the
-order of that permutation, so that the first n samples are a fair draw. Where images come from is in sources.py.
+A data set is NAME[:SPLIT]. The splits public, private and test are disjoint, and the same on every machine. Without a split it is
+the whole training part, public followed by private. The test split is the data set's own test part if it has one, else the last
+fifth of a fixed permutation. Of the rest, a fixed permutation assigns the first third to public. Samples are in the order of that
+permutation, so that the first n of them are a random sample. The loaders are in sources.py.
 """
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,21 +15,18 @@ from edgekd.cli.settings import closest
 from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.sources import SOURCES, SPLITS
 
-if TYPE_CHECKING:
-    pass
-
 
 def load_dataset(spec: str) -> ImageDataset:
     """Load one split of a data set.
 
     spec is one of digits, fashion-mnist, cifar10, cifar100, imagefolder:PATH[,size=64] and
-    synthetic:classes=K,size=S,samples=M[,channels=3], each with :public, :private, :test or nothing after it.
-    Raises ValueError for a spec that breaks a rule, WorldError if a download fails, OSError if a file cannot be read.
+    synthetic:classes=K,size=S,samples=M[,channels=3], followed by :public, :private, :test or no split.
+    Raises ValueError for an invalid spec, WorldError if a download fails, and OSError if a file cannot be read.
     """
     name, argument, split = _parse(spec)
     images, labels, num_classes, files = SOURCES[name](argument, split)
     if len(labels) == 0:
-        raise ValueError(f"data set '{spec}' is empty: there are too few images to give this split one")
+        raise ValueError(f"data set '{spec}' is empty: it has too few images for this split; add images, or use another split")
     images = np.require(images, requirements=["C", "W"])
     return ImageDataset(
         name=spec,
@@ -43,7 +39,7 @@ def load_dataset(spec: str) -> ImageDataset:
 
 
 def _parse(spec: str) -> tuple[str, str, str]:
-    """Name, argument (empty if none) and split (empty for the whole train part) of a spec."""
+    """Split a spec into name, argument (empty if none) and split (empty for the whole training part)."""
     name, _, rest = spec.partition(":")
     if name not in SOURCES:
         known = ", ".join(SOURCES)

@@ -1,4 +1,4 @@
-"""Where a model computes, as both ends let the user say it."""
+"""Compute devices by name."""
 
 from typing import TYPE_CHECKING
 
@@ -7,8 +7,8 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str) -> "torch.device":
-    """The device of "cpu", "cuda" or "auto", which takes a GPU if there is one. Raises ValueError for "cuda" without a GPU."""
-    import torch  # here, because command lines are read before torch may be loaded
+    """Return the device for "cpu", "cuda" or "auto", which is a GPU if one exists. Raises ValueError for "cuda" without a GPU."""
+    import torch  # local, because command lines are parsed before torch may be loaded
 
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:

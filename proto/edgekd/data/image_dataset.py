@@ -1,4 +1,4 @@
-"""The images of one data set in memory: the value that both ends compare by digest. Loads neither torch nor torchvision."""
+"""The images of one data set in memory, with the digest that both ends compare. Loads neither torch nor torchvision."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +9,17 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageDataset:
-    """Labelled images in memory, and the digest by which the two ends make sure that they have the same ones."""
+    """Labelled images in memory, with a digest by which edge and cloud verify that they have the same images."""
 
     name: str
-    """As the user gave it, for example "digits:public"."""
+    """The spec that the user gave, for example "digits:public"."""
     images: npt.NDArray[np.uint8]
     """uint8 [N, C, H, W], contiguous."""
     labels: npt.NDArray[np.int64]
     """int64 [N], each in 0 .. num_classes-1."""
     num_classes: int
     digest: str
-    """SHA-256 over the shape, num_classes and the images in order, lower-case hex. Labels are not part of it: the teacher's
-    public data needs none."""
+    """SHA-256 over the shape, num_classes and the images in order, lower-case hex. It excludes labels, because the public data
+    needs none."""
     files: tuple[Path, ...] = ()
-    """The image file of each sample, in order, where they come from files; else nothing."""
+    """The image file of each sample, in order. Empty for data sets that are not image files."""

@@ -1,7 +1,7 @@
-"""Models by name, and their weights as files.
+"""Models by name, and their weights in files.
 
-A model takes float32 [B, C, H, W] in [-1, 1] and returns raw logits [B, num_classes]. Weights travel as safetensors; a .pt
-file is read too, but only as plain tensors: a pickle from a stranger is a program that runs.
+A model takes float32 [B, C, H, W] in [-1, 1] and returns raw logits [B, num_classes]. Weights are saved as safetensors. A .pt file
+is read too, but only plain tensors from it, because an untrusted pickle can run arbitrary code.
 """
 
 import hashlib
@@ -23,50 +23,50 @@ from edgekd.files import replace_atomically
 _FORMS = "cnn[:width=16], torchvision:NAME, timm:NAME or package.module:callable"
 _MAX_WIDTH = 1024
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# The coarsest grid of the built-in model; halving it further would throw away where in the image something is.
+# The coarsest grid of the built-in model. Halving it further would discard the position of features in the image.
 _GRID = 4
 
 
 def build_model(spec: str, *, num_classes: int, input_shape: Sequence[int], seed: int) -> nn.Module:
-    """A model in training mode on the CPU, its initial weights drawn from `seed` alone.
+    """Build a model in training mode on the CPU. Its initial weights depend on `seed` only.
 
     spec is one of cnn[:width=16], torchvision:NAME, timm:NAME and package.module:callable, which is called with
-    num_classes and input_shape, the (C, H, W) of one image. torch's own random state is left as it was.
-    Raises ValueError for an unknown model, and for one that does not turn such an image into num_classes logits.
+    num_classes and input_shape, the (C, H, W) of one image. Keeps torch's random state unchanged.
+    Raises ValueError for an unknown model, and for one that does not map such an image to num_classes logits.
     """
     shape = tuple(input_shape)
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would reseed every GPU as well.
+        # torch.manual_seed would reseed every GPU as well.
         torch.default_generator.manual_seed(seed)
         model = _builder(spec)(num_classes, shape)
         if not isinstance(model, nn.Module):
-            raise ValueError(f"model '{spec}' made a {type(model).__name__}, must be a torch.nn.Module")
-        _try_out(spec, model, num_classes, shape)
+            raise ValueError(f"model '{spec}' returned a {type(model).__name__}, must be a torch.nn.Module")
+        _check_output(spec, model, num_classes, shape)
     return model.train()
 
 
 def check_model(spec: str) -> None:
-    """Raises ValueError, as `build_model` would, for a name that means no model; costs no more than finding that out."""
+    """Raise ValueError, as `build_model` does, for an unknown model name. Does not build the model."""
     _builder(spec)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write parameters and buffers as safetensors, whole or not at all.
+    """Write parameters and buffers as safetensors, atomically.
 
-    Raises ValueError if the name says otherwise, OSError if it cannot.
+    Raises ValueError for a name without .safetensors, and OSError if the file cannot be written.
     """
     if path.suffix != ".safetensors":
         raise ValueError(f"weights file '{path}' must end in .safetensors, the only format that is written")
-    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    # Copies, because safetensors rejects tensors that share memory, as tied weights do.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     data = safetensors.torch.save(state)
     replace_atomically(path, lambda fresh: fresh.write_bytes(data))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Read weights into `model`, all or nothing.
+    """Read weights into `model`. An error leaves the model unchanged.
 
-    Raises ValueError if the file is not weights or not this model's, naming the first mismatch; OSError if unreadable.
+    Raises ValueError naming the first mismatch if the file does not fit the model, and OSError if it cannot be read.
     """
     state = _read_state(path)
     expected = model.state_dict()
@@ -74,33 +74,33 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if name not in state:
             raise ValueError(f"{path} does not fit the model: '{name}' is missing; was it saved from another --model?")
         if state[name].shape != tensor.shape:
-            there, here = list(state[name].shape), list(tensor.shape)
+            saved, expected_shape = list(state[name].shape), list(tensor.shape)
             raise ValueError(
-                f"{path} does not fit the model: '{name}' is {there}, must be {here}; was it saved from another --model?"
+                f"{path} does not fit the model: '{name}' is {saved}, must be {expected_shape}; was it saved from another --model?"
             )
-        if not _is_stored_as(state[name], tensor):
+        if not _is_convertible(state[name], tensor):
             raise ValueError(f"{path} does not fit the model: '{name}' is {_kind(state[name])}, must be {_kind(tensor)}")
     unexpected = [name for name in state if name not in expected]
     if unexpected:
-        raise ValueError(f"{path} does not fit the model, which has no {unexpected[0][:80]!r}; was it another --model?")
+        raise ValueError(f"{path} does not fit the model, which has no {unexpected[0][:80]!r}; was it saved from another --model?")
     model.load_state_dict(state)
 
 
-def _is_stored_as(theirs: torch.Tensor, ours: torch.Tensor) -> bool:
-    """Whether a tensor of a file can become one of the model's: plain numbers in memory, of its type, or floats for floats."""
-    is_plain = theirs.layout is torch.strided and theirs.device.type == "cpu" and not theirs.is_quantized
-    return is_plain and (theirs.dtype == ours.dtype or (theirs.dtype in _FLOATS and ours.dtype in _FLOATS))
+def _is_convertible(saved: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether a saved tensor is dense, on the CPU and not quantized, and has the expected dtype or both are floats."""
+    is_plain = saved.layout is torch.strided and saved.device.type == "cpu" and not saved.is_quantized
+    return is_plain and (saved.dtype == expected.dtype or (saved.dtype in _FLOATS and expected.dtype in _FLOATS))
 
 
 def _kind(tensor: torch.Tensor) -> str:
-    """In words, for an error."""
+    """Describe a tensor's dtype, layout and device for an error message."""
     place = "" if tensor.device.type == "cpu" else f" on {tensor.device.type}"
     layout = "" if tensor.layout is torch.strided else f" ({tensor.layout})"
     return f"{tensor.dtype}{layout}{place}"
 
 
 def weights_digest(spec: str, model: nn.Module) -> str:
-    """SHA-256 over the spec and each tensor's name, dtype, shape and bytes, in the order of names; lower-case hex."""
+    """Return the SHA-256 over the spec and each tensor's name, dtype, shape and bytes, sorted by name, in lower-case hex."""
     digest = hashlib.sha256(f"edgekd weights {spec}\n".encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -127,23 +127,23 @@ def _builder(spec: str) -> Callable[[int, tuple[int, ...]], Any]:
     return lambda num_classes, shape: _call(spec, factory, num_classes, shape)
 
 
-def _try_out(spec: str, model: nn.Module, num_classes: int, shape: tuple[int, ...]) -> None:
-    """Feed one black image, so that a model that cannot take such images says so now and not in the first step."""
-    what = "x".join(map(str, shape))
+def _check_output(spec: str, model: nn.Module, num_classes: int, shape: tuple[int, ...]) -> None:
+    """Run one image of zeros, so that a model of another input or output shape fails now and not in the first step."""
+    size = "x".join(map(str, shape))
     try:
         with torch.inference_mode():
             logits = model.eval()(torch.zeros(1, *shape))
-    except Exception as error:  # whatever foreign code raises: all of it means that this model does not fit
-        raise ValueError(f"model '{spec}' cannot take images of {what}: {error}") from error
+    except Exception as error:  # third-party code may raise anything; all of it means that the model does not fit
+        raise ValueError(f"model '{spec}' cannot take images of {size}: {error}") from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
-        came = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f"model '{spec}' answers an image of {what} with {came}, must be [1, {num_classes}] logits")
+        output = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"model '{spec}' returns {output} for an image of {size}, must be [1, {num_classes}] logits")
 
 
 class _Cnn(nn.Sequential):
-    """Convolutions of stride 2 until the grid is 4 x 4, at least three of them, doubling the channels twice.
+    """At least three convolutions, with stride 2 until the grid is 4 x 4. The second and the third double the channels.
 
-    Strided rather than pooled: at the same width a step takes a third of the time, which is what an edge has too little of.
+    Strides instead of pooling, because at the same width a step takes a third of the time, and time is scarce at an edge.
     """
 
     def __init__(self, num_classes: int, input_shape: tuple[int, ...], width: int) -> None:
@@ -156,20 +156,20 @@ class _Cnn(nn.Sequential):
             stride = 2 if index < num_halvings else 1
             layers += [nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
             channels = out
-        # Four quarters instead of one mean: one to three points of accuracy on Fashion-MNIST for next to no time.
+        # 2 x 2 averages instead of one: 1 to 3 percentage points of accuracy on Fashion-MNIST at almost no cost.
         layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, num_classes)]
         super().__init__(*layers)
 
 
 class _GreyToColour(nn.Module):
-    """A model for three channels, fed with one that is repeated."""
+    """Repeats the one channel of grey images for a model of three channels."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 [B, 1, H, W] -> what the model makes of [B, 3, H, W]."""
+        """Return the logits of float32 [B, 1, H, W], repeated to [B, 3, H, W]."""
         logits: torch.Tensor = self.model(images.expand(-1, 3, -1, -1))
         return logits
 
@@ -188,7 +188,7 @@ def _check_torchvision(name: str) -> None:
 def _torchvision(name: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
     from torchvision import models
 
-    # These two would return a tuple while training, and warn about how they draw their weights.
+    # By default these two return a tuple in training mode, and warn about their weight initialization.
     extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
     return _GreyToColour(model) if shape[0] == 1 else model
@@ -219,20 +219,20 @@ def _import(spec: str, module: str, name: str) -> Callable[..., Any]:
             f"model '{spec}' cannot be imported: {error}; must be {_FORMS}, its package installed or on PYTHONPATH"
         ) from error
     if not callable(factory):
-        raise ValueError(f"model '{spec}' names a {type(factory).__name__}, must be something to call")
+        raise ValueError(f"model '{spec}' names a {type(factory).__name__}, must be a callable")
     return factory  # type: ignore[no-any-return]
 
 
 def _call(spec: str, factory: Callable[..., Any], num_classes: int, shape: tuple[int, ...]) -> Any:
     try:
         return factory(num_classes=num_classes, input_shape=shape)
-    except Exception as error:  # the user's code, so it is the user's to mend, whatever it raises
+    except Exception as error:  # the user's code may raise anything, and the user must fix it
         problem = f"{type(error).__name__}: {error}"
         raise ValueError(f"model '{spec}' failed for {num_classes=} and input_shape={shape}: {problem}") from error
 
 
 def _check_inflation(path: Path) -> None:
-    """ValueError for a compressed archive: torch makes none, but it reads them, and a few kB could become gigabytes."""
+    """Raise ValueError for a compressed archive. torch writes none but reads them, and a few kB could expand to gigabytes."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -242,16 +242,16 @@ def _check_inflation(path: Path) -> None:
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise ValueError(f"weights file '{path}' must end in .safetensors, .pt or .pth")
-    path.open("rb").close()  # an unreadable file is the operating system's to name, in its own words
+    path.open("rb").close()  # an unreadable file raises the OSError of the operating system
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         _check_inflation(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in as many ways as there are layers below
-        # torch's own message would tell how to load a pickle all the same.
+    except Exception as error:  # a damaged file may raise any error of the layers below
+        # torch's own message would explain how to load the untrusted pickle anyway.
         raise ValueError(f"{path} is damaged or holds more than tensors by name; save a model's state_dict()") from error
-    # Training scripts often wrap the weights together with the optimiser's state.
+    # Training scripts often save the weights together with the optimizer's state.
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]

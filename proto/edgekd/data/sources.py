@@ -1,7 +1,7 @@
-"""Where the images of a data set come from, and which of them belong to which split.
+"""Loaders of the data sets, and the assignment of samples to splits.
 
-A source is a function of (argument, split) that returns what it loaded. split is public, private, test, or empty for the whole
-train part.
+A source is a function of (argument, split) that returns the loaded samples. split is public, private, test, or empty for the whole
+training part.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ Labels = npt.NDArray[np.int64]
 
 
 class Loaded(NamedTuple):
-    """Images uint8 [N, C, H, W], labels int64 [N], the number of classes, and the file of each image where it has one."""
+    """Images uint8 [N, C, H, W], labels int64 [N], the number of classes, and the file of each image if there are files."""
 
     images: Images
     labels: Labels
@@ -39,7 +39,7 @@ class Loaded(NamedTuple):
 Source = Callable[[str, str], Loaded]
 
 SPLITS = ("public", "private", "test")
-# What an edge board can hold beside a model; a larger set would be swapped out and time the disk.
+# The memory of an edge board beside a model. A larger data set would be swapped out, and runs would measure the disk.
 MAX_BYTES = 2 << 30
 MAX_SIZE = 1024
 CACHE = Path("~/.cache/edgekd/datasets")
@@ -49,14 +49,14 @@ _SPLIT_SEED = 0
 
 
 def _train_ids(num_train: int, split: str) -> Labels:
-    """Ids of the train part that a split holds: public the first third of a permutation, private the rest."""
+    """Return the ids of a split of the training part: public is the first third of a permutation, private the rest."""
     order = permutation(_SPLIT_SEED, num_train, 0)
     num_public = num_train // 3
     return {"public": order[:num_public], "private": order[num_public:], "": order}[split]
 
 
 def _whole_ids(num_samples: int, split: str) -> Labels:
-    """The same for a set without a test part of its own: the last fifth of a permutation becomes it."""
+    """Return the ids of a split of a data set without a test part. The last fifth of a permutation is the test split."""
     order = permutation(_SPLIT_SEED, num_samples, 0)
     num_train = num_samples - num_samples // 5
     return order[num_train:] if split == "test" else order[:num_train][_train_ids(num_train, split)]
@@ -64,22 +64,22 @@ def _whole_ids(num_samples: int, split: str) -> Labels:
 
 def _digits(argument: str, split: str) -> Loaded:
     """1,797 handwritten digits of 8x8 pixels that come with scikit-learn (UCI's test set; Alpaydin and Kaynak, 1998)."""
-    _refuse_argument("digits", argument)
-    # What scikit-learn's load_digits() reads. To import that takes a second and a half, at the start of every run.
+    _reject_argument("digits", argument)
+    # The file that scikit-learn's load_digits() reads. Importing that function takes 1.5 s at the start of every run.
     package = find_spec("sklearn")
     assert package is not None
     assert package.origin is not None
     with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.int64)
     rows = rows[_whole_ids(len(rows), split)]
-    # The pixels are counts in 0 .. 16, the last column is the label.
+    # Pixels are counts in 0 .. 16; the last column is the label.
     images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8)
     return Loaded(images.reshape(-1, 1, 8, 8), rows[:, -1].copy(), 10)
 
 
 def _fashion_mnist(argument: str, split: str) -> Loaded:
     """70,000 articles of clothing of 28x28 pixels (Xiao, Rasul and Vollgraf, 2017)."""
-    _refuse_argument("fashion-mnist", argument)
+    _reject_argument("fashion-mnist", argument)
     if DEBIAN_FASHION_MNIST.is_dir():
         prefix = "t10k" if split == "test" else "train"
         images = _read_idx(DEBIAN_FASHION_MNIST / f"{prefix}-images-idx3-ubyte.gz", num_dims=3)
@@ -95,7 +95,7 @@ def _cifar(num_classes: int) -> Source:
     """60,000 photographs of 32x32 pixels in 10 or 100 classes (Krizhevsky, 2009)."""
 
     def read(argument: str, split: str) -> Loaded:
-        _refuse_argument(f"cifar{num_classes}", argument)
+        _reject_argument(f"cifar{num_classes}", argument)
         part = _download(f"cifar{num_classes}", f"CIFAR{num_classes}", split)
         labels = np.asarray(part.targets, dtype=np.int64)
         ids = slice(None) if split == "test" else _train_ids(len(labels), split)
@@ -107,15 +107,15 @@ def _cifar(num_classes: int) -> Source:
 def _image_folder(argument: str, split: str) -> Loaded:
     """PATH[,size=64]: PATH/CLASS/IMAGE for any number of classes, in sorted order.
 
-    Each image is turned to RGB, its centre cropped to a square and scaled to size x size, bilinear. The pixels are Pillow's,
-    so both ends need one version of it, or the digests will tell.
+    Each image is converted to RGB, cropped at its centre to a square and scaled to size x size, bilinear. Pillow computes the
+    pixels, so both ends need the same version of it. If the pixels differ, the digests differ.
     """
     from torchvision.datasets import ImageFolder
 
     path, _, options = argument.partition(",")
     size = parse_numbers("imagefolder:PATH", options, {"size": 64})["size"]
     if not path or not expanded(Path(path)).is_dir():
-        raise ValueError(f"imagefolder:PATH needs a folder with a folder of images for each class, not '{path}'")
+        raise ValueError(f"imagefolder:PATH is '{path}', must be a folder with a folder of images for each class")
     try:
         folder = ImageFolder(str(expanded(Path(path))))
     except FileNotFoundError:
@@ -128,15 +128,15 @@ def _image_folder(argument: str, split: str) -> Loaded:
         try:
             images[row] = square_pixels(file, size)
         except OSError as error:
-            raise WorldError(f"{file} cannot be read as an image: {error}; mend it, or take it out of the folder") from error
+            raise WorldError(f"{file} cannot be read as an image: {error}; repair or remove it") from error
     files = tuple(Path(folder.samples[sample][0]) for sample in ids)
     return Loaded(images, np.asarray(folder.targets, dtype=np.int64)[ids], len(folder.classes), files)
 
 
 def _synthetic(argument: str, split: str) -> Loaded:
-    """classes=K,size=S,samples=M[,channels=3]: noise for load tests, M samples in each split, labels 0 .. K-1 in turn.
+    """classes=K,size=S,samples=M[,channels=3]: noise for load tests, M samples in each split, labels 0 .. K-1 repeated.
 
-    The noise is that of numpy's RandomState, which is frozen: the same on every version and machine.
+    numpy's RandomState generates the noise. It is frozen, so that the noise is the same on every version and machine.
     """
     required = {"classes": None, "size": None, "samples": None}
     numbers = parse_numbers("synthetic", argument, {**required, "channels": 3})
@@ -144,15 +144,15 @@ def _synthetic(argument: str, split: str) -> Loaded:
     if classes > MAX_CLASSES:
         raise ValueError(f"synthetic: classes={classes} is too large, must be in 1 .. {MAX_CLASSES}")
     if channels not in (1, 3):
-        raise ValueError(f"synthetic: channels={channels} is not an image's, must be 1 or 3")
-    wanted = ("public", "private") if split == "" else (split,)
-    _check_bytes(f"synthetic:{argument}", samples * len(wanted), channels, size)
-    images = np.empty((len(wanted), samples, channels, size, size), dtype=np.uint8)
-    for part, name in zip(images, wanted, strict=True):
+        raise ValueError(f"synthetic: channels={channels}, must be 1 or 3")
+    splits = ("public", "private") if split == "" else (split,)
+    _check_bytes(f"synthetic:{argument}", samples * len(splits), channels, size)
+    images = np.empty((len(splits), samples, channels, size, size), dtype=np.uint8)
+    for part, name in zip(images, splits, strict=True):
         noise = np.random.RandomState(SPLITS.index(name))
         for image in part:
             image.flat = np.frombuffer(noise.bytes(image.size), dtype=np.uint8)
-    labels = np.tile(np.arange(samples, dtype=np.int64) % classes, len(wanted))
+    labels = np.tile(np.arange(samples, dtype=np.int64) % classes, len(splits))
     return Loaded(images.reshape(-1, channels, size, size), labels, classes)
 
 
@@ -166,7 +166,7 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def _refuse_argument(name: str, argument: str) -> None:
+def _reject_argument(name: str, argument: str) -> None:
     if argument:
         raise ValueError(f"data set '{name}' takes no options, but was given '{argument}'; write {name}[:SPLIT]")
 
@@ -180,12 +180,12 @@ def _check_bytes(spec: str, samples: int, channels: int, size: int) -> None:
 
 
 def _download(name: str, torchvision_name: str, split: str) -> Any:
-    """torchvision's data set, downloaded to CACHE unless it is there already."""
+    """Load torchvision's data set, and download it to CACHE if it is missing."""
     import torchvision
 
     root = CACHE.expanduser()
     try:
-        # torchvision talks on stdout, which belongs to the program's own answers.
+        # torchvision prints to stdout, which is reserved for the program's results.
         with contextlib.redirect_stdout(sys.stderr):
             return getattr(torchvision.datasets, torchvision_name)(root, train=split != "test", download=True)
     except (OSError, RuntimeError) as error:
@@ -196,7 +196,7 @@ def _download(name: str, torchvision_name: str, split: str) -> Any:
 
 
 def _read_idx(path: Path, *, num_dims: int) -> npt.NDArray[np.uint8]:
-    """An array of uint8 in the IDX format: magic number, big-endian dimensions, values (LeCun's MNIST page)."""
+    """Read a uint8 array in the IDX format: magic number, big-endian dimensions, values (LeCun's MNIST page)."""
     try:
         content = gzip.decompress(path.read_bytes())
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -1,4 +1,4 @@
-"""From stored pixels to the tensors that a model gets."""
+"""Converts stored pixels to model inputs."""
 
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def to_input(images: npt.NDArray[np.uint8]) -> "torch.Tensor":
-    """uint8 [B, C, H, W] -> float32 [B, C, H, W] in [-1, 1], what every model here is fed."""
-    import torch  # here, so that asking for a data set does not cost a program without a model a second
+    """Convert uint8 [B, C, H, W] to float32 [B, C, H, W] in [-1, 1], the input of every model here."""
+    import torch  # local, so that a program without a model does not spend a second on the import
 
     assert images.dtype == np.uint8
-    # torch warns about memory it may not write to, though it only reads here.
+    # torch warns about read-only memory, even if it only reads.
     source = images if images.flags.writeable else images.copy()
     return torch.from_numpy(source).to(torch.float32).div_(127.5).sub_(1.0)

@@ -1,1 +1,1 @@
-"""Version 1 of the protocol: the schema and its generated stubs."""
+"""Version 1 of the wire protocol: the schema and its generated stubs."""

@@ -1,1 +1,1 @@
-"""The wire format: limits, encodings, chunks, inputs, sample order, identities. Never torch."""
+"""The content of messages: limits, encodings, chunks, inputs, sample order, identities. Never loads torch."""

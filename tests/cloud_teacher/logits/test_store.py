@@ -1,4 +1,4 @@
-"""The logit store keeps each row once computed, and never mixes, tears or blocks."""
+"""The logit store computes each row once, and never returns partial or mixed rows."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_closing_twice_is_closing_once_and_rows_that_were_read_stay(tmp_path: Pa
 
 
 def filled(folder: Path, key: StoreKey, teacher: Any) -> Path:
-    """A closed store with all rows; returns its own folder."""
+    """Fill and close a store. Returns its folder."""
     store = open_store(folder, key, teacher.logits)
     store.fill(np.arange(key.num_samples))
     store.close()
@@ -91,7 +91,7 @@ def test_damaged_store_is_begun_anew_with_a_warning(
 def test_foreign_digest_in_the_same_folder_is_never_mixed(
     tmp_path: Path, key: StoreKey, teacher: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Digests that agree in the 16 letters of the folder's name, and nowhere else."""
+    """The digests are equal in the 16 characters of the folder's name only."""
     filled(tmp_path, key, teacher)
     other = replace(key, teacher_digest=key.teacher_digest[:16] + "0" * 48)
     assert other.folder == key.folder
@@ -121,7 +121,7 @@ def test_second_opener_gets_a_private_store_that_leaves_nothing_behind(
     first = open_store(tmp_path, key, teacher.logits)
     second = open_store(tmp_path, key, teacher.logits)
     assert (first.is_private, second.is_private) == (False, True)
-    assert "another server holds the logit store" in caplog.text
+    assert "another server uses the logit store" in caplog.text
     ids = np.array([1, 2])
     assert np.array_equal(second.rows(ids), expected(teacher, ids))
     assert first.num_ready == 0
@@ -165,7 +165,7 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_sample(
 ) -> None:
     teacher.answer[33] = np.array([0, 0, 0, bad, 0, 0, 0], np.float32)
     store = open_store(tmp_path, key, teacher.logits)
-    with pytest.raises(ValueError, match="logits of sample 33 hold a NaN or an infinity"):
+    with pytest.raises(ValueError, match="logits of sample 33 contain NaN or infinity"):
         store.rows(np.arange(30, 40))
     assert store.num_ready == 0
     store.close()

@@ -1,4 +1,4 @@
-"""The teacher's model: what its logits depend on, and what they do not."""
+"""The teacher's logits depend on weights and samples, and on nothing else."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_logits_are_the_models_in_evaluation_mode(teacher: Teacher) -> None:
 
 
 def test_logits_of_a_sample_do_not_depend_on_who_else_was_asked_for(teacher: Teacher) -> None:
-    """To the bit: a store that was lost must be rebuilt to the same student."""
+    """Equal bit for bit, because a rebuilt store must lead to the same student."""
     num_samples = teacher.key.num_samples
     together = teacher.logits(np.arange(num_samples))
     rng = np.random.default_rng(0)

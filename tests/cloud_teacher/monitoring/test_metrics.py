@@ -1,4 +1,4 @@
-"""What a teacher tells of itself: the numbers, the two pages that have them, and who may read those."""
+"""Metrics of a teacher, the HTTP pages that publish them, and who may read the pages."""
 
 import asyncio
 import contextlib
@@ -104,7 +104,7 @@ def test_two_servers_in_one_process_count_for_themselves(make_harness: Callable[
 
 
 class Pages:
-    """The small server, and what it says of being ready."""
+    """The HTTP server, and its answers to health checks."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
@@ -113,7 +113,7 @@ class Pages:
         self.port = 0
 
     def beat_once(self) -> None:
-        """As the event loop does each second, and then hang."""
+        """Beat once, as the event loop does each second, and then hang."""
 
         async def beat() -> None:
             beating = asyncio.ensure_future(self.liveness.beat())
@@ -214,7 +214,7 @@ def test_garbage_and_too_many_at_a_time_do_no_harm(pages: Pages, capfd: pytest.C
 
 
 def test_who_sends_a_byte_now_and_then_is_hung_up_on(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "_MOST_S", 0.2)
+    monkeypatch.setattr(http_server, "_REQUEST_TIMEOUT_S", 0.2)
     with socket.create_connection(("127.0.0.1", pages.port), timeout=0.01) as dripping:
         for byte in itertools.cycle(b"GET /livez"):
             try:
@@ -242,7 +242,10 @@ def test_the_port_is_free_again_afterwards() -> None:
         ({"metrics_listen": "nowhere"}, "--metrics-listen is 'nowhere', must be HOST:PORT"),
         ({"metrics_listen": "0.0.0.0:9464"}, "--metrics-listen is 0.0.0.0:9464, which other machines can reach, in plaintext"),
         ({"metrics_listen": "0.0.0.0:9464", "insecure": True}, "or give --metrics-insecure"),
-        ({"metrics_listen": "127.0.0.1:9464", "listen": "127.0.0.1:9464"}, "and so is --listen; metrics need a port of their own"),
+        (
+            {"metrics_listen": "127.0.0.1:9464", "listen": "127.0.0.1:9464"},
+            "the same as --listen; give metrics a port",
+        ),
         ({"max_streams_per_edge": 0}, "--max-streams-per-edge is 0, must be at least 1"),
         ({"max_connection_age": 0.5}, "--max-connection-age is 0.5, must be in 1 .. 1728000 seconds"),
         ({"max_connection_age": float("nan")}, "--max-connection-age is nan"),

@@ -1,4 +1,4 @@
-"""Requests, settings and files of the teacher with anything in them: a value, or the one error that is documented."""
+"""Fuzzed requests, settings and files of the teacher lead to a value or to the documented error."""
 
 import os
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A real server and strangers: whatever they send is refused in words, costs next to no memory, and the next good call works."""
+"""Untrusted clients of a real server: bad requests get a status, use almost no memory, and the next valid call works."""
 
 import os
 import socket
@@ -30,11 +30,11 @@ class Server(NamedTuple):
     log: Path
 
     def memory(self) -> int:
-        """Bytes that the process has in memory now."""
+        """Return the resident memory of the process in bytes."""
         return self._status("VmRSS")
 
     def peak(self) -> int:
-        """The most that it ever had."""
+        """Return the peak resident memory in bytes."""
         return self._status("VmHWM")
 
     def _status(self, name: str) -> int:
@@ -59,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def good_call(server: Server) -> int:
-    """Describe and a batch, over a connection of its own; how many rows came."""
+    """Call Describe and receive a batch over a new connection. Returns the number of rows."""
     with grpc.insecure_channel(server.address, options=channel_options()) as channel:
         (chunk,) = channel.unary_stream(STREAM)(good_request(channel).SerializeToString(), timeout=20)
         return teacher_pb2.LogitsChunk.FromString(chunk).num_rows
@@ -118,7 +118,7 @@ def test_hostile_requests_are_refused_by_status_and_the_memory_stays_where_it_wa
                 assert refused.value.details().isprintable()
                 assert len(refused.value.details()) < 300
 
-        for _ in range(20):  # what gRPC and malloc keep is there from then on
+        for _ in range(20):  # afterwards gRPC and malloc have allocated what they keep
             refuse_all()
         before = server.memory()
         for _ in range(40):
@@ -161,7 +161,7 @@ FIRST_WORDS = {
 def test_a_stranger_on_the_socket_is_hung_up_on_or_ignored(kind: str, server: Server) -> None:
     peak = server.peak()
     with server.connect() as stranger:
-        with suppress(ConnectionResetError, BrokenPipeError):  # it has heard enough
+        with suppress(ConnectionResetError, BrokenPipeError):  # the server has closed the connection
             stranger.sendall(FIRST_WORDS[kind])
         assert good_call(server) == 32, "while the stranger is there"
     assert good_call(server) == 32, "and when he has gone"
@@ -188,7 +188,7 @@ def test_a_message_too_large_or_of_no_sense_is_refused_before_it_is_unpacked(
     with grpc.insecure_channel(server.address, options=[("grpc.max_send_message_length", -1)]) as channel:
         with pytest.raises(grpc.RpcError) as refused:
             list(channel.unary_stream(STREAM)(message, timeout=60, compression=compression))
-        # A small one is not worth compressing to gRPC, and then it is only no request.
+        # gRPC does not compress a small message, which is then only a malformed request.
         assert refused.value.code() in {code, Code.INVALID_ARGUMENT if message == b"small" else code}
         assert "Traceback" not in refused.value.details()
     assert server.peak() - peak < 32 * MiB, "256 MiB of zeros are 256 kB on the wire, and stay that"

@@ -1,4 +1,4 @@
-"""Limits of a running server: who gets how much, what is refused before it costs anything, and that refusing harms nobody else."""
+"""Limits of a running server: requests beyond a limit are rejected early, and rejections do not affect other edges."""
 
 import contextlib
 import logging
@@ -54,9 +54,9 @@ def test_an_edge_over_its_limit_is_told_so_at_once_and_the_others_are_served(mak
     refused = refusal(harness, named("a"))
     assert (refused.code(), refused.details()) == (
         Code.RESOURCE_EXHAUSTED,
-        "edge a has 1 stream open, and no edge may have more here at a time; end one, or try again later",
+        "edge a has 1 stream open, which is the limit per edge; close one, or try again later",
     )
-    third = harness.stub.StreamLogits(harness.request(), timeout=30)  # of an address, which is an edge of its own
+    third = harness.stub.StreamLogits(harness.request(), timeout=30)  # identified by address, so it is another edge
     wait_until(lambda: harness.server.service.num_streams == 3)
     assert "edge 127.0.0.1 has 1 stream open" in refusal(harness, ()).details()
     assert refusal(harness, named("c")).details() == "all 3 streams are taken; try again later"
@@ -103,7 +103,7 @@ def test_the_place_of_an_edge_that_vanishes_is_free_again(how: str, make_harness
 
 
 class Cord:
-    """A way to 127.0.0.1:`port` for one connection, until its client hangs up, or the way is cut by a reset."""
+    """Relays one connection to 127.0.0.1:`port` until the client closes it or the relay resets it."""
 
     def __init__(self, port: int) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -141,7 +141,7 @@ class Cord:
 
 
 class Context:
-    """What caller_of asks of a call."""
+    """The part of a call's context that caller_of reads."""
 
     def __init__(self, peer: str, names: list[bytes], metadata: list[tuple[str, Any]]) -> None:
         self._peer, self._names, self._metadata = peer, names, metadata
@@ -201,7 +201,7 @@ def test_a_machine_is_an_address_without_its_port(peer: str, machine: str) -> No
 def test_20_kb_of_metadata_are_refused_and_the_next_call_works(harness: Any) -> None:
     token = ("authorization", "Bearer " + "t" * 4096)
     assert len(list(harness.stub.StreamLogits(harness.request(), timeout=30, metadata=(token, *named("x" * 64))))) == 3
-    for _ in range(10):  # never by chance
+    for _ in range(10):  # repeated, because gRPC rejects at random between its soft and hard limits
         refused = refusal(harness, (("x-much", "m" * 20_000),))
         assert refused.code() is Code.RESOURCE_EXHAUSTED
         assert "Traceback" not in refused.details()
@@ -217,7 +217,7 @@ def test_calls_beyond_those_of_a_connection_wait_for_a_place_there(make_harness:
     with pytest.raises(grpc.RpcError) as late:
         harness.stub.Describe(teacher_pb2.DescribeRequest(), timeout=0.3)
     assert late.value.code() is Code.DEADLINE_EXCEEDED
-    alone = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]  # or it would share the connection
+    alone = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]  # without this option it would share the connection
     with grpc.insecure_channel(f"127.0.0.1:{harness.port}", options=alone) as other:
         assert teacher_pb2_grpc.TeacherStub(other).Describe(teacher_pb2.DescribeRequest(), timeout=10).max_streams == 4
     harness.teacher.gate.set()
@@ -249,7 +249,7 @@ def test_a_request_is_held_against_the_limits_of_this_server(make_harness: Calla
 
 
 class Edge:
-    """A real receiver, and the batches that it has got."""
+    """A real receiver, and the batches that it has received."""
 
     def __init__(self, harness: Any, *, batch_size: int, window: int) -> None:
         told = Configure(
@@ -275,7 +275,7 @@ class Edge:
         self._num_batches = 0
 
     def receive(self) -> None:
-        """The next batch, which must be the teacher's."""
+        """Receive the next batch, and compare it with the teacher's rows."""
         self._slot.logits[:] = np.nan
         self.receiver.receive(self._num_batches, 1 << 20, self._slot, lambda: None)
         self._num_batches += 1
@@ -297,7 +297,7 @@ def test_an_edge_that_finds_no_place_waits_and_gets_the_next_one(make_harness: C
 
 
 def peers(caplog: pytest.LogCaptureFixture) -> set[str]:
-    begun = [re.search(r"edge pi-1 \((\S+), run 0123456789ab\): a stream", record.getMessage()) for record in caplog.records]
+    begun = [re.search(r"edge pi-1 \((\S+), run 0123456789ab\): stream of", record.getMessage()) for record in caplog.records]
     return {found[1] for found in begun if found}
 
 
@@ -320,7 +320,7 @@ def test_a_stream_may_end_within_the_grace_of_its_connection(make_harness: Calla
         channel.subscribe(states.append)
         stream = teacher_pb2_grpc.TeacherStub(channel).StreamLogits(harness.request(count=20, batch_size=40), timeout=60)
         next(stream)
-        wait_until(lambda: states[-1:] == [grpc.ChannelConnectivity.IDLE])  # it was told to go away
+        wait_until(lambda: states[-1:] == [grpc.ChannelConnectivity.IDLE])  # the server has sent GOAWAY
         assert harness.server.service.num_streams == 1
         blocks.release(100)
         assert len(list(stream)) == 19
@@ -330,8 +330,8 @@ def test_a_stream_that_outlasts_the_grace_is_resumed_and_nothing_comes_twice(mak
     harness = make_harness(max_connection_age_s=0.2, connection_grace_s=0.05, key=replace(key, num_classes=20_000))
     edge = Edge(harness, batch_size=40, window=MAX_WINDOW)
     while edge.receiver.num_reconnects < 2:
-        edge.receive()  # at first what was on its way
-        wait_until(lambda: harness.server.service.num_streams == 0)  # cut, in the middle of 1024 batches of 3 MB
+        edge.receive()  # first the batches that were in flight
+        wait_until(lambda: harness.server.service.num_streams == 0)  # cancelled in the middle of 1024 batches of 3 MB
     assert all("UNAVAILABLE" in trouble for trouble in edge.troubles)
     edge.receiver.close()
 
@@ -339,7 +339,7 @@ def test_a_stream_that_outlasts_the_grace_is_resumed_and_nothing_comes_twice(mak
 @pytest.mark.promise(number=13)
 def test_edges_that_give_up_waiting_for_a_slow_link_leave_it_to_the_others(make_harness: Callable[..., Any]) -> None:
     class Gate(RateLimiter):
-        """A link that is busy for an age until it is open."""
+        """A link that is busy for a very long time until a test opens it."""
 
         is_open = False
         num_taken = 0
@@ -364,7 +364,7 @@ def test_edges_that_give_up_waiting_for_a_slow_link_leave_it_to_the_others(make_
 
 
 def test_chunks_are_so_small_that_many_streams_on_a_slow_link_each_get_one_in_time(make_harness: Callable[..., Any]) -> None:
-    harness = make_harness(rate_limiter=RateLimiter(8 * 60), max_streams=10)  # 60 bytes in a second of ten
+    harness = make_harness(rate_limiter=RateLimiter(8 * 60), max_streams=10)  # one of ten streams gets 60 bytes in its second
     chunks = harness.stream(count=1, batch_size=4)
     assert [len(chunk.payload) for chunk in chunks] == [2 * 7 * 4, 2 * 7 * 4]
     assert [chunk.row_start for chunk in chunks] == [0, 2]

@@ -1,4 +1,4 @@
-"""The rate limit, on a clock made of numbers."""
+"""The rate limit, on a simulated clock."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_anything_else_is_refused_with_the_remedy(text: str) -> None:
 
 
 def send(rate_limiter: RateLimiter, num_bytes: int, now: float, late_s: float = 0.0) -> float:
-    """Wait as told, and that much longer if there is a wait at all; the seconds that passed."""
+    """Wait as the rate limiter requires, plus `late_s` if it requires a wait. Returns the elapsed seconds."""
     wait = rate_limiter.wait(now)
     passed = wait + late_s if wait > 0 else 0.0
     rate_limiter.take(num_bytes, now + passed)

@@ -1,4 +1,4 @@
-"""The Teacher service over a real connection: what it sends, what it refuses, and that it lives through both."""
+"""The Teacher service over a real connection: streams, rejected requests, and failures."""
 
 import asyncio
 import socket
@@ -221,11 +221,11 @@ def test_stream_from_the_store_does_not_wait_for_another_edges_computing(harness
         ({"encoding": 4, "top_k": 4096}, Code.INVALID_ARGUMENT, "must be below the number of classes"),
         ({"encoding": 3, "top_k": 1}, Code.INVALID_ARGUMENT, "top_k is 1, must be 0 with encoding int8"),
         ({"start": MAX_START + 1, "count": 1}, Code.OUT_OF_RANGE, "ends at batch 2147483648"),
-        ({"start": MAX_START, "count": 2}, Code.OUT_OF_RANGE, "the last one is 2147483647"),
-        ({"start": 2**64 - 1}, Code.OUT_OF_RANGE, "the last one is 2147483647"),
+        ({"start": MAX_START, "count": 2}, Code.OUT_OF_RANGE, "must end at 2147483647 or before"),
+        ({"start": 2**64 - 1}, Code.OUT_OF_RANGE, "must end at 2147483647 or before"),
         ({"stride": MAX_STRIDE + 1}, Code.INVALID_ARGUMENT, "stride is 65, must be in 0 .. 64"),
         ({"start": MAX_START - 3, "count": 3, "stride": 2}, Code.OUT_OF_RANGE, "ends at batch 2147483648"),
-        ({"input_encoding": 1}, Code.INVALID_ARGUMENT, "input_encoding is pixels, this server's inputs travel as nothing"),
+        ({"input_encoding": 1}, Code.INVALID_ARGUMENT, "input_encoding is pixels, this server supports: none"),
         ({"input_encoding": 77}, Code.INVALID_ARGUMENT, "input encoding 77 is unknown, must be one of 0 (none), 1 (pixels)"),
         ({"teacher_digest": ""}, Code.INVALID_ARGUMENT, "teacher_digest is empty"),
         ({"dataset_digest": ""}, Code.INVALID_ARGUMENT, "dataset_digest is empty"),
@@ -309,7 +309,7 @@ def test_failure_inside_tells_the_edge_nothing_and_the_log_everything(
 ) -> None:
     harness.teacher.failure = failure
     refused = harness.refusal()
-    assert (refused.code(), refused.details()) == (Code.INTERNAL, "the teacher failed; its log says why")
+    assert (refused.code(), refused.details()) == (Code.INTERNAL, "the teacher failed; its log has the cause")
     assert "secret" in caplog.text
     harness.teacher.failure = None
     assert len(harness.stream()) == 3
@@ -319,7 +319,7 @@ def test_broken_teacher_is_an_error_that_names_the_sample(harness: Any, caplog: 
     sample = int(batch_ids(1, 50, 8, 0).min())
     harness.teacher.answer[sample] = np.full(7, np.nan, np.float32)
     assert harness.refusal().code() is Code.INTERNAL
-    assert f"logits of sample {sample} hold a NaN" in caplog.text
+    assert f"logits of sample {sample} contain NaN" in caplog.text
 
 
 def test_garbage_and_oversized_messages_are_refused_and_the_next_call_works(harness: Any) -> None:
@@ -360,7 +360,7 @@ def test_rate_limit_is_asked_for_every_chunk(make_harness: Callable[..., Any]) -
 @pytest.mark.promise(number=24)
 def test_server_that_stops_lets_a_short_stream_end_and_sends_a_long_one_away(make_harness: Callable[..., Any]) -> None:
     class Scripted(RateLimiter):
-        """A little for every chunk until the batch of 4 has had its turn, and then an age."""
+        """Waits briefly for every chunk up to the batch of 4, and then for a very long time."""
 
         an_age_has_begun = False
 
@@ -440,7 +440,7 @@ def test_background_filling_lets_requests_in_and_ends_with_the_server(make_harne
     harness.store._compute = lambda ids: (blocks.acquire(timeout=30), compute(ids))[1]
     filling = asyncio.run_coroutine_threadsafe(harness.server.service.fill_store(), harness._loop)
     with ThreadPoolExecutor(1) as pool:
-        wait_until(lambda: harness.store.num_ready == 128)  # and the third block waits
+        wait_until(lambda: harness.store.num_ready == 128)  # the third block waits
         stream = pool.submit(harness.stream, count=1, batch_size=8, seed=7)
         wait_until(lambda: harness.server.service.num_streams == 1)
         blocks.release(2)
@@ -459,7 +459,7 @@ def test_background_filling_gives_up_on_a_broken_teacher_and_serving_goes_on(
     harness.stream(count=1)
     harness.teacher.failure = ValueError("the teacher's weights are broken")
     harness.on_loop(harness.server.service.fill_store())
-    assert "no longer filled in the background: the teacher's weights are broken" in caplog.text
+    assert "stopped filling the store in the background: the teacher's weights are broken" in caplog.text
     assert harness.store.num_ready == len(ids)
     assert len(harness.stream(count=1)) == 1
 

@@ -467,7 +467,7 @@ def test_the_plot_shows_the_samples_with_the_intervals_of_the_rates(tmp_path: Pa
     [
         ({"seconds": 0.0}, "--seconds is 0.0, must be above 0"),
         ({"seconds": math.inf}, "--seconds is inf, must be above 0 and finite"),
-        ({"profile": Path("old.json")}, "--profile is old.json, but calibrate makes a profile"),
+        ({"profile": Path("old.json")}, "--profile is old.json, but calibrate writes a profile"),
         ({"out": Path("profile")}, "--out is profile, must end in .json"),
         ({"teacher": "nowhere"}, "--teacher"),
         ({"teacher": "127.0.0.1:1", "rate_limit": "1mbit"}, "--rate-limit is 1mbit, but limits the local teacher only"),

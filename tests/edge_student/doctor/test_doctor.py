@@ -86,10 +86,10 @@ def test_the_exit_status_follows_the_printed_findings(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--cores", "3-1"], "runs backwards"),
+        (["--cores", "3-1"], "is descending"),
         (["--teacher", "vm"], "must be HOST:PORT"),
         (["--teacher", "vm:1"], "the connection would be plaintext"),
-        (["--ring-mib", "0"], "must be at least 1"),
+        (["--ring-mib", "0"], "must be in 1 .."),
         (["--public-batch", "0"], "must be in 1 .."),
         (["--core", "1"], "did you mean --cores"),
     ],

@@ -61,7 +61,7 @@ def test_the_trace_shows_who_had_each_core() -> None:
 
 
 def test_a_core_is_computes_from_when_it_was_bound_until_it_left() -> None:
-    """Decided at 2 s that compute gives core 1 to comm; compute leaves it at 3 s, and waits from 5 s to 6 s."""
+    """A decision at 2 s moves core 1 from compute to comm; compute leaves it at 3 s and waits from 5 s to 6 s."""
     log = EventBuffer()
     for sequence, time, comm, comp in (
         (0, 0.0, [0], [1, 2]),
@@ -96,7 +96,7 @@ def test_a_core_that_both_may_use_is_drawn_as_both_once_compute_has_it() -> None
 
 
 def owners_of(log: EventBuffer, cores: tuple[int, ...]) -> dict[int, list[tuple[str, float, float]]]:
-    """Who has each core in the trace, from second to second; equal neighbours are one."""
+    """Return the owner spans of each core in the trace, with adjacent equal spans merged."""
     owners: dict[int, list[tuple[str, float, float]]] = {core: [] for core in cores}
     for event in to_trace(since(0.0, log.records), cores)["traceEvents"]:
         if event["ph"] == "X" and event["pid"] == 2:

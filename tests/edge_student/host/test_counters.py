@@ -43,11 +43,11 @@ def test_pressure_is_read_in_seconds() -> None:
 
 
 def test_a_child_that_ended_is_seen_until_it_is_waited_for() -> None:
-    """What the count of our own CPU rests on, asked of the real kernel."""
+    """The count of a run's own CPU time relies on this behaviour of the kernel."""
     child = subprocess.Popen([sys.executable, "-c", "sum(range(4_000_000))"], stdout=subprocess.PIPE)
     assert child.stdout is not None
     with child.stdout:
-        child.stdout.read()  # its end: the child is gone, and nobody has waited for it
+        child.stdout.read()  # end of file: the child has exited, but has not been waited for
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     (seen,) = [process for process in all_processes() if process.pid == child.pid]
     assert (seen.parent, seen.cpu_s > 0) == (os.getpid(), True)

@@ -58,7 +58,7 @@ def test_what_ran_beside_the_run_is_all_but_the_run_and_its_teacher(bench: Bench
     bench.table = (process(OTHER, 100.0, name="make"), process(WORKER, 1.0, parent=US), process(TEACHER, 5.0, name="teacher"))
     bench.own_s = 3.0
     bench.sampler.before()
-    # 10 s on two cores: 18 s of programs, of which 12 the run's, 2 its comm worker's, 1 the teacher's; so 3 are others'.
+    # 10 s on two cores: 18 s of programs, 12 of the run, 2 of its comm worker, 1 of the teacher, so 3 of others.
     bench.time, bench.own_s = 10.0, 15.0
     bench.write(
         "proc/stat", stat(CoreTicks(user=ticks(9), nice=ticks(1)), CoreTicks(user=ticks(6), system=ticks(2), idle=ticks(2)))
@@ -79,11 +79,11 @@ def test_a_worker_that_ends_during_the_run_is_counted_once_waited_for_or_not(ben
     reading = bench.sampler
     reading.before()
     assert reading._before is not None
-    assert own_cpu_s(reading._before) == 4.5  # children of children are ours
+    assert own_cpu_s(reading._before) == 4.5  # grandchildren count too
     bench.time = 1.0
-    bench.table = (process(WORKER, 2.0, parent=US, reaped_s=0.75),)  # it has waited for its own child and is a zombie now
+    bench.table = (process(WORKER, 2.0, parent=US, reaped_s=0.75),)  # it has waited for its child and is a zombie now
     assert bench.sampler.after()["own_cpu_s"] == pytest.approx(1.25)
-    bench.table, bench.own_s = (), 3.0 + 2.75  # and now we have waited for it
+    bench.table, bench.own_s = (), 3.0 + 2.75  # and now the run has waited for it
     assert bench.sampler.after()["own_cpu_s"] == pytest.approx(1.25)
 
 
@@ -118,7 +118,7 @@ def test_interrupts_are_not_a_disturbance(bench: Bench) -> None:
 
 def test_below_its_resolution_nothing_is_called_a_disturbance(bench: Bench) -> None:
     bench.sampler.before()
-    # In 10 ticks of one core and two of the other, another program was seen: half a core, or chance.
+    # 5 of 10 ticks of one core were spent in another program: half a core, or chance.
     bench.time = 10 * TICK_S
     bench.write("proc/stat", stat(CoreTicks(user=5, idle=5), CoreTicks(idle=10)))
     seen = bench.sampler.after()
@@ -168,7 +168,7 @@ def test_throttling_is_worse_than_any_guest() -> None:
     ("before", "after", "states"),
     [
         (0x0, 0x0, []),
-        (0x50000, 0x50000, []),  # since boot, but not in this run
+        (0x50000, 0x50000, []),  # since boot, but not during this run
         (0x0, 0x50000, ["under-voltage", "throttled"]),
         (0x50000, 0x50005, ["under-voltage", "throttled"]),
         (0x4, 0x40000, ["throttled"]),

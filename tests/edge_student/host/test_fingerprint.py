@@ -14,7 +14,7 @@ KEYS = {"cpu", "architecture", "cores", "governor", "power_mode", "min_khz", "ma
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A machine of four cores, of which two are clocked otherwise."""
+    """A machine of four cores, two of them with another maximum frequency."""
     for core in range(4):
         folder = tmp_path / f"sys/devices/system/cpu/cpu{core}/cpufreq"
         folder.mkdir(parents=True)

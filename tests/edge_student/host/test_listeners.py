@@ -25,7 +25,7 @@ def test_who_listens_at_the_teacher_s_address_is_found(family: socket.AddressFam
 
 @pytest.mark.needs("ip", "network-namespaces")
 def test_a_teacher_in_another_network_namespace_of_this_machine_is_found() -> None:
-    """As one in a container is, or behind a benchmark's slowed link."""
+    """Containers and the slowed links of the benchmarks use network namespaces."""
     program = "import socket, time\nserver = socket.create_server(('', 7765))\nprint(flush=True)\ntime.sleep(60)"
     inside = 'ip link set lo up && ip address add 192.0.2.1/32 dev lo && exec "$0" -c "$1"'
     command = ["unshare", "--net", "sh", "-c", inside, sys.executable, program]

@@ -1,4 +1,4 @@
-"""Which runs are repeated, when, which of them count, and what the reader is told; each run a line of a script, no process."""
+"""Repetition and selection of disturbed runs, and their report. Runs are scripted records without processes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def loud(fraction: float) -> dict[str, Any]:
 
 
 def compared(script: Mapping[tuple[str, int, int], dict[str, Any]], repeats: int = 2, policies: str = "ab") -> list[dict[str, Any]]:
-    """Runs of some policies, the baseline first, whose (policy, repeat, attempt) is in the script going as that says."""
+    """Run some policies, the baseline first. `script` overrides record fields by (policy, repeat, attempt)."""
     runs: list[dict[str, Any]] = []
 
     def run_once(policy: str, repeat: int, attempt: int) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def test_where_no_attempt_was_quiet_the_least_disturbed_counts_and_says_so() -> 
 
 
 def test_after_a_turn_without_a_quiet_run_nothing_is_repeated_until_there_is_one(caplog: pytest.LogCaptureFixture) -> None:
-    """On a machine that is never quiet it would take three times as long and change nothing."""
+    """On a permanently busy machine, repeating would take three times as long without effect."""
     noise = {"disturbance": loud(0.5)}
     script = {(policy, repeat, attempt): noise for policy in ("os-default", "b") for repeat in (0, 1) for attempt in (1, 2, 3)}
     runs = compared({**script, ("b", 2, 1): noise}, repeats=3)
@@ -87,7 +87,7 @@ def test_after_a_turn_without_a_quiet_run_nothing_is_repeated_until_there_is_one
 
 
 def test_the_slow_are_not_repeated_and_the_fast_are_not_kept_only_the_disturbed() -> None:
-    """What decides is what others did, never how long it took: anything else would choose the result."""
+    """Only disturbance decides, never the wall-clock, which would bias the result."""
     runs = compared({("b", 0, 1): {"disturbance": loud(0.5), "wall_clock_s": 0.001}, ("b", 1, 1): {"wall_clock_s": 9999.0}})
     assert [(run["wall_clock_s"], run["valid"]) for run in runs if run["policy"] == "b"] == [
         (0.001, False),
@@ -105,7 +105,7 @@ def test_a_run_that_failed_by_itself_is_not_repeated() -> None:
 
 
 def test_a_policy_that_fails_does_not_make_a_loud_machine_promising() -> None:
-    """With nothing quiet, one policy that fails by itself: only the first turn is repeated."""
+    """If one policy fails and the others are always disturbed, only the first turn is repeated."""
     failed = {"valid": False, "notes": ["exit status 1"], "disturbance": None}
     script: dict[tuple[str, int, int], dict[str, Any]] = {}
     for repeat in range(3):

@@ -87,7 +87,7 @@ def test_streams_of_a_stopping_teacher_end_cleanly_and_resume_at_the_next_teache
             assert stopped(second) == 0, "idle connections do not delay the exit"
     assert np.array_equal(edge.batches, undisturbed.batches)
     assert edge.receiver.num_reconnects >= 1
-    assert "UNAVAILABLE: the teacher is shutting down; ask again from the first batch that is incomplete" in edge.troubles[0]
+    assert "UNAVAILABLE: the teacher is shutting down; retry from the first incomplete batch" in edge.troubles[0]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     (refused,) = [line for line in lines if "shutting down" in line["message"]]
     assert (refused["edge"], refused["run"], refused["level"]) == ("pi-1", "0123456789ab", "info")

@@ -1,4 +1,4 @@
-"""Whole runs with a logit cache: bit for bit those without one, whatever is killed, and silent on the wire once it is full."""
+"""Whole runs with a logit cache: the same weights as without it, also after a kill, and no traffic once it is full."""
 
 import json
 import subprocess
@@ -71,14 +71,14 @@ def test_a_worker_that_is_killed_while_it_writes_leaves_a_usable_cache(online: P
 def test_a_full_cache_trains_without_a_teacher(address: str, online: Path, tmp_path: Path) -> None:
     filled = fetch(address, tmp_path / "cache", "--public", "digits:public")
     assert filled.returncode == 0, filled.stderr
-    assert "MB came over the wire" in filled.stdout
+    assert "MB received" in filled.stdout
     finished = offline(tmp_path / "run", tmp_path / "cache")
     assert finished.returncode == 0, finished.stderr
     assert weights(tmp_path / "run") == weights(online)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["comm_num_bytes"], result["num_cached_batches"], result["valid"]) == (0, 24, True)
     again = fetch(address, tmp_path / "cache")
-    assert "0.00 MB came over the wire" in again.stdout
+    assert "0.00 MB received" in again.stdout
 
 
 def test_what_a_cache_lacks_is_said_before_anything_is_trained(address: str, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_a_cache_lacks_is_said_before_anything_is_trained(address: str, tmp
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--logits", "offline", "--teacher", "127.0.0.1:1"), "--logits offline needs none"),
+        (("--logits", "offline", "--teacher", "127.0.0.1:1"), "--logits offline uses no teacher"),
         (("--logits", "hybrid"), "--teacher is missing"),
         (("--top-k", "3", "--teacher", "127.0.0.1:1"), "use it with --encoding topk"),
     ],
@@ -111,7 +111,7 @@ def test_flags_that_contradict_each_other_are_refused(flags: tuple[str, ...], sa
 def test_a_teacher_of_another_data_set_is_not_fetched_from(address: str, tmp_path: Path) -> None:
     finished = fetch(address, tmp_path / "cache", "--public", "digits:private")
     assert finished.returncode == 2
-    assert "digits:private is another data set" in finished.stderr
+    assert "--public is digits:private" in finished.stderr
 
 
 def test_policies_are_compared_with_caches_of_their_own(address: str, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_streams_that_divide_the_batches_leave_the_link_silent_too(
 
 
 def photographs(folder: Path) -> str:
-    """An image folder of JPEG and PNG files of several sizes, grey ones among them."""
+    """Create an image folder of JPEG and PNG files in several sizes, some of them grey; return its data set name."""
     random = np.random.RandomState(0)
     for number in range(200):
         place = folder / f"class{number % 3}"
@@ -188,7 +188,7 @@ def test_inputs_that_travelled_are_read_from_the_cache_as_well(address: str, onl
 
 def test_a_cache_that_nobody_wants_is_not_made(address: str, tmp_path: Path) -> None:
     refused = fetch(address, tmp_path / "cache", "--public", "digits:private")
-    assert (refused.returncode, "is another data set" in refused.stderr) == (2, True)
+    assert (refused.returncode, "--public is digits:private" in refused.stderr) == (2, True)
     assert not (tmp_path / "cache").exists()
 
 

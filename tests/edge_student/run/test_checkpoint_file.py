@@ -1,4 +1,4 @@
-"""The file of a checkpoint: whole, of two generations, and never believed when it is not what was written (promises 15 and 16)."""
+"""Checkpoint files: atomic, in two generations, and rejected if damaged or hostile (promises 15 and 16)."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def mortal(call):
         global steps
         steps += 1
         if steps == fatal_step:
-            os._exit(77)  # no finally, no flush: as a SIGKILL
+            os._exit(77)  # no finally, no flush: like SIGKILL
         return call(*args, **kwargs)
     return step
 
@@ -42,7 +42,7 @@ for owner, names in ((os, ("fsync", "link", "open", "close")), (Path, ("open", "
 new = Checkpoint(facts={"num_cycles": 3}, tensors={"student.w": torch.full((1000,), 3.0)})
 for folder in sys.argv[1:]:
     fatal_step += 1
-    writer = os.fork()  # a process for each, but torch is loaded once
+    writer = os.fork()  # one process per folder; torch is loaded once
     if not writer:
         checkpoint_file.save(Path(folder), new)
         os._exit(0)
@@ -55,7 +55,7 @@ def made(number: int) -> Checkpoint:
 
 
 def number_of(found: Checkpoint | None) -> int | None:
-    """Which one it is; facts and tensors must agree."""
+    """Return the number of a checkpoint; facts and tensors must agree."""
     if found is None:
         return None
     assert set(found.tensors["student.w"].tolist()) == {float(found.facts["num_cycles"])}
@@ -63,7 +63,7 @@ def number_of(found: Checkpoint | None) -> int | None:
 
 
 def killed_at_every_step(base: Path, tmp_path: Path) -> list[Path]:
-    """Copies of a folder into which a writer wrote that died at its 1st, 2nd, ... step; the last one came to its end."""
+    """Return copies of a folder whose writers were killed at their 1st, 2nd, ... step; the last writer was not killed."""
     folders = [tmp_path / f"step {step}" for step in range(1, 50)]
     for folder in folders:
         shutil.copytree(base, folder)
@@ -115,7 +115,7 @@ def test_a_writer_killed_at_any_step_leaves_the_old_or_the_new(tmp_path: Path) -
     for folder in killed_at_every_step(base, tmp_path):
         seen.append(number_of(checkpoint_file.load(folder)))
         assert {path.name for path in folder.iterdir()} == {NEWEST, PREVIOUS}, "nothing else lies about once it was loaded"
-        checkpoint_file.save(folder, made(4))  # and the next one can be written
+        checkpoint_file.save(folder, made(4))  # the next checkpoint can be written
         assert {path.name for path in folder.iterdir()} == {NEWEST, PREVIOUS}, "nor once the next one was written"
         assert number_of(checkpoint_file.load(folder)) == 4
     assert set(seen) == {2, 3}
@@ -186,7 +186,7 @@ def test_where_none_can_be_used_it_says_so_and_what_to_do(tmp_path: Path) -> Non
 
 @pytest.mark.promise(number=15)
 def test_a_full_disk_leaves_what_was_there_and_no_litter(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the disk: the kernel refuses the write in its middle, with EFBIG."""
+    """A file size limit simulates the full disk: the kernel stops the write in its middle with EFBIG."""
     checkpoint_file.save(tmp_path, made(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -207,25 +207,25 @@ def test_what_is_no_file_or_far_too_large_is_left_unread_for_the_one_before_it(t
     newest, damaged = tmp_path / NEWEST, tmp_path / DAMAGED
 
     def is_passed_over() -> bool:
-        """And is put aside, so that the next one can be written."""
+        """Return whether the file was skipped and moved aside, so that the next one can be written."""
         found = number_of(checkpoint_file.load(tmp_path))
         return found == 1 and not os.path.lexists(newest) and os.path.lexists(damaged)
 
     newest.unlink()
-    os.mkfifo(newest)  # to read it would wait for ever
+    os.mkfifo(newest)  # reading it would block forever
     assert is_passed_over()
     newest.mkdir()
     assert is_passed_over()
-    newest.symlink_to("/dev/zero")  # to read it would take all memory
+    newest.symlink_to("/dev/zero")  # reading it would use all memory
     assert is_passed_over()
-    for num_bytes in (checkpoint_file.MAX_BYTES + 1, checkpoint_file.MAX_BYTES):  # of the second only the first word is read
+    for num_bytes in (checkpoint_file.MAX_BYTES + 1, checkpoint_file.MAX_BYTES):  # of the second, only the magic word is read
         with newest.open("wb") as sparse:
             sparse.truncate(num_bytes)
         assert is_passed_over()
 
 
 class Payload:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Cores that a cpuset takes from a run and gives back: it plans anew, comes to the same weights, and is marked (promise 23)."""
+"""Cores removed from and returned to a run by a cpuset: the run replans, gets the same weights and a note (promise 23)."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ FLAGS = ("--policy", "static:1", "--cycles", str(CYCLES), "--torch-threads", "1"
 
 
 class Cpuset:
-    """A cpuset of our own, below the machine's root."""
+    """A cpuset for the test, below the machine's root cpuset."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ def cpuset() -> Iterator[Cpuset]:
 
 @contextlib.contextmanager
 def student_in(cpuset: Cpuset, address: str, out: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    """A run on CORES that lives in the cpuset, however it ends."""
+    """Start a run on CORES in the cpuset and end it with the block."""
     command = student_command(address, out, *flags, "--cores", f"{CORES[0]},{CORES[1]}")
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
         try:

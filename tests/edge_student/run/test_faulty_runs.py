@@ -1,4 +1,4 @@
-"""Whole runs behind a teacher that lies, repeats itself, leaves things out, or is replaced by another in the middle."""
+"""Whole runs with a faulty teacher: wrong, duplicate or missing chunks, a hang, or a replacement in mid-run."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def poisoned(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
 
 
 def faults() -> dict[tuple[int, int], Fault]:
-    """Of every kind one, each in a batch of four chunks of its own, some at its end and some in its middle."""
+    """Return one fault of each kind by (batch, chunk); batches have four chunks."""
     seen: list[teacher_pb2.LogitsChunk] = []
     kept: list[teacher_pb2.LogitsChunk] = []
 

@@ -1,4 +1,4 @@
-"""Private data stays at home: everything that an edge sends is recorded between real ends, and searched for what it trains on."""
+"""Private data never leaves the edge: all bytes an edge sends are recorded and searched for its training data."""
 
 import base64
 import socket
@@ -22,7 +22,7 @@ LABEL = "canary-of-a-class"
 
 
 class Recorder:
-    """Forwards connections to an address, and keeps every byte of both directions."""
+    """Forwards connections to an address and records every byte in both directions."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -36,16 +36,16 @@ class Recorder:
 
     @property
     def sent(self) -> bytes:
-        """What left the edge, connection after connection."""
+        """All bytes sent by the edge, connection by connection."""
         return b"".join(self._sent)
 
     @property
     def received(self) -> bytes:
-        """What came to it."""
+        """All bytes received by the edge."""
         return b"".join(self._received)
 
     def accept(self) -> None:
-        """Until the socket that listens is shut down."""
+        """Accept connections until the listening socket is shut down."""
         while True:
             try:
                 edge, _ = self._listening.accept()
@@ -89,7 +89,7 @@ def recording(address: str) -> Iterator[Recorder]:
 
 
 def make_folder(folder: Path, seed: int) -> str:
-    """An image folder of noise, no byte of which is anywhere else, and its name as a data set."""
+    """Create an image folder of unique noise and return its data set name."""
     noise = np.random.default_rng(seed)
     for kind in range(CLASSES):
         (folder / f"{LABEL}-{kind}").mkdir(parents=True)
@@ -100,7 +100,7 @@ def make_folder(folder: Path, seed: int) -> str:
 
 
 def canaries(dataset: ImageDataset, folder: Path) -> dict[str, list[bytes]]:
-    """What would give the data away, by the way in which it would be written."""
+    """Return byte strings that would reveal the data, by encoding."""
     windows = [image.ravel()[at : at + 8] for image in dataset.images for at in (0, 90, 184)]
     raw = [window.tobytes() for window in windows]
     floats = [to_input(window.reshape(1, 1, 2, 4)).numpy().ravel()[:4] for window in windows]
@@ -133,7 +133,7 @@ def test_no_byte_of_the_private_set_leaves_the_edge(tmp_path: Path) -> None:
     found = {kind for kind, contents in canaries(ours, tmp_path / "private").items() if any(each in sent for each in contents)}
     assert found == set()
     assert len(sent) < ours.images.nbytes / 3, "noise cannot be squeezed, so that little cannot hold it, however it is written"
-    # The other way round the same search finds what does travel, or it would prove nothing.
+    # The same search must find the public data in the other direction, or it would prove nothing.
     public_found = {
         kind for kind, contents in canaries(theirs, tmp_path / "public").items() if any(each in received for each in contents)
     }

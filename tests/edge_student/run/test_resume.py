@@ -1,4 +1,4 @@
-"""A run that goes on from its checkpoint: the same weights as if nothing had happened, and each batch trained on once (14, 24)."""
+"""A resumed run: the same weights as without an interruption, and each batch trained once (promises 14 and 24)."""
 
 import json
 import os
@@ -33,7 +33,7 @@ OFTEN = ("--checkpoint-every", "0.05")
 
 
 class Noisy(torch.nn.Module):
-    """A student whose Forward changes all that one can: normalisation's means, dropout's numbers, and a buffer by assignment."""
+    """A student whose Forward changes batch-normalisation means, random numbers (dropout), and a buffer by assignment."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,11 +60,11 @@ def state(trainer: Trainer) -> dict[str, bytes]:
 
 
 class Stop(Exception):
-    """Breaks a run off."""
+    """Interrupts a run."""
 
 
 class StopsIn(Boundaries):
-    """A schedule that breaks off when it is asked for the n-th task."""
+    """A schedule that raises Stop before the n-th task."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class StopsIn(Boundaries):
 @pytest.mark.promise(number=14)
 @pytest.mark.parametrize("number", [0, 1, 4, 5, 9])
 def test_a_snapshot_taken_anywhere_is_that_of_the_last_whole_cycle(number: int) -> None:
-    """Broken off before the n-th task: an even n is before a Forward, an odd one after it, before its Backward."""
+    """Interrupted before the n-th task: before a Forward if n is even, between Forward and Backward if odd."""
     torch.set_num_threads(1)
     whole = noisy_trainer()
     whole.train(5, Boundaries(), Logits(), lambda done: None)
@@ -92,7 +92,7 @@ def test_a_snapshot_taken_anywhere_is_that_of_the_last_whole_cycle(number: int) 
 
     torch.manual_seed(999)
     other = noisy_trainer()
-    other.train(2, Boundaries(), Logits(), lambda done: None)  # it has a past of its own, of which nothing may stay
+    other.train(2, Boundaries(), Logits(), lambda done: None)  # state that restore must replace completely
     other.restore(snapshot, number // 2)
     assert other.num_cycles == number // 2
     other.enable_snapshots()
@@ -190,7 +190,7 @@ def test_signals_are_deferred_let_through_and_deferred_again() -> None:
 
 @pytest.fixture(scope="module")
 def whole(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to, without any checkpoint."""
+    """An uninterrupted run without checkpoints."""
     out = tmp_path_factory.mktemp("whole")
     train(address, out, "--policy", "os-default", *EXACT, "--checkpoint-every", "0")
     assert not list(out.glob("checkpoint*"))
@@ -198,7 +198,7 @@ def whole(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def begin_and_end(command: list[str], at: str, number: signal.Signals, within_s: float = 60) -> tuple[int, str]:
-    """Start a run, send it a signal when it has said `at`, and return its status and all that it said until it ended, in time."""
+    """Start a run, send a signal when it logs `at`, and return its status and log. It must end within `within_s` seconds."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         said = read_until(process, at)
@@ -322,7 +322,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(address: str, tmp_pat
         (["--lr", "0.01"], "--lr is 0.01, must be 0.05 as in the checkpoint"),
         (["--encoding", "int8"], "--encoding is 'int8'"),
     ):
-        for more in (["--cycles", "30"], []):  # also where nothing would be left to do
+        for more in (["--cycles", "30"], []):  # also if no cycles are left
             refused = run([*command, *more, "--resume", *flags])
             assert refused.returncode == 2, refused.stderr
             assert complaint in refused.stderr
@@ -361,7 +361,7 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before_it_with_the_same_result
 def test_a_run_that_is_ended_before_its_first_cycle_leaves_the_checkpoint_that_it_went_on_from(
     address: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The signal comes when all is loaded and nothing is trained yet."""
+    """The signal arrives after loading and before the first cycle."""
     from edge_student.run.run import Run
     from edgekd.cli.command import parse
     from scheduler.live.threads import allowed_cores
@@ -414,7 +414,7 @@ def test_marks_of_a_run_outlive_its_process() -> None:
 
 
 class FullDisk:
-    """What `CheckpointWriter` needs of a run, on a disk that takes nothing."""
+    """A `CheckpointWriter` with minimal stand-ins for the parts of a run."""
 
     def __init__(self, out: Path, every: float) -> None:
         self.buffer, self.log = EventBuffer(), EventFile(out / "events.jsonl")
@@ -434,7 +434,7 @@ class FullDisk:
 
 def test_a_full_disk_is_tried_once_in_a_while_and_told_once(tmp_path: Path) -> None:
     disk = FullDisk(tmp_path, every=3600.0)
-    (tmp_path / "checkpoint.new").mkdir()  # what nobody can open as a file
+    (tmp_path / "checkpoint.new").mkdir()  # cannot be opened as a file
     disk.checkpoints.begin(time.monotonic())
     for _ in range(checkpoint_writer.MAX_BUFFERED_RECORDS + 50):
         disk.buffer.record({"event": "decision", "time": 0.0})
@@ -462,7 +462,7 @@ def test_on_a_small_disk_the_log_leaves_room_for_two_checkpoints_a_fresh_one_and
     assert len(disk.buffer.records) == 1
     size = (tmp_path / NEWEST).stat().st_size
     assert "events.jsonl: No space left" in disk.checkpoints.notes[0]
-    free = size + size + student  # one is there, another and a fresh one are not
+    free = size + size + student  # one checkpoint exists, the previous and the temporary one do not
     disk.checkpoints.end(2.0)
     assert (tmp_path / "events.jsonl").read_bytes() == b""
     assert (tmp_path / PREVIOUS).exists()
@@ -491,7 +491,7 @@ def test_a_run_that_cannot_begin_leaves_the_earlier_one_as_it_is(address: str, t
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     claim = claim_folder(tmp_path)
-    with pytest.raises(ValueError, match="another run is at work there"):
+    with pytest.raises(ValueError, match="another run uses it"):
         claim_folder(tmp_path)
     os.close(claim)
     os.close(claim_folder(tmp_path))
@@ -511,7 +511,7 @@ def test_a_run_unlocks_its_folder_when_its_constructor_fails_or_its_context_ends
 
 def test_a_log_that_finds_no_room_keeps_no_checkpoint_from_being_written(tmp_path: Path) -> None:
     disk = FullDisk(tmp_path, every=0.001)
-    (tmp_path / "events.jsonl").unlink()  # the log's file is gone, and cannot be opened again
+    (tmp_path / "events.jsonl").unlink()  # the log file is missing, so opening it fails
     disk.checkpoints.begin(time.monotonic() - 1)
     disk.buffer.record({"event": "decision", "time": 0.0})
     disk.checkpoints.on_cycle()

@@ -1,4 +1,4 @@
-"""Who is let in and who is not, between real ends (promises 18, 19 and 21); and what a probe finds out."""
+"""TLS, client certificates and tokens between real processes (promises 18, 19 and 21), and the diagnosis of connections."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from edgekd.cli.tls import TlsFiles
 pytestmark = pytest.mark.slow
 CERTS = Path(__file__).parents[3] / "deploy" / "certs.sh"
 FEW = ("--policy", "os-default", "--cycles", "12", "--torch-threads", "1", "--max-wait", "30")
-SETTINGS = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0])  # the header of a teacher's first frame, as a length of 6 has it
+SETTINGS = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0])  # the header of a teacher's first frame, a SETTINGS frame of length 6
 TOKEN = "5ecret-5ecret-5ecret-5ecret"
 
 
@@ -38,7 +38,7 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another authority's."""
+    """Certificates of another authority."""
     return make_certs(tmp_path_factory.mktemp("foreign"), "localhost,127.0.0.1", "pi-1")
 
 
@@ -76,7 +76,7 @@ def test_mutual_tls_and_a_token_change_no_result(plain: str, certs: Path, tmp_pa
 
 
 def assert_refused(finished: subprocess.CompletedProcess[str], says: str) -> None:
-    """It ended with the cause, not because its patience was over, and did not try again and again before."""
+    """Assert that the run ended with the cause, not after a timeout, and with at most one retry."""
     assert (finished.returncode, says in finished.stderr) == (2, True), finished.stderr
     assert finished.stderr.count("trying again") <= 1, "no storm of retries"
 
@@ -138,7 +138,7 @@ def test_18_and_21_a_wrong_token_is_named_and_never_shown(tmp_path: Path) -> Non
         (tmp_path / name).write_text(content)
     with teacher(tmp_path / "store", "--token-file", str(tmp_path / "right"), "--log-level", "debug") as serving:
         for flags, says in (
-            ((), "this server wants a token"),
+            ((), "the call has no token"),
             (("--token-file", str(tmp_path / "wrong")), "the token is not this"),
         ):
             finished = run(student_command(serving.address, tmp_path / "run", *FEW, *flags, "--log-level", "debug"))
@@ -153,7 +153,7 @@ def test_18_and_21_a_wrong_token_is_named_and_never_shown(tmp_path: Path) -> Non
 @pytest.mark.needs("openssl")
 @pytest.mark.promise(number=21)
 def test_21_no_secret_is_in_any_log_metric_or_file_and_a_certificate_says_who_an_edge_is(certs: Path, tmp_path: Path) -> None:
-    """Everything on: debug, JSON, metrics, mutual TLS and a token; and a second edge with another token, which is a secret too."""
+    """With debug log, JSON, metrics, mutual TLS and a token; a second edge has a wrong token, which is a secret too."""
     wrong = "guess-guess-guess-guess"
     for name, content in (("right", TOKEN), ("wrong", wrong)):
         (tmp_path / name).write_text(content)
@@ -254,7 +254,7 @@ def python(*arguments: str) -> list[str]:
 
 
 class forwarding:
-    """A port on another address whose connections go to 127.0.0.1:`port`. A context manager; yields its number."""
+    """Forwards a port on another address to 127.0.0.1:`port`. A context manager that yields the port number."""
 
     def __init__(self, host: str, port: int) -> None:
         self._listener, self._port = socket.create_server((host, 0)), port
@@ -314,7 +314,7 @@ def test_a_server_of_something_else_is_called_that() -> None:
 
 
 def find_behind(answer: bytes) -> Cause | None:
-    """What is found out about a server that says this to everybody, and hangs up."""
+    """Return the diagnosed cause for a server that sends `answer` on each connection and closes it."""
     with socket.create_server(("127.0.0.1", 0)) as other:
 
         def serve() -> None:
@@ -336,7 +336,7 @@ def test_a_link_that_breaks_in_a_teachers_first_word_does_not_make_it_another_se
 
 
 class Dripping(socket.socket):
-    """Gives one byte at a time, as a slow link may."""
+    """Receives one byte at a time, as on a slow link."""
 
     def recv(self, num_bytes: int, flags: int = 0) -> bytes:
         return super().recv(min(num_bytes, 1), flags)
@@ -362,7 +362,7 @@ def test_a_name_that_nobody_has_is_no_reason_to_give_up() -> None:
 def test_a_comparison_reaches_its_teacher_as_a_run_does(mutual: str, certs: Path, tmp_path: Path) -> None:
     flags = ("--private", "digits:private", "--private-samples", "64", "--model", "cnn:width=4", "--cycles", "6", "--repeats", "1")
     (tmp_path / "token").write_text(TOKEN)
-    token = ("--token-file", str(tmp_path / "token"))  # which this teacher does not ask for
+    token = ("--token-file", str(tmp_path / "token"))  # not required by this teacher
     policies = ("--policies", "os-default", "--out", str(tmp_path / "out"), "--insecure", "--log-level", "debug")
     finished = run(python("edge_student", "compare", "--teacher", mutual, *flags, *policies, *edge_of(certs), *token))
     assert finished.returncode == 0, finished.stderr

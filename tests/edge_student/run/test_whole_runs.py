@@ -1,4 +1,4 @@
-"""Whole runs over real sockets: what a policy may change (who runs where) and what it may not (the weights)."""
+"""Whole runs over real sockets: policies change core allocations but never the weights."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_a_policy_moves_cores_never_results(policy: str, address: str, undisturb
         assert [record["index"] for record in log if record.get("task") == task] == list(range(20))
     decided = {record["sequence"]: record["time"] for record in log if record["event"] == "decision"}
     bound = [record for record in log if record["event"] == "comp-bound"]
-    if policy != "adaptive":  # it may find the kernel's own way best
+    if policy != "adaptive":  # it may choose the kernel's scheduling
         assert bool(bound) == (policy != "os-default")
     assert all(record["decided"] == decided[record["decision"]] <= record["time"] for record in bound)
 
@@ -58,7 +58,7 @@ def test_adaptive_tries_its_habits_where_the_buffer_is_small(address: str, undis
 
 @TWO_CORES
 def test_a_profile_may_tell_a_planner_to_take_turns(address: str, undisturbed: Path, tmp_path: Path) -> None:
-    """On this device a split is worth less than half of everything, so `adaptive` gives all cores to one side at a time."""
+    """In this profile a split is slower than alternating, so `adaptive` gives all cores to one side at a time."""
     modes = {"comp-only": (0.0, 180.0), "split:1": (300.0, 50.0), "comm-only": (600.0, 0.0)}
     rows = [{"name": name, "comm_rate": comm, "comp_rate": comp} for name, (comm, comp) in modes.items()]
     profile = {"cores": 2, "forward": 0.4, "backward": 0.6, "comm": 1.0, "modes": rows}
@@ -144,7 +144,7 @@ def test_what_was_trained_is_saved_when_a_run_is_broken_off(number: signal.Signa
 @pytest.mark.parametrize("policy", ["static:1", "dynamic", "comm-priority", "comp-priority"])
 @TWO_CORES
 def test_every_native_thread_is_where_the_log_says(policy: str, tmp_path: Path) -> None:
-    """Looks at /proc from outside while it runs, thread by thread, and compares with the decisions in force."""
+    """Sample the masks of all threads in /proc during a run and compare them with the decisions in force."""
     flags = ["--policy", policy, "--cycles", "25", "--public-batch", "256", "--batch-size", "256", "--model", "cnn:width=16"]
     with teacher(tmp_path / "store", "--rate-limit", "4mbit") as serving:
         command = student_command(serving.address, tmp_path / "run", *flags)
@@ -160,7 +160,7 @@ def test_every_native_thread_is_where_the_log_says(policy: str, tmp_path: Path) 
 
 
 def named_masks(pid: int) -> dict[int, tuple[int, ...]]:
-    """Masks of the trainer's threads, the scheduler's own left out."""
+    """Return the masks of the trainer's threads, without the scheduler's thread."""
     masks = read_masks(threads_of(pid))
     for tid in list(masks):
         try:
@@ -173,7 +173,7 @@ def named_masks(pid: int) -> dict[int, tuple[int, ...]]:
 
 
 def check_samples(log: list, samples: list) -> None:
-    """Every sample that lies well inside one decision, and inside one comp task, must show that decision's masks."""
+    """Check that each sample within one decision and one comp task shows the masks of that decision."""
     start = next(record["clock_monotonic_s"] for record in log if record["event"] == "start")
     decisions = [record for record in log if record["event"] == "decision"]
     tasks = [record for record in log if record.get("task") in ("forward", "backward")]
@@ -183,7 +183,7 @@ def check_samples(log: list, samples: list) -> None:
         began, ended = before - start, after - start
         inside = [d for d, following in pairwise(decisions) if d["time"] < began - 0.003 and ended < following["time"]]
         running = [t for t in tasks if t["started"] < began and ended < t["ended"]]
-        # Compute follows a decision at its next boundary, so its task must have begun under this decision.
+        # Compute applies a decision at its next boundary, so its task must have started under this decision.
         if not inside or not running or running[0]["started"] < inside[0]["time"] or not comp:
             continue
         requested = inside[0]["requested"]
@@ -252,7 +252,7 @@ def test_a_variable_that_lets_openmp_pin_by_itself_is_refused(name: str, address
     assert len(finished.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.timeout(600)  # on a busy machine disturbed runs are repeated
+@pytest.mark.timeout(600)  # on a busy machine, disturbed runs are repeated
 @TWO_CORES
 def test_compare_reports_every_run_and_where_it_came_from(tmp_path: Path) -> None:
     flags = [

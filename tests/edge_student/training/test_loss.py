@@ -1,4 +1,4 @@
-"""Eq. 1, against values and gradients worked out independently."""
+"""The loss (Eq. 1) compared with independently computed values and gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Our optimiser against torch's class, and what it must not import."""
+"""The optimiser compared with torch.optim.SGD, and modules that it must not import."""
 
 import subprocess
 import sys
@@ -14,7 +14,9 @@ def test_steps_are_those_of_torch_bit_by_bit(momentum: float) -> None:
     models = []
     for make in (lambda p: Sgd(p, lr=0.1, momentum=momentum), lambda p: torch.optim.SGD(p, lr=0.1, momentum=momentum)):
         torch.manual_seed(3)
-        model = torch.nn.ModuleList([torch.nn.Linear(5, 7), torch.nn.Linear(7, 2), torch.nn.Linear(4, 4)])  # the last is not used
+        model = torch.nn.ModuleList(
+            [torch.nn.Linear(5, 7), torch.nn.Linear(7, 2), torch.nn.Linear(4, 4)]
+        )  # the last layer is unused
         optimizer = make(list(model.parameters()))
         for _ in range(5):
             optimizer.zero_grad()

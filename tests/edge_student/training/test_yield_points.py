@@ -1,4 +1,4 @@
-"""Interruptions between layers: where they come, in which thread, and that they change no bit of what is trained."""
+"""Yield points between layers: position, thread, and bit-identical training results."""
 
 import threading
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from scheduler.model.state import Task
 
 
 class Block(nn.Module):
-    """Layers inside a module, one of them used twice, one that works in place, and one that answers with several tensors."""
+    """A model with nested layers, a layer used twice, one that works in place, and one that returns several tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def one_step(model: nn.Module) -> None:
 
 
 class Metronome:
-    """A clock that goes on by `step_s` seconds whenever it is read."""
+    """A clock that advances by `step_s` seconds at each reading."""
 
     def __init__(self, step_s: float) -> None:
         self.step_s, self.now = step_s, 0.0
@@ -69,7 +69,7 @@ class Metronome:
 
 
 def reached(model: nn.Module, points: YieldPoints) -> tuple[int, int, set[int]]:
-    """How often a step was interrupted in its forward and in its backward, and in which threads."""
+    """Return the number of yield points reached in the forward and in the backward of a step, and the threads."""
     threads: list[int] = []
     with interruptible(model, points, lambda: threads.append(threading.get_ident())):
         loss = model(torch.ones(2, 1, 8, 8)).sum()
@@ -141,14 +141,14 @@ def test_a_layer_that_is_called_all_the_time_is_no_place() -> None:
 def test_measuring_finds_the_points_of_both_passes() -> None:
     model = block()
     found = find_yield_points(model, lambda: one_step(model), clock=Metronome(0.6 * GAP_S))
-    # Two layers take longer than GAP_S: every second one is a place, in the order of either pass.
+    # Two layers take longer than GAP_S, so every second layer is a yield point, in the order of each pass.
     assert found.forward == {"twice", "inner.1", "recurrent"}
     assert found.backward == {"twice", "inner.0", "norm"}
     assert reached(model, NO_YIELD_POINTS)[:2] == (0, 0), "what measured is gone"
 
 
 class Resizing(Boundaries):
-    """A schedule that gives the team the next of `sizes` between any two layers, and remembers the size it found."""
+    """A schedule that sets the team to the next of `sizes` between any two layers and records the previous size."""
 
     def __init__(self, *sizes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""HOST:PORT, and files that are whole or not there."""
+"""HOST:PORT addresses and atomic files."""
 
 import os
 from pathlib import Path

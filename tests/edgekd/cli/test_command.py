@@ -57,8 +57,8 @@ def fails_with(error: BaseException) -> None:
         (OSError(28, "No space left on device", "out/log"), 1, "error: out/log: No space left on device"),
         (ConnectionError("link lost"), 1, "error: link lost"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError("Unable to allocate 745. GiB"), 1, "error: there is not enough memory for this (Unable to allocate 745. GiB)"),
-        (MemoryError(), 1, "error: there is not enough memory for this"),
+        (MemoryError("Unable to allocate 745. GiB"), 1, "error: not enough memory (Unable to allocate 745. GiB)"),
+        (MemoryError(), 1, "error: not enough memory"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -126,7 +126,7 @@ def test_help_lists_each_command_with_a_sentence(flag: str, capsys: pytest.Captu
         "  train      Train a student against a teacher.",
         "  calibrate  Measure this device.",
         "",
-        "`edge-student COMMAND --help` explains a command's flags, `edge-student --version` names this version.",
+        "`edge-student COMMAND --help` lists the flags of a command. `edge-student --version` prints the version.",
     ]
 
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from edgekd.cli.logs import JsonFormatter, about
+from edgekd.cli.logs import JsonFormatter, log_context
 
 
 def line_of(record: logging.LogRecord, **fields: object) -> dict[str, object]:
@@ -26,7 +26,7 @@ def record_of(message: str, *arguments: object, **extra: object) -> logging.LogR
 
 def test_a_line_says_when_how_bad_what_and_who() -> None:
     record = record_of("attempt %d failed:\n%s", 2, "no route", index=7, peer="ipv4:10.0.0.1:1")
-    with about(run="0123456789ab", policy="dynamic"):
+    with log_context(run="0123456789ab", policy="dynamic"):
         line = line_of(record, edge="pi-1")
     time = datetime.fromisoformat(str(line.pop("time")))
     assert (time.utcoffset(), abs(time.timestamp() - record.created) < 0.001) == (timedelta(0), True)
@@ -43,7 +43,7 @@ def test_a_line_says_when_how_bad_what_and_who() -> None:
 
 
 def test_what_is_not_known_is_left_out_and_what_others_attach_too() -> None:
-    with about(run=None):
+    with log_context(run=None):
         line = line_of(record_of("m", authorization="Bearer 5ecret", index=None), edge=None)
     assert set(line) == {"time", "level", "message", "logger"}
 
@@ -59,7 +59,7 @@ def test_a_traceback_is_part_of_its_line() -> None:
 
 def test_a_block_is_about_its_own_thread_only_and_ends() -> None:
     lines: list[dict[str, object]] = []
-    with about(edge="a"), about(index=3):
+    with log_context(edge="a"), log_context(index=3):
         other = threading.Thread(target=lambda: lines.append(line_of(record_of("m"))))
         other.start()
         other.join()
@@ -71,9 +71,9 @@ def test_a_block_is_about_its_own_thread_only_and_ends() -> None:
 PROGRAM = """
 import logging
 from edgekd.cli.command import run, start_logging
-from edgekd.cli.logs import about_from_now_on
+from edgekd.cli.logs import set_log_context
 start_logging("info", {form!r}, fields={{"edge": "pi-1"}})
-about_from_now_on(run="0123456789ab")
+set_log_context(run="0123456789ab")
 logging.getLogger("x").info("hello")
 logging.getLogger("x").debug("not this")
 def fail(): raise ValueError("--alpha is 2")

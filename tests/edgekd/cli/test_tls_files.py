@@ -33,10 +33,10 @@ def test_no_files_are_plaintext_and_any_is_tls(certs: Path) -> None:
         ({"cert": "pi-1.pem"}, "^--tls-cert needs --tls-key: a certificate and its key go together$"),
         ({"key": "pi-1.key"}, "^--tls-key needs --tls-cert"),
         ({"ca": "nowhere.pem"}, "^--tls-ca .*nowhere.pem: No such file or directory$"),
-        ({"ca": "pi-1.key"}, "^--tls-ca .*pi-1.key holds no certificate in PEM$"),
-        ({"cert": "pi-1.pem", "key": "teacher.key"}, "the key is that of another certificate$"),
+        ({"ca": "pi-1.key"}, "^--tls-ca .*pi-1.key contains no certificate in PEM$"),
+        ({"cert": "pi-1.pem", "key": "teacher.key"}, "the key belongs to another certificate$"),
         ({"cert": "pi-1.key", "key": "pi-1.key"}, "not a certificate and a key in PEM"),
-        ({"cert": "pi-1.pem", "key": "locked.key"}, "the key is encrypted; give one without a password"),
+        ({"cert": "pi-1.pem", "key": "locked.key"}, "the key is encrypted; use a key without a password"),
     ],
 )
 def test_a_file_that_is_no_good_is_named(names: dict[str, str], says: str, certs: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_token_is_what_the_file_holds_without_white_space(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", [b"", b"short", b"0123456789 abcdef", b"0123456789\xffabcdef", b"x" * 5000])
 def test_what_is_no_token_is_refused_without_being_repeated(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "token").write_bytes(content)
-    with pytest.raises(ValueError, match="token holds no token") as refused:
+    with pytest.raises(ValueError, match="token contains no valid token") as refused:
         read_token(tmp_path / "token")
     assert not content or content.decode("latin-1") not in str(refused.value)
 

@@ -26,7 +26,7 @@ def write_idx(path: Path, array: npt.NDArray[np.uint8]) -> None:
 
 @pytest.fixture
 def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Thirty articles of clothing to learn and five to test, each image filled with its own number."""
+    """A Fashion-MNIST of 30 training and 5 test images, each filled with its number."""
     for prefix, numbers in (("train", np.arange(30)), ("t10k", np.arange(100, 105))):
         images = np.broadcast_to(numbers[:, None, None], (len(numbers), 28, 28)).astype(np.uint8)
         write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", images)
@@ -37,7 +37,7 @@ def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes of ten images, 20 x 10 and 10 x 20 pixels, each in a red of its own."""
+    """A folder with two classes of ten images of 20 x 10 and 10 x 20 pixels, each in a different red."""
     for label, name in enumerate(("cats", "dogs")):
         (tmp_path / name).mkdir()
         for number in range(10):
@@ -151,7 +151,7 @@ def test_a_file_that_was_cut_short_is_named_with_the_remedy(fashion: Path) -> No
 
 
 class _Photographs:
-    """What torchvision's CIFAR classes offer, without their 170 MB."""
+    """A stand-in for torchvision's CIFAR classes without the download of 170 MB."""
 
     def __init__(self, root: Path, *, train: bool, download: bool) -> None:
         assert download
@@ -222,7 +222,7 @@ def test_the_digest_follows_images_and_class_count_but_not_labels() -> None:
             "synthetic: unknown option 'sample', must be one of classes, size, samples, channels (did you mean samples?)",
         ),
         (f"{TINY}:pubic", "synthetic: channels=1:pubic must be a positive whole number"),
-        ("synthetic:classes=3,size=4,samples=2,channels=2", "synthetic: channels=2 is not an image's, must be 1 or 3"),
+        ("synthetic:classes=3,size=4,samples=2,channels=2", "synthetic: channels=2, must be 1 or 3"),
         (
             "synthetic:classes=300000,size=4,samples=2",
             "synthetic: classes=300000 is too large, must be in 1 .. 262144",
@@ -235,8 +235,8 @@ def test_the_digest_follows_images_and_class_count_but_not_labels() -> None:
             "synthetic:classes=3,size=1000,samples=1000",
             "synthetic:classes=3,size=1000,samples=1000: 2000 images are 6000000000 bytes, must be at most 2147483648",
         ),
-        ("imagefolder", "imagefolder:PATH needs a folder with a folder of images for each class, not ''"),
-        ("imagefolder:no/where:test", "imagefolder:PATH needs a folder with a folder of images for each class, not 'no/where'"),
+        ("imagefolder", "imagefolder:PATH is '', must be a folder with a folder of images for each class"),
+        ("imagefolder:no/where:test", "imagefolder:PATH is 'no/where', must be a folder with a folder of images for each class"),
     ],
 )
 def test_a_spec_that_breaks_a_rule_is_refused_by_name(spec: str, message: str) -> None:
@@ -253,7 +253,7 @@ def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
 def test_a_split_without_a_single_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cats").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "cats" / "only.png")
-    with pytest.raises(ValueError, match=r"is empty: there are too few images to give this split one$"):
+    with pytest.raises(ValueError, match=r"is empty: it has too few images for this split; add images, or use another split$"):
         load_dataset(f"imagefolder:{tmp_path}:test")
     assert load_dataset(f"imagefolder:{tmp_path}:private").labels.tolist() == [0]
 
@@ -273,7 +273,7 @@ def test_input_is_a_copy_even_of_what_may_not_be_written() -> None:
 
 
 def test_the_digits_are_those_of_scikit_learn() -> None:
-    """They are read from its file without importing it, because that would take a second and a half of every run."""
+    """The digits are read from scikit-learn's file without importing it, which would take 1.5 s of every run."""
     from sklearn.datasets import load_digits
 
     bunch, splits = load_digits(), [load_dataset(f"digits:{split}") for split in ("public", "private", "test")]

@@ -1,4 +1,4 @@
-"""Weights from a stranger: what is none of this model is refused in one line, runs nothing, and loads nothing."""
+"""Untrusted weight files: a file that does not fit is rejected in one line, runs no code and changes no weight."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from edgekd.data.models import load_weights, weights_digest
 pytestmark = pytest.mark.promise(number=16)
 in_one_folder = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 RAN = "the-payload-ran"
-"""What a malicious file would make where it runs."""
+"""File that malicious code would create."""
 
 
 def model() -> nn.Module:
@@ -33,7 +33,7 @@ def model() -> nn.Module:
 
 
 def check(path: Path) -> str | None:
-    """Why the file was refused, None if it was loaded. Fails if a refusal left something in the model, or anything ran."""
+    """Return the error message, None if the file was loaded. Fails if a rejected file changed the model or ran code."""
     target = model()
     before = weights_digest("", target)
     try:
@@ -55,7 +55,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def tensors(header: Any, data: bytes, length: int | None = None) -> bytes:
-    """A safetensors file: the header's length, the header, the data."""
+    """Build a safetensors file: length of the header, header, data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -142,7 +142,7 @@ def test_a_damaged_file_is_loaded_whole_or_refused(name: str, data: st.DataObjec
 
 
 class Malicious:
-    """A pickle that makes a file when it is read."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
         self.reduced = function, arguments
@@ -184,7 +184,7 @@ def test_a_pickle_with_a_payload_never_runs(name: str, suffix: str, as_written_b
 
 
 def test_a_payload_would_run_if_it_were_let(tmp_path: Path) -> None:
-    """Without this, the test above could hold for nothing."""
+    """Proves that the pickle of the test above is malicious."""
     torch.save(payloads()["exec"], tmp_path / "w.pt")
     torch.load(tmp_path / "w.pt", weights_only=False)
     assert Path(RAN).exists()
@@ -231,7 +231,7 @@ def test_a_compiled_program_is_no_weights(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_compressed_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
-    """torch never compresses; a few kB could else become gigabytes."""
+    """torch never compresses, and a few kB could expand to gigabytes."""
     original = zipfile.ZipFile(io.BytesIO(torch_file({**STATE, "x": torch.zeros(1 << 22)})))
     with zipfile.ZipFile(tmp_path / "w.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
         for name in original.namelist():

@@ -1,4 +1,4 @@
-"""Models by name, drawn from a seed alone; weights that are checked before they are believed."""
+"""Models by name, initialized from a seed only; weights that are validated before they are loaded."""
 
 import hashlib
 import pickle
@@ -26,7 +26,7 @@ def cnn(seed: int = 0, spec: str = "cnn") -> nn.Module:
 
 
 def tiny(*, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """A model as a user would write one."""
+    """A user-defined model."""
     channels, height, width = input_shape
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, num_classes))
 
@@ -50,7 +50,7 @@ class PairOfLogits(nn.Module):
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """These models are too small for two: on a machine that is busy, threads would mostly wait for each other."""
+    """Use one thread, because on a busy machine two threads of such small models mostly wait for each other."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -59,7 +59,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def user_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This file as the module `user.models`."""
+    """Install this file as the module `user.models`."""
     module = ModuleType("user.models")
     for factory in (tiny, too_few_logits, no_module, PairOfLogits):
         setattr(module, factory.__name__, factory)
@@ -165,10 +165,10 @@ FORMS = "cnn[:width=16], torchvision:NAME, timm:NAME or package.module:callable"
         ("torchvision:alexnet", "model 'torchvision:alexnet' cannot take images of 1x8x8: "),
         ("not_there:net", f"model 'not_there:net' cannot be imported: No module named 'not_there'; must be {FORMS}"),
         ("user.models:net", "model 'user.models:net' cannot be imported: module 'user.models' has no attribute 'net'"),
-        ("user.models:answer", "model 'user.models:answer' names a int, must be something to call"),
-        ("user.models:no_module", "model 'user.models:no_module' made a int, must be a torch.nn.Module"),
-        ("user.models:too_few_logits", "model 'user.models:too_few_logits' answers an image of 1x8x8 with [1, 9], "),
-        ("builtins:dict", "model 'builtins:dict' made a dict, must be a torch.nn.Module"),
+        ("user.models:answer", "model 'user.models:answer' names a int, must be a callable"),
+        ("user.models:no_module", "model 'user.models:no_module' returned a int, must be a torch.nn.Module"),
+        ("user.models:too_few_logits", "model 'user.models:too_few_logits' returns [1, 9] for an image of 1x8x8, "),
+        ("builtins:dict", "model 'builtins:dict' returned a dict, must be a torch.nn.Module"),
         ("os:getcwd", "model 'os:getcwd' failed for num_classes=10 and input_shape=(1, 8, 8): TypeError: "),
     ],
 )
@@ -178,7 +178,7 @@ def test_a_model_that_cannot_serve_is_refused_by_name(spec: str, message: str, u
 
 
 def test_a_model_that_answers_with_a_tuple_is_refused(user_models: None) -> None:
-    with pytest.raises(ValueError, match=r"answers an image of 1x8x8 with tuple, must be \[1, 10\] logits$"):
+    with pytest.raises(ValueError, match=r"returns tuple for an image of 1x8x8, must be \[1, 10\] logits$"):
         build_model("user.models:PairOfLogits", num_classes=10, input_shape=SHAPE, seed=0)
 
 

@@ -78,7 +78,7 @@ def test_a_file_that_is_gone_or_has_grown_is_named(change: Callable[[Path], obje
 def test_a_broken_image_is_named_when_it_is_loaded(folder: Path) -> None:
     for broken in (folder / "class0").iterdir():
         broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(WorldError, match=r"class0/\d+\.\w+ cannot be read as an image: .*; mend it, or take it out of the folder$"):
+    with pytest.raises(WorldError, match=r"class0/\d+\.\w+ cannot be read as an image: .*; repair or remove it$"):
         load_dataset(f"imagefolder:{folder},size=8")
 
 
