@@ -1,4 +1,4 @@
-"""The rules of the house that no linter knows: walls, sizes, names, and what an import may drag in."""
+"""Check rules of the code that no linter checks: import contracts, sizes, names, and the modules that an import loads."""
 
 import ast
 import re
@@ -14,21 +14,21 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("proto/edgekd", "scheduler", "cloud_teacher", "edge_student")
+PACKAGES = ("proto/edgekd", "scheduler", "cloud_teacher", "edge_student")
 MAX_FUNCTION_LINES = 60
 STANDARD = sys.stdlib_module_names
-NAMES_THAT_SAY_NOTHING = {"util", "utils", "helper", "helpers", "common", "misc", "manager"}
+VAGUE_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "manager"}
 
 MAX_MODULES = 15
 
-# Folders that exist on somebody's machine only. `/usr`, `/proc` and their like are everybody's.
+# Folders that exist on some machines only. Folders such as `/usr` and `/proc` exist on every machine.
 FOREIGN_FOLDER = re.compile(r"(?<![\w.])/(?:work|Users)/")
 CLIMB = re.compile(r"(?<![\w./])(?:\.\./)+[\w-][\w./-]*")
 
 
 @cache
 def project_files() -> tuple[Path, ...]:
-    """What is committed or about to be, but for pictures: all that git does not ignore; without git, all but .venv."""
+    """Return all files that git does not ignore, except pictures; without git, all files outside .venv."""
     listing = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
     git = subprocess.run(listing, capture_output=True, text=True, check=False) if shutil.which("git") else None
     if git is not None and git.returncode == 0:
@@ -42,9 +42,9 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def sources_of_rooms() -> list[Path]:
-    written = [path for path in project_files() if path.suffix == ".py" and "_pb2" not in path.name]
-    return [path for path in written if path.relative_to(ROOT).as_posix().startswith(ROOMS)]
+def package_sources() -> list[Path]:
+    modules = [path for path in project_files() if path.suffix == ".py" and "_pb2" not in path.name]
+    return [path for path in modules if path.relative_to(ROOT).as_posix().startswith(PACKAGES)]
 
 
 def name_of(path: Path) -> str:
@@ -52,29 +52,29 @@ def name_of(path: Path) -> str:
 
 
 def modules_after_importing(*modules: str) -> set[str]:
-    """Names in sys.modules of a fresh interpreter that imported these modules and nothing else."""
+    """Return the names in sys.modules of a new interpreter that imported only these modules."""
     script = f"import sys\nfor name in {modules!r}: __import__(name)\nprint('\\n'.join(sys.modules))"
     fresh = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert fresh.returncode == 0, fresh.stderr
     return set(fresh.stdout.split())
 
 
-def test_rooms_do_not_look_through_the_walls() -> None:
+def test_import_contracts_hold() -> None:
     lint_imports = Path(sys.executable).with_name("lint-imports")
     linted = subprocess.run([lint_imports, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
-def test_every_room_holds_code() -> None:
-    """Without this, a moved folder would make every rule below hold for nothing."""
-    empty = [room for room in ROOMS if not any(name_of(path).startswith(f"{room}/") for path in sources_of_rooms())]
+def test_every_package_has_code() -> None:
+    """Guard the tests below: without code in a package they would check nothing."""
+    empty = [package for package in PACKAGES if not any(name_of(path).startswith(f"{package}/") for path in package_sources())]
     assert empty == []
 
 
-def test_no_function_is_longer_than_a_screen() -> None:
+def test_no_function_is_too_long() -> None:
     too_long = [
         f"{name_of(path)}:{node.lineno} {node.name}: {lines} lines"
-        for path in sources_of_rooms()
+        for path in package_sources()
         for node in ast.walk(ast.parse(text_of(path)))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
@@ -82,22 +82,22 @@ def test_no_function_is_longer_than_a_screen() -> None:
     assert too_long == []
 
 
-def test_no_module_has_a_name_that_says_nothing() -> None:
-    assert [name_of(path) for path in sources_of_rooms() if path.stem in NAMES_THAT_SAY_NOTHING] == []
+def test_no_module_has_a_vague_name() -> None:
+    assert [name_of(path) for path in package_sources() if path.stem in VAGUE_NAMES] == []
 
 
-def test_package_files_are_a_docstring_and_nothing_else() -> None:
+def test_package_files_are_only_a_docstring() -> None:
     more = [
         name_of(path)
-        for path in sources_of_rooms()
+        for path in package_sources()
         if path.name == "__init__.py"
         if len((module := ast.parse(text_of(path))).body) != 1 or ast.get_docstring(module) is None
     ]
     assert more == []
 
 
-def test_nothing_is_left_to_be_done_in_a_comment() -> None:
-    marker = re.compile(r"\b(?:TO[D]O|FIX[M]E|X[X]X)\b")  # spelt so that this line is not one
+def test_no_comment_has_open_work() -> None:
+    marker = re.compile(r"\b(?:TO[D]O|FIX[M]E|X[X]X)\b")  # spelt so that this line does not match
     left = [
         f"{name_of(path)}:{number}"
         for path in project_files()
@@ -126,7 +126,7 @@ def contracts() -> list[dict[str, Any]]:
 
 
 def modules_of(package: str) -> list[str]:
-    """Every module below a package of ours, by its dotted name, but the programs' entry points."""
+    """Return the dotted names of all modules below one of our packages, except the entry points of the programs."""
     folder = ROOT / ("proto" if package.startswith("edgekd") else "") / package.replace(".", "/")
     paths = [folder.with_suffix(".py")] if folder.with_suffix(".py").is_file() else sorted(folder.rglob("*.py"))
     root = ROOT / "proto" if package.startswith("edgekd") else ROOT
@@ -135,7 +135,7 @@ def modules_of(package: str) -> list[str]:
 
 
 def walls() -> list[tuple[str, list[str], list[str]]]:
-    """Name, modules and forbidden packages of every contract that forbids a package from outside the project."""
+    """Return name, modules and forbidden packages of every contract that forbids a third-party package."""
     ours = ("edge_student", "scheduler", "cloud_teacher", "edgekd")
     return [
         (contract["name"], [module for package in contract["source_modules"] for module in modules_of(package)], foreign)
@@ -146,8 +146,8 @@ def walls() -> list[tuple[str, list[str], list[str]]]:
 
 
 @pytest.mark.parametrize(("modules", "forbidden"), [wall[1:] for wall in walls()], ids=[wall[0] for wall in walls()])
-def test_what_a_contract_forbids_is_not_loaded_at_run_time_either(modules: list[str], forbidden: list[str]) -> None:
-    """import-linter sees the imports of our own modules; this sees what the packages that they import drag in."""
+def test_forbidden_packages_are_not_loaded_at_run_time(modules: list[str], forbidden: list[str]) -> None:
+    """import-linter checks the imports of our own modules. This checks all modules that the imported packages load."""
     loaded = modules_after_importing(*modules)
     assert len(modules) > 3
     assert loaded >= set(modules)
@@ -202,25 +202,25 @@ def undeclared(path: Path, local: set[str], required: set[str], optional: set[st
 
 def test_packages_import_only_declared_dependencies() -> None:
     """A dependency of a dependency may vanish with the next version of it, so each imported package is declared here."""
-    ours = {Path(room).name for room in ROOMS}
-    found = [line for path in sources_of_rooms() for line in undeclared(path, ours, declared(), declared("timm"))]
+    ours = {Path(package).name for package in PACKAGES}
+    found = [line for path in package_sources() for line in undeclared(path, ours, declared(), declared("timm"))]
     assert found == []
 
 
 def test_tests_and_benchmarks_import_only_declared_dependencies() -> None:
     files = [path for path in project_files() if path.suffix == ".py" and name_of(path).startswith(("tests/", "benchmarks/"))]
-    local = {Path(room).name for room in ROOMS} | {path.stem for path in files}
+    local = {Path(package).name for package in PACKAGES} | {path.stem for path in files}
     assert len(files) > 50
     assert [line for path in files for line in undeclared(path, local, declared("dev"), set())] == []
 
 
-def test_no_folder_has_more_modules_than_a_reader_can_survey() -> None:
-    folders = {path.parent for path in sources_of_rooms()}
+def test_no_folder_has_too_many_modules() -> None:
+    folders = {path.parent for path in package_sources()}
     sizes = {name_of(folder): len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) for folder in folders}
     assert {folder: size for folder, size in sizes.items() if size > MAX_MODULES} == {}
 
 
-def test_deciding_live_needs_no_fitting_and_no_drawing() -> None:
+def test_the_live_loop_loads_no_fitting_and_no_plotting() -> None:
     loaded = modules_after_importing("scheduler.live.loop", "scheduler.live.binding", "scheduler.policies.registry")
     unneeded = {"scipy", "matplotlib", "scheduler.model.fit", "scheduler.simulation.simulator", "scheduler.simulation.studies"}
     assert loaded & unneeded == set()

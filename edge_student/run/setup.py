@@ -31,9 +31,9 @@ def configure(
     dataset_digest: str = "",
     run_id: str = "",
 ) -> Configure:
-    """What a comm worker of a run on `cores` is told: whom to ask and how, and what priority the policy wants for it.
+    """Return the configuration of a comm worker for a run on `cores`: its teacher, link settings and priority.
 
-    `address` is None without a teacher; then `dataset_digest` says whose logits are read from the cache. `run_id` names this run.
+    `address` is None without a teacher; then `dataset_digest` selects the logits in the cache. `run_id` identifies this run.
     """
     return config.configure(
         teacher=address or "",

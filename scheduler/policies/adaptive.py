@@ -17,7 +17,7 @@ from scheduler.model.checked_json import check_keys, listing, mapping, not_negat
 from scheduler.model.state import COMPUTE_FIRST, Allocation
 from scheduler.policies.lookahead import Lookahead
 from scheduler.policies.race import Block, Prices, Race
-from scheduler.policies.view import View, split_trials
+from scheduler.policies.view import View, warm_up_splits
 
 LOOKAHEAD, KERNEL = "foresight", "kernel"
 """Names of strategies, in addition to the splits and compute-first. Files keep the older word "foresight" for lookahead."""
@@ -43,7 +43,7 @@ LEAST_PRICE = 0.05
 TRYING = 0.1
 """Largest share of cycles under strategies that do not lead, as a share of the run's cycles plus the completed cycles."""
 
-LAST_TRIALS = 0.75
+TRYING_ENDS = 0.75
 """Share of a run after which no other strategy is tried: the rest is too short to repay the cost."""
 
 LOSING = 0.015
@@ -99,7 +99,7 @@ class Adaptive:
         if self._strategy != LOOKAHEAD:
             return ()
         exclusive = Allocation.all_comp(num_cores), Allocation.all_comm(num_cores)
-        return Allocation.sharing(COMPUTE_FIRST, num_cores), *exclusive, *split_trials(num_cores)
+        return Allocation.sharing(COMPUTE_FIRST, num_cores), *exclusive, *warm_up_splits(num_cores)
 
     def choose(self, view: View) -> Allocation:
         """Return the allocation of the current strategy."""
@@ -247,7 +247,7 @@ class Adaptive:
     def _may_try(self, done: int, cycles: int) -> bool:
         """Whether strategies that do not lead may still be tried after `done` of the run's cycles."""
         lost = self._lost_s / self._best_s()
-        return done < LAST_TRIALS * cycles and self._num_tried < TRYING * (done + cycles) and lost < LOSING * (done + cycles)
+        return done < TRYING_ENDS * cycles and self._num_tried < TRYING * (done + cycles) and lost < LOSING * (done + cycles)
 
     def _best_s(self) -> float:
         """Return the seconds of a cycle under the best strategy at the end of the last block; infinite before."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from scheduler.model.cost import RateTable
 from scheduler.model.state import Allocation
-from scheduler.policies.view import View, split_trials
+from scheduler.policies.view import View, warm_up_splits
 
 HORIZON = 8
 """Cycles that the policy plans ahead during a run."""
@@ -68,7 +68,7 @@ class Dynamic:
 
     def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
         """Return three splits; none if there is only one split."""
-        return split_trials(num_cores) if num_cores > 2 else ()
+        return warm_up_splits(num_cores) if num_cores > 2 else ()
 
     def choose(self, view: View) -> Allocation:
         """Return the split of the plan. A plan always reaches the batch that comm receives now."""

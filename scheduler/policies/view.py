@@ -101,6 +101,6 @@ class Remembering(Protocol):
         """Restore the state before the first `choose`. Raises ValueError, beginning with `where`, for invalid data."""
 
 
-def split_trials(num_cores: int) -> tuple[Allocation, ...]:
+def warm_up_splits(num_cores: int) -> tuple[Allocation, ...]:
     """Return the three splits that determine the rates of all splits best: the middle one, and one core for either side."""
     return tuple(Allocation.split(c, num_cores) for c in dict.fromkeys((num_cores // 2, 1, num_cores - 1)))

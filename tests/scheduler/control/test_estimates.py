@@ -10,7 +10,7 @@ from scheduler.control.estimates import Estimates
 from scheduler.control.side_rates import Share
 from scheduler.model.cost import Workload
 from scheduler.model.state import Allocation, Task
-from scheduler.policies.view import split_trials
+from scheduler.policies.view import warm_up_splits
 
 
 def taught(*lessons: tuple[Task, dict[int, float]], workload: Workload | None = None) -> Estimates:
@@ -81,17 +81,17 @@ def cycle(comm_cores: int, num_cores: int) -> list[tuple[Task, dict[int, float]]
 def test_splits_are_tried_one_after_another_until_all_are_measured() -> None:
     estimates = taught()
     for split in (4, 1, 7):
-        assert estimates.untried(split_trials(8), 8, 1) == Allocation.split(split, 8)
+        assert estimates.untried(warm_up_splits(8), 8, 1) == Allocation.split(split, 8)
         for task, seconds in cycle(split, 8):
             estimates.finish(task, {Share(cores): spent for cores, spent in seconds.items()})
-    assert estimates.untried(split_trials(8), 8, 1) is None
+    assert estimates.untried(warm_up_splits(8), 8, 1) is None
     assert estimates.table(8) is not None
 
 
 def test_a_split_is_left_after_three_tasks_even_if_none_kept_it() -> None:
     partial = [(Task.COMM, {1: 0.01, 3: 1.0}), (Task.FORWARD, {2: 0.01, 3: 0.2}), (Task.BACKWARD, {2: 0.01, 3: 0.2})]
-    assert taught(*partial * 2).untried(split_trials(3), 3, 1) == Allocation.split(1, 3)
-    assert taught(*partial * 3).untried(split_trials(3), 3, 1) == Allocation.split(2, 3)
+    assert taught(*partial * 2).untried(warm_up_splits(3), 3, 1) == Allocation.split(1, 3)
+    assert taught(*partial * 3).untried(warm_up_splits(3), 3, 1) == Allocation.split(2, 3)
 
 
 def test_the_table_is_linear_between_and_beyond_what_was_measured() -> None:
