@@ -108,4 +108,4 @@ def test_a_run_goes_on_with_the_cores_that_are_left(cpuset: Cpuset, address: str
     assert not [record for record in log if record["event"] == "binding-refused"]
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert not result["valid"]
-    assert sum(note.startswith("cores were taken away or given back") for note in result["notes"]) == 2
+    assert sum(note.startswith("the allowed cores changed") for note in result["notes"]) == 2
