@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from needs import BARE, NEEDS, hide_commands, is_here
+from processes import teacher
 
 from edgekd.data import sources
 
@@ -62,3 +63,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setenv("PATH", hide_commands(tmp_path_factory.mktemp("commands")))
             patch.setattr(sources, "DEBIAN_FASHION_MNIST", Path("/nonexistent/fashion-mnist"))
         yield
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield HOST:PORT of a teacher that serves while the tests of one file run."""
+    with teacher(tmp_path_factory.mktemp("store")) as serving:
+        yield serving.address

@@ -20,7 +20,7 @@ from edge_student.receive.diagnose import Cause, find_cause
 from edgekd.cli.tls import TlsFiles
 
 pytestmark = pytest.mark.slow
-CERTS = Path(__file__).parents[3] / "deploy" / "certs.sh"
+CERTS = Path(__file__).parents[2] / "deploy" / "certs.sh"
 FEW = ("--policy", "os-default", "--cycles", "12", "--torch-threads", "1", "--max-wait", "30")
 SETTINGS = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0])  # the header of a teacher's first frame, a SETTINGS frame of length 6
 TOKEN = "5ecret-5ecret-5ecret-5ecret"
