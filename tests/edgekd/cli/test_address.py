@@ -1,12 +1,8 @@
-"""HOST:PORT addresses, and files that are replaced atomically."""
-
-import os
-from pathlib import Path
+"""HOST:PORT addresses: parsing, and rejection of invalid ones."""
 
 import pytest
 
 from edgekd.cli.address import parse_address
-from edgekd.files import named_by, replace_atomically
 
 
 @pytest.mark.parametrize(
@@ -20,45 +16,3 @@ def test_host_and_port_are_told_apart(text: str, expected: tuple[str, int]) -> N
 def test_anything_else_is_refused_with_its_flag(text: str) -> None:
     with pytest.raises(ValueError, match=r"--teacher is .*HOST:PORT"):
         parse_address(text, flag="--teacher", lowest_port=1)
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_text("old")
-    replace_atomically(path, lambda fresh: fresh.write_text("new"))
-    assert path.read_text() == "new"
-
-
-def test_what_a_killed_writer_left_is_swept_up_when_it_is_old_enough(tmp_path: Path) -> None:
-    old, young, other = tmp_path / ".a.12345678", tmp_path / ".a.abcdefgh", tmp_path / ".b.12345678"
-    for folder in (old, young, other):
-        folder.mkdir()
-        (folder / "half").write_text("half")
-    for folder in (old, other):
-        os.utime(folder, (0, 0))
-    replace_atomically(tmp_path / "a", lambda fresh: fresh.write_text("new"))
-    assert {entry.name for entry in tmp_path.iterdir()} == {"a", young.name, other.name}
-
-
-def test_a_path_that_cannot_be_is_the_users_mistake_and_a_full_disk_is_not() -> None:
-    with pytest.raises(ValueError, match="--store: /proc/nope/store: No such file or directory"):
-        with named_by("--store"):
-            Path("/proc/nope/store").mkdir()
-    with pytest.raises(OSError, match="full"):
-        with named_by("--store"):
-            raise OSError(28, "full", "/store")
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_text("old")
-
-    def fail(fresh: Path) -> None:
-        fresh.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left") as failed:
-        replace_atomically(path, fail)
-    assert failed.value.filename == str(path)
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
