@@ -1,3 +1,5 @@
+"""States, allocations and decisions: valid values, invariants, and texts."""
+
 from dataclasses import FrozenInstanceError
 
 import pytest
