@@ -62,7 +62,7 @@ def test_images_run_as_their_own_users() -> None:
     assert {str(context[key]) for key in ("runAsUser", "runAsGroup", "fsGroup")} == {"10001"}
 
 
-def test_build_sees_what_it_copies_and_nothing_else() -> None:
+def test_build_context_has_exactly_the_copied_files() -> None:
     copied = {
         source for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE) for source in sources.split()
     }
@@ -154,7 +154,7 @@ def test_guides_name_files_that_exist_and_every_file_has_its_guide() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("*.md")), ids=lambda path: path.name)
-def test_guide_says_what_was_run(path: Path) -> None:
+def test_guide_contains_the_commands_that_were_run(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     if path.name == "README.md":
         assert "no image has been built" in text.replace("\n", " ")

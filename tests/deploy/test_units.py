@@ -101,14 +101,14 @@ def test_unit_is_confined(name: str) -> None:
 
 @needs_systemd
 @pytest.mark.parametrize(("name", "needed"), [("student", STUDENT_CALLS), ("teacher", TEACHER_CALLS)])
-def test_filter_lets_through_what_edgekd_calls(name: str, needed: set[str]) -> None:
+def test_filter_allows_the_system_calls_of_edgekd(name: str, needed: set[str]) -> None:
     allowed = allowed_calls(UNITS[name])
     assert needed - allowed == set()
     assert allowed & PRIVILEGED_CALLS == set()
 
 
 @each_unit
-def test_unit_leaves_out_what_would_break_training_or_scheduling(name: str) -> None:
+def test_unit_omits_options_that_break_training_or_scheduling(name: str) -> None:
     said = settings(UNITS[name])
     harmful = {"MemoryDenyWriteExecute", "ProcSubset", "AllowedCPUs", "CPUAffinity", "CPUQuota", "CPUSchedulingPolicy", "Nice"}
     assert said.keys() & harmful == set()
@@ -119,7 +119,7 @@ def test_student_may_leave_the_idle_class() -> None:
 
 
 @each_unit
-def test_unit_tries_again_what_may_mend_and_only_that(name: str) -> None:
+def test_unit_restarts_only_after_transient_failures(name: str) -> None:
     said = settings(UNITS[name])
     assert said["Restart"] == ["on-failure"]
     assert said["RestartPreventExitStatus"] == [str(USER_ERROR)]
@@ -184,7 +184,7 @@ print("may stop yielding" if may_stop_yielding() else "may not")
 
 @needs_filters
 @pytest.mark.parametrize(("name", "yielding"), [("teacher", "may not"), ("student", "may stop yielding")])
-def test_filters_of_the_unit_are_no_wider_than_said(name: str, yielding: str) -> None:
+def test_filters_of_the_unit_allow_no_other_calls(name: str, yielding: str) -> None:
     tried = subprocess.run(
         confined(name, sys.executable, "-c", PROBE), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
     )
@@ -193,7 +193,7 @@ def test_filters_of_the_unit_are_no_wider_than_said(name: str, yielding: str) ->
 
 @pytest.mark.slow
 @needs_filters
-def test_programs_do_their_work_behind_the_filters_of_their_units(tmp_path: Path) -> None:
+def test_programs_run_under_the_filters_of_their_units(tmp_path: Path) -> None:
     load = ["--dataset=synthetic:classes=10,size=8,samples=96:public", "--model=cnn:width=4", f"--store={tmp_path / 'store'}"]
     serve = confined(
         "teacher",

@@ -26,7 +26,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def test_what_a_killed_writer_left_is_swept_up_when_it_is_old_enough(tmp_path: Path) -> None:
+def test_old_temporary_folders_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     old, young, other = tmp_path / ".a.12345678", tmp_path / ".a.abcdefgh", tmp_path / ".b.12345678"
     for folder in (old, young, other):
         folder.mkdir()
@@ -37,7 +37,7 @@ def test_what_a_killed_writer_left_is_swept_up_when_it_is_old_enough(tmp_path: P
     assert {entry.name for entry in tmp_path.iterdir()} == {"a", young.name, other.name}
 
 
-def test_a_path_that_cannot_be_is_the_users_mistake_and_a_full_disk_is_not() -> None:
+def test_an_impossible_path_is_a_value_error_and_a_full_disk_is_not() -> None:
     with pytest.raises(ValueError, match="--store: /proc/nope/store: No such file or directory"):
         with named_by("--store"):
             Path("/proc/nope/store").mkdir()
@@ -46,7 +46,7 @@ def test_a_path_that_cannot_be_is_the_users_mistake_and_a_full_disk_is_not() -> 
             raise OSError(28, "full", "/store")
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("old")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 PIECE = 4096
 """Most bytes that are read at once."""
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 """How long anything may take that should take no time."""
 _LINGER_NOT = struct.pack("ii", 1, 0)  # SO_LINGER: close() throws away what was not sent, and says RST instead of FIN
 
@@ -41,7 +41,7 @@ async def read_out(reader: asyncio.StreamReader) -> None:
 async def let_go(writer: asyncio.StreamWriter) -> None:
     writer.close()
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await writer.wait_closed()
     except (OSError, TimeoutError):
         pass

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from plumbing import PATIENCE_S, PIECE, BrokenOffError, first_of, let_go, read_out, reset
+from plumbing import PIECE, TIMEOUT_S, BrokenOffError, first_of, let_go, read_out, reset
 from proxy_script import CALM, Break, Counts, Weather
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Proxy:
         """What has happened until now."""
         return self._counts
 
-    def wait_until(self, has_happened: Callable[[Counts], bool], timeout_s: float = PATIENCE_S) -> Counts:
+    def wait_until(self, has_happened: Callable[[Counts], bool], timeout_s: float = TIMEOUT_S) -> Counts:
         """Wait for counts that `has_happened` agrees with; those. AssertionError, with the counts, if they do not come."""
         with self._counted:
             assert self._counted.wait_for(lambda: has_happened(self._counts), timeout_s), f"it never happened: {self._counts}"
@@ -201,7 +201,7 @@ class Proxy:
         self._on_loop(carry_out())
 
     def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT_S)
 
     def _count(self, **more: int) -> None:
         with self._counted:
@@ -258,7 +258,7 @@ class Proxy:
                     self._carry(connection, reader, onward, is_to_edge=False),
                 )
             if connection.is_cut:
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(TIMEOUT_S):
                     await asyncio.gather(read_out(reader), read_out(there))
         finally:
             self._open.discard(connection)

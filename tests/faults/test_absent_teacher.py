@@ -25,7 +25,7 @@ def vacant_port() -> int:
         return int(vacated.getsockname()[1])
 
 
-def test_the_edge_waits_for_its_teacher_and_says_every_try(
+def test_the_edge_waits_for_its_teacher_and_logs_every_attempt(
     vacant_port: int, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     address = f"127.0.0.1:{vacant_port}"
@@ -43,7 +43,7 @@ def test_the_edge_waits_for_its_teacher_and_says_every_try(
     assert troubles(log) == [], "to wait for a teacher is no trouble of the run"
 
 
-class PatienceIsOverError(Exception):
+class EnoughAttemptsError(Exception):
     """Ends a waiting that has told enough."""
 
 
@@ -54,12 +54,12 @@ def pauses_of_an_edge(address: str, monkeypatch: pytest.MonkeyPatch) -> list[flo
     def sleep(pause_s: float) -> None:
         pauses.append(pause_s)
         if len(pauses) == 5:
-            raise PatienceIsOverError
+            raise EnoughAttemptsError
 
     monkeypatch.setattr("tenacity.nap.time.sleep", sleep)
     told = {"teacher": address, "batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 4, "max_wait_s": 60.0}
     receiver = Receiver(Configure(**told, log_level="error", niceness=0, is_idle=False), lambda cause, attempt: None)
-    with pytest.raises(PatienceIsOverError):
+    with pytest.raises(EnoughAttemptsError):
         receiver.describe()
     receiver.close()
     return pauses

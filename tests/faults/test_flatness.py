@@ -59,7 +59,7 @@ def test_a_leak_in_steps_is_found() -> None:
     assert not trend(SECONDS, 30_000 + NOISE + 100 * (SECONDS // 5)).is_flat(ALLOWED)
 
 
-def test_what_grows_by_less_than_is_allowed_is_flat() -> None:
+def test_growth_below_the_limit_is_flat() -> None:
     assert trend(SECONDS, 30_000 + SECONDS).is_flat(ALLOWED)
     assert not trend(SECONDS, 30_000 + SECONDS).is_flat(100.0)
 
@@ -89,7 +89,7 @@ def test_a_leak_of_a_real_process_is_found(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_both_ends_hold_is_the_same_after_many_broken_connections(tmp_path: Path) -> None:
+def test_both_ends_hold_the_same_resources_after_many_broken_connections(tmp_path: Path) -> None:
     flags = ("--private", f"{DATASET}:private", "--public-batch", str(PUBLIC_BATCH), "--prefetch", "8", "--torch-threads", "1")
     with contextlib.closing(serve(tmp_path)) as serving, Proxy(serving.port, weather=PACE) as proxy:
         command = student_command(proxy.address, tmp_path / "out", *flags, "--cycles", "100000")

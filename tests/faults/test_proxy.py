@@ -114,7 +114,7 @@ def test_bandwidth_is_limited_until_the_weather_changes(echo: Echo) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 5000])
-def test_a_reset_comes_after_so_many_bytes(after: int, echo: Echo) -> None:
+def test_a_reset_comes_after_the_given_number_of_bytes(after: int, echo: Echo) -> None:
     with Proxy(echo.port, breaks=[Break(after=after, how="reset")]) as proxy:
         with pytest.raises(ConnectionResetError):
             send_and_read_to_the_end(proxy, 10_000)
@@ -125,7 +125,7 @@ def test_a_reset_comes_after_so_many_bytes(after: int, echo: Echo) -> None:
         assert proxy.counts.connections == 2
 
 
-def test_a_cut_comes_after_so_many_bytes_and_says_fin(echo: Echo) -> None:
+def test_a_cut_comes_after_the_given_number_of_bytes_with_fin(echo: Echo) -> None:
     with Proxy(echo.port, breaks=[Break(after=5000, how="cut"), Break(after=7, how="cut")]) as proxy:
         for num_bytes in (5000, 7):
             assert send_and_read_to_the_end(proxy, 5000) == num_bytes
@@ -204,6 +204,6 @@ def test_without_a_teacher_behind_it_a_connection_is_reset() -> None:
         connection.recv(1)
 
 
-def test_what_never_happens_is_said_with_the_counts(echo: Echo) -> None:
+def test_waiting_for_a_missing_event_raises_with_the_counts(echo: Echo) -> None:
     with Proxy(echo.port) as proxy, pytest.raises(AssertionError, match="never happened: Counts"):
         proxy.wait_until(lambda counts: counts.resets == 1, timeout_s=0.05)

@@ -79,7 +79,7 @@ def shape(policies: dict[str, Any], policy: str, *path: str) -> runs.Shape:
 @SLOW
 @TWO_CORES
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_run_leaves_what_it_left(policy: str, address: str, tmp_path: Path) -> None:
+def test_a_run_writes_the_recorded_outputs(policy: str, address: str, tmp_path: Path) -> None:
     with runs.recorded(address) as (recorder, calls):
         out = runs.train(tmp_path, "run", "--teacher", recorder, "--policy", policy, *SMALL_RING)
     assert_same_weights(out, "weights.safetensors", WEIGHTS_TOLERANCE)
@@ -104,7 +104,7 @@ def test_a_run_leaves_what_it_left(policy: str, address: str, tmp_path: Path) ->
 
 @SLOW
 @TWO_CORES
-def test_a_run_with_more_options_is_what_it_was(address: str, tmp_path: Path) -> None:
+def test_a_run_with_more_options_writes_the_recorded_outputs(address: str, tmp_path: Path) -> None:
     recorded = read_json(DATA / "asked.json")
     with runs.recorded(address) as (recorder, calls):
         out = runs.train(tmp_path, "run", "--teacher", recorder, *OPTIONS)
@@ -170,7 +170,7 @@ def test_an_old_profile_is_used(address: str, tmp_path: Path) -> None:
 
 
 @SLOW
-def test_a_teacher_says_what_it_said(served: tuple[str, int]) -> None:
+def test_a_teacher_prints_the_recorded_output(served: tuple[str, int]) -> None:
     address, metrics_port = served
     golden = read_json(DATA / "wire.json")
     assert differences(golden["describe"], runs.describe(address)) == []
@@ -180,7 +180,7 @@ def test_a_teacher_says_what_it_said(served: tuple[str, int]) -> None:
 
 
 @SLOW
-def test_chunks_are_what_they_were(address: str) -> None:
+def test_chunks_equal_the_recorded_chunks(address: str) -> None:
     golden, logits = read_json(DATA / "wire.json")["chunks"], golden_logits()
     for name, chunks in runs.chunks_of(address).items():
         facts = [runs.chunk_facts(chunk) for chunk in chunks]
@@ -233,7 +233,7 @@ def test_an_old_logit_store_is_served_as_it_is(tmp_path: Path) -> None:
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
-def test_the_schema_is_what_it_was() -> None:
+def test_the_schema_keeps_every_recorded_field() -> None:
     assert teacher_pb2.DESCRIPTOR.serialized_pb == (DATA / "teacher.binpb").read_bytes()
 
 

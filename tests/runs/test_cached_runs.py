@@ -81,7 +81,7 @@ def test_a_full_cache_trains_without_a_teacher(address: str, online: Path, tmp_p
     assert "0.00 MB received" in again.stdout
 
 
-def test_what_a_cache_lacks_is_said_before_anything_is_trained(address: str, tmp_path: Path) -> None:
+def test_missing_rows_of_a_cache_are_reported_before_training(address: str, tmp_path: Path) -> None:
     empty = offline(tmp_path / "run", tmp_path / "cache")
     assert empty.returncode == 2, empty.stderr
     assert "there is no logit cache of this data set with encoding float16" in empty.stderr.strip().splitlines()[-1]
@@ -186,7 +186,7 @@ def test_inputs_that_travelled_are_read_from_the_cache_as_well(address: str, onl
     assert weights(tmp_path / "third") == weights(online)
 
 
-def test_a_cache_that_nobody_wants_is_not_made(address: str, tmp_path: Path) -> None:
+def test_an_online_run_creates_no_cache(address: str, tmp_path: Path) -> None:
     refused = fetch(address, tmp_path / "cache", "--public", "digits:private")
     assert (refused.returncode, "--public is digits:private" in refused.stderr) == (2, True)
     assert not (tmp_path / "cache").exists()

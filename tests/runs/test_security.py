@@ -90,7 +90,7 @@ def assert_refused(finished: subprocess.CompletedProcess[str], says: str) -> Non
         ("plain", "right", "uses plaintext, but this edge uses TLS: omit --tls-ca, --tls-cert and --tls-key"),
     ],
 )
-def test_18_who_is_not_let_in_hears_why_within_seconds(
+def test_18_a_rejected_edge_exits_with_the_cause_within_seconds(
     at: str, edge: str, says: str, request: pytest.FixtureRequest, certs: Path, foreign: Path, tmp_path: Path
 ) -> None:
     address = request.getfixturevalue(at)
@@ -148,7 +148,7 @@ def test_18_and_21_a_wrong_token_is_named_and_never_shown(tmp_path: Path) -> Non
 
 @pytest.mark.needs("openssl")
 @pytest.mark.promise(number=21)
-def test_21_no_secret_is_in_any_log_metric_or_file_and_a_certificate_says_who_an_edge_is(certs: Path, tmp_path: Path) -> None:
+def test_21_no_secret_is_in_any_log_metric_or_file_and_the_certificate_names_the_edge(certs: Path, tmp_path: Path) -> None:
     """With debug log, JSON, metrics, mutual TLS and a token; a second edge has a wrong token, which is a secret too."""
     wrong = "guess-guess-guess-guess"
     for name, content in (("right", TOKEN), ("wrong", wrong)):
@@ -191,7 +191,7 @@ def test_21_no_secret_is_in_any_log_metric_or_file_and_a_certificate_says_who_an
 
 
 @pytest.mark.needs("openssl")
-def test_an_edge_whose_certificate_names_nobody_is_known_by_it_and_not_by_its_word(certs: Path, tmp_path: Path) -> None:
+def test_a_certificate_without_a_name_identifies_its_edge_before_the_edge_id(certs: Path, tmp_path: Path) -> None:
     def openssl(*words: str) -> None:
         subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=tmp_path)
 
@@ -233,7 +233,7 @@ def certificate(port: int) -> str:
     return ssl.get_server_certificate(("127.0.0.1", port), timeout=10)
 
 
-def test_plaintext_beyond_loopback_has_to_be_asked_for(tmp_path: Path) -> None:
+def test_plaintext_beyond_loopback_requires_a_flag(tmp_path: Path) -> None:
     serve = ["cloud_teacher", "serve", "--dataset", "digits:public", "--model", "cnn:width=4", "--listen", "0.0.0.0:0"]
     said = run(python(*serve, "--store", str(tmp_path)))
     assert (said.returncode, "the connection would be plaintext: give --tls-cert" in said.stderr) == (2, True)

@@ -29,7 +29,7 @@ def value(harness: Any, name: str, **labels: str) -> float | None:
     return harness.metrics.registry.get_sample_value(f"edgekd_{name}", labels)
 
 
-def test_a_stream_is_counted_and_so_is_what_it_cost(harness: Any) -> None:
+def test_a_stream_and_its_cost_are_counted(harness: Any) -> None:
     chunks = harness.stream(count=6)
     wait_until(lambda: value(harness, "requests_total", method="StreamLogits", code="OK") == 1)
     assert value(harness, "streams_started_total") == 1
@@ -138,7 +138,7 @@ def pages() -> Iterator[Pages]:
         yield made
 
 
-def test_metrics_are_what_prometheus_reads_and_have_the_process(pages: Pages) -> None:
+def test_metrics_have_the_prometheus_format_and_describe_the_process(pages: Pages) -> None:
     pages.metrics.request_ended("Describe", "OK")
     status, body = pages.get("/metrics")
     families = {family.name: family for family in text_string_to_metric_families(body)}
@@ -213,7 +213,7 @@ def test_garbage_and_too_many_at_a_time_do_no_harm(pages: Pages, capfd: pytest.C
     assert capfd.readouterr().err == ""
 
 
-def test_who_sends_a_byte_now_and_then_is_hung_up_on(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_sends_slowly_is_disconnected(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "_REQUEST_TIMEOUT_S", 0.2)
     with socket.create_connection(("127.0.0.1", pages.port), timeout=0.01) as dripping:
         for byte in itertools.cycle(b"GET /livez"):

@@ -158,7 +158,7 @@ FIRST_WORDS = {
 
 @pytest.mark.promise(number=11)
 @pytest.mark.parametrize("kind", FIRST_WORDS)
-def test_a_stranger_on_the_socket_is_hung_up_on_or_ignored(kind: str, server: Server) -> None:
+def test_an_untrusted_client_of_the_socket_is_disconnected_or_ignored(kind: str, server: Server) -> None:
     peak = server.peak()
     with server.connect() as stranger:
         with suppress(ConnectionResetError, BrokenPipeError):  # the server has closed the connection

@@ -192,7 +192,7 @@ def test_a_visit_with_slow_tasks_ends_at_its_limit_with_one_of_each() -> None:
     assert visit.is_over(122.0)
 
 
-def test_training_may_starve_a_comm_that_stands_behind_it() -> None:
+def test_training_may_starve_a_comm_with_idle_priority() -> None:
     visit = a_visit(COMPUTE_FIRST)
     for at in (100.0, 107.0, 114.0, 121.0):
         visit.boundary(Task.FORWARD, at)
@@ -256,7 +256,7 @@ def stored_then_steady(visit: Visit, num_stored: int, *, cpu_s: float, until: fl
         visit.batch(at, cpu_s)
 
 
-def test_what_the_link_had_in_store_does_not_count() -> None:
+def test_batches_buffered_by_the_link_do_not_count() -> None:
     visit = a_visit("comm-only", starved_s=20.0, num_stored=64)
     stored_then_steady(visit, 10, cpu_s=0.1)
     assert visit.comm_s / visit.num_comm == pytest.approx(2.0)
@@ -306,7 +306,7 @@ def test_a_steady_drift_treats_all_modes_alike() -> None:
     assert rates.comp == pytest.approx((1.0, 0.625, 0.0), rel=0.05)
 
 
-def test_a_store_behind_a_slow_link_does_not_look_like_a_fast_one() -> None:
+def test_a_filled_buffer_does_not_make_a_slow_link_look_fast() -> None:
     profile = make_profile(measured(stored=40)[1], 2)
     assert profile["comm"] == pytest.approx(0.1)
     assert Profile.from_json(profile).rates.comm == pytest.approx((0.0, 0.8, 1.0))
@@ -394,7 +394,7 @@ def shown(profile: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_the_table_shows_tasks_per_second_with_intervals_and_who_waited(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_tasks_per_second_with_intervals_and_waits(capsys: pytest.CaptureFixture[str]) -> None:
     profile = make_profile(measured()[1], 2)
     table = shown(profile, capsys)
     rows = {
@@ -431,7 +431,7 @@ def test_a_busy_comm_does_not_wait_and_a_starved_one_is_named(capsys: pytest.Cap
     assert "training leaves no time for comm" in shown(profile, capsys)
 
 
-def test_the_fit_is_told_in_plain_words() -> None:
+def test_the_fit_is_printed_as_sentences() -> None:
     lines = [*table.describe_findings(make_profile(measured()[1], 2))]
     assert lines[0].startswith("Training: each core given to comm changes its rate by -37.5% +- 0.0% of the rate")
     assert lines[1].startswith("Receiving: 2 cores have one split, too few points for the paper's g")
@@ -442,7 +442,7 @@ def test_the_fit_is_told_in_plain_words() -> None:
     assert lines[1].startswith("Receiving: with c cores its rate is ")
 
 
-def test_a_disturbed_calibration_says_so() -> None:
+def test_a_disturbed_calibration_is_reported() -> None:
     profile = make_profile(measured()[1], 2)
     assert not any(line.startswith("Wide") for line in table.describe_findings(profile))
     profile["modes"][1]["comp_interval"] = [0.5, 0.8]

@@ -46,7 +46,7 @@ def test_repetitions_keep_the_order_of_their_turn() -> None:
     ]
 
 
-def test_where_no_attempt_was_quiet_the_least_disturbed_counts_and_says_so() -> None:
+def test_without_a_quiet_attempt_the_least_disturbed_counts_with_a_note() -> None:
     script = {("b", 0, attempt): {"disturbance": loud(fraction)} for attempt, fraction in ((1, 0.6), (2, 0.2), (3, 0.4))}
     runs = compared(script, repeats=1)
     assert order_of(runs) == [("os-default", 0, 1), ("b", 0, 1), ("b", 0, 2), ("b", 0, 3)]

@@ -26,7 +26,7 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.needs("openssl")
 @pytest.mark.parametrize("tls", [False, True], ids=["plaintext", "TLS"])
-def test_a_server_that_says_nothing_is_called_frozen(tls: bool, certs: Path) -> None:
+def test_a_silent_server_is_diagnosed_as_frozen(tls: bool, certs: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         cause = find_cause("127.0.0.1", port, TlsFiles(ca=certs / "ca.pem" if tls else None), timeout_s=0.3)
@@ -34,7 +34,7 @@ def test_a_server_that_says_nothing_is_called_frozen(tls: bool, certs: Path) -> 
     assert ("it is frozen" in cause.text, cause.is_final) == (True, False)
 
 
-def test_a_server_of_something_else_is_called_that() -> None:
+def test_a_server_of_another_protocol_is_diagnosed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
 
         def answer() -> None:
@@ -49,7 +49,7 @@ def test_a_server_of_something_else_is_called_that() -> None:
     assert ("is not a gRPC server" in cause.text, cause.is_final) == (True, True)
 
 
-def find_behind(answer: bytes) -> Cause | None:
+def cause_for(answer: bytes) -> Cause | None:
     """Return the diagnosed cause for a server that sends `answer` on each connection and closes it."""
     with socket.create_server(("127.0.0.1", 0)) as other:
 
@@ -65,8 +65,8 @@ def find_behind(answer: bytes) -> Cause | None:
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 3, 4, 8])
-def test_a_link_that_breaks_in_a_teachers_first_word_does_not_make_it_another_server(num_bytes: int) -> None:
-    cause = find_behind(SETTINGS[:num_bytes])
+def test_a_connection_closed_during_the_first_frame_is_not_final(num_bytes: int) -> None:
+    cause = cause_for(SETTINGS[:num_bytes])
     assert cause is not None
     assert ("closed the connection at once" in cause.text, cause.is_final) == (True, False)
 
@@ -78,7 +78,7 @@ class Dripping(socket.socket):
         return super().recv(min(num_bytes, 1), flags)
 
 
-def test_a_first_word_that_comes_byte_by_byte_is_a_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_frame_received_byte_by_byte_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     dripping = Dripping(fileno=ours.detach())
     monkeypatch.setattr(socket, "create_connection", lambda *_: dripping)
@@ -87,7 +87,7 @@ def test_a_first_word_that_comes_byte_by_byte_is_a_teachers(monkeypatch: pytest.
         assert find_cause("127.0.0.1", 1, TlsFiles()) is None
 
 
-def test_a_name_that_nobody_has_is_no_reason_to_give_up() -> None:
+def test_an_unknown_host_name_is_not_final() -> None:
     cause = find_cause("no-such-teacher.invalid", 1, TlsFiles())
     assert cause is not None
     assert ("cannot be resolved" in cause.text, cause.is_final) == (True, False)

@@ -244,9 +244,7 @@ def test_an_edge_that_is_killed_goes_on_with_the_same_result(policy: str, addres
 @pytest.mark.slow
 @pytest.mark.promise(number=24)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_an_edge_that_is_told_to_end_goes_on_where_it_stopped(
-    number: signal.Signals, status: int, address: str, whole: Path, tmp_path: Path
-) -> None:
+def test_an_edge_resumes_after_sigterm(number: signal.Signals, status: int, address: str, whole: Path, tmp_path: Path) -> None:
     command = student_command(address, tmp_path, "--policy", "static:1", *EXACT)
     found, said = begin_and_end(command, f"160 of {CYCLES}", number, within_s=5)
     assert found == status, said
@@ -275,7 +273,7 @@ sys.exit(main())
 
 @pytest.mark.slow
 @pytest.mark.promise(number=24)
-def test_what_fails_at_the_end_of_a_run_keeps_nothing_else_from_being_saved(address: str, whole: Path, tmp_path: Path) -> None:
+def test_a_failure_at_the_end_of_a_run_does_not_prevent_other_files(address: str, whole: Path, tmp_path: Path) -> None:
     command = student_command(address, tmp_path, "--policy", "os-default", *EXACT)
     blind = [command[0], "-c", BLIND, *command[3:]]
     found, said = begin_and_end(blind, f"160 of {CYCLES}", signal.SIGTERM)
@@ -390,7 +388,7 @@ def test_a_run_that_is_ended_before_its_first_cycle_leaves_the_checkpoint_that_i
 
 
 @pytest.mark.slow
-def test_training_that_diverges_is_said(address: str, tmp_path: Path) -> None:
+def test_divergence_is_reported(address: str, tmp_path: Path) -> None:
     finished = run(student_command(address, tmp_path, *EXACT, "--cycles", "4", "--lr", "1e30"))
     assert finished.returncode == 0, finished.stderr
     assert "WARNING the loss is " in finished.stderr
@@ -432,7 +430,7 @@ class FullDisk:
         )
 
 
-def test_a_full_disk_is_tried_once_in_a_while_and_told_once(tmp_path: Path) -> None:
+def test_a_full_disk_is_retried_and_logged_once(tmp_path: Path) -> None:
     disk = FullDisk(tmp_path, every=3600.0)
     (tmp_path / "checkpoint.new").mkdir()  # cannot be opened as a file
     disk.checkpoints.begin(time.monotonic())

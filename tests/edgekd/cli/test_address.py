@@ -8,7 +8,7 @@ from edgekd.cli.address import parse_address
 @pytest.mark.parametrize(
     ("text", "expected"), [("vm:1", ("vm", 1)), ("127.0.0.1:50051", ("127.0.0.1", 50051)), ("[::1]:65535", ("::1", 65535))]
 )
-def test_host_and_port_are_told_apart(text: str, expected: tuple[str, int]) -> None:
+def test_host_and_port_are_separated(text: str, expected: tuple[str, int]) -> None:
     assert parse_address(text, flag="--teacher", lowest_port=1) == expected
 
 

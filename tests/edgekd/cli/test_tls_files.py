@@ -46,7 +46,7 @@ def test_an_invalid_file_is_named_with_its_flag(names: dict[str, str], says: str
         TlsFiles(**{name: certs / file for name, file in names.items()}).check()
 
 
-def test_a_token_is_what_the_file_holds_without_white_space(tmp_path: Path) -> None:
+def test_a_token_is_the_content_of_its_file_without_white_space(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("  0123456789abcdef\n")
     assert read_token(tmp_path / "token") == "0123456789abcdef"
 

@@ -100,7 +100,7 @@ def test_a_task_slower_than_its_rate_still_has_something_left() -> None:
     assert 0 < probe.views[-1].comp_left <= 0.1 * WORK.forward
 
 
-def test_a_held_side_may_finish_what_it_was_doing() -> None:
+def test_a_held_side_may_finish_its_task() -> None:
     """A hold takes effect between chunks, and compute's at its next boundary; nothing is learnt from such a task."""
     probe = Probe(Allocation.all_comm(4), Allocation.all_comp(4))
     controller = Controller(policy=probe, cycles=3, num_cores=4)
@@ -171,7 +171,7 @@ def test_rates_of_tasks_that_keep_their_cores_are_exact(scenario: Scenario) -> N
     assert controller.rates()["comp"][every] == pytest.approx(scenario.rates.comp[0], rel=1e-6)
 
 
-def test_cores_that_change_are_shared_out_anew() -> None:
+def test_a_change_of_cores_is_followed_by_a_new_decision() -> None:
     controller = controller_of("static:3")
     assert str(controller.handle(Started(time=0.0)).allocation) == "comm 3 | comp 1"
     assert str(controller.handle(CoresChanged(num_cores=2, time=1.0)).allocation) == "comm 1 | comp 1"
@@ -244,7 +244,7 @@ def test_a_broken_invariant_tells_how_it_came_about() -> None:
     assert "#30" in lines[-1]
 
 
-def test_the_first_broken_invariant_says_that_there_is_no_story_yet() -> None:
+def test_the_first_broken_invariant_reports_an_empty_history() -> None:
     with pytest.raises(BrokenInvariant, match="no event"):
         controller_of("static:1").handle(done(Task.COMM, 0.0))
 
@@ -258,7 +258,7 @@ def test_the_first_broken_invariant_says_that_there_is_no_story_yet() -> None:
         ({"num_cores": 3, "profile": PROFILE}, "the profile is of 4 cores, and this run has 3"),
     ],
 )
-def test_what_a_user_cannot_have_is_refused(changes: dict[str, object], words: str) -> None:
+def test_invalid_settings_are_rejected(changes: dict[str, object], words: str) -> None:
     arguments: dict[str, object] = {"policy": Probe(Allocation.split(1, 4)), "cycles": 2, "num_cores": 4} | changes
     with pytest.raises(ValueError, match=words):
         Controller(**arguments)  # type: ignore[arg-type]
@@ -281,7 +281,7 @@ def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch
 
 @pytest.mark.parametrize("layer", [0.03, 0.3, math.inf])
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_learnt_of_a_task_is_its_work_wherever_it_moved(layer: float, seed: int) -> None:
+def test_estimates_are_exact_for_tasks_that_change_their_cores(layer: float, seed: int) -> None:
     """`random` changes its mind at every event, so most tasks change their cores: all of their equations hold."""
     rates = RateTable(comm=(0.0, 0.9, 1.5, 1.8, 2.0), comp=(3.4, 2.7, 1.9, 1.0, 0.0))
     policy = make_policy("random", num_cores=4, seed=seed)
@@ -293,7 +293,7 @@ def test_what_is_learnt_of_a_task_is_its_work_wherever_it_moved(layer: float, se
             assert sum(rate_of[cores] * spent for (cores, _), spent in seconds.items()) == pytest.approx(works[task], rel=1e-9)
 
 
-def test_a_task_that_moved_in_its_middle_tells_what_it_had_and_how_long() -> None:
+def test_a_moved_task_is_attributed_to_the_cores_it_had_and_for_how_long() -> None:
     """Decided at 1 s, in force from 2 s: until then comm has its one core, because training has not left the others."""
     probe = Probe(Allocation.split(1, 4), Allocation.split(3, 4))
     controller = Controller(policy=probe, cycles=3, num_cores=4, comp_moves_at_boundaries=True)
@@ -322,7 +322,7 @@ def test_a_task_that_was_held_in_its_middle_has_only_the_time_it_ran() -> None:
     assert list(controller.estimates.comm.recent)[1] == (Task.COMM, {Share(1): 0.5, Share(4): 2.5})
 
 
-def test_moving_decides_nothing_and_books_nothing_twice() -> None:
+def test_a_move_makes_no_decision_and_attributes_no_time_twice() -> None:
     """Where a decision takes effect at once there is nothing to tell, however often it is told."""
     probe = Probe(Allocation.split(1, 4))
     controller = Controller(policy=probe, cycles=3, num_cores=4)

@@ -94,7 +94,7 @@ def test_a_split_is_left_after_three_tasks_even_if_none_kept_it() -> None:
     assert taught(*partial * 3).untried(warm_up_splits(3), 3, 1) == Allocation.split(2, 3)
 
 
-def test_the_table_is_linear_between_and_beyond_what_was_measured() -> None:
+def test_the_table_is_linear_between_and_beyond_measured_cores() -> None:
     table = taught(*(cycle(4, 8) + cycle(1, 8) + cycle(7, 8)) * 6).table(8)
     assert table is not None
     assert table.comm == pytest.approx([float(c) for c in range(9)], rel=1e-3)
@@ -135,7 +135,7 @@ def test_whatever_the_times_the_rates_stay_rates(lessons: list[tuple[Task, dict[
         assert list(table.comp) == sorted(table.comp, reverse=True)
 
 
-def test_a_share_that_was_said_to_get_nothing_done_is_learnt_from_its_first_task() -> None:
+def test_a_rate_of_zero_in_the_profile_is_replaced_after_the_first_task() -> None:
     """calibrate writes a rate of 0 where training left comm nothing in all of its visits."""
     estimates = Estimates(Workload(forward=1.0, backward=2.0, comm=6.0))
     estimates.comm.rates = {Share(2): 0.0, Share(1): 2.0}

@@ -36,7 +36,7 @@ def test_a_link_that_changes_tenfold_is_followed_within_three_tasks(before: floa
     assert abs(1 / link.rate - after) < abs(1 / link.rate - before)
 
 
-def test_behind_training_comm_may_be_busy_without_disproving_the_limit() -> None:
+def test_comm_with_idle_priority_may_be_busy_without_disproving_the_limit() -> None:
     """It waits for cores all the time there, so that it does not wait for bytes says nothing about the link."""
     link = Link()
     told(link, seconds=1.0, busy_s=0.2)

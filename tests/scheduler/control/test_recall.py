@@ -45,7 +45,7 @@ def told(known: Controller) -> Any:
 @pytest.mark.parametrize("name", EVERY_NAME)
 @given(scenario=scenarios())
 @settings(max_examples=15, deadline=None)
-def test_what_is_told_is_known_again(name: str, is_profiled: bool, scenario: Scenario) -> None:
+def test_saved_state_is_restored(name: str, is_profiled: bool, scenario: Scenario) -> None:
     first = controller(name, scenario, is_profiled=is_profiled)
     drive(first, scenario.rates, scenario.work)
     memory = told(first)
@@ -90,7 +90,7 @@ def test_another_policy_takes_the_rates_and_leaves_the_rest() -> None:
     assert told(other)["estimates"] == memory["estimates"]
 
 
-def test_what_was_learnt_on_other_cores_is_left() -> None:
+def test_state_learned_on_other_cores_is_ignored() -> None:
     _, memory, scenario = learnt("dynamic")
     other = controller("dynamic", scenario)
     before = told(other)
@@ -99,7 +99,7 @@ def test_what_was_learnt_on_other_cores_is_left() -> None:
 
 
 @pytest.mark.parametrize("name", ["adaptive", "random", "dynamic"])
-def test_a_memory_that_nobody_told_is_a_value_error_and_nothing_else(name: str) -> None:
+def test_damaged_state_raises_value_error_and_nothing_else(name: str) -> None:
     _, memory, scenario = learnt(name)
     generator = random.Random(7)
     num_refused = 0

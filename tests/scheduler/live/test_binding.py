@@ -183,7 +183,7 @@ assert len(team_by_clock()) == 2
 
 
 @TWO_CORES
-def test_what_a_refused_mask_has_changed_is_put_back() -> None:
+def test_changes_before_a_refused_mask_are_undone() -> None:
     run_in_process(
         PRELUDE
         + """
@@ -303,7 +303,7 @@ def run_with_mask_put_back(cores: frozenset[int]) -> None:
 
 
 @TWO_CORES
-def test_every_thread_of_another_process_is_pinned_the_later_born_too() -> None:
+def test_every_thread_of_another_process_is_pinned_also_later_ones() -> None:
     script = """
 import sys, threading
 stop = threading.Event()
@@ -338,7 +338,7 @@ sys.stdin.readline()
     assert read_masks([process.pid]) == {}
 
 
-def test_a_worker_is_put_behind_and_threads_that_it_starts_then_too() -> None:
+def test_idle_priority_applies_to_a_worker_and_its_later_threads() -> None:
     program = "import sys, threading, time\nsys.stdin.readline()\n" + (
         "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\nprint(flush=True)\ntime.sleep(60)"
     )

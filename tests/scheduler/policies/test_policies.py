@@ -262,7 +262,7 @@ def test_dynamic_on_two_cores_needs_no_rates_and_no_plan() -> None:
 @pytest.mark.parametrize("name", ["dynamic", "adaptive"])
 @given(scenario=scenarios(min_cores=3, max_cycles=12), seed=st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
-def test_a_planner_measures_what_it_asked_for_and_then_plans(name: str, scenario: Scenario, seed: int) -> None:
+def test_a_planner_measures_the_requested_modes_and_then_plans(name: str, scenario: Scenario, seed: int) -> None:
     decisions = run(name, scenario, seed=seed, is_profiled=False).decisions
     reasons = [d.reason for d in decisions if d.reason in (Reason.POLICY, Reason.LEARNING)]
     assert reasons == sorted(reasons, key=[Reason.LEARNING, Reason.POLICY].index)
