@@ -1,4 +1,4 @@
-"""What the benchmarks compute from their measurements."""
+"""Calculations of the benchmarks: plans and summaries of measurements."""
 
 import json
 import subprocess

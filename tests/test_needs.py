@@ -1,4 +1,4 @@
-"""The tests need no network and nothing but pip's packages, except where a marker says so."""
+"""The tests need no network and only packages from pip, except tests with the marker `needs`."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Many broken connections leave nothing behind, and what the verdict of the long soak is worth: a leak is found, noise is none."""
+"""Many broken connections leak no resources, and the verdict of the soak test detects a leak but not noise."""
 
 import contextlib
 import subprocess
@@ -55,7 +55,7 @@ def test_a_leak_under_noise_is_found_with_its_size() -> None:
 
 
 def test_a_leak_in_steps_is_found() -> None:
-    """As one that happens at every fault."""
+    """As a leak that occurs at every fault."""
     assert not trend(SECONDS, 30_000 + NOISE + 100 * (SECONDS // 5)).is_flat(ALLOWED)
 
 

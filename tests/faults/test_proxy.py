@@ -1,4 +1,4 @@
-"""The proxy does what it was told, and says so: else every test that uses it would prove nothing."""
+"""The proxy follows its script and counts its actions. The other tests of faults rely on this."""
 
 import contextlib
 import socket
@@ -12,7 +12,7 @@ from proxy_script import Break, Weather
 
 
 class Echo:
-    """A server that sends back what it gets."""
+    """A server that returns the received data."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -62,7 +62,7 @@ def read(connection: socket.socket, num_bytes: int) -> bytes:
 
 
 def read_to_the_end(connection: socket.socket) -> int:
-    """Bytes until FIN; ConnectionResetError for an RST."""
+    """Return the bytes until FIN. Raises ConnectionResetError for an RST."""
     num_bytes = 0
     while data := connection.recv(65536):
         num_bytes += len(data)
@@ -190,7 +190,7 @@ def test_down_refuses_and_up_is_the_same_port(echo: Echo) -> None:
 
 
 def test_a_reader_that_stops_is_felt_by_the_writer(echo: Echo) -> None:
-    """Else the proxy would hide how far a teacher runs ahead."""
+    """Otherwise the proxy would hide how far a teacher runs ahead."""
     with Proxy(echo.port) as proxy, connect(proxy) as connection:
         connection.setblocking(False)
         with pytest.raises(BlockingIOError):

@@ -71,16 +71,16 @@ def test_mutual_tls_and_a_token_change_no_result(plain: str, certs: Path, tmp_pa
         assert TOKEN.encode() not in file.read_bytes(), file
 
 
-def assert_refused(finished: subprocess.CompletedProcess[str], says: str) -> None:
+def assert_refused(finished: subprocess.CompletedProcess[str], fragment: str) -> None:
     """Assert that the run ended with the cause, not after a timeout, and with at most one retry."""
-    assert (finished.returncode, says in finished.stderr) == (2, True), finished.stderr
+    assert (finished.returncode, fragment in finished.stderr) == (2, True), finished.stderr
     assert finished.stderr.count("trying again") <= 1, "no storm of retries"
 
 
 @pytest.mark.needs("openssl")
 @pytest.mark.promise(number=18)
 @pytest.mark.parametrize(
-    ("at", "edge", "says"),
+    ("at", "edge", "fragment"),
     [
         ("mutual", "none", "requires TLS, but this edge uses plaintext: give --tls-ca"),
         ("mutual", "authority", "requires a client certificate; give --tls-cert and --tls-key"),
@@ -91,7 +91,7 @@ def assert_refused(finished: subprocess.CompletedProcess[str], says: str) -> Non
     ],
 )
 def test_18_a_rejected_edge_exits_with_the_cause_within_seconds(
-    at: str, edge: str, says: str, request: pytest.FixtureRequest, certs: Path, foreign: Path, tmp_path: Path
+    at: str, edge: str, fragment: str, request: pytest.FixtureRequest, certs: Path, foreign: Path, tmp_path: Path
 ) -> None:
     address = request.getfixturevalue(at)
     flags = {
@@ -107,7 +107,7 @@ def test_18_a_rejected_edge_exits_with_the_cause_within_seconds(
             finished = run(student_command(f"127.0.0.2:{port}", tmp_path / "run", *FEW, *flags))
     else:
         finished = run(student_command(address, tmp_path / "run", *FEW, *flags))
-    assert_refused(finished, says)
+    assert_refused(finished, fragment)
 
 
 @pytest.mark.needs("openssl")
@@ -133,12 +133,12 @@ def test_18_and_21_a_wrong_token_is_named_and_never_shown(tmp_path: Path) -> Non
     for name, content in (("right", TOKEN), ("wrong", "guess-guess-guess-guess")):
         (tmp_path / name).write_text(content)
     with teacher(tmp_path / "store", "--token-file", str(tmp_path / "right"), "--log-level", "debug") as serving:
-        for flags, says in (
+        for flags, fragment in (
             ((), "the call has no token"),
             (("--token-file", str(tmp_path / "wrong")), "the token is not this"),
         ):
             finished = run(student_command(serving.address, tmp_path / "run", *FEW, *flags, "--log-level", "debug"))
-            assert_refused(finished, says)
+            assert_refused(finished, fragment)
             assert "guess" not in finished.stderr
         train(serving.address, tmp_path / "run", *FEW, "--token-file", str(tmp_path / "right"))
         with grpc.insecure_channel(serving.address) as channel:
@@ -157,7 +157,7 @@ def test_21_no_secret_is_in_any_log_metric_or_file_and_the_certificate_names_the
     watched = (*loud, "--metrics-listen", "127.0.0.1:0", "--max-streams-per-edge", "2")
     log = tmp_path / "teacher.log"
     with teacher(tmp_path / "store", *served_by(certs), "--token-file", str(tmp_path / "right"), *watched, log=log) as serving:
-        said = {
+        output = {
             name: run(
                 student_command(
                     serving.address, tmp_path / f"run-{name}", *FEW, *edge_of(certs), "--token-file", str(tmp_path / name), *loud,
@@ -169,10 +169,10 @@ def test_21_no_secret_is_in_any_log_metric_or_file_and_the_certificate_names_the
         (where,) = re.findall(r"http://[^\"]+/metrics", log.read_text())
         with urllib.request.urlopen(where, timeout=10) as answer:
             metrics = answer.read().decode()
-    assert (said["right"].returncode, said["wrong"].returncode) == (0, 2), said
-    files = [path for name in said for path in (tmp_path / f"run-{name}").glob("*") if path.is_file()]
+    assert (output["right"].returncode, output["wrong"].returncode) == (0, 2), output
+    files = [path for name in output for path in (tmp_path / f"run-{name}").glob("*") if path.is_file()]
     texts = {str(path): path.read_bytes().decode("latin-1") for path in (log, *files)}
-    texts |= {"metrics": metrics, **{name: finished.stderr + finished.stdout for name, finished in said.items()}}
+    texts |= {"metrics": metrics, **{name: finished.stderr + finished.stdout for name, finished in output.items()}}
     assert {"result.json", "trace.json", "events.jsonl", "checkpoint.edgekd"} <= {path.name for path in files}
     keys = [line for key in ("teacher.key", "pi-1.key") for line in (certs / key).read_text().splitlines() if len(line) > 8]
     for secret in (TOKEN, wrong, "Bearer", *keys):
@@ -183,7 +183,7 @@ def test_21_no_secret_is_in_any_log_metric_or_file_and_the_certificate_names_the
     result = json.loads((tmp_path / "run-right" / "result.json").read_text())
     of_run = [line for line in map(json.loads, log.read_text().splitlines()) if line.get("run") == result["run_id"]]
     assert {(line["edge"], line["index"], line["count"]) for line in of_run} == {("pi-1", 0, 12)}, "as certified, not as said"
-    own = [json.loads(line) for line in said["right"].stderr.splitlines()]
+    own = [json.loads(line) for line in output["right"].stderr.splitlines()]
     assert {(line["edge"], line["run"], line.get("policy", "os-default")) for line in own} == {
         ("liar", result["run_id"], "os-default")
     }
@@ -235,12 +235,12 @@ def certificate(port: int) -> str:
 
 def test_plaintext_beyond_loopback_requires_a_flag(tmp_path: Path) -> None:
     serve = ["cloud_teacher", "serve", "--dataset", "digits:public", "--model", "cnn:width=4", "--listen", "0.0.0.0:0"]
-    said = run(python(*serve, "--store", str(tmp_path)))
-    assert (said.returncode, "the connection would be plaintext: give --tls-cert" in said.stderr) == (2, True)
-    said = run(student_command("teacher.example:50051", tmp_path / "run", *FEW))
-    assert (said.returncode, "the connection would be plaintext: give --tls-ca, or --insecure" in said.stderr) == (2, True)
-    said = run(student_command("127.0.0.9:1", tmp_path / "run", *FEW[:-1], "0.1", "--insecure"))
-    assert (said.returncode, "no server listens at 127.0.0.9:1" in said.stderr) == (1, True)
+    output = run(python(*serve, "--store", str(tmp_path)))
+    assert (output.returncode, "the connection would be plaintext: give --tls-cert" in output.stderr) == (2, True)
+    output = run(student_command("teacher.example:50051", tmp_path / "run", *FEW))
+    assert (output.returncode, "the connection would be plaintext: give --tls-ca, or --insecure" in output.stderr) == (2, True)
+    output = run(student_command("127.0.0.9:1", tmp_path / "run", *FEW[:-1], "0.1", "--insecure"))
+    assert (output.returncode, "no server listens at 127.0.0.9:1" in output.stderr) == (1, True)
 
 
 def python(*arguments: str) -> list[str]:

@@ -106,11 +106,11 @@ def test_a_teacher_that_is_killed_and_started_again_costs_time_but_no_result(
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
             read_until(student, "6 of 20")
             first.kill()
-            said = read_until(student, "trying again")
+            output = read_until(student, "trying again")
             with teacher(tmp_path / "store", port=first.port):
                 assert student.stderr is not None
-                said += student.stderr.read()
-    assert student.returncode == 0, said
+                output += student.stderr.read()
+    assert student.returncode == 0, output
     assert weights(tmp_path / "run") == weights(undisturbed)
     log = events(tmp_path / "run")
     for task in ("comm", "forward", "backward"):
@@ -125,12 +125,12 @@ def test_an_interrupted_run_saves_its_weights(number: signal.Signals, status: in
         command = student_command(serving.address, tmp_path / "run", "--policy", "comp-priority", "--cycles", "50")
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
             worker = comm_worker_of(student)
-            said = read_until(student, "5 of 50")
+            output = read_until(student, "5 of 50")
             student.send_signal(number)
             assert student.stderr is not None
-            said += student.stderr.read()
-    assert student.returncode == status, said
-    assert "Traceback" not in said
+            output += student.stderr.read()
+    assert student.returncode == status, output
+    assert "Traceback" not in output
     assert not psutil.pid_exists(worker)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert 5 <= result["cycles"] < 50

@@ -1,4 +1,4 @@
-"""Metrics of a teacher, the HTTP pages that publish them, and who may read the pages."""
+"""Metrics of a teacher, the HTTP pages that publish them, and the access to these pages."""
 
 import asyncio
 import contextlib
@@ -150,12 +150,12 @@ def test_metrics_have_the_prometheus_format_and_describe_the_process(pages: Page
 
 
 def test_health_is_503_until_it_serves_and_when_it_stops(pages: Pages) -> None:
-    said = []
+    output = []
     for is_serving in (False, True, False):
         pages.liveness.set_serving(is_serving)
-        said.append(pages.get("/healthz"))
-    assert [status for status, _ in said] == [503, 200, 503]
-    assert "starting or stopping" in said[0][1]
+        output.append(pages.get("/healthz"))
+    assert [status for status, _ in output] == [503, 200, 503]
+    assert "starting or stopping" in output[0][1]
 
 
 def test_a_server_whose_loop_hangs_is_neither_healthy_nor_alive(pages: Pages) -> None:
@@ -237,7 +237,7 @@ def test_the_port_is_free_again_afterwards() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "fragment"),
     [
         ({"metrics_listen": "nowhere"}, "--metrics-listen is 'nowhere', must be HOST:PORT"),
         ({"metrics_listen": "0.0.0.0:9464"}, "--metrics-listen is 0.0.0.0:9464, which other machines can reach, in plaintext"),
@@ -251,9 +251,9 @@ def test_the_port_is_free_again_afterwards() -> None:
         ({"max_connection_age": float("nan")}, "--max-connection-age is nan"),
     ],
 )
-def test_wrong_setting_is_named(changes: dict[str, Any], says: str) -> None:
+def test_wrong_setting_is_named(changes: dict[str, Any], fragment: str) -> None:
     settings: dict[str, Any] = {"listen": "127.0.0.1:0", "dataset": "digits:public", "model": "cnn"}
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=fragment):
         ServeConfig(**(settings | changes))
 
 

@@ -206,7 +206,7 @@ def test_stream_from_the_store_does_not_wait_for_another_edges_computing(harness
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "says"),
+    ("changes", "code", "fragment"),
     [
         ({"count": 0}, Code.INVALID_ARGUMENT, "count is 0, must be in 1 .. 1024"),
         ({"count": MAX_WINDOW + 1}, Code.INVALID_ARGUMENT, "count is 1025"),
@@ -235,11 +235,11 @@ def test_stream_from_the_store_does_not_wait_for_another_edges_computing(harness
     ],
 )
 def test_hostile_request_is_refused_and_the_next_call_works(
-    harness: Any, changes: dict[str, object], code: grpc.StatusCode, says: str
+    harness: Any, changes: dict[str, object], code: grpc.StatusCode, fragment: str
 ) -> None:
     refused = harness.refusal(**changes)
     assert refused.code() is code
-    assert says in refused.details()
+    assert fragment in refused.details()
     assert len(refused.details()) < 300
     assert harness.teacher.asked == []
     assert len(harness.stream()) == 3

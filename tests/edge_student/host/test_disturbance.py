@@ -195,7 +195,7 @@ def test_a_core_that_grew_too_hot_is_named(rig: Rig) -> None:
     assert rig.sampler.after()["throttled"] == ["core 1 too hot"]
 
 
-def test_the_throttling_flags_of_a_board_are_recorded(rig: Rig) -> None:
+def test_temperature_clock_and_load_of_a_board_are_recorded(rig: Rig) -> None:
     folder = "sys/devices/system/cpu/cpu0/cpufreq"
     for name, text in (("governor", "ondemand"), ("cur_freq", "1500000"), ("min_freq", "600000"), ("max_freq", "1800000")):
         rig.write(f"{folder}/scaling_{name}", f"{text}\n")

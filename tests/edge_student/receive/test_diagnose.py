@@ -79,11 +79,11 @@ class Dripping(socket.socket):
 
 
 def test_a_first_frame_received_byte_by_byte_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = socket.socketpair()
+    ours, remote_end = socket.socketpair()
     dripping = Dripping(fileno=ours.detach())
     monkeypatch.setattr(socket, "create_connection", lambda *_: dripping)
-    with dripping, theirs:
-        theirs.sendall(SETTINGS)
+    with dripping, remote_end:
+        remote_end.sendall(SETTINGS)
         assert find_cause("127.0.0.1", 1, TlsFiles()) is None
 
 

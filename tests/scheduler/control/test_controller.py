@@ -1,4 +1,4 @@
-"""What the controller books, what it learns, and what it refuses to believe."""
+"""The controller: time attribution, learning from tasks, and rejected event sequences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROFILE = Profile(cores=4, workload=WORK, rates=RATES)
 
 
 class Probe:
-    """Chooses as told and remembers what it saw."""
+    """Returns scripted allocations and records the views that it gets."""
 
     name = "probe"
     is_work_conserving = True
@@ -48,7 +48,7 @@ def controller_of(name: str, *, cycles: int = 3, num_cores: int = 4, prefetch: i
 
 
 def test_a_run_by_hand() -> None:
-    """One slot, two cycles: every forced rule and the policy in turn."""
+    """Checks every forced rule and the policy in turn, with one slot and two cycles."""
     controller = controller_of("static:1", cycles=2, prefetch=1)
     story: list[tuple[Event, str, Reason]] = [
         (Started(time=5.0), "comm 1 | comp 3", Reason.POLICY),
@@ -101,7 +101,7 @@ def test_a_task_slower_than_its_rate_still_has_something_left() -> None:
 
 
 def test_a_held_side_may_finish_its_task() -> None:
-    """A hold takes effect between chunks, and compute's at its next boundary; nothing is learnt from such a task."""
+    """A hold of comm takes effect between chunks, that of compute at its next boundary. Such a task gives no estimate."""
     probe = Probe(Allocation.all_comm(4), Allocation.all_comp(4))
     controller = Controller(policy=probe, cycles=3, num_cores=4)
     controller.handle(Started(time=0.0))
@@ -123,7 +123,7 @@ def test_a_task_that_was_held_halfway_is_not_learnt_from() -> None:
 
 
 def test_waiting_is_not_working_when_nothing_is_pinned() -> None:
-    """Comm waits for a slot from 1 s to 3 s, comp for logits from 4 s to 5 s; both are allowed every core all the time."""
+    """Comm waits for a slot from 1 s to 3 s, comp for logits from 4 s to 5 s. Both may use every core all the time."""
     controller = controller_of("os-default", cycles=2, prefetch=1)
     times = [(Task.COMM, 1.0), (Task.FORWARD, 2.0), (Task.BACKWARD, 3.0), (Task.FORWARD, 4.0), (Task.COMM, 5.0)]
     controller.handle(Started(time=0.0))
@@ -158,7 +158,7 @@ def test_an_unmanaged_run_is_learnt_apart_from_a_pinned_one() -> None:
 @given(scenario=scenarios(min_cores=3, max_cores=6, max_cycles=12))
 @settings(max_examples=60, deadline=None)
 def test_rates_of_tasks_that_keep_their_cores_are_exact(scenario: Scenario) -> None:
-    """Comm alone, then comp alone: with comm-priority no task ever changes its cores."""
+    """With comm-priority, comm runs alone and then comp alone, so no task changes its cores."""
     controller = Controller(
         policy=make_policy("comm-priority", num_cores=scenario.num_cores, seed=0),
         cycles=scenario.cycles,
@@ -266,7 +266,7 @@ def test_invalid_settings_are_rejected(changes: dict[str, object], words: str) -
 
 @pytest.mark.parametrize("prefetch", [None, 4])
 def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch: int | None) -> None:
-    """As in a live run: a split that is decided in the middle of a Backward takes effect when that Backward ends."""
+    """As in a live run: a split decided during a Backward takes effect when that Backward ends."""
     own = (0.0, 1.0, 1.9, 2.7, 3.4)  # rate by a side's own number of cores
     rates = RateTable(comm=(0.0, 0.9, 1.5, 1.8, 2.0), comp=tuple(reversed(own)))
     policy = make_policy("dynamic", num_cores=4, seed=0)
@@ -282,7 +282,7 @@ def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch
 @pytest.mark.parametrize("layer", [0.03, 0.3, math.inf])
 @pytest.mark.parametrize("seed", range(5))
 def test_estimates_are_exact_for_tasks_that_change_their_cores(layer: float, seed: int) -> None:
-    """`random` changes its mind at every event, so most tasks change their cores: all of their equations hold."""
+    """`random` draws a split at every event, so most tasks change their cores. The equations of all tasks hold."""
     rates = RateTable(comm=(0.0, 0.9, 1.5, 1.8, 2.0), comp=(3.4, 2.7, 1.9, 1.0, 0.0))
     policy = make_policy("random", num_cores=4, seed=seed)
     controller = Controller(policy=policy, cycles=8, num_cores=4, comp_moves_at_boundaries=True)
@@ -294,7 +294,7 @@ def test_estimates_are_exact_for_tasks_that_change_their_cores(layer: float, see
 
 
 def test_a_moved_task_is_attributed_to_the_cores_it_had_and_for_how_long() -> None:
-    """Decided at 1 s, in force from 2 s: until then comm has its one core, because training has not left the others."""
+    """The split is decided at 1 s and takes effect at 2 s. Until then comm has one core, because training still uses the others."""
     probe = Probe(Allocation.split(1, 4), Allocation.split(3, 4))
     controller = Controller(policy=probe, cycles=3, num_cores=4, comp_moves_at_boundaries=True)
     controller.handle(Started(time=0.0))
@@ -323,7 +323,7 @@ def test_a_task_that_was_held_in_its_middle_has_only_the_time_it_ran() -> None:
 
 
 def test_a_move_makes_no_decision_and_attributes_no_time_twice() -> None:
-    """Where a decision takes effect at once there is nothing to tell, however often it is told."""
+    """If decisions take effect at once, repeated move events change nothing."""
     probe = Probe(Allocation.split(1, 4))
     controller = Controller(policy=probe, cycles=3, num_cores=4)
     controller.handle(Started(time=0.0))

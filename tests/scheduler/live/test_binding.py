@@ -1,4 +1,4 @@
-"""Real threads, real masks. Each case runs in a process of its own, because masks and thread pools are a process' own."""
+"""Masks of real threads. Each case runs in its own process, because masks and thread pools belong to a process."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ TWO_CORES = pytest.mark.skipif(len(allowed_cores()) < 2, reason="needs two cores
 
 
 def run_in_process(script: str) -> str:
-    """What a script prints; its failure is the test's."""
+    """Return the output of a script. A failure of the script fails the test."""
     finished = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
@@ -132,7 +132,7 @@ def work():
 
 @pytest.mark.parametrize("smaller", [2, 3])
 def test_a_team_that_grows_again_has_new_threads_and_none_of_those_that_were_left_out(smaller: int) -> None:
-    """libgomp ends what a smaller team of two or more leaves out, and on busy cores such a thread may take long to be gone."""
+    """libgomp ends surplus threads of a team of two or more. On busy cores such a thread can take long to exit."""
     run_in_process(
         WIDE
         + f"""
@@ -244,7 +244,7 @@ stop.set(); thread.join()
 
 
 class ChurningTeam:
-    """A team whose other thread is never the same: what oneDNN does to OpenMP with small work on many cores."""
+    """A team whose second thread changes at every operation, as oneDNN does with small work on many cores."""
 
     def size(self) -> int:
         return 2

@@ -21,30 +21,30 @@ CORES = (2, 3, 5, 7)
 
 
 class FakeComm:
-    """A comm worker that says what the test puts into its queue, and remembers what it was told."""
+    """A comm worker that returns queued events and records its calls."""
 
     def __init__(self, cycles: int) -> None:
         self.cycles = cycles
         self.events: queue.Queue[CommEvent] = queue.Queue()
-        self.told: list[object] = []
+        self.calls: list[object] = []
 
     def go(self) -> None:
-        self.told.append("go")
+        self.calls.append("go")
 
     def next_event(self, timeout_s: float) -> CommEvent | None:
         try:
-            return self.events.get(timeout=min(timeout_s, 0.02))  # a loop that is told to finish waits that long
+            return self.events.get(timeout=min(timeout_s, 0.02))  # a loop that shall finish waits that long
         except queue.Empty:
             return None
 
     def hold(self) -> None:
-        self.told.append("hold")
+        self.calls.append("hold")
 
     def release(self) -> None:
-        self.told.append("release")
+        self.calls.append("release")
 
     def free_slots(self, num_batches: int) -> None:
-        self.told.append(num_batches)
+        self.calls.append(num_batches)
 
     def deliver(self, *indices: int) -> None:
         for index in indices:
@@ -54,7 +54,7 @@ class FakeComm:
 
 
 class FakeBinding:
-    """Records the cores it was given; `order` is shared by both sides, so that a test sees who moved first."""
+    """Records the requested cores. Both sides share `order`, so that a test can check the order of moves."""
 
     def __init__(self, side: str, order: list[tuple[str, tuple[int, ...]]]) -> None:
         self.side = side
@@ -93,7 +93,7 @@ class FakeBinding:
 
 
 class Rig:
-    """A loop of one policy with everything around it faked."""
+    """A loop with one policy and fakes for all its collaborators."""
 
     def __init__(self, policy: str | Policy, *, cycles: int, prefetch: int | None = None) -> None:
         self.comm = FakeComm(cycles)
@@ -132,14 +132,14 @@ class Rig:
         return [record for record in self.records if record["event"] == event]
 
     def has_decided(self, number: int) -> None:
-        """Return when the scheduler thread has decided so often; it waits for that thread, not for a time."""
+        """Return when the scheduler thread has made this number of decisions. Waits for the thread, not for a fixed time."""
         with self.loop._changed:
             while self.loop._decision is None or self.loop._decision.sequence < number - 1:
                 assert self.loop._changed.wait(10), "no decision came"
 
 
 class Scripted:
-    """A policy that chooses as told, the last choice for ever."""
+    """A policy that returns scripted choices and repeats the last one."""
 
     name = "scripted"
     is_work_conserving = True
@@ -170,7 +170,7 @@ def test_every_policy_trains_to_the_end_and_restores(policy: str) -> None:
     rig.loop.finish()
     tasks = [(record["task"], record["index"]) for record in rig.records if record["event"] == "task" and record["task"] != "comm"]
     assert tasks == [(task, index) for index in range(4) for task in ("forward", "backward")]
-    assert [told for told in rig.comm.told if isinstance(told, int)] == [1, 2, 3, 4]
+    assert [call for call in rig.comm.calls if isinstance(call, int)] == [1, 2, 3, 4]
     assert rig.comp_binding.is_restored
     sequences = [decision["sequence"] for decision in rig.decisions()]
     assert sequences == list(range(len(sequences))), "every decision is logged once, the last one too"
@@ -208,11 +208,11 @@ def test_comm_gets_no_core_before_compute_has_left_it() -> None:
     rig.loop.start()
     rig.comm.deliver(0)  # the buffer is full: all cores to compute
     with rig.loop.task(Task.FORWARD):
-        assert rig.comm.told == ["go", "hold"]
+        assert rig.comm.calls == ["go", "hold"]
         assert rig.order[-1] == ("comp", CORES)
     with rig.loop.task(Task.BACKWARD):
-        assert rig.comm.told == ["go", "hold"]
-    assert rig.comm.told == ["go", "hold", 1, "release"], "the slot is free, and compute is at a boundary"
+        assert rig.comm.calls == ["go", "hold"]
+    assert rig.comm.calls == ["go", "hold", 1, "release"], "the slot is free, and compute is at a boundary"
     rig.comm.deliver(1)
     rig.train(1)
     rig.loop.finish()
@@ -245,7 +245,7 @@ def test_nothing_is_pinned_under_os_default() -> None:
     rig.train(2)
     rig.loop.finish()
     assert rig.order == []
-    assert "hold" not in rig.comm.told
+    assert "hold" not in rig.comm.calls
 
 
 def test_a_failure_of_the_comm_worker_is_raised_where_training_waits() -> None:
@@ -310,7 +310,7 @@ def test_a_task_that_raises_is_not_reported_as_done() -> None:
 
 
 class NoLock:
-    """Stands in for the lock where nobody may take it."""
+    """Replaces the lock in tests where no thread may take it."""
 
     def __enter__(self) -> None:
         raise AssertionError("the lock was taken")
@@ -475,7 +475,7 @@ def test_compute_without_cores_is_held_between_two_layers() -> None:
     bind = rig.comm_binding.apply
 
     def bind_and_receive(cores: Iterable[int]) -> dict[int, tuple[int, ...]]:
-        """Comm has every core now, so compute is held: the next batch ends that."""
+        """Comm has every core, so compute is held until the next batch arrives."""
         rig.comm_binding.apply = bind  # type: ignore[method-assign]
         rig.comm.deliver(1)
         return bind(cores)
@@ -501,11 +501,11 @@ def test_compute_without_cores_is_held_between_two_layers() -> None:
 def test_cores_given_and_taken_back_before_compute_woke_up_were_never_its_own() -> None:
     rig = Rig(Scripted(HALF, NOTHING, WIDE, NOTHING, HALF), cycles=5)
     rig.loop.start()
-    told: list[Allocation | None] = []
+    seen_in_force: list[Allocation | None] = []
     wait = rig.loop._changed.wait
 
     def sleep_until_the_next(timeout: float | None = None) -> bool:
-        """Asleep through WIDE: it sees NOTHING again, and then HALF."""
+        """Sleeps while the state is WIDE. It then sees NOTHING again, and then HALF."""
         rig.loop._changed.wait = wait  # type: ignore[method-assign]
         rig.comm.deliver(1, 2)
         rig.has_decided(4)
@@ -513,7 +513,7 @@ def test_cores_given_and_taken_back_before_compute_woke_up_were_never_its_own() 
         return True
 
     def look(timeout: float | None = None) -> bool:
-        told.append(rig.controller._in_force)
+        seen_in_force.append(rig.controller._in_force)
         rig.loop._changed.wait = wait  # type: ignore[method-assign]
         rig.comm.deliver(3)
         return wait(timeout)
@@ -524,7 +524,7 @@ def test_cores_given_and_taken_back_before_compute_woke_up_were_never_its_own() 
         rig.loop._changed.wait = sleep_until_the_next  # type: ignore[method-assign]
         rig.loop.between_layers()
     rig.loop.finish()
-    assert told == [NOTHING]
+    assert seen_in_force == [NOTHING]
     assert [bound["cores"] for bound in rig.of("comp-bound")] == [[5, 7], [], [5, 7]]
 
 
@@ -573,7 +573,7 @@ def test_after_a_refusal_compute_moves_no_more(side: str) -> None:
 
 
 class World:
-    """Cores that come and go as the test says."""
+    """Cores that a test takes away and returns."""
 
     def __init__(self) -> None:
         self.cores = frozenset(CORES)
@@ -589,7 +589,7 @@ def rig_of(world: World, policy: str | Policy, cycles: int) -> Rig:
 
 
 def count(rig: Rig) -> None:
-    """As the scheduler thread does from time to time."""
+    """Count the usable cores, as the scheduler thread does periodically."""
     rig.loop._count_cores()
 
 

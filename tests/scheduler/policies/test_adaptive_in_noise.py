@@ -1,7 +1,7 @@
-"""`adaptive` without a profile, in worlds of two cores that it knows nothing of: it must not lose to any fixed policy by much.
+"""`adaptive` without a profile on simulated machines of two cores: it must not lose to any fixed policy by much.
 
-A world gives every mode its rates, the link a limit, and every task noise. What the policy sees is what a live run shows it: when
-tasks end, and for how long comm was busy.
+A world defines the rates of every mode, the limit of the link, and the noise of tasks. The policy gets the same data as in a live
+run: the end times of tasks, and the busy time of comm.
 """
 
 from __future__ import annotations
