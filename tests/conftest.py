@@ -1,4 +1,4 @@
-"""What holds for every test: the same examples every time, nothing downloaded, nobody's home, and no test without what it needs."""
+"""Rules for all tests: repeatable examples, no downloads, a temporary home folder, and a skip if a requirement is missing."""
 
 import signal
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from needs import BARE, NEEDS, hide_commands, is_here
+from processes import teacher
 
 from edgekd.data import sources
 
@@ -51,7 +52,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # No data set that an earlier run has downloaded is found, and nothing is left behind.
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        # Nobody listens at this proxy, so every download fails, also in a program that a test starts: urllib, which torchvision
+        # No server listens at this proxy, so every download fails, also in a program that a test starts: urllib, which torchvision
         # downloads with, asks the proxy for all but this machine. EdgeKD's own connections use no proxy.
         for protocol in ("http", "https"):
             patch.setenv(f"{protocol}_proxy", "http://127.0.0.1:9")
@@ -62,3 +63,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setenv("PATH", hide_commands(tmp_path_factory.mktemp("commands")))
             patch.setattr(sources, "DEBIAN_FASHION_MNIST", Path("/nonexistent/fashion-mnist"))
         yield
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield HOST:PORT of a teacher that serves while the tests of one file run."""
+    with teacher(tmp_path_factory.mktemp("store")) as serving:
+        yield serving.address

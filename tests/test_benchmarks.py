@@ -1,4 +1,4 @@
-"""What the benchmarks compute from their measurements."""
+"""Calculations of the benchmarks: plans and summaries of measurements."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def splits(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return splits
 
 
-def test_what_is_of_most_interest_is_measured_first(splits: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_important_cells_are_measured_first(splits: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splits, "CORES", tuple(range(16)))
     jobs = [job.name for job in splits.plan(splits.Settings(cores="4,8,12", regimes="heavy,light", turns=2))]
     assert jobs == [
@@ -110,7 +110,7 @@ def test_a_policy_without_a_run_that_counts_has_no_figures(splits: ModuleType) -
     assert rows["dynamic"]["regret"] is None
 
 
-def test_every_benchmark_finds_what_it_imports() -> None:
+def test_every_benchmark_can_be_imported() -> None:
     """They are run by hand, and rarely: what they use may have moved meanwhile."""
     names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
     script = f"import importlib\nfor name in {names!r}: importlib.import_module(name)"

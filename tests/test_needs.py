@@ -1,4 +1,4 @@
-"""The tests need no network and nothing but pip's packages, except where a marker says so."""
+"""The tests need no network and only packages from pip, except tests with the marker `needs`."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def test_hidden_commands_are_not_found_and_all_others_are(tmp_path: Path, monkey
     assert os.get_exec_path() == [str(tmp_path)]
 
 
-def test_everything_that_is_needed_says_how_to_get_it() -> None:
+def test_every_need_has_a_remedy() -> None:
     assert [name for name, need in NEEDS.items() if not need.remedy] == []
 
 

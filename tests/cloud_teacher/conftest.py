@@ -1,4 +1,4 @@
-"""A tiny deterministic teacher, and a real server around it on a thread of its own."""
+"""A tiny deterministic teacher, and a real server for it on its own thread."""
 
 import asyncio
 import threading

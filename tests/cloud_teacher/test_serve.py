@@ -87,7 +87,7 @@ def test_port_in_use_is_one_line_that_names_it(
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "fragment"),
     [
         (["--dataset", "digit:public"], "data set 'digit' is unknown"),
         (["--model", "cnm"], "'cnm' is unknown"),
@@ -99,13 +99,13 @@ def test_port_in_use_is_one_line_that_names_it(
     ],
 )
 def test_mistake_is_one_line_and_exit_status_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], flags: list[str], says: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], flags: list[str], fragment: str
 ) -> None:
     assert run_main(monkeypatch, serve_flags(tmp_path, *flags)) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len([line for line in lines if line.startswith("error: ")]) == 1
     assert lines[-1].startswith("error: ")
-    assert says in lines[-1]
+    assert fragment in lines[-1]
 
 
 def test_weights_of_another_model_are_refused(

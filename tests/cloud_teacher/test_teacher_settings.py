@@ -27,12 +27,12 @@ def test_other_listens_are_refused(text: str) -> None:
     ("host", "expected"),
     [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("edge.lan", False)],
 )
-def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
+def test_loopback_is_distinguished_from_other_addresses(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "fragment"),
     [
         ({"listen": "nowhere"}, "--listen is 'nowhere'"),
         ({"rate_limit": "fast"}, "rate limit 'fast'"),
@@ -42,15 +42,15 @@ def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
         ({"seed": -1}, "--seed is -1"),
     ],
 )
-def test_wrong_serve_setting_is_named(changes: dict[str, object], says: str) -> None:
+def test_wrong_serve_setting_is_named(changes: dict[str, object], fragment: str) -> None:
     settings: dict[str, object] = {"listen": "127.0.0.1:0", "dataset": "digits:public", "model": "cnn"}
     ServeConfig(**settings)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=fragment):
         ServeConfig(**(settings | changes))
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "fragment"),
     [
         ({"out": Path("weights.pt")}, "must end in .safetensors"),
         ({"epochs": 0}, "--epochs is 0"),
@@ -62,8 +62,8 @@ def test_wrong_serve_setting_is_named(changes: dict[str, object], says: str) -> 
         ({"seed": 2**64}, "--seed is"),
     ],
 )
-def test_wrong_train_setting_is_named(changes: dict[str, object], says: str) -> None:
+def test_wrong_train_setting_is_named(changes: dict[str, object], fragment: str) -> None:
     settings: dict[str, object] = {"dataset": "digits:public", "model": "cnn", "out": Path("t.safetensors")}
     TrainConfig(**settings)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=fragment):
         TrainConfig(**(settings | changes))

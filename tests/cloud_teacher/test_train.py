@@ -77,7 +77,7 @@ def test_loss_that_explodes_is_an_error_that_names_the_remedy(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_interrupted_training_saves_what_it_has_and_says_so(tmp_path: Path) -> None:
+def test_interrupted_training_saves_its_weights_and_logs_it(tmp_path: Path) -> None:
     out = tmp_path / "t.safetensors"
     flags = ["--dataset", TINY, "--model", "cnn:width=4", "--out", str(out), "--epochs", "1000000"]
     process = subprocess.Popen([sys.executable, "-m", "cloud_teacher", "train", *flags], stderr=subprocess.PIPE, text=True)

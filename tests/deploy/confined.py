@@ -1,4 +1,4 @@
-"""Run a command as a unit of deploy/systemd/ would confine it, on a machine whose first process is no systemd.
+"""Run a command confined as by a unit of deploy/systemd/, on a machine without systemd as its first process.
 
     python confined.py UNIT COMMAND ...
 
@@ -32,7 +32,7 @@ class Compare(ctypes.Structure):
 
 
 def settings(unit: Path, section: str = "Service") -> dict[str, list[str]]:
-    """Every value of every key of one section, in their order."""
+    """Return every value of every key of one section, in order."""
     found: dict[str, list[str]] = {}
     inside = ""
     for line in unit.read_text(encoding="utf-8").splitlines():
@@ -46,7 +46,7 @@ def settings(unit: Path, section: str = "Service") -> dict[str, list[str]]:
 
 @functools.cache
 def group(name: str) -> frozenset[str]:
-    """The system calls of one of systemd's groups, those of the groups in it included."""
+    """Return the system calls of one of systemd's groups, nested groups included."""
     listing = subprocess.run(["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, check=True).stdout
     words = [word for line in listing.splitlines()[1:] if (word := line.strip()) and not word.startswith("#")]
     return expand(words)
@@ -57,7 +57,7 @@ def expand(words: list[str]) -> frozenset[str]:
 
 
 def allowed_calls(unit: Path) -> frozenset[str]:
-    """What SystemCallFilter= leaves: an allow list first, then lists with ~ that take away."""
+    """Return the calls that SystemCallFilter= allows: an allow list first, then lists with ~ that remove calls."""
     first, *others = settings(unit)["SystemCallFilter"]
     assert not first.startswith("~"), "the first list says what is allowed"
     allowed = expand(first.split()) | group("@default")  # which systemd adds to every allow list
@@ -68,7 +68,7 @@ def allowed_calls(unit: Path) -> frozenset[str]:
 
 
 class Filter:
-    """One seccomp filter: an action for what has no rule, then rules."""
+    """One seccomp filter: a default action, then rules."""
 
     def __init__(self, otherwise: int) -> None:
         self._library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
@@ -91,15 +91,15 @@ class Filter:
 
 
 def filters(unit: Path) -> list[Filter]:
-    """The unit's seccomp filters, ready to be loaded."""
-    said = settings(unit)
-    assert said["SystemCallErrorNumber"] == ["EPERM"]
-    assert said["RestrictRealtime"] == said["RestrictNamespaces"] == ["yes"]
+    """Return the unit's seccomp filters, ready to be loaded."""
+    output = settings(unit)
+    assert output["SystemCallErrorNumber"] == ["EPERM"]
+    assert output["RestrictRealtime"] == output["RestrictNamespaces"] == ["yes"]
     calls = Filter(ERRNO | errno.EPERM)
     for call in sorted(allowed_calls(unit)):
         calls.add(ALLOW, call)
     families = Filter(ALLOW)
-    known = {int(getattr(socket, name)) for name in said["RestrictAddressFamilies"][0].split()}
+    known = {int(getattr(socket, name)) for name in output["RestrictAddressFamilies"][0].split()}
     for family in set(range(64)) - known:
         families.add(ERRNO | errno.EAFNOSUPPORT, "socket", Compare(0, EQUAL, family, 0))
     realtime = Filter(ALLOW)
@@ -114,7 +114,7 @@ def filters(unit: Path) -> list[Filter]:
 
 
 def confine(unit: Path) -> None:
-    """Put this process, and all that it starts, where the unit would put it."""
+    """Confine this process and its children as the unit does."""
     ready = filters(unit)
     kept = set()
     for limit in settings(unit).get("LimitNICE", []):
@@ -122,7 +122,7 @@ def confine(unit: Path) -> None:
             resource.setrlimit(resource.RLIMIT_NICE, (int(limit), int(limit)))
         except (
             ValueError
-        ):  # without CAP_SYS_RESOURCE nobody raises a limit; the filters are tried all the same, with a capability instead
+        ):  # without CAP_SYS_RESOURCE no process raises a limit; the filters are tried all the same, with a capability instead
             kept.add(CAP_SYS_NICE)
     libc: Any = ctypes.CDLL(None, use_errno=True)
     for capability in set(range(64)) - kept:

@@ -1,4 +1,4 @@
-"""Command lines and settings files of deploy/, given to the parsers of the programs that they are for."""
+"""Command lines and settings files of deploy/, parsed by the programs that use them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ CONFIGS: dict[tuple[str, str], type[Any]] = {
 
 
 def accepted(command: Sequence[str], settings: Path | None = None) -> Any:
-    """What a program makes of its command line, with `settings` as the file that --config names. ValueError if it is refused."""
+    """Return the parsed command line of a program, with `settings` as the file for --config. Raises ValueError."""
     path, subcommand, *flags = command
     if "--config" in flags:
         assert settings is not None, f"{command} names a file"

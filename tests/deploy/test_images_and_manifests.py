@@ -1,4 +1,4 @@
-"""Images, compose file, manifests, scripts and guides: they are well formed, and what they tell the programs is accepted."""
+"""Images, compose file, manifests, scripts and guides: well formed, and accepted by the programs."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def manifest(kind: str) -> dict[str, Any]:
 
 
 def stage(target: str) -> dict[str, Any]:
-    """Entry point, command and health check of one image."""
+    """Return entry point, command and health check of one image."""
     (text,) = re.findall(rf"^FROM \S+ AS {target}\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
     (entry,) = re.findall(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)
     (command,) = re.findall(r"^CMD (.+)$", text, re.MULTILINE)
@@ -62,7 +62,7 @@ def test_images_run_as_their_own_users() -> None:
     assert {str(context[key]) for key in ("runAsUser", "runAsGroup", "fsGroup")} == {"10001"}
 
 
-def test_build_sees_what_it_copies_and_nothing_else() -> None:
+def test_build_context_has_exactly_the_copied_files() -> None:
     copied = {
         source for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE) for source in sources.split()
     }
@@ -103,16 +103,16 @@ def test_command_and_settings_of_the_cluster_are_accepted(tmp_path: Path) -> Non
     (container,) = manifest("StatefulSet")["spec"]["template"]["spec"]["containers"]
     toml = tmp_path / "teacher.toml"
     toml.write_text(manifest("ConfigMap")["data"]["teacher.toml"], encoding="utf-8")
-    told = accepted(["cloud-teacher", *container["args"]], toml)
+    options = accepted(["cloud-teacher", *container["args"]], toml)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert told.listen == f"0.0.0.0:{ports['grpc']}"
-    assert told.metrics_listen == f"0.0.0.0:{ports['metrics']}"
-    assert told.tls, "the port for metrics is plaintext; the other one must not be"
+    assert options.listen == f"0.0.0.0:{ports['grpc']}"
+    assert options.metrics_listen == f"0.0.0.0:{ports['metrics']}"
+    assert options.tls, "the port for metrics is plaintext; the other one must not be"
     mounts = {mount["name"]: Path(mount["mountPath"]) for mount in container["volumeMounts"]}
-    assert all(path.is_relative_to(mounts["tls"]) for path in (told.tls_cert, told.tls_key, told.tls_ca))
-    assert told.store.is_relative_to(mounts["state"])
+    assert all(path.is_relative_to(mounts["tls"]) for path in (options.tls_cert, options.tls_key, options.tls_ca))
+    assert options.store.is_relative_to(mounts["state"])
     weights = (DEPLOY / "kubernetes" / "Dockerfile").read_text(encoding="utf-8")
-    assert f"COPY --chmod=0444 teacher.safetensors {told.weights}" in weights
+    assert f"COPY --chmod=0444 teacher.safetensors {options.weights}" in weights
 
 
 def test_probes_ask_over_http_on_the_metrics_port() -> None:
@@ -154,7 +154,7 @@ def test_guides_name_files_that_exist_and_every_file_has_its_guide() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("*.md")), ids=lambda path: path.name)
-def test_guide_says_what_was_run(path: Path) -> None:
+def test_guide_states_whether_it_has_been_run(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     if path.name == "README.md":
         assert "no image has been built" in text.replace("\n", " ")

@@ -1,6 +1,6 @@
-"""The systemd units: systemd accepts them, they are confined, and what EdgeKD needs is left to it.
+"""systemd units: valid, confined, and sufficient for the programs.
 
-Most of this asks systemd's own checks. The last tests run the real programs behind the system call filters of their units.
+Most tests use systemd's own checks. The last tests run the real programs under the system call filters of their units.
 """
 
 import os
@@ -94,24 +94,24 @@ def test_systemd_accepts_the_unit(name: str, tmp_path: Path) -> None:
 @needs_systemd
 @each_unit
 def test_unit_is_confined(name: str) -> None:
-    said = analyze("security", "--offline=true", "--no-pager", UNITS[name]).stdout
-    (exposure,) = re.findall(r"Overall exposure level for \S+: ([0-9.]+)", said)
+    output = analyze("security", "--offline=true", "--no-pager", UNITS[name]).stdout
+    (exposure,) = re.findall(r"Overall exposure level for \S+: ([0-9.]+)", output)
     assert float(exposure) <= MOST_EXPOSURE
 
 
 @needs_systemd
 @pytest.mark.parametrize(("name", "needed"), [("student", STUDENT_CALLS), ("teacher", TEACHER_CALLS)])
-def test_filter_lets_through_what_edgekd_calls(name: str, needed: set[str]) -> None:
+def test_filter_allows_the_system_calls_of_edgekd(name: str, needed: set[str]) -> None:
     allowed = allowed_calls(UNITS[name])
     assert needed - allowed == set()
     assert allowed & PRIVILEGED_CALLS == set()
 
 
 @each_unit
-def test_unit_leaves_out_what_would_break_training_or_scheduling(name: str) -> None:
-    said = settings(UNITS[name])
+def test_unit_omits_options_that_break_training_or_scheduling(name: str) -> None:
+    output = settings(UNITS[name])
     harmful = {"MemoryDenyWriteExecute", "ProcSubset", "AllowedCPUs", "CPUAffinity", "CPUQuota", "CPUSchedulingPolicy", "Nice"}
-    assert said.keys() & harmful == set()
+    assert output.keys() & harmful == set()
 
 
 def test_student_may_leave_the_idle_class() -> None:
@@ -119,12 +119,12 @@ def test_student_may_leave_the_idle_class() -> None:
 
 
 @each_unit
-def test_unit_tries_again_what_may_mend_and_only_that(name: str) -> None:
-    said = settings(UNITS[name])
-    assert said["Restart"] == ["on-failure"]
-    assert said["RestartPreventExitStatus"] == [str(USER_ERROR)]
-    assert said["KillSignal"] == ["SIGTERM"]
-    assert int(said["TimeoutStopSec"][0]) > 5
+def test_unit_restarts_only_after_transient_failures(name: str) -> None:
+    output = settings(UNITS[name])
+    assert output["Restart"] == ["on-failure"]
+    assert output["RestartPreventExitStatus"] == [str(USER_ERROR)]
+    assert output["KillSignal"] == ["SIGTERM"]
+    assert int(output["TimeoutStopSec"][0]) > 5
 
 
 @each_unit
@@ -136,8 +136,8 @@ def test_command_and_settings_of_the_unit_are_accepted(name: str) -> None:
 @each_unit
 def test_unit_writes_only_where_it_may(name: str) -> None:
     (state,) = settings(UNITS[name])["StateDirectory"]
-    told = accepted(shlex.split(settings(UNITS[name])["ExecStart"][0]), DEPLOY / "systemd" / f"{name}.toml")
-    written = [told.store] if name == "teacher" else [told.cache, told.out]
+    options = accepted(shlex.split(settings(UNITS[name])["ExecStart"][0]), DEPLOY / "systemd" / f"{name}.toml")
+    written = [options.store] if name == "teacher" else [options.cache, options.out]
     assert all(path.is_relative_to(f"/var/lib/{state}") for path in written)
     assert settings(UNITS[name])["WorkingDirectory"] == [f"/var/lib/{state}"]
 
@@ -184,7 +184,7 @@ print("may stop yielding" if may_stop_yielding() else "may not")
 
 @needs_filters
 @pytest.mark.parametrize(("name", "yielding"), [("teacher", "may not"), ("student", "may stop yielding")])
-def test_filters_of_the_unit_are_no_wider_than_said(name: str, yielding: str) -> None:
+def test_the_filters_let_only_the_student_stop_yielding(name: str, yielding: str) -> None:
     tried = subprocess.run(
         confined(name, sys.executable, "-c", PROBE), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
     )
@@ -193,7 +193,7 @@ def test_filters_of_the_unit_are_no_wider_than_said(name: str, yielding: str) ->
 
 @pytest.mark.slow
 @needs_filters
-def test_programs_do_their_work_behind_the_filters_of_their_units(tmp_path: Path) -> None:
+def test_programs_run_under_the_filters_of_their_units(tmp_path: Path) -> None:
     load = ["--dataset=synthetic:classes=10,size=8,samples=96:public", "--model=cnn:width=4", f"--store={tmp_path / 'store'}"]
     serve = confined(
         "teacher",
@@ -219,7 +219,7 @@ def test_programs_do_their_work_behind_the_filters_of_their_units(tmp_path: Path
 
 
 def train(address: str, out: Path, wrap: Callable[..., list[str]]) -> bytes:
-    """Weights of a short run of the student; with the policy that puts comm into the idle class."""
+    """Return the weights of a short run of the student, with the policy that puts comm into the idle class."""
     flags = [
         "--private=synthetic:classes=10,size=8,samples=96:private",
         "--model=cnn:width=4",
@@ -227,9 +227,9 @@ def train(address: str, out: Path, wrap: Callable[..., list[str]]) -> bytes:
         "--public-batch=8",
         "--batch-size=8",
     ]
-    told = [*flags, f"--teacher={address}", f"--out={out}", "--policy=compute-first", "--torch-threads=1"]
+    options = [*flags, f"--teacher={address}", f"--out={out}", "--policy=compute-first", "--torch-threads=1"]
     done = subprocess.run(
-        wrap("student", sys.executable, "-m", "edge_student", "train", *told),
+        wrap("student", sys.executable, "-m", "edge_student", "train", *options),
         cwd=ROOT,
         env=environment(),
         capture_output=True,

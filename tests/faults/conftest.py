@@ -1,4 +1,4 @@
-"""One teacher for all tests of faults that leave it alone, and what a run without faults gives."""
+"""One teacher for all tests that do not disturb it, and the results of runs without faults."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +12,14 @@ Reference = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def fast_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherProcess]:
-    """A teacher that sends as fast as it can."""
+    """Yield a teacher that sends as fast as it can."""
     with teacher(tmp_path_factory.mktemp("faults-store")) as serving:
         yield serving
 
 
 @pytest.fixture(scope="session")
 def undisturbed(fast_teacher: TeacherProcess, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """Gives the folder of a run without faults, with these flags more. Each is run once."""
+    """Return a function that gives the folder of a run without faults, with additional flags. Each run happens once."""
     folders: dict[tuple[str, ...], Path] = {}
 
     def reference(*flags: str) -> Path:

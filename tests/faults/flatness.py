@@ -1,4 +1,4 @@
-"""Whether a quantity that was sampled over time stays flat, and how sure that is."""
+"""Tests whether a sampled quantity stays flat over time, and with which certainty."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trend:
-    """A straight line through samples: Theil-Sen, which single peaks do not move. Slopes are per minute."""
+    """A straight line through samples, fitted with Theil-Sen, which single peaks do not affect. Slopes are per minute."""
 
     start: float
     """Median of the first tenth of the samples."""
@@ -27,16 +27,16 @@ class Trend:
     num_samples: int
 
     def is_flat(self, allowed: float) -> bool:
-        """Whether it does not grow, or grows by less than `allowed` over the whole time.
+        """Return whether the quantity does not grow, or grows by less than `allowed` over the whole time.
 
-        A slope whose interval has 0 in it is noise, however steep. One that is sure but tiny is what an allocator does: samples
-        that follow one another are not independent, so the interval is narrower than it ought to be.
+        A slope with 0 in its interval is noise, however steep. A significant but tiny slope comes from the allocator: consecutive
+        samples are not independent, so the interval is too narrow.
         """
         return self.low <= 0 or self.grown < allowed
 
 
 def trend(seconds: Sequence[float], values: Sequence[float]) -> Trend:
-    """The trend of `values`, sampled at `seconds`. ValueError for fewer than ten samples, in which everything is noise."""
+    """Return the trend of `values`, sampled at `seconds`. Raises ValueError for fewer than ten samples, which are all noise."""
     if len(values) < 10:
         raise ValueError(f"{len(values)} samples, a trend needs at least 10")
     minutes = np.asarray(seconds) / 60

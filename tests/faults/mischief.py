@@ -1,4 +1,4 @@
-"""The faults of the soak, each a function of what it may spoil; and the world they happen to."""
+"""The faults of the soak test, each a function of the world that it disturbs."""
 
 import random
 import signal
@@ -21,12 +21,12 @@ PACE = Weather(bytes_per_s=CYCLES_PER_S * BATCH_BYTES)
 
 
 def serve(folder: Path, port: int = 0) -> TeacherProcess:
-    """A teacher of `DATASET` whose logits are kept in `folder`."""
+    """Start a teacher of `DATASET` that keeps its logits in `folder`."""
     return TeacherProcess(folder / "store", dataset=f"{DATASET}:public", port=port)
 
 
 class World:
-    """What faults happen to."""
+    """The processes and the proxy that faults act on."""
 
     def __init__(self, folder: Path, serving: TeacherProcess, proxy: Proxy, command: list[str], seed: int) -> None:
         """`command` starts the edge."""
@@ -39,25 +39,25 @@ class World:
         self.start_student()
 
     def close(self) -> None:
-        """End the teacher and the edge that live now."""
+        """End the running teacher and edge."""
         self.student.kill()
         self.student.wait()
         self.serving.close()
         self._messages.close()
 
     def start_student(self, *flags: str) -> None:
-        """The edge, with these flags beside its own."""
+        """Start the edge with these additional flags."""
         self.student = subprocess.Popen([*self._command, *flags], stderr=self._messages, stdout=subprocess.DEVNULL, text=True)
         self.pids |= {"trainer": self.student.pid, "comm worker": comm_worker_of(self.student)}
 
     def restart_student(self) -> None:
-        """As a supervisor would: it goes on from its checkpoint."""
+        """Restart the edge as a supervisor does: it resumes from its checkpoint."""
         self.student.kill()
         self.student.wait()
         self.start_student("--resume")
 
     def restart_teacher(self) -> None:
-        """As a supervisor would, on the same port."""
+        """Restart the teacher as a supervisor does, on the same port."""
         self.serving.kill()
         self.serving.close()
         self.serving = serve(self.folder, self.serving.port)

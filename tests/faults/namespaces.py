@@ -1,6 +1,6 @@
-"""Two network namespaces with a veth pair between them: an edge and a cloud with a link of their own, that tests may spoil.
+"""Two network namespaces with a veth pair between them: an edge and a cloud, with a link that tests can disturb.
 
-Real TCP meets a real link here: nobody in between answers for an end that is gone, as a proxy's kernel would.
+Real TCP runs over a real link: no proxy's kernel answers for an end that has exited.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ needs_namespaces = pytest.mark.needs("ip", "network-namespaces")
 
 
 class TwoNamespaces:
-    """`edge` and `cloud` are what stands before a command that shall run there. A context manager: nothing is left behind."""
+    """Two network namespaces. `edge` and `cloud` are the prefixes of commands that run there. A context manager."""
 
     CLOUD_HOST, _EDGE_HOST = "10.213.9.2", "10.213.9.1"
 
@@ -49,28 +49,28 @@ class TwoNamespaces:
 
     @contextlib.contextmanager
     def teacher(self, store: Path, *flags: str, dataset: str = "digits:public") -> Iterator[TeacherProcess]:
-        """A teacher in the cloud's namespace."""
+        """Start a teacher in the cloud's namespace."""
         with teacher(store, "--insecure", *flags, dataset=dataset, host=self.CLOUD_HOST, place=self.cloud) as serving:
             yield serving
 
     def unplug(self) -> None:
-        """Pull the cable out at the cloud's end."""
+        """Set the cloud's end of the link down."""
         _ip("-n", self._cloud, "link", "set", "cloud0", "down")
 
     def plug(self) -> None:
-        """Put it in again."""
+        """Set the cloud's end of the link up."""
         _ip("-n", self._cloud, "link", "set", "cloud0", "up")
 
     def blacken(self) -> None:
-        """Have whatever the cloud sends disappear; what the edge sends arrives, and the link looks well from both ends."""
+        """Drop everything that the cloud sends. Data from the edge arrives, and the link is up at both ends."""
         _ip("-n", self._cloud, "route", "add", "blackhole", f"{self._EDGE_HOST}/32")
 
     def lighten(self) -> None:
-        """Let the edge hear the cloud again."""
+        """Stop dropping data from the cloud."""
         _ip("-n", self._cloud, "route", "del", "blackhole", f"{self._EDGE_HOST}/32")
 
     def set_rate(self, rate_mbit: float) -> None:
-        """Rate of what the cloud sends, in Mbit/s. What is on its way is not lost."""
+        """Set the rate of data from the cloud, in Mbit/s. Data in flight is not lost."""
         bucket = ["tbf", "rate", f"{rate_mbit}mbit", "burst", "32kb", "latency", "400ms"]
         subprocess.run(["tc", "-n", self._cloud, "qdisc", "replace", "dev", "cloud0", "root", *bucket], check=True)
 

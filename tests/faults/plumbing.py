@@ -1,4 +1,4 @@
-"""How connections of asyncio are ended, each in its own way: what the proxy needs below its own level."""
+"""Low-level asyncio operations of the proxy: the different ways to end a connection."""
 
 import asyncio
 import contextlib
@@ -9,17 +9,17 @@ from typing import Any
 
 PIECE = 4096
 """Most bytes that are read at once."""
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 """How long anything may take that should take no time."""
 _LINGER_NOT = struct.pack("ii", 1, 0)  # SO_LINGER: close() throws away what was not sent, and says RST instead of FIN
 
 
 class BrokenOffError(Exception):
-    """The script wanted this connection to end."""
+    """The script ends this connection."""
 
 
 async def first_of(*works: Coroutine[Any, Any, None]) -> None:
-    """Until one of them has ended, and the others with it: HTTP/2 closes both ways of a connection at once."""
+    """Wait until one task has ended, and cancel the others: HTTP/2 closes both directions of a connection together."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -41,7 +41,7 @@ async def read_out(reader: asyncio.StreamReader) -> None:
 async def let_go(writer: asyncio.StreamWriter) -> None:
     writer.close()
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await writer.wait_closed()
     except (OSError, TimeoutError):
         pass

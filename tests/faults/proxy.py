@@ -1,8 +1,8 @@
-"""A TCP proxy that misbehaves as a test has written down, between an edge and its teacher.
+"""A TCP proxy between an edge and its teacher that causes scripted faults.
 
-It lives on an event loop of its own, in a thread of the test. What it does to the bytes is data: a `Weather` that lasts until there
-is another, and `Break`s that come when so many bytes have passed. Whatever it does it counts, because a proxy that does nothing
-would make every test pass. It knows bytes and connections, and nothing of HTTP/2 or of EdgeKD.
+It runs on its own event loop, in a thread of the test. Faults are data: a `Weather` lasts until the next one, and a `Break` happens
+after a given number of bytes. The proxy counts every fault, because every test would pass with a proxy that causes none. It handles
+bytes and connections only, not HTTP/2.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from plumbing import PATIENCE_S, PIECE, BrokenOffError, first_of, let_go, read_out, reset
+from plumbing import PIECE, TIMEOUT_S, BrokenOffError, first_of, let_go, read_out, reset
 from proxy_script import CALM, Break, Counts, Weather
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class _Connection:
             reset(writer)
 
     def cut(self) -> None:
-        """FIN; closing has to wait until all was read that the others send, or the kernel would make an RST of it."""
+        """Send FIN. Closing waits until all data from the peers is read, because the kernel would otherwise send RST."""
         self.is_cut = True
         for writer in self.writers:
             if not writer.transport.is_closing():
@@ -46,7 +46,7 @@ class _Connection:
 
 
 class Proxy:
-    """Carries connections from a port of its own, on loopback, to `port` of `host`. Use as a context manager.
+    """Forwards connections from its own port on loopback to `port` of `host`. Use as a context manager.
 
     Every method may be called from any thread, and has taken effect when it returns.
     """
@@ -87,18 +87,18 @@ class Proxy:
 
     @property
     def counts(self) -> Counts:
-        """What has happened until now."""
+        """Return the counts of events so far."""
         return self._counts
 
-    def wait_until(self, has_happened: Callable[[Counts], bool], timeout_s: float = PATIENCE_S) -> Counts:
-        """Wait for counts that `has_happened` agrees with; those. AssertionError, with the counts, if they do not come."""
+    def wait_until(self, has_happened: Callable[[Counts], bool], timeout_s: float = TIMEOUT_S) -> Counts:
+        """Wait until `has_happened` is true for the counts, and return them. Raises AssertionError with the counts on timeout."""
         with self._counted:
             assert self._counted.wait_for(lambda: has_happened(self._counts), timeout_s), f"it never happened: {self._counts}"
             return self._counts
 
     @contextlib.contextmanager
     def weather(self, weather: Weather) -> Iterator[None]:
-        """Other weather for as long as the block lasts."""
+        """Use another weather within the block."""
         before = self._weather
         self.set_weather(weather)
         try:
@@ -107,7 +107,7 @@ class Proxy:
             self.set_weather(before)
 
     def set_weather(self, weather: Weather) -> None:
-        """Other weather from the next piece on."""
+        """Use another weather from the next piece on."""
 
         def change() -> None:
             self._weather, self._free_at = weather, 0.0
@@ -115,7 +115,7 @@ class Proxy:
         self._order(change)
 
     def break_next(self, *breaks: Break) -> None:
-        """Have these happen once those before them have; the first counts from now where there is none before it."""
+        """Queue these breaks after the queued ones. Without a queue, the first one counts from now."""
 
         def change() -> None:
             if not self._breaks:
@@ -125,19 +125,19 @@ class Proxy:
         self._order(change)
 
     def reset(self) -> None:
-        """RST to both ends of every connection that is open."""
+        """Send RST to both ends of every open connection."""
         self._on_loop(self._reset_all())
 
     def pause(self) -> None:
-        """Carry nothing; connections stay open, and new ones are accepted."""
+        """Stop forwarding. Connections stay open, and new ones are accepted."""
         self._order(self._running.clear)
 
     def resume(self) -> None:
-        """Carry what has waited, and what comes."""
+        """Forward the waiting and all later data."""
         self._order(self._running.set)
 
     def swallow(self) -> None:
-        """Be a black hole: accept everything and carry nothing on. A connection that has lost bytes stays one for ever."""
+        """Accept all data and forward none. A connection that has lost bytes stays in this state."""
 
         def change() -> None:
             self._is_swallowing = True
@@ -147,7 +147,7 @@ class Proxy:
         self._order(change)
 
     def surface(self) -> None:
-        """Carry new connections again."""
+        """Forward new connections again."""
 
         def change() -> None:
             self._is_swallowing = False
@@ -155,12 +155,12 @@ class Proxy:
         self._order(change)
 
     def go_down(self) -> None:
-        """Refuse new connections, and reset those that are open."""
+        """Refuse new connections and reset open ones."""
         self._order(self._deafen)
         self.reset()
 
     def come_up(self) -> None:
-        """Listen again, on the same port."""
+        """Listen again on the same port."""
 
         self._order(self._listen)
 
@@ -201,7 +201,7 @@ class Proxy:
         self._on_loop(carry_out())
 
     def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT_S)
 
     def _count(self, **more: int) -> None:
         with self._counted:
@@ -215,7 +215,7 @@ class Proxy:
             connection.reset() if how == "reset" else connection.cut()
 
     def _accept(self, listener: socket.socket) -> None:
-        """By hand: asyncio's own ways lose what they have just accepted when they are closed."""
+        """Accept connections without asyncio's server, which loses a just accepted connection when it is closed."""
         plug, _ = listener.accept()
         plug.setblocking(False)
         self._count(connections=1)
@@ -258,7 +258,7 @@ class Proxy:
                     self._carry(connection, reader, onward, is_to_edge=False),
                 )
             if connection.is_cut:
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(TIMEOUT_S):
                     await asyncio.gather(read_out(reader), read_out(there))
         finally:
             self._open.discard(connection)

@@ -1,4 +1,4 @@
-"""What a test tells the proxy to do, and what the proxy tells of what it did: values."""
+"""Values that a test passes to the proxy, and the counts that the proxy returns."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weather:
-    """What every byte meets that passes now."""
+    """Conditions for every byte that passes."""
 
     latency_s: float = 0.0
     """In each direction."""
@@ -21,9 +21,9 @@ CALM = Weather()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Break:
-    """End the connection over which the `after`-th byte towards the edge comes, counted over all of them from the last break on.
+    """End the connection that carries the `after`-th byte towards the edge, counted over all connections since the last break.
 
-    `reset` says RST, `cut` says FIN; both at both ends. With 0 it is the next connection, as soon as it is accepted.
+    `reset` sends RST, `cut` sends FIN, both to both ends. With 0 it is the next connection, as soon as it is accepted.
     """
 
     after: int
@@ -32,7 +32,7 @@ class Break:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """What has happened so far."""
+    """Counts of events so far."""
 
     connections: int = 0
     resets: int = 0

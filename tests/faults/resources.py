@@ -1,4 +1,4 @@
-"""What a process holds of the machine: memory of its own, descriptors, threads. Read from /proc, so Linux and nothing else."""
+"""Resources that a process holds: private memory, descriptors, threads. Read from /proc, so Linux only."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holding:
-    """What one process holds at one moment."""
+    """Resources of one process at one time."""
 
     private_kib: int
     """Memory that goes with it when it dies: neither libraries, which others map too, nor the ring, which is shared."""
@@ -15,7 +15,7 @@ class Holding:
 
 
 def read_holding(pid: int) -> Holding:
-    """What process `pid` holds now. OSError if it is gone."""
+    """Return the resources of process `pid`. Raises OSError if it has exited."""
     folder = Path("/proc") / str(pid)
     private_kib = 0
     for line in (folder / "smaps_rollup").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""What "same result" means to a test: the weights of a run without faults to the last bit, and every batch once."""
+"""The meaning of "same result" in tests: bit-identical weights to a run without faults, and each batch used once."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ FLAGS = ("--policy", "os-default", "--torch-threads", "1", "--cycles", str(CYCLE
 
 
 def check_same(out: Path, undisturbed: Path) -> list[dict[str, Any]]:
-    """Assert that the run in `out` gave the same result as the one in `undisturbed`; its events."""
+    """Assert that the run in `out` has the same result as the one in `undisturbed`. Returns its events."""
     log = events(out)
     for task in ("comm", "forward", "backward"):
         assert [record["index"] for record in log if record.get("task") == task] == list(range(CYCLES)), f"each {task} once"
@@ -21,10 +21,10 @@ def check_same(out: Path, undisturbed: Path) -> list[dict[str, Any]]:
 
 
 def troubles(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the edge noticed of faults."""
+    """Return the failures that the edge recorded."""
     return [record for record in log if record["event"] == "comm-trouble"]
 
 
 def started_at(log: list[dict[str, Any]]) -> float:
-    """When the run's clock began, on the machine's monotonic clock."""
+    """Return the start of the run's clock on the monotonic clock."""
     return next(float(record["clock_monotonic_s"]) for record in log if record["event"] == "start")

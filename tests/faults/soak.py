@@ -1,12 +1,12 @@
-"""A fault every few seconds, for as long as you like: do memory, descriptors and threads stay flat, and is the result the same?
+"""Cause a fault every few seconds, and check that memory, descriptors, threads and the result stay the same.
 
-One teacher, the proxy, and one edge that trains through all of it. In the first round every kind of fault comes once, which warms
-up whatever a fault warms up; after it they come at random, from a seed. Each second tells what the three processes hold. At the end
-the link is good again, the run is let finish, and its weights are held against those of a run without faults.
+One teacher, the proxy, and one edge that trains during all faults. In the first round each kind of fault occurs once, as a warm-up.
+Later faults are drawn at random from a seed. The resources of the three processes are sampled each second. At the end the link is
+repaired, the run finishes, and its weights are compared with those of a run without faults.
 
     python tests/faults/soak.py [--minutes 3] [--fault-every 5] [--seed 0] [--json FILE]
 
-Ends with 0 if everything is flat and the result the same, else with 1; a table says what is not.
+Exits with 0 if all resources are flat and the result is the same, else with 1; a table shows the failed checks.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ ALLOWED_KIB = 1024.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Disturb a run for minutes on end, and look whether anything grows."""
+    """Disturb a run for minutes, and check whether a resource grows."""
 
     minutes: float = 3.0
     """How long faults come; finishing the run and its twin without faults comes on top, a few seconds for each minute."""
@@ -68,13 +68,13 @@ class Settings:
 
     @property
     def warm_up_s(self) -> float:
-        """Seconds until each fault has come once."""
+        """Seconds until each fault has occurred once."""
         return self.fault_every * len(FAULTS)
 
 
 @dataclass(kw_only=True, slots=True)
 class Life:
-    """What one process held, each second from its first sample on."""
+    """Resources of one process, sampled each second."""
 
     role: str
     pid: int
@@ -82,7 +82,7 @@ class Life:
     holdings: list[Holding] = field(default_factory=list)
 
     def trend_after(self, warm_up_s: float) -> Trend | None:
-        """Of its memory, in KiB; None where it died before anything could be said."""
+        """Trend of the memory in KiB; None if the process exited too early."""
         judged = [
             (at, holding.private_kib)
             for at, holding in zip(self.seconds, self.holdings, strict=True)
@@ -92,7 +92,7 @@ class Life:
 
 
 class Sampler:
-    """Looks at all processes each second, in a thread. A context manager."""
+    """Samples all processes each second, in a thread. A context manager."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -122,7 +122,7 @@ class Sampler:
 
 
 def calm_level(world: World) -> dict[str, Holding]:
-    """What each process holds when nothing has been wrong for a while: the least of several looks, by role."""
+    """Return the resources of each process after a time without faults: the least of several samples, by role."""
     time.sleep(CALM_S)
     looks: dict[str, list[Holding]] = {role: [] for role in world.pids}
     for _ in range(8):
@@ -140,7 +140,7 @@ def calm_level(world: World) -> dict[str, Holding]:
 
 
 def disturb(world: World, settings: Settings) -> tuple[list[tuple[float, str]], dict[str, Any]]:
-    """All faults, one after the other. When each came, in seconds, and its name; and what was held before and after, in calm."""
+    """Apply all faults in turn. Returns their times in seconds and names, and the resources before and after, without faults."""
     others = [name for name in FAULTS if name not in KILLS]
     first_round = [*KILLS, *world.random.sample(others, len(others))]
     began, came, before = time.monotonic(), [], {}
@@ -166,7 +166,7 @@ def disturb(world: World, settings: Settings) -> tuple[list[tuple[float, str]], 
 
 
 def soak(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Do all of it in `folder`; the report."""
+    """Run the whole soak test in `folder`, and return the report."""
     cycles = int(settings.minutes * 60 * CYCLES_PER_S)
     flags = (*FLAGS, "--cycles", str(cycles))
     with contextlib.ExitStack() as stack:
@@ -204,9 +204,9 @@ def soak(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def has_same_result(folder: Path, address: str, flags: tuple[str, ...], cycles: int) -> bool:
-    """Whether every batch was used once, and the weights are those of a run without faults.
+    """Return whether every batch was used once, and the weights equal those of a run without faults.
 
-    What had been received and not trained on when the edge was killed is received twice.
+    Batches that were received but not used when the edge was killed are received twice.
     """
     log = events(folder / "run")
     for task in ("forward", "backward"):
@@ -220,7 +220,7 @@ def has_same_result(folder: Path, address: str, flags: tuple[str, ...], cycles: 
 
 
 def complaints(report: dict[str, Any]) -> list[str]:
-    """What is not as it should be, in words."""
+    """Return one sentence for each failed check."""
     found = [
         f"{row['role']}: its memory grows by {row['trend']['grown']:.0f} KiB in {row['trend']['minutes']:.1f} minutes"
         for row in report["memory"]
@@ -242,7 +242,7 @@ def complaints(report: dict[str, Any]) -> list[str]:
 
 
 def usual_level(report: dict[str, Any], role: str, name: str) -> int:
-    """What nine in ten looks at a role in the first half saw at most: gRPC has a descriptor more or less as it polls or not."""
+    """Return the 90th percentile of a role's samples in the first half: gRPC holds one descriptor more or less while it polls."""
     half_s = report["settings"]["minutes"] * 30
     seen = [
         holding[name]
@@ -255,7 +255,7 @@ def usual_level(report: dict[str, Any], role: str, name: str) -> int:
 
 
 def print_table(report: dict[str, Any]) -> None:
-    """What was held, for people."""
+    """Print the resources as a table."""
     settings, num_connections = report["settings"], report["proxy"]["connections"]
     print(f"{len(report['faults'])} faults in {settings['minutes']:g} minutes, seed {settings['seed']}: ", end="")
     print(f"{num_connections} connections, {report['cycles']} cycles")
@@ -272,7 +272,7 @@ def print_table(report: dict[str, Any]) -> None:
 
 
 def soak_and_tell() -> int:
-    """The program."""
+    """Run the program."""
     settings = parse(Settings, sys.argv[1:], prog="soak.py", description="A fault every few seconds: what grows?")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all processes end, whatever ends us
     with tempfile.TemporaryDirectory() as folder:

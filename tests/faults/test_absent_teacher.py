@@ -1,4 +1,4 @@
-"""A teacher that is not there yet, or never comes."""
+"""A teacher that is absent at first, or for good."""
 
 import re
 import socket
@@ -25,7 +25,7 @@ def vacant_port() -> int:
         return int(vacated.getsockname()[1])
 
 
-def test_the_edge_waits_for_its_teacher_and_says_every_try(
+def test_the_edge_waits_for_its_teacher_and_logs_every_attempt(
     vacant_port: int, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     address = f"127.0.0.1:{vacant_port}"
@@ -43,30 +43,30 @@ def test_the_edge_waits_for_its_teacher_and_says_every_try(
     assert troubles(log) == [], "to wait for a teacher is no trouble of the run"
 
 
-class PatienceIsOverError(Exception):
-    """Ends a waiting that has told enough."""
+class EnoughAttemptsError(Exception):
+    """Ends a wait after enough attempts."""
 
 
 def pauses_of_an_edge(address: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long an edge would have slept after each of its first five tries, in seconds."""
+    """Return the pauses in seconds of an edge after its first five attempts."""
     pauses: list[float] = []
 
     def sleep(pause_s: float) -> None:
         pauses.append(pause_s)
         if len(pauses) == 5:
-            raise PatienceIsOverError
+            raise EnoughAttemptsError
 
     monkeypatch.setattr("tenacity.nap.time.sleep", sleep)
-    told = {"teacher": address, "batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 4, "max_wait_s": 60.0}
-    receiver = Receiver(Configure(**told, log_level="error", niceness=0, is_idle=False), lambda cause, attempt: None)
-    with pytest.raises(PatienceIsOverError):
+    options = {"teacher": address, "batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 4, "max_wait_s": 60.0}
+    receiver = Receiver(Configure(**options, log_level="error", niceness=0, is_idle=False), lambda cause, attempt: None)
+    with pytest.raises(EnoughAttemptsError):
         receiver.describe()
     receiver.close()
     return pauses
 
 
 def test_pauses_double_and_are_not_those_of_another_edge(vacant_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or all edges that have lost one teacher would come back at the same moment, again and again."""
+    """Otherwise all edges that lost one teacher would reconnect at the same time, repeatedly."""
     one, other = (pauses_of_an_edge(f"127.0.0.1:{vacant_port}", monkeypatch) for _ in range(2))
     for pauses in (one, other):
         jitter = [pause - FIRST_PAUSE_S * 2**number for number, pause in enumerate(pauses)]

@@ -1,4 +1,4 @@
-"""Connections that the edge gives up leave nothing behind; or each refused chunk would cost the teacher one of its streams."""
+"""Connections that the edge gives up are closed. Otherwise each rejected chunk would occupy one of the teacher's streams."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -26,15 +26,15 @@ NUM_TIMES = 20
 
 
 def connections_to(port: int) -> int:
-    """Of this process, that are open."""
+    """Return the open connections of this process."""
     return sum(bool(found.raddr) and found.raddr.port == port for found in psutil.Process().net_connections("tcp"))
 
 
 @pytest.mark.parametrize("end", [Receiver.close, Receiver.release], ids=["closed", "released"])
 def test_a_stream_that_is_given_up_in_its_middle_is_gone(end: Callable[[Receiver], None], fast_teacher: TeacherProcess) -> None:
-    told = {"teacher": fast_teacher.address, "batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 64}
+    options = {"teacher": fast_teacher.address, "batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 64}
     receiver = Receiver(
-        Configure(**told, max_wait_s=10.0, log_level="error", niceness=0, is_idle=False), lambda cause, attempt: None
+        Configure(**options, max_wait_s=10.0, log_level="error", niceness=0, is_idle=False), lambda cause, attempt: None
     )
     receiver.describe()
     receiver.close()
@@ -46,16 +46,16 @@ def test_a_stream_that_is_given_up_in_its_middle_is_gone(end: Callable[[Receiver
 
 
 def test_a_teacher_that_is_ruled_out_in_mid_stream_keeps_no_connection(fast_teacher: TeacherProcess) -> None:
-    """Its first answer is sound, and then it refuses for good; the next of three goes on, and none is passed over."""
+    """The first answer is valid, and the teacher then refuses for good. The next of three continues; none is skipped."""
     asked: list[str] = []
-    told = {"batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 2, "max_wait_s": 10.0}
+    options = {"batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 2, "max_wait_s": 10.0}
     with (
         contextlib.closing(Refusing(fast_teacher.address)) as one,
         contextlib.closing(Refusing(fast_teacher.address)) as two,
     ):
         addresses = f"{one.address},{two.address},{fast_teacher.address}"
         receiver = Receiver(
-            Configure(teacher=addresses, **told, log_level="error", niceness=0, is_idle=False),
+            Configure(teacher=addresses, **options, log_level="error", niceness=0, is_idle=False),
             lambda cause, attempt: asked.append(cause),
         )
         receiver.describe()
@@ -70,7 +70,7 @@ def test_a_teacher_that_is_ruled_out_in_mid_stream_keeps_no_connection(fast_teac
 
 
 class Refusing(teacher_pb2_grpc.TeacherServicer):
-    """Passes on one message of the teacher behind it, and then refuses."""
+    """Forwards one message of the teacher and then refuses."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.insecure_channel(address)
@@ -97,9 +97,9 @@ def test_a_token_that_is_being_replaced_is_no_reason_to_end(tmp_path: Path) -> N
     token = tmp_path / "token"
     token.write_text("a" * 32)
     with teacher(tmp_path / "store", "--token-file", str(token)) as serving:
-        told = {"teacher": serving.address, "batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 1}
+        options = {"teacher": serving.address, "batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 1}
         receiver = Receiver(
-            Configure(**told, max_wait_s=10.0, log_level="error", niceness=0, is_idle=False, token_file=str(token)),
+            Configure(**options, max_wait_s=10.0, log_level="error", niceness=0, is_idle=False, token_file=str(token)),
             lambda cause, attempt: None,
         )
         receiver.describe()
@@ -114,7 +114,7 @@ def test_a_token_that_is_being_replaced_is_no_reason_to_end(tmp_path: Path) -> N
 
 
 def test_a_worker_whose_teacher_goes_and_comes_back_has_one_connection(tmp_path: Path) -> None:
-    """In a comm worker, whose gRPC works only while somebody waits for a chunk: what it leaves then is left for good."""
+    """The gRPC of a comm worker runs only while a thread waits for a chunk. A connection that is open then would stay open."""
     serving = serve(tmp_path)
     with Proxy(serving.port, weather=PACE) as proxy:
         flags = ("--private", f"{DATASET}:private", "--public-batch", str(PUBLIC_BATCH), "--cycles", "100000", "--streams", "1")
@@ -145,8 +145,8 @@ def test_a_token_that_is_replaced_at_the_teacher_first_is_waited_for(tmp_path: P
 
     causes: list[str] = []
     with teacher(tmp_path / "store", "--token-file", str(theirs)) as serving:
-        told = {"teacher": serving.address, "batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 1}
-        config = Configure(**told, max_wait_s=20.0, log_level="error", niceness=0, is_idle=False, token_file=str(ours))
+        options = {"teacher": serving.address, "batch_size": 4, "seed": 0, "encoding": "float32", "top_k": 0, "window": 1}
+        config = Configure(**options, max_wait_s=20.0, log_level="error", niceness=0, is_idle=False, token_file=str(ours))
         receiver = Receiver(config, hear)
         receiver.describe()
         slot = Slot.empty(RingShape(num_slots=1, batch_size=4, num_classes=10))

@@ -1,4 +1,4 @@
-"""Many broken connections leave nothing behind, and what the verdict of the long soak is worth: a leak is found, noise is none."""
+"""Many broken connections leak no resources, and the verdict of the soak test detects a leak but not noise."""
 
 import contextlib
 import subprocess
@@ -55,11 +55,11 @@ def test_a_leak_under_noise_is_found_with_its_size() -> None:
 
 
 def test_a_leak_in_steps_is_found() -> None:
-    """As one that happens at every fault."""
+    """As a leak that occurs at every fault."""
     assert not trend(SECONDS, 30_000 + NOISE + 100 * (SECONDS // 5)).is_flat(ALLOWED)
 
 
-def test_what_grows_by_less_than_is_allowed_is_flat() -> None:
+def test_growth_below_the_limit_is_flat() -> None:
     assert trend(SECONDS, 30_000 + SECONDS).is_flat(ALLOWED)
     assert not trend(SECONDS, 30_000 + SECONDS).is_flat(100.0)
 
@@ -89,7 +89,7 @@ def test_a_leak_of_a_real_process_is_found(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_both_ends_hold_is_the_same_after_many_broken_connections(tmp_path: Path) -> None:
+def test_both_ends_hold_the_same_resources_after_many_broken_connections(tmp_path: Path) -> None:
     flags = ("--private", f"{DATASET}:private", "--public-batch", str(PUBLIC_BATCH), "--prefetch", "8", "--torch-threads", "1")
     with contextlib.closing(serve(tmp_path)) as serving, Proxy(serving.port, weather=PACE) as proxy:
         command = student_command(proxy.address, tmp_path / "out", *flags, "--cycles", "100000")

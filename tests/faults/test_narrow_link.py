@@ -28,17 +28,17 @@ def test_a_link_that_narrows_and_recovers_makes_no_error_and_no_memory(tmp_path:
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
             worker = comm_worker_of(student)
             pids = (student.pid, worker)
-            said = read_until(student, f"9 of {CYCLES}")
+            output = read_until(student, f"9 of {CYCLES}")
             before = [read_holding(pid).private_kib for pid in pids]
             pair.set_rate(1)
-            said += read_until(student, f"12 of {CYCLES}")
+            output += read_until(student, f"12 of {CYCLES}")
             narrow = [read_holding(pid).private_kib for pid in pids]
             pair.set_rate(20)
-            said += read_until(student, f"27 of {CYCLES}")
+            output += read_until(student, f"27 of {CYCLES}")
             after = [read_holding(pid).private_kib for pid in pids]
             pair.set_rate(1000)
-            said += read_rest(student)
-        assert student.returncode == 0, said
+            output += read_rest(student)
+        assert student.returncode == 0, output
         finished = run([*pair.edge, *student_command(serving.address, tmp_path / "undisturbed", *flags)])
         assert finished.returncode == 0, finished.stderr
     assert weights(tmp_path / "run") == weights(tmp_path / "undisturbed")
@@ -50,7 +50,7 @@ def test_a_link_that_narrows_and_recovers_makes_no_error_and_no_memory(tmp_path:
 
 
 def check_rates(log: list) -> None:
-    """The link was as wide as it should be, each time: else nothing was tested."""
+    """Check that the link had the required rates, without which the test would be void."""
     took_s = [record["ended"] - record["started"] for record in log if record.get("task") == "comm"]
     assert len(took_s) == CYCLES
     rates = {name: BATCH_BYTES * 8e-6 / median(part) for name, part in (("wide", took_s[2:8]), ("narrow", took_s[10:12]))}

@@ -1,4 +1,4 @@
-"""The proxy does what it was told, and says so: else every test that uses it would prove nothing."""
+"""The proxy follows its script and counts its actions. The other tests of faults rely on this."""
 
 import contextlib
 import socket
@@ -12,7 +12,7 @@ from proxy_script import Break, Weather
 
 
 class Echo:
-    """A server that sends back what it gets."""
+    """A server that returns the received data."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -62,7 +62,7 @@ def read(connection: socket.socket, num_bytes: int) -> bytes:
 
 
 def read_to_the_end(connection: socket.socket) -> int:
-    """Bytes until FIN; ConnectionResetError for an RST."""
+    """Return the bytes until FIN. Raises ConnectionResetError for an RST."""
     num_bytes = 0
     while data := connection.recv(65536):
         num_bytes += len(data)
@@ -114,7 +114,7 @@ def test_bandwidth_is_limited_until_the_weather_changes(echo: Echo) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 5000])
-def test_a_reset_comes_after_so_many_bytes(after: int, echo: Echo) -> None:
+def test_a_reset_comes_after_the_given_number_of_bytes(after: int, echo: Echo) -> None:
     with Proxy(echo.port, breaks=[Break(after=after, how="reset")]) as proxy:
         with pytest.raises(ConnectionResetError):
             send_and_read_to_the_end(proxy, 10_000)
@@ -125,7 +125,7 @@ def test_a_reset_comes_after_so_many_bytes(after: int, echo: Echo) -> None:
         assert proxy.counts.connections == 2
 
 
-def test_a_cut_comes_after_so_many_bytes_and_says_fin(echo: Echo) -> None:
+def test_a_cut_comes_after_the_given_number_of_bytes_with_fin(echo: Echo) -> None:
     with Proxy(echo.port, breaks=[Break(after=5000, how="cut"), Break(after=7, how="cut")]) as proxy:
         for num_bytes in (5000, 7):
             assert send_and_read_to_the_end(proxy, 5000) == num_bytes
@@ -190,7 +190,7 @@ def test_down_refuses_and_up_is_the_same_port(echo: Echo) -> None:
 
 
 def test_a_reader_that_stops_is_felt_by_the_writer(echo: Echo) -> None:
-    """Else the proxy would hide how far a teacher runs ahead."""
+    """Otherwise the proxy would hide how far a teacher runs ahead."""
     with Proxy(echo.port) as proxy, connect(proxy) as connection:
         connection.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -204,6 +204,6 @@ def test_without_a_teacher_behind_it_a_connection_is_reset() -> None:
         connection.recv(1)
 
 
-def test_what_never_happens_is_said_with_the_counts(echo: Echo) -> None:
+def test_waiting_for_a_missing_event_raises_with_the_counts(echo: Echo) -> None:
     with Proxy(echo.port) as proxy, pytest.raises(AssertionError, match="never happened: Counts"):
         proxy.wait_until(lambda counts: counts.resets == 1, timeout_s=0.05)

@@ -1,4 +1,4 @@
-"""Latency, crumbs, resets and cuts between edge and teacher cost time and no result."""
+"""Latency, small pieces, resets and cuts between edge and teacher cost time but do not change the result."""
 
 from collections.abc import Callable
 from pathlib import Path

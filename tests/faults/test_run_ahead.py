@@ -1,4 +1,4 @@
-"""Training that stands still while the teacher could send for ever: how far it runs ahead, and what that costs the edge."""
+"""Training that stops while the teacher can send: how far the teacher runs ahead, and the memory that it costs the edge."""
 
 import signal
 import subprocess
@@ -47,8 +47,8 @@ def test_a_teacher_runs_ahead_of_slow_training_as_far_as_ring_and_window_allow(
             sent = sent_until_quiet(proxy)
             held = read_holding(worker).private_kib
             student.send_signal(signal.SIGCONT)
-            said = read_rest(student)
-    assert student.returncode == 0, said
+            output = read_rest(student)
+    assert student.returncode == 0, output
     log = events(tmp_path)
     start = started_at(log)
     consumed = sum(record.get("task") == "backward" and start + record["ended"] < stopped for record in log)
@@ -61,7 +61,7 @@ def test_a_teacher_runs_ahead_of_slow_training_as_far_as_ring_and_window_allow(
 
 
 def sent_until_quiet(proxy: Proxy) -> int:
-    """Wait until the teacher has nothing more to send; what it has sent in all, in bytes."""
+    """Wait until the teacher has no more data to send. Returns the total number of sent bytes."""
     while True:
         sent = proxy.counts.bytes_taken
         try:

@@ -1,8 +1,8 @@
-"""A teacher that freezes, a link that goes down, a black hole: nothing comes, and nobody says why.
+"""Silent failures: a frozen teacher, a link that goes down, and a link that drops all packets.
 
-Each takes as long as the keepalive: up to 20 s without a byte until the edge asks for a sign of life, and 10 s for the answer. (It
-asks sooner where gRPC was just measuring the link, which it does by the same pings.) So the edges suffer side by side, and the
-tests look at what each of them has told.
+Each takes as long as the keepalive: up to 20 s without a byte until the edge sends a ping, and 10 s for the answer. (A ping is sent
+earlier if gRPC is measuring the link, for which it uses the same pings.) The edges therefore run in parallel, and the tests check
+the records of each.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ SLOW = ("--rate-limit", "80kbit")  # 60 batches take 4 s, so that the silence fa
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Silence:
-    """What became of an edge after nothing came from `began` on, on the monotonic clock."""
+    """The behaviour of an edge after a silence that `began` on the monotonic clock."""
 
     out: Path
     began: float
-    said: str
+    output: str
     bytes_swallowed: int = 0
 
 
 @pytest.fixture(scope="module")
 def silences(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Silence]]]:
-    """By name. Every silence begins in mid-stream, is noticed, and ends."""
+    """Silences by name. Every silence begins in the middle of a stream, is detected, and ends."""
     stories = {"frozen": freeze, "swallowed": swallow}
     if all(map(is_here, needs_namespaces.args)):
         stories |= {"unplugged": unplug, "black hole": blacken}
@@ -83,7 +83,7 @@ def suffer(
     begin: Callable[[], object],
     end: Callable[[], object],
 ) -> Silence:
-    """A run that hears nothing from its middle on, until it has noticed."""
+    """Run an edge that receives no data from its middle on, until it has detected the silence."""
     command = [*place, *student_command(address, out, *FLAGS, "--max-wait", "120", *flags)]
     with contextlib.ExitStack() as stack:
         student = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
@@ -91,11 +91,11 @@ def suffer(
         read_until(student, f"6 of {CYCLES}")
         begin()
         began = time.monotonic()
-        said = read_until(student, "trying again")
+        output = read_until(student, "trying again")
         end()
-        said += read_rest(student)
-        assert student.wait() == 0, said
-    return Silence(out=out, began=began, said=said)
+        output += read_rest(student)
+        assert student.wait() == 0, output
+    return Silence(out=out, began=began, output=output)
 
 
 @pytest.mark.parametrize(
@@ -117,5 +117,5 @@ def test_a_silence_is_noticed_in_time_and_changes_no_result(
     # Sooner than an answer is waited for, and something else would have told the edge.
     assert ANSWER_S - 1.0 < noticed_after_s < LIMIT_S
     assert "UNAVAILABLE" in first["cause"]
-    assert "attempt 1 failed: " in silence.said
+    assert "attempt 1 failed: " in silence.output
     assert (silence.bytes_swallowed > 0) == (name == "swallowed")

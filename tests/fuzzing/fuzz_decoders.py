@@ -1,10 +1,10 @@
-"""Coverage-guided fuzzing of what strangers can send over the network, at both ends. `make fuzz` runs it; pytest does not.
+"""Coverage-guided fuzzing of all untrusted network data, at both ends. `make fuzz` runs it; pytest does not.
 
     python tests/fuzzing/fuzz_decoders.py SECONDS CRASHES
 
-The first byte of an input chooses the decoder, the rest is what came over the wire. An exception that is not documented ends it
-with status 1, and the input is left in the folder CRASHES; to look at it again, give its path in place of SECONDS. The corpus
-begins with valid messages, made afresh in a temporary folder. atheris has wheels for x86_64 only.
+The first byte of an input selects the decoder, the rest is data from the wire. An undocumented exception ends the program with
+status 1, and the input is kept in the folder CRASHES. To reproduce it, give its path instead of SECONDS. The corpus starts with
+valid messages, created in a temporary folder. atheris has wheels for x86_64 only.
 """
 
 import os
@@ -127,11 +127,11 @@ def admit_request(config: Configure, body: bytes) -> None:
 
 def receive_packet(config: Configure, body: bytes) -> None:
     """A packet between the edge's own processes, which repeats much of what a teacher said."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
+    ours, remote_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, remote_end:
         ours.send(body[:60_000] or b"w")
         try:
-            message, _ = messages.receive(theirs)
+            message, _ = messages.receive(remote_end)
         except AssertionError as error:
             if not str(error).startswith("invalid message: "):
                 raise
@@ -143,7 +143,7 @@ TARGETS: list[Callable[[Configure, bytes], None]] = [accept_chunk, decode_payloa
 
 
 def one_input(data: bytes) -> None:
-    """What the fuzzer calls: the first byte says what the rest is."""
+    """Entry point of the fuzzer. The first byte selects the decoder for the rest."""
     if data:
         which, choice = data[0] % len(TARGETS), data[0] // len(TARGETS)
         TARGETS[which](CONFIGS[choice % len(CONFIGS)], data[1:])

@@ -1,4 +1,4 @@
-"""What record.py and test_golden.py share: the fixed runs, how they are started, and how their outputs are reduced.
+"""Shared parts of record.py and test_golden.py: the fixed runs, their start, and the reduction of their outputs.
 
 Only the three programs and the wire are used. No internal module is imported, so that modules may move.
 """
@@ -45,7 +45,7 @@ OPTIONS = ("--momentum", "0.5", "--alpha", "0.3", "--temperature", "2", "--lr", 
 
 
 def machine() -> dict[str, Any]:
-    """All that the last bits of float arithmetic depend on."""
+    """Return all properties of the machine that the last bits of float arithmetic depend on."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
     model = re.search(r"^(?:model name|Model)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
@@ -60,13 +60,13 @@ def machine() -> dict[str, Any]:
 
 
 def two_cores() -> tuple[str, str]:
-    """The flag that names the first two cores of this process, so that a run is alike on machines with more."""
+    """Return the flag that names the first two cores of this process, so that runs are alike on machines with more cores."""
     return "--cores", ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))
 
 
 @contextlib.contextmanager
 def golden_teacher(folder: Path, *flags: str) -> Iterator[str]:
-    """HOST:PORT of a teacher with the recorded weights, which are the same bits on every machine."""
+    """Yield HOST:PORT of a teacher with the recorded weights, which are bit-identical on every machine."""
     weights = ("--weights", str(DATA / "teacher.safetensors"), "--torch-threads", "1")
     with teacher(folder, *weights, *flags) as serving:
         yield serving.address
@@ -88,7 +88,7 @@ def start(program: str, *words: str, cwd: Path, stdin: str | None = None, **envi
 
 
 def train(cwd: Path, out: str, *flags: str, cycles: int = CYCLES, **environment: str) -> Path:
-    """A run of the recipe; its folder."""
+    """Run the recipe and return the folder."""
     words = ["train", "--out", out, *RECIPE, *two_cores(), "--edge-id", EDGE_ID, "--cycles", str(cycles)]
     finished = start("edge_student", *words, *flags, cwd=cwd, **environment)
     assert finished.returncode == 0, finished.stderr
@@ -119,7 +119,7 @@ Shape = dict[str, str]
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted path. Lists, open maps and maps by number, of a thread or a core, are values."""
+    """Return values by dotted path. Lists, open maps, and maps by thread or core number count as values."""
     flat: dict[str, Any] = {}
     for name, value in record.items():
         path = f"{prefix}{name}"
@@ -145,7 +145,7 @@ def type_of(value: Any) -> str:
 
 
 def breaches(golden: Shape, records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What the records lack or have of another type. Fields that were added are no breach, and an unknown type fits anything."""
+    """Return missing fields and fields of another type. Added fields are allowed, and an unknown type fits any value."""
     found = []
     for record in map(flatten, records):
         for path, wanted in golden.items():
@@ -169,7 +169,7 @@ def by_kind(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
 
 
 def task_order(records: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """The indices of each task's records in the order of the file."""
+    """Return the indices of each task's records in the order of the file."""
     order: dict[str, list[int]] = {}
     for record in records:
         if record["event"] == "task":
@@ -178,7 +178,7 @@ def task_order(records: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
 
 
 def trace_kinds(trace: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The trace's events by phase, process and track. All cores are one track. Metadata has its name in place of a track."""
+    """Return the trace's events by phase, process and track. All cores are one track. Metadata has its name instead of a track."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for event in trace["traceEvents"]:
         track = event["name"] if event["ph"] == "M" else "core" if event["pid"] == 2 else event["tid"]
@@ -187,7 +187,7 @@ def trace_kinds(trace: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def trace_slices(trace: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of the slices of the two workers, by track, without the waits, which depend on the time."""
+    """Return the names of the slices of the two workers by track, without waits, which depend on time."""
     slices: dict[str, list[str]] = {}
     for event in trace["traceEvents"]:
         if event["ph"] == "X" and event["pid"] == 1 and not event["name"].startswith("wait"):
@@ -206,13 +206,13 @@ FLOATS = ("accuracy", "loss")
 
 
 def result_values(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What does not depend on the time or the machine, but for the floats."""
+    """Return the values that do not depend on time or machine, except for floats."""
     config = {name: value for name, value in result["config"].items() if name not in _PLACES}
     return {**{name: result[name] for name in _VALUES}, "config": config}
 
 
 def first_rates_after(out: Path, old: Path) -> dict[str, Any]:
-    """What a run that went on knew when it began: its first record of rates after those of the old run."""
+    """Return the state of a resumed run at its start: its first record of rates after the old run's records."""
     for record in events(out)[len(events(old)) :]:
         if record["event"] == "rates":
             return {
@@ -263,7 +263,7 @@ def sha256(data: bytes) -> str:
 
 
 def chunk_facts(chunk: Any) -> dict[str, Any]:
-    """All fields of a chunk; payload and inputs by hash. `payload_sha256` and `crc32` depend on float arithmetic."""
+    """Return all fields of a chunk; payload and inputs as hashes. `payload_sha256` and `crc32` depend on float arithmetic."""
     return {
         **{name: getattr(chunk, name) for name in ("batch_index", "row_start", "num_rows", "num_classes", "encoding", "top_k")},
         "sample_ids_sha256": sha256(np.array(chunk.sample_ids, "<u8").tobytes()),
@@ -279,7 +279,7 @@ def chunk_facts(chunk: Any) -> dict[str, Any]:
 
 
 def chunks_of(address: str) -> dict[str, list[Any]]:
-    """The chunks that answer each of REQUESTS."""
+    """Return the chunks that answer each of REQUESTS."""
     with grpc.insecure_channel(address) as channel:
         stub = teacher_pb2_grpc.TeacherStub(channel)
         description = stub.Describe(teacher_pb2.DescribeRequest())
@@ -293,7 +293,7 @@ def describe(address: str) -> dict[str, Any]:
 
 
 def refusals(address: str) -> dict[str, str]:
-    """The status that answers each of WRONG_REQUESTS."""
+    """Return the status that answers each of WRONG_REQUESTS."""
     found = {}
     with grpc.insecure_channel(address) as channel:
         stub = teacher_pb2_grpc.TeacherStub(channel)
@@ -308,7 +308,7 @@ def refusals(address: str) -> dict[str, str]:
 
 
 def health(address: str) -> dict[str, str]:
-    """The standard health service's answers."""
+    """Return the standard health service's answers."""
     found = {}
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -322,7 +322,7 @@ def health(address: str) -> dict[str, str]:
 
 
 def metric_kinds(port: int) -> dict[str, str]:
-    """The kind of every metric that is ours."""
+    """Return the kind of every metric of this project."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as page:
         lines = page.read().decode().splitlines()
     return dict(sorted(line.split()[2:4] for line in lines if line.startswith("# TYPE edgekd_") and "_created " not in line))
@@ -335,7 +335,7 @@ def free_port() -> int:
 
 
 def decoded(chunk: Any) -> np.ndarray:
-    """float32 [rows, classes] as teacher.proto says; of topk only what is in the payload: the rest's logit, ids, logits."""
+    """Return float32 [rows, classes] as defined in teacher.proto. For topk, only the payload: logit of the rest, ids, logits."""
     rows, classes = chunk.num_rows, chunk.num_classes
     if chunk.encoding == ENCODINGS["float32"]:
         return np.frombuffer(chunk.payload, "<f4").reshape(rows, classes)
@@ -352,7 +352,7 @@ def decoded(chunk: Any) -> np.ndarray:
 
 
 class Recorder(grpc.GenericRpcHandler):
-    """A server that hands every call of the teacher's service on to a real one, as bytes, and remembers what was asked."""
+    """A server that forwards every call of the service to a real teacher as bytes, and records the requests."""
 
     def __init__(self, address: str) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -385,7 +385,7 @@ class Recorder(grpc.GenericRpcHandler):
 
 @contextlib.contextmanager
 def recorded(address: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """HOST:PORT of a recorder before the teacher at `address`, and the list that its calls go to."""
+    """Yield HOST:PORT of a recorder for the teacher at `address`, and the list of its calls."""
     recorder = Recorder(address)
     server = grpc.server(futures.ThreadPoolExecutor(8), handlers=(recorder,))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -397,7 +397,7 @@ def recorded(address: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def sorted_calls(calls: Iterable[dict[str, Any]], run_id: str) -> list[dict[str, Any]]:
-    """In an order that does not depend on which stream was faster. The run's name, which is drawn, becomes RUN."""
+    """Return the calls in an order independent of stream timing. The run's random name becomes RUN."""
     named = [
         {**call, "metadata": {key: "RUN" if value == run_id else value for key, value in call["metadata"].items()}}
         for call in calls
@@ -411,7 +411,7 @@ _COST = {"a1": 0.5, "a2": 0.2, "b1": 1.0, "b2": 2.0, "b3": 3.0}
 
 
 def _modes(**rates: tuple[float, float]) -> list[dict[str, Any]]:
-    """Rates of comm and comp by mode; an underscore stands for a hyphen and `split_1` for split:1."""
+    """Return rates of comm and comp by mode. An underscore replaces a hyphen, and `split_1` replaces split:1."""
     names = {name: name.replace("split_", "split:").replace("_", "-") for name in rates}
     return [{"name": names[name], "comm_rate": comm, "comp_rate": comp} for name, (comm, comp) in rates.items()]
 
@@ -462,7 +462,7 @@ def printed_json(finished: subprocess.CompletedProcess[str]) -> Any:
 
 
 def differences(golden: Any, found: Any, where: str = "", rel: float = 0.0) -> list[str]:
-    """Where `found` lacks or changes something of `golden`. Numbers may differ by `rel`; keys may be added."""
+    """Return the places where `found` lacks or changes a value of `golden`. Numbers may differ by `rel`; keys may be added."""
     if isinstance(golden, dict) and isinstance(found, dict):
         return [
             line
@@ -496,7 +496,7 @@ _FLAG = re.compile(r"^\W*?(--[a-z][a-z0-9-]*)(?:, (--no-[a-z0-9-]+))?", re.MULTI
 
 
 def flags_of(program: str, command: str, cwd: Path) -> list[str]:
-    """The flags that a command's help explains, each at the beginning of a line."""
+    """Return the flags in a command's help, each at the beginning of a line."""
     finished = start(program, command, "--help", cwd=cwd, COLUMNS="300", NO_COLOR="1")
     assert finished.returncode == 0, finished.stderr
     return sorted({flag for match in _FLAG.findall(finished.stdout) for flag in match if flag})
@@ -552,7 +552,7 @@ def status_of(name: str, cwd: Path) -> int:
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
-    """A safetensors file of float32 and int64, read by its published format alone."""
+    """Read a safetensors file of float32 and int64 by its published format."""
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     kinds = {"F32": "<f4", "I64": "<i8"}

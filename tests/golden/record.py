@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def record_teacher(folder: Path) -> None:
-    """Once: later recordings keep the weights."""
+    """Record the teacher once. Later recordings keep its weights."""
     if not (DATA / "teacher.safetensors").exists():
         words = ("--dataset", "digits:public", "--model", "cnn:width=4", "--epochs", "2", "--seed", "3")
         finished = runs.start("cloud_teacher", "train", *words, "--out", "teacher.safetensors", cwd=folder)
@@ -89,7 +89,7 @@ def record_wire(address: str, port: int) -> None:
 
 
 def record_runs(address: str, folder: Path, repeats: int) -> None:
-    """Weights, events, results and traces of every policy."""
+    """Record weights, events, results and traces of every policy."""
     weights, order, recorded = set(), set(), {}
     for policy in POLICIES:
         outs = [
@@ -123,12 +123,12 @@ def record_runs(address: str, folder: Path, repeats: int) -> None:
 
 
 def common(found: Iterable[Iterable[str]]) -> set[str]:
-    """The names that are in all of them."""
+    """Return the names that all of them have."""
     return set.intersection(*map(set, found))
 
 
 def folded(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Shapes that several policies share are written once, under the first of them; the others name it."""
+    """Write shapes that several policies share once, under the first policy. The others refer to it."""
     first: dict[str, str] = {}
     for policy, entry in recorded.items():
         places = [(entry[name], kind) for name in ("events", "trace") for kind in entry[name]]
@@ -140,7 +140,7 @@ def folded(recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 def record_options(address: str, folder: Path, repeats: int) -> None:
-    """A run with more options, what it asks the teacher, and what a run of the plain recipe asks."""
+    """Record a run with more options, its requests to the teacher, and the requests of a run of the plain recipe."""
     weights, asked = set(), []
     for number in range(repeats):
         calls = {}
@@ -159,7 +159,7 @@ def record_options(address: str, folder: Path, repeats: int) -> None:
 
 
 def record_old_files(address: str, folder: Path) -> None:
-    """What later versions must still read: checkpoints, a logit cache and a profile."""
+    """Record files that later versions must still read: checkpoints, a logit cache and a profile."""
     rates = {}
     for policy in LEARNERS:
         flags = ("--teacher", address, "--policy", policy, *SMALL_RING)
@@ -184,14 +184,14 @@ def record_old_files(address: str, folder: Path) -> None:
 
 
 def scrub(path: Path) -> None:
-    """Take the names of other processes out of a result."""
+    """Remove the names of other processes from a result."""
     result = runs.read_json(path)
     result["disturbance"]["busiest_others"] = []
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_folder(source: Path, target: Path, *names: str) -> None:
-    """The files with these names, or all but the lock. The folder's own name is kept in it where digests name it."""
+    """Copy the files with these names, or all files except the lock. The folder keeps its name where digests contain it."""
     if not names:
         target, names = target / source.name, tuple(path.name for path in source.iterdir() if path.name != "lock")
     shutil.rmtree(target, ignore_errors=True)
@@ -201,7 +201,7 @@ def copy_folder(source: Path, target: Path, *names: str) -> None:
 
 
 def only(what: str, found: list[Any]) -> Any:
-    """The one value that all of them are. AssertionError, with the differences, if they are not one."""
+    """Return the common value of all of them. Raises AssertionError with the differences."""
     for other in found[1:]:
         assert found[0] == other, (what, runs.differences(found[0], other))
     return found[0]

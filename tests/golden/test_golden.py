@@ -1,6 +1,6 @@
-"""Outputs are what record.py recorded: weights, files of a run, the wire, files of older runs, and what the programs print.
+"""Outputs equal the recorded ones: weights, files of a run, the wire, files of older runs, and the output of the programs.
 
-Only the programs and the wire are used. Fields, flags and kinds of records may be added; what was recorded may not go missing.
+Only the programs and the wire are used. Fields, flags and kinds of records may be added; recorded ones must not be missing.
 """
 
 import json
@@ -33,7 +33,7 @@ LOGITS_TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """HOST:PORT of a teacher with the recorded weights and a fresh store, and the port of its metrics."""
+    """Yield HOST:PORT of a teacher with the recorded weights and a fresh store, and the port of its metrics."""
     port = runs.free_port()
     with runs.golden_teacher(tmp_path_factory.mktemp("store"), "--metrics-listen", f"127.0.0.1:{port}") as address:
         yield address, port
@@ -69,7 +69,7 @@ def assert_same_values(golden: dict[str, Any], result: dict[str, Any], tolerance
 
 
 def shape(policies: dict[str, Any], policy: str, *path: str) -> runs.Shape:
-    """A shape, which may be written under another policy that has the same."""
+    """Return a shape, which may be stored under another policy with the same shape."""
     found = policies[policy]
     for name in path:
         found = found[name]
@@ -79,7 +79,7 @@ def shape(policies: dict[str, Any], policy: str, *path: str) -> runs.Shape:
 @SLOW
 @TWO_CORES
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_run_leaves_what_it_left(policy: str, address: str, tmp_path: Path) -> None:
+def test_a_run_writes_the_recorded_outputs(policy: str, address: str, tmp_path: Path) -> None:
     with runs.recorded(address) as (recorder, calls):
         out = runs.train(tmp_path, "run", "--teacher", recorder, "--policy", policy, *SMALL_RING)
     assert_same_weights(out, "weights.safetensors", WEIGHTS_TOLERANCE)
@@ -104,7 +104,7 @@ def test_a_run_leaves_what_it_left(policy: str, address: str, tmp_path: Path) ->
 
 @SLOW
 @TWO_CORES
-def test_a_run_with_more_options_is_what_it_was(address: str, tmp_path: Path) -> None:
+def test_a_run_with_more_options_writes_the_recorded_outputs(address: str, tmp_path: Path) -> None:
     recorded = read_json(DATA / "asked.json")
     with runs.recorded(address) as (recorder, calls):
         out = runs.train(tmp_path, "run", "--teacher", recorder, *OPTIONS)
@@ -118,7 +118,7 @@ def test_a_run_with_more_options_is_what_it_was(address: str, tmp_path: Path) ->
 @TWO_CORES
 @pytest.mark.parametrize("policy", LEARNERS)
 def test_an_old_checkpoint_goes_on(policy: str, address: str, tmp_path: Path) -> None:
-    """Of `dynamic` the newest checkpoint is damaged, so that the one before it is read under its own name."""
+    """The newest checkpoint of `dynamic` is damaged, so the previous one is read under its own name."""
     old, out = DATA / f"old-{policy}", tmp_path / "run"
     shutil.copytree(old, out)
     if policy == "dynamic":
@@ -139,7 +139,7 @@ def test_an_old_checkpoint_goes_on(policy: str, address: str, tmp_path: Path) ->
 @TWO_CORES
 @pytest.mark.parametrize("logits", ["hybrid", "offline"])
 def test_an_old_logit_cache_is_read(logits: str, address: str, tmp_path: Path) -> None:
-    """The logits are the recorded ones on every machine."""
+    """The logits equal the recorded ones on every machine."""
     shutil.copytree(DATA / "old-cache", tmp_path / "cache")
     asked = ("--teacher", address) if logits == "hybrid" else ()
     flags = ("--logits", logits, "--cache", "cache", "--policy", "os-default", *SMALL_RING)
@@ -170,7 +170,7 @@ def test_an_old_profile_is_used(address: str, tmp_path: Path) -> None:
 
 
 @SLOW
-def test_a_teacher_says_what_it_said(served: tuple[str, int]) -> None:
+def test_a_teacher_answers_as_recorded(served: tuple[str, int]) -> None:
     address, metrics_port = served
     golden = read_json(DATA / "wire.json")
     assert differences(golden["describe"], runs.describe(address)) == []
@@ -180,7 +180,7 @@ def test_a_teacher_says_what_it_said(served: tuple[str, int]) -> None:
 
 
 @SLOW
-def test_chunks_are_what_they_were(address: str) -> None:
+def test_chunks_equal_the_recorded_chunks(address: str) -> None:
     golden, logits = read_json(DATA / "wire.json")["chunks"], golden_logits()
     for name, chunks in runs.chunks_of(address).items():
         facts = [runs.chunk_facts(chunk) for chunk in chunks]
@@ -194,12 +194,12 @@ def test_chunks_are_what_they_were(address: str) -> None:
 
 
 def golden_logits() -> np.ndarray:
-    """float32 [batches, rows, classes] of the request `float32`, and of those that differ from it only in the encoding."""
+    """Return float32 [batches, rows, classes] of the request `float32` and of requests that differ only in the encoding."""
     return np.frombuffer((DATA / "logits.f32").read_bytes(), "<f4").reshape(2, 16, 10)
 
 
 def assert_near_logits(name: str, chunk: Any, rows: np.ndarray) -> None:
-    """Within the tolerance and the encoding's own error: 11 bits of a float16, half a step of an int8, the rest of a topk."""
+    """Assert equality within the tolerance and the encoding's error: 11 bits of float16, half a step of int8, the rest of topk."""
     found = runs.decoded(chunk)
     if name == "topk":
         top = np.argsort(rows, axis=1)[:, -chunk.top_k :]
@@ -217,7 +217,7 @@ def assert_near_logits(name: str, chunk: Any, rows: np.ndarray) -> None:
 
 @SLOW
 def test_an_old_logit_store_is_served_as_it_is(tmp_path: Path) -> None:
-    """Every row is raised by one, so that a row that were computed again would show. Nothing here depends on float arithmetic."""
+    """Every row is increased by one, so that a recomputed row is detected. Nothing depends on float arithmetic."""
     shutil.copytree(DATA / "old-store", tmp_path / "store")
     (folder,) = (tmp_path / "store").iterdir()
     rows = np.fromfile(folder / "logits.f32", "<f4").reshape(-1, 10) + np.float32(1)
@@ -233,7 +233,7 @@ def test_an_old_logit_store_is_served_as_it_is(tmp_path: Path) -> None:
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
-def test_the_schema_is_what_it_was() -> None:
+def test_the_schema_is_unchanged() -> None:
     assert teacher_pb2.DESCRIPTOR.serialized_pb == (DATA / "teacher.binpb").read_bytes()
 
 
@@ -246,7 +246,7 @@ def test_a_scenario_is_simulated_to_the_same_times(name: str, tmp_path: Path) ->
 
 @SLOW
 def test_samples_are_fitted_alike(tmp_path: Path) -> None:
-    """An optimiser of scipy and its linear algebra, which differ from machine to machine, come before these digits."""
+    """The digits depend on scipy's optimiser and linear algebra, which differ between machines."""
     golden = read_json(DATA / "scheduler.json")["fit"]
     assert differences(golden, runs.fitted(tmp_path), rel=1e-12 if IS_SAME_MACHINE else 1e-5) == []
 

@@ -1,4 +1,4 @@
-"""What several fuzz tests need: JSON that nobody expected, documents that are nearly right, and a bound on memory."""
+"""Inputs for fuzz tests: unexpected JSON, nearly valid documents, and a limit on memory."""
 
 import copy
 import tracemalloc
@@ -19,7 +19,7 @@ CONTROL = "a\x1b[2J\r\n\x00\u202e\ud800"
 
 @st.composite
 def nearly(draw: st.DrawFn, document: Any) -> Any:
-    """A copy of a JSON document in which one to three places were replaced, deleted, repeated or added."""
+    """Return a copy of a JSON document with one to three places replaced, deleted, repeated or added."""
     changed = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 3))):
         changed = _change(draw, changed)
@@ -44,7 +44,7 @@ def _change(draw: st.DrawFn, document: Any) -> Any:
 
 @contextmanager
 def allocating_at_most(num_bytes: int) -> Iterator[None]:
-    """Fails if Python and numpy take more memory at a time within the block; what was there before does not count."""
+    """Fail if the peak memory of Python and numpy grows by more than this within the block."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()

@@ -1,7 +1,7 @@
-"""What some tests need beyond what pip installs: how each thing is looked for, and how to get it.
+"""Requirements of some tests beyond the packages of pip: how each one is detected and installed.
 
-`@pytest.mark.needs("openssl", "root")` skips a test where one of them is absent. EDGEKD_TESTS_BARE=1 makes all of them count as
-absent and takes their commands out of PATH: so a machine that has them shows that the other tests do without.
+`@pytest.mark.needs("openssl", "root")` skips a test if one of them is absent. EDGEKD_TESTS_BARE=1 treats all of them as
+absent and removes their commands from PATH, which checks that the other tests do not use them.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ CPUSETS = Path("/sys/fs/cgroup/cpuset")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Need:
-    """Something that a machine has or lacks. `commands` are looked for in PATH, the rest by `is_here`."""
+    """A requirement that a machine meets or lacks. `commands` are searched in PATH, other requirements are checked by `is_here`."""
 
     remedy: str
     package: str = ""
@@ -84,13 +84,13 @@ NEEDS = {
 
 @cache
 def is_here(name: str) -> bool:
-    """Whether this machine has it, and the tests may use it."""
+    """Return whether this machine meets the requirement and the tests may use it."""
     need = NEEDS[name]
     return not BARE and all(shutil.which(command) is not None for command in need.commands) and need.is_here()
 
 
 def hide_commands(folder: Path) -> str:
-    """A PATH without the commands of the needs: `folder`, with a link to every other one of today's PATH."""
+    """Return a PATH without the commands of the needs: `folder`, with a link to every other command of the present PATH."""
     hidden = {command for need in NEEDS.values() for command in need.commands}
     for place in map(Path, os.get_exec_path()):
         for program in place.iterdir() if place.is_dir() else ():

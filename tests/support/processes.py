@@ -1,4 +1,4 @@
-"""Real teachers and real students as processes, on loopback unless told otherwise, started and ended by a test."""
+"""Real teachers and students as processes, by default on loopback, started and ended by a test."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ class TeacherProcess:
         place: Sequence[str] = (),
         log: Path | None = None,
     ) -> None:
-        """`place` comes before the command, as `ip netns exec NAME` does to put it elsewhere; messages go to `log`, if any."""
+        """`place` precedes the command, for example `ip netns exec NAME`. Output goes to `log`, if given."""
         command = [*place, sys.executable, "-m", "cloud_teacher", "serve", "--dataset", dataset, "--model", "cnn:width=4"]
         command += ["--listen", f"{host}:{port}", "--store", str(store), "--precompute", "--log-level", "error", *flags]
         with contextlib.nullcontext() if log is None else log.open("a") as errors:
@@ -42,7 +42,7 @@ class TeacherProcess:
         self.port = int(self.address.rpartition(":")[2])
 
     def kill(self) -> None:
-        """SIGKILL: no goodbye."""
+        """Send SIGKILL."""
         self.process.kill()
         self.process.wait()
 
@@ -57,7 +57,7 @@ class TeacherProcess:
 
 @contextlib.contextmanager
 def teacher(store: Path, *flags: str, **where: Any) -> Iterator[TeacherProcess]:
-    """A serving teacher, made as `TeacherProcess` is, that ends with the block."""
+    """Yield a serving teacher, made as `TeacherProcess` is. It ends with the block."""
     running = TeacherProcess(store, *flags, **where)
     try:
         yield running
@@ -70,7 +70,7 @@ def student_command(address: str, out: Path, *flags: str) -> list[str]:
 
 
 def train(address: str, out: Path, *flags: str) -> dict[str, Any]:
-    """Run a student to its end; its result.json."""
+    """Run a student to its end and return its result.json."""
     finished = run(student_command(address, out, *flags))
     assert finished.returncode == 0, finished.stderr
     return json.loads((out / "result.json").read_text())
@@ -97,24 +97,24 @@ def events(out: Path) -> list[dict[str, Any]]:
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """Read the student's messages up to the line with `text`; everything read."""
+    """Read the student's output up to the line with `text`, and return everything read."""
     assert process.stderr is not None
-    said = ""
-    while text not in said:
+    output = ""
+    while text not in output:
         line = process.stderr.readline()
-        assert line, f"ended before it said {text!r}: {said}"
-        said += line
-    return said
+        assert line, f"ended before it printed {text!r}: {output}"
+        output += line
+    return output
 
 
 def read_rest(process: subprocess.Popen[str]) -> str:
-    """Read the student's messages to their end."""
+    """Read the student's output to its end."""
     assert process.stderr is not None
     return process.stderr.read()
 
 
 def comm_worker_of(student: subprocess.Popen) -> int:
-    """Process id of the student's comm worker, as soon as there is one."""
+    """Return the process id of the student's comm worker as soon as it exists."""
     while True:
         assert student.poll() is None, "the student ended before it had a comm worker"
         for child in psutil.Process(student.pid).children():

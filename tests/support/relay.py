@@ -1,4 +1,4 @@
-"""A teacher in front of a real one, whose faults are data: it cuts batches into small chunks, and changes some of them."""
+"""A teacher in front of a real one, with faults as data: it splits batches into small chunks and changes some of them."""
 
 from collections.abc import Iterator
 from concurrent import futures
@@ -14,9 +14,9 @@ ROWS_PER_CHUNK = 5
 
 
 class Relay(teacher_pb2_grpc.TeacherServicer):
-    """Asks the teacher at `address`, and passes on what it says, but for `faults[batch, n]`, the n-th chunk of a batch.
+    """Calls the teacher at `address` and forwards its answers, except for `faults[batch, n]`, the n-th chunk of a batch.
 
-    A fault happens until an edge has seen it, and asks for its batch anew: what was sent ahead of an earlier fault is never read.
+    A fault is repeated until an edge has received it and requests its batch again: data sent before an earlier fault is never read.
     """
 
     def __init__(self, address: str, faults: dict[tuple[int, int], Fault]) -> None:
@@ -60,7 +60,7 @@ class Relay(teacher_pb2_grpc.TeacherServicer):
 
 
 def cut(whole: teacher_pb2.LogitsChunk) -> Iterator[teacher_pb2.LogitsChunk]:
-    """A chunk as several, of ROWS_PER_CHUNK rows each. Inputs do not travel."""
+    """Split a chunk into chunks of ROWS_PER_CHUNK rows. Inputs are not sent."""
     row_bytes = len(whole.payload) // whole.num_rows
     for start in range(0, whole.num_rows, ROWS_PER_CHUNK):
         ids = whole.sample_ids[start : start + ROWS_PER_CHUNK]

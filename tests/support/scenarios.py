@@ -1,4 +1,4 @@
-"""Random runs: any rates and any work, drawn by hypothesis as one seed so that ties are as rare as they are in life."""
+"""Random runs: any rates and works, drawn by hypothesis as one seed, so that ties are as rare as in real runs."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def positive(generator: random.Random) -> float:
 
 
 def rounding_s(rates: RateTable, *, comm: float, comp: float) -> float:
-    """How far rounding may move the end of a run of so much work, in seconds.
+    """Return how far rounding may move the end of a run of this work, in seconds.
 
-    A task counts as done with ROUNDING of its work left. Each task may so gain or lose that part of its time, at worst at the
-    slowest rate; the few dozen roundings of float64 before that are less than as much again.
+    A task counts as done with ROUNDING of its work left. Each task may gain or lose that fraction of its time, at worst at the
+    slowest rate. The few dozen roundings of float64 before add less than that again.
     """
     slowest_comm = min(rate for rate in (*rates.comm, *(mode.comm_rate for mode in rates.shared)) if rate)
     slowest_comp = min(rate for rate in (*rates.comp, *(mode.comp_rate for mode in rates.shared)) if rate)
@@ -50,7 +50,7 @@ def rounding_s(rates: RateTable, *, comm: float, comp: float) -> float:
 
 
 def rounding_of(run: VariedRun) -> float:
-    """The same for a run of varied works."""
+    """Return the same for a run of varied works."""
     return rounding_s(run.rates, comm=run.works.comm.sum(), comp=run.works.forward.sum() + run.works.backward.sum())
 
 
@@ -74,7 +74,7 @@ def scenarios(
 
 @st.composite
 def varied_runs(draw: st.DrawFn, *, max_cores: int = 12, max_cycles: int = 12, is_monotone: bool = True) -> VariedRun:
-    """Runs whose every task has its own work, some of it 0; now and then both sides may also share the cores."""
+    """Return runs with a separate work for every task, sometimes 0. Sometimes both sides may share the cores."""
     scenario = draw(scenarios(max_cores=max_cores, max_cycles=max_cycles, is_monotone=is_monotone))
     generator = random.Random(draw(st.integers(0, 2**32)))
     zero = draw(st.sampled_from([0.0, 0.0, 0.2]))

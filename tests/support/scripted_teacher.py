@@ -1,4 +1,4 @@
-"""A teacher whose faults are data: chunk n of the whole session is changed, repeated, dropped, or the stream breaks there."""
+"""A teacher with faults as data: chunk n of the session is changed, repeated or dropped, or ends the stream."""
 
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -35,7 +35,7 @@ def inputs_of(ids: np.ndarray) -> np.ndarray:
 
 
 class ScriptedTeacher(teacher_pb2_grpc.TeacherServicer):
-    """`faults[n]` is what happens to the n-th chunk that this teacher ever sends."""
+    """`faults[n]` applies to the n-th chunk that this teacher sends."""
 
     def __init__(self, faults: dict[int, Fault] | None = None, **description: object) -> None:
         self.faults = dict(faults or {})
@@ -77,7 +77,7 @@ class ScriptedTeacher(teacher_pb2_grpc.TeacherServicer):
 
 
 def chunks_of(request: teacher_pb2.StreamLogitsRequest, index: int) -> Iterator[teacher_pb2.LogitsChunk]:
-    """A batch in chunks of ROWS_PER_CHUNK rows."""
+    """Yield a batch in chunks of ROWS_PER_CHUNK rows."""
     ids = batch_ids(request.seed, NUM_SAMPLES, request.batch_size, index)
     form = Format(from_wire(request.encoding), request.top_k)
     for start in range(0, request.batch_size, ROWS_PER_CHUNK):

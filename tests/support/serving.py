@@ -1,4 +1,4 @@
-"""`cloud-teacher serve` with flags of a test's own."""
+"""`cloud-teacher serve` with the flags of a test."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def serve_flags(store: Path, *more: str) -> list[str]:
 
 @contextmanager
 def serving(log: Path, flags: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server as its own process and its address; killed if the test did not stop it."""
+    """Yield a server process and its address. Kill the process if the test did not stop it."""
     with log.open("w") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "cloud_teacher", *flags], stdout=subprocess.PIPE, stderr=errors, text=True

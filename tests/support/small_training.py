@@ -22,7 +22,7 @@ class Logits:
 
 
 class Boundaries:
-    """A schedule that never waits, and remembers what it was asked for."""
+    """A schedule that never waits, and records the tasks."""
 
     def __init__(self) -> None:
         self.tasks: list[Task] = []

@@ -1,4 +1,4 @@
-"""A run in virtual time: a rate table says how long tasks take, and every event goes through the real controller."""
+"""A run in virtual time: a rate table gives the durations of tasks, and every event goes through the real controller."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Run:
 
 
 def next_comp(state: State) -> Task:
-    """The comp task that runs or waits in this state."""
+    """Return the comp task that runs or waits in this state."""
     return Task.BACKWARD if state.num_forward > state.num_backward else Task.FORWARD
 
 
@@ -33,11 +33,11 @@ def drive(
     comp_moves_at_boundaries: bool = False,
     layer: float = math.inf,
 ) -> Run:
-    """Run to the end. Unpinned, both sides get `share_unpinned` of the rates they have alone.
+    """Run to the end. Unpinned, both sides get `share_unpinned` of their rates alone.
 
-    With `comp_moves_at_boundaries` training keeps its cores to the end of a task, and comm gets what is free of what it was
-    given, as in a live run; `layer` is how long a layer takes, after which training moves although its task goes on. The rates
-    of comm are then those of its own cores, those of comp of its own.
+    With `comp_moves_at_boundaries` training keeps its cores to the end of a task, and comm gets the free cores of its allocation,
+    as in a live run. `layer` is the duration of a layer, after which training moves during its task. The rates of each side are
+    then those of its own cores.
     """
     mirror = State.initial(cycles=controller.state.cycles, prefetch=controller.state.prefetch)
     now = start
@@ -89,7 +89,7 @@ def drive(
 
 
 def _until_the_boundary(in_force: Allocation, wanted: Allocation, num_cores: int) -> Allocation:
-    """What holds while training goes on with the cores it has: comm gets what is free of what it was given."""
+    """Return the allocation in effect while training keeps its cores: comm gets the free cores of its allocation."""
     free = min(wanted.comm, num_cores - in_force.comp)
     if free or not wanted.comm:
         return Allocation(comm=free, comp=in_force.comp)
@@ -97,7 +97,7 @@ def _until_the_boundary(in_force: Allocation, wanted: Allocation, num_cores: int
 
 
 def _speeds(allocation: Allocation, rates: RateTable, share_unpinned: float) -> tuple[float, float]:
-    """Each side's by its own cores. In a shared mode that the table does not have, comm gets a tenth of what it has alone."""
+    """Return the speeds of both sides by their own cores. In a shared mode without an entry, comm gets a tenth of its rate."""
     for mode in rates.shared:
         if allocation.shared == mode.name:
             return mode.comm_rate, mode.comp_rate

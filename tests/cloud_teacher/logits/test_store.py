@@ -77,7 +77,7 @@ def filled(folder: Path, key: StoreKey, teacher: Any) -> Path:
         (lambda f: (f / "meta.json").write_text("[]"), "meta.json is of another"),
     ],
 )
-def test_damaged_store_is_begun_anew_with_a_warning(
+def test_damaged_store_is_created_again_with_a_warning(
     tmp_path: Path, key: StoreKey, teacher: Any, caplog: pytest.LogCaptureFixture, damage: Any, flaw: str
 ) -> None:
     damage(filled(tmp_path, key, teacher))
@@ -112,7 +112,7 @@ def test_stores_of_two_teachers_live_side_by_side(tmp_path: Path, key: StoreKey,
     again.close()
 
 
-def test_second_opener_gets_a_private_store_that_leaves_nothing_behind(
+def test_second_opener_gets_a_private_store_that_is_removed(
     tmp_path: Path, key: StoreKey, teacher: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scratch = tmp_path / "scratch"
@@ -188,7 +188,7 @@ def test_full_disk_is_an_error_and_marks_nothing(
     store.close()
 
 
-def test_interrupt_ends_a_fill_in_another_thread_and_keeps_what_is_done(tmp_path: Path, key: StoreKey, teacher: Any) -> None:
+def test_interrupt_ends_a_fill_in_another_thread_and_keeps_finished_rows(tmp_path: Path, key: StoreKey, teacher: Any) -> None:
     key = replace(key, num_samples=600)
     store = open_store(tmp_path, key, teacher.logits)
     progress: list[int] = []

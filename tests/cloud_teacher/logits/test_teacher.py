@@ -26,7 +26,7 @@ def test_logits_are_the_models_in_evaluation_mode(teacher: Teacher) -> None:
     assert np.allclose(teacher.logits(ids), expected, atol=1e-5)
 
 
-def test_logits_of_a_sample_do_not_depend_on_who_else_was_asked_for(teacher: Teacher) -> None:
+def test_logits_of_a_sample_do_not_depend_on_other_requested_samples(teacher: Teacher) -> None:
     """Equal bit for bit, because a rebuilt store must lead to the same student."""
     num_samples = teacher.key.num_samples
     together = teacher.logits(np.arange(num_samples))
@@ -42,7 +42,7 @@ def test_key_names_weights_and_data(teacher: Teacher) -> None:
     assert (teacher.key.num_samples, teacher.key.num_classes) == (len(teacher.dataset.labels), 6)
 
 
-def test_device_is_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_is_chosen_by_availability(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert [choose_device(name).type for name in ("cpu", "auto")] == ["cpu", "cpu"]
     with pytest.raises(ValueError, match="finds no GPU"):

@@ -1,4 +1,4 @@
-"""Metrics of a teacher, the HTTP pages that publish them, and who may read the pages."""
+"""Metrics of a teacher, the HTTP pages that publish them, and the access to these pages."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ def value(harness: Any, name: str, **labels: str) -> float | None:
     return harness.metrics.registry.get_sample_value(f"edgekd_{name}", labels)
 
 
-def test_a_stream_is_counted_and_so_is_what_it_cost(harness: Any) -> None:
+def test_a_stream_and_its_cost_are_counted(harness: Any) -> None:
     chunks = harness.stream(count=6)
     wait_until(lambda: value(harness, "requests_total", method="StreamLogits", code="OK") == 1)
     assert value(harness, "streams_started_total") == 1
@@ -138,7 +138,7 @@ def pages() -> Iterator[Pages]:
         yield made
 
 
-def test_metrics_are_what_prometheus_reads_and_have_the_process(pages: Pages) -> None:
+def test_metrics_have_the_prometheus_format_and_describe_the_process(pages: Pages) -> None:
     pages.metrics.request_ended("Describe", "OK")
     status, body = pages.get("/metrics")
     families = {family.name: family for family in text_string_to_metric_families(body)}
@@ -150,12 +150,12 @@ def test_metrics_are_what_prometheus_reads_and_have_the_process(pages: Pages) ->
 
 
 def test_health_is_503_until_it_serves_and_when_it_stops(pages: Pages) -> None:
-    said = []
+    output = []
     for is_serving in (False, True, False):
         pages.liveness.set_serving(is_serving)
-        said.append(pages.get("/healthz"))
-    assert [status for status, _ in said] == [503, 200, 503]
-    assert "starting or stopping" in said[0][1]
+        output.append(pages.get("/healthz"))
+    assert [status for status, _ in output] == [503, 200, 503]
+    assert "starting or stopping" in output[0][1]
 
 
 def test_a_server_whose_loop_hangs_is_neither_healthy_nor_alive(pages: Pages) -> None:
@@ -213,7 +213,7 @@ def test_garbage_and_too_many_at_a_time_do_no_harm(pages: Pages, capfd: pytest.C
     assert capfd.readouterr().err == ""
 
 
-def test_who_sends_a_byte_now_and_then_is_hung_up_on(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_sends_slowly_is_disconnected(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "_REQUEST_TIMEOUT_S", 0.2)
     with socket.create_connection(("127.0.0.1", pages.port), timeout=0.01) as dripping:
         for byte in itertools.cycle(b"GET /livez"):
@@ -237,7 +237,7 @@ def test_the_port_is_free_again_afterwards() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "fragment"),
     [
         ({"metrics_listen": "nowhere"}, "--metrics-listen is 'nowhere', must be HOST:PORT"),
         ({"metrics_listen": "0.0.0.0:9464"}, "--metrics-listen is 0.0.0.0:9464, which other machines can reach, in plaintext"),
@@ -251,9 +251,9 @@ def test_the_port_is_free_again_afterwards() -> None:
         ({"max_connection_age": float("nan")}, "--max-connection-age is nan"),
     ],
 )
-def test_wrong_setting_is_named(changes: dict[str, Any], says: str) -> None:
+def test_wrong_setting_is_named(changes: dict[str, Any], fragment: str) -> None:
     settings: dict[str, Any] = {"listen": "127.0.0.1:0", "dataset": "digits:public", "model": "cnn"}
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=fragment):
         ServeConfig(**(settings | changes))
 
 

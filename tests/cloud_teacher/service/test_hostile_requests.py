@@ -158,12 +158,12 @@ FIRST_WORDS = {
 
 @pytest.mark.promise(number=11)
 @pytest.mark.parametrize("kind", FIRST_WORDS)
-def test_a_stranger_on_the_socket_is_hung_up_on_or_ignored(kind: str, server: Server) -> None:
+def test_an_untrusted_client_of_the_socket_is_disconnected_or_ignored(kind: str, server: Server) -> None:
     peak = server.peak()
-    with server.connect() as stranger:
+    with server.connect() as untrusted:
         with suppress(ConnectionResetError, BrokenPipeError):  # the server has closed the connection
-            stranger.sendall(FIRST_WORDS[kind])
-        assert good_call(server) == 32, "while the stranger is there"
+            untrusted.sendall(FIRST_WORDS[kind])
+        assert good_call(server) == 32, "while the untrusted client is connected"
     assert good_call(server) == 32, "and when he has gone"
     assert server.peak() - peak < 16 * MiB
 

@@ -44,7 +44,7 @@ def refusal(harness: Any, metadata: Any) -> grpc.RpcError:
 
 
 @pytest.mark.promise(number=13)
-def test_an_edge_over_its_limit_is_told_so_at_once_and_the_others_are_served(make_harness: Callable[..., Any]) -> None:
+def test_an_edge_over_its_limit_is_rejected_at_once_and_the_others_are_served(make_harness: Callable[..., Any]) -> None:
     harness = make_harness(max_streams=3, max_streams_per_edge=1)
     answer = harness.stub.Describe(teacher_pb2.DescribeRequest(), timeout=10)
     assert answer.max_streams == 1, "an edge divides its batches among as many as it can have"
@@ -181,7 +181,7 @@ def test_an_edge_is_its_certificate_else_its_word_else_its_machine(
     assert all(0x20 <= ord(character) < 0x7F for character in str(caller))
 
 
-def test_a_certificates_name_is_nobodys_to_take() -> None:
+def test_no_other_edge_can_use_a_certificates_name() -> None:
     certified, claimed, near = (
         caller_of(Context(SIX, names, metadata))  # type: ignore[arg-type]
         for names, metadata in (([b"pi-1"], []), ([], [(EDGE_ID_KEY, "pi-1")]), ([b"pi 1"], []))
@@ -224,7 +224,7 @@ def test_calls_beyond_those_of_a_connection_wait_for_a_place_there(make_harness:
     assert len(list(first)) == 3
 
 
-def test_whoever_connects_and_says_nothing_is_hung_up_on(make_harness: Callable[..., Any]) -> None:
+def test_a_silent_connection_is_closed(make_harness: Callable[..., Any]) -> None:
     harness = make_harness(handshake_timeout_s=0.3)
     with socket.create_connection(("127.0.0.1", harness.port), timeout=20) as silent:
         while silent.recv(1 << 10):

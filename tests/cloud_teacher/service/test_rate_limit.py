@@ -36,7 +36,7 @@ def test_first_chunk_goes_at_once_and_each_later_one_when_those_before_have_had_
     assert [send(rate_limiter, 100, now=0.0) for _ in range(3)] == pytest.approx([0.0, 0.1 - CATCH_UP_S, 0.2 - CATCH_UP_S])
 
 
-def test_sender_that_waits_as_told_keeps_exactly_the_rate() -> None:
+def test_sender_that_waits_as_required_keeps_exactly_the_rate() -> None:
     rate_limiter, now = RateLimiter(8e6), 100.0
     for _ in range(1000):
         now += send(rate_limiter, 5000, now)
@@ -67,13 +67,13 @@ def test_two_streams_share_one_rate() -> None:
     assert sent == pytest.approx(10e6, rel=0.005)
 
 
-def test_who_gives_up_waiting_has_taken_nothing() -> None:
+def test_a_cancelled_wait_takes_nothing() -> None:
     rate_limiter = RateLimiter(8000)
     rate_limiter.take(1000, now=0.0)
     for _ in range(100):
         assert rate_limiter.wait(0.0) == pytest.approx(1.0 - CATCH_UP_S)
 
 
-def test_what_a_link_takes_in_a_time_is_at_least_a_byte() -> None:
+def test_the_bytes_of_a_period_are_at_least_one() -> None:
     assert RateLimiter(8e6).bytes_in(0.5) == 500_000
     assert RateLimiter(1.0).bytes_in(0.5) == 1

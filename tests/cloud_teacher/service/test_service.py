@@ -50,7 +50,7 @@ def decoded(chunk: teacher_pb2.LogitsChunk) -> np.ndarray:
     return out
 
 
-def test_describe_says_who_what_and_within_which_limits(harness: Any) -> None:
+def test_describe_returns_digests_sizes_and_limits(harness: Any) -> None:
     answer = harness.stub.Describe(teacher_pb2.DescribeRequest(), timeout=10)
     assert answer == teacher_pb2.DescribeResponse(
         protocol_version=PROTOCOL_VERSION,
@@ -206,7 +206,7 @@ def test_stream_from_the_store_does_not_wait_for_another_edges_computing(harness
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "says"),
+    ("changes", "code", "fragment"),
     [
         ({"count": 0}, Code.INVALID_ARGUMENT, "count is 0, must be in 1 .. 1024"),
         ({"count": MAX_WINDOW + 1}, Code.INVALID_ARGUMENT, "count is 1025"),
@@ -235,11 +235,11 @@ def test_stream_from_the_store_does_not_wait_for_another_edges_computing(harness
     ],
 )
 def test_hostile_request_is_refused_and_the_next_call_works(
-    harness: Any, changes: dict[str, object], code: grpc.StatusCode, says: str
+    harness: Any, changes: dict[str, object], code: grpc.StatusCode, fragment: str
 ) -> None:
     refused = harness.refusal(**changes)
     assert refused.code() is code
-    assert says in refused.details()
+    assert fragment in refused.details()
     assert len(refused.details()) < 300
     assert harness.teacher.asked == []
     assert len(harness.stream()) == 3
@@ -251,7 +251,7 @@ def test_last_batch_that_can_be_asked_for_comes(harness: Any) -> None:
 
 
 @pytest.mark.promise(number=13)
-def test_one_stream_too_many_is_told_so_and_the_others_are_unharmed(make_harness: Callable[..., Any]) -> None:
+def test_a_stream_over_the_limit_is_rejected_and_the_others_continue(make_harness: Callable[..., Any]) -> None:
     harness = make_harness(max_streams=2)
     harness.teacher.gate.clear()
     taken = [harness.stub.StreamLogits(harness.request(), timeout=30) for _ in range(2)]
@@ -399,7 +399,7 @@ def test_stopping_server_does_not_wait_for_a_batch_that_is_being_computed(harnes
     assert ended.value.code() is Code.UNAVAILABLE
 
 
-def test_health_says_not_serving_on_the_way_down(harness: Any) -> None:
+def test_health_is_not_serving_during_shutdown(harness: Any) -> None:
     health = health_pb2_grpc.HealthStub(harness.channel)
     watch = health.Watch(health_pb2.HealthCheckRequest(service="edgekd.v1.Teacher"), timeout=30)
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
@@ -425,7 +425,7 @@ def test_no_more_than_a_forward_is_computed_ahead(make_harness: Callable[..., An
     assert asked == [64, 56]
 
 
-def test_samples_that_nobody_asked_for_are_computed_in_the_background(harness: Any) -> None:
+def test_samples_without_a_request_are_computed_in_the_background(harness: Any) -> None:
     harness.on_loop(harness.server.service.fill_store())
     assert harness.store.num_ready == harness.key.num_samples
     assert sorted(harness.teacher.asked) == list(range(harness.key.num_samples))
@@ -464,7 +464,7 @@ def test_background_filling_gives_up_on_a_broken_teacher_and_serving_goes_on(
     assert len(harness.stream(count=1)) == 1
 
 
-def test_thirty_two_edges_at_once_get_what_one_gets_alone(make_harness: Callable[..., Any]) -> None:
+def test_thirty_two_concurrent_edges_get_the_same_batches_as_one(make_harness: Callable[..., Any]) -> None:
     harness = make_harness(max_streams=32)
     alone = {seed: harness.stream(count=30, seed=seed) for seed in range(32)}
     with ThreadPoolExecutor(32) as edges:

@@ -1,4 +1,4 @@
-"""`calibrate`: what counts of what is seen, the profile that comes of it, and the whole program on a tiny model."""
+"""`calibrate`: counted tasks, the resulting profile, and the whole program on a tiny model."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def a_visit(name: str, *, share_s: float = 10.0, limit_s: float = 20.0, **before
 
 
 class Clock:
-    """Time that passes only when somebody says so."""
+    """A clock that advances only when the test advances it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -66,10 +66,10 @@ class Clock:
 
 
 class ScriptedDevice:
-    """Each side takes so many seconds a task in each mode; training's Forward is 0.4 of a cycle. No side heeds the other.
+    """Each side takes a scripted number of seconds for a task in each mode; a Forward is 0.4 of a cycle. The sides are independent.
 
-    `stored` batches arrive a hundred times faster after a mode in which comm was held. `drift` makes everything slower by that
-    part with every second. Comm is busy for `busy` of its time.
+    `stored` batches arrive a hundred times faster after a mode in which comm was held. With `drift`, everything becomes slower by
+    that fraction per second. Comm is busy for the fraction `busy` of its time.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ def test_a_visit_with_slow_tasks_ends_at_its_limit_with_one_of_each() -> None:
     assert visit.is_over(122.0)
 
 
-def test_training_may_starve_a_comm_that_stands_behind_it() -> None:
+def test_training_may_starve_a_comm_with_idle_priority() -> None:
     visit = a_visit(COMPUTE_FIRST)
     for at in (100.0, 107.0, 114.0, 121.0):
         visit.boundary(Task.FORWARD, at)
@@ -256,7 +256,7 @@ def stored_then_steady(visit: Visit, num_stored: int, *, cpu_s: float, until: fl
         visit.batch(at, cpu_s)
 
 
-def test_what_the_link_had_in_store_does_not_count() -> None:
+def test_batches_buffered_by_the_link_do_not_count() -> None:
     visit = a_visit("comm-only", starved_s=20.0, num_stored=64)
     stored_then_steady(visit, 10, cpu_s=0.1)
     assert visit.comm_s / visit.num_comm == pytest.approx(2.0)
@@ -300,13 +300,13 @@ def test_rates_are_those_of_the_device_whatever_straddles_a_switch() -> None:
 
 
 def test_a_steady_drift_treats_all_modes_alike() -> None:
-    """The device is three times slower in the end; the ratios are nearly those of a device that keeps its speed."""
+    """The device is three times slower at the end. The ratios nearly equal those of a device with constant speed."""
     rates = Profile.from_json(make_profile(measured(drift=2 / 60)[1], 2)).rates
     assert rates.comm == pytest.approx((0.0, 0.8, 1.0), rel=0.05)
     assert rates.comp == pytest.approx((1.0, 0.625, 0.0), rel=0.05)
 
 
-def test_a_store_behind_a_slow_link_does_not_look_like_a_fast_one() -> None:
+def test_a_filled_buffer_does_not_make_a_slow_link_look_fast() -> None:
     profile = make_profile(measured(stored=40)[1], 2)
     assert profile["comm"] == pytest.approx(0.1)
     assert Profile.from_json(profile).rates.comm == pytest.approx((0.0, 0.8, 1.0))
@@ -361,7 +361,7 @@ def test_splits_between_have_the_rates_of_the_fit_and_are_marked() -> None:
 
 
 def test_without_a_fit_splits_between_lie_on_the_line_of_their_neighbours() -> None:
-    """Receiving that a second core stops is none of the paper's g."""
+    """Receiving that a second core stops does not fit the g of the paper."""
     times = times_of(CostModel(a1=1.0, a2=0.05, b1=0.1, b2=0.0, b3=1.0), 11)
     times["comm_s"] |= {"split:1": 1e-10, "split:2": 10.0}
     assert {f"split:{c}" for c in range(1, 11)} - set(names(modes_under_test(11))) == {"split:3", "split:8"}
@@ -373,7 +373,7 @@ def test_without_a_fit_splits_between_lie_on_the_line_of_their_neighbours() -> N
 
 
 def visits_with(times: dict[str, Any], num_cores: int) -> list[Visit]:
-    """One visit of ten tasks of each side in each mode."""
+    """Return one visit of ten tasks of each side in each mode."""
     visits = []
     for mode in modes_under_test(num_cores):
         visit = Visit(mode, share_s=1.0, limit_s=1.0)
@@ -389,12 +389,12 @@ def visits_with(times: dict[str, Any], num_cores: int) -> list[Visit]:
 
 
 def shown(profile: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
-    told = {"fingerprint": {"cpu": "a CPU"}, "settings": {"model": "cnn", "private": "digits:private"}, "seconds": 60.0}
-    table.print_calibration(profile | told)
+    options = {"fingerprint": {"cpu": "a CPU"}, "settings": {"model": "cnn", "private": "digits:private"}, "seconds": 60.0}
+    table.print_calibration(profile | options)
     return capsys.readouterr().out
 
 
-def test_the_table_shows_tasks_per_second_with_intervals_and_who_waited(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_tasks_per_second_with_intervals_and_waits(capsys: pytest.CaptureFixture[str]) -> None:
     profile = make_profile(measured()[1], 2)
     table = shown(profile, capsys)
     rows = {
@@ -431,7 +431,7 @@ def test_a_busy_comm_does_not_wait_and_a_starved_one_is_named(capsys: pytest.Cap
     assert "training leaves no time for comm" in shown(profile, capsys)
 
 
-def test_the_fit_is_told_in_plain_words() -> None:
+def test_the_fit_is_printed_as_sentences() -> None:
     lines = [*table.describe_findings(make_profile(measured()[1], 2))]
     assert lines[0].startswith("Training: each core given to comm changes its rate by -37.5% +- 0.0% of the rate")
     assert lines[1].startswith("Receiving: 2 cores have one split, too few points for the paper's g")
@@ -442,7 +442,7 @@ def test_the_fit_is_told_in_plain_words() -> None:
     assert lines[1].startswith("Receiving: with c cores its rate is ")
 
 
-def test_a_disturbed_calibration_says_so() -> None:
+def test_a_disturbed_calibration_is_reported() -> None:
     profile = make_profile(measured()[1], 2)
     assert not any(line.startswith("Wide") for line in table.describe_findings(profile))
     profile["modes"][1]["comp_interval"] = [0.5, 0.8]
@@ -452,8 +452,8 @@ def test_a_disturbed_calibration_says_so() -> None:
 def test_the_plot_shows_the_samples_with_the_intervals_of_the_rates(tmp_path: Path) -> None:
     from scheduler.figures import draw_files, draw_fitted_costs
 
-    told = {"fingerprint": {"cpu": "a CPU"}, "settings": {"model": "cnn", "private": "digits:private"}}
-    data = table.profile_figure(make_profile(measured()[1], 2) | told)
+    options = {"fingerprint": {"cpu": "a CPU"}, "settings": {"model": "cnn", "private": "digits:private"}}
+    data = table.profile_figure(make_profile(measured()[1], 2) | options)
     assert [[bar["comm_cores"] for bar in side["bars"]] for side in data["sides"]] == [[0, 1], [1, 2]]
     assert data["sides"][0]["bars"][1] == pytest.approx({"comm_cores": 1, "seconds": 1.6, "low": 1.6, "high": 1.6})
     assert data["caption"].startswith("Measured: cnn on digits:private, 2 cores of a CPU.")
@@ -500,8 +500,8 @@ def test_a_device_is_measured_and_its_profile_is_used(tmp_path: Path) -> None:
         assert data["settings"]["teacher"] == serving.address
         assert "calibrate" in data["command"]
         assert 3 < data["seconds"] < 60
-        for said in ("comp-only", "split:1", "comm-only", "compute-first", "Receiving: 2 cores have one split", str(path)):
-            assert said in finished.stdout
+        for output in ("comp-only", "split:1", "comm-only", "compute-first", "Receiving: 2 cores have one split", str(path)):
+            assert output in finished.stdout
         assert sorted(file.name for file in path.parent.iterdir()) == ["profile.json", "profile.png", "profile.svg"]
         for policy in ("adaptive", "dynamic"):
             flags = ["--policy", policy, "--profile", str(path), "--cycles", "10", "--cores", cores]
@@ -520,14 +520,14 @@ def test_a_calibration_that_is_broken_off_leaves_nothing(number: signal.Signals,
     with teacher(tmp_path / "store") as serving:
         command = calibrate_command(path, "--teacher", serving.address, "--seconds", "30")
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as student:
-            said = read_until(student, "seconds of measuring")
+            output = read_until(student, "seconds of measuring")
             student.send_signal(number)
             began = time.monotonic()
             assert student.stderr is not None
-            said += student.stderr.read()
+            output += student.stderr.read()
         took = time.monotonic() - began
-    assert student.returncode == 130, said
-    assert "Traceback" not in said
+    assert student.returncode == 130, output
+    assert "Traceback" not in output
     assert took < 10, "seconds, with much room for a busy machine; measuring would have gone on for 25"
     assert list(tmp_path.iterdir()) == [tmp_path / "store"]
 
@@ -539,15 +539,15 @@ def test_a_comm_worker_that_dies_ends_the_calibration(tmp_path: Path) -> None:
     with teacher(tmp_path / "store") as serving:
         command = calibrate_command(path, "--teacher", serving.address, "--seconds", "30")
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as student:
-            said = read_until(student, "measuring ")
+            output = read_until(student, "measuring ")
             (worker,) = (
                 child for child in psutil.Process(student.pid).children() if "edge_student.receive.worker" in child.cmdline()
             )
             worker.kill()
             assert student.stderr is not None
-            said += student.stderr.read()
-    assert student.returncode == 1, said
-    assert "ended early: killed by signal 9" in said.splitlines()[-1]
+            output += student.stderr.read()
+    assert student.returncode == 1, output
+    assert "ended early: killed by signal 9" in output.splitlines()[-1]
     assert not path.exists()
 
 

@@ -1,92 +1,19 @@
-"""Pairing of runs, intervals, verdicts, the order of runs, and the flags of the run processes."""
+"""`compare`: the choice of policies, the flags of the run processes, and the predictions."""
 
 import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from synthetic_comparison import write_comparison
 
 from edge_student.compare.compare import choose_policies, predict_all, shared_flags
 from edge_student.compare.prediction import predict
-from edge_student.measure.interleaving import schedule_of_runs
-from edge_student.measure.intervals import median_interval
-from edge_student.report.table import caption
-from edge_student.report.verdict import summarize
 from edge_student.settings.student import CompareConfig, StudentConfig, TrainConfig, parse_policies
 from edgekd.cli.command import parse
 from edgekd.wire.codec import Encoding
 from scheduler.model.scenario import Profile
-
-
-def runs_of(policy: str, seconds: list[float], valid: bool = True) -> list[dict]:
-    return [{"policy": policy, "repeat": repeat, "wall_clock_s": s, "valid": valid} for repeat, s in enumerate(seconds)]
-
-
-BASE = [1.0, 2.0, 1.0, 2.0, 1.0]
-
-
-def test_ratios_are_taken_within_a_repeat() -> None:
-    # The machine is twice as slow in every other repeat; the policy takes 0.8 of the baseline in each.
-    runs = runs_of("os-default", BASE) + runs_of("dynamic", [0.8 * s for s in BASE])
-    base, dynamic = summarize(runs, ["os-default", "dynamic"])
-    assert (base.verdict, base.ratio_vs_os_default, base.ratio_ci95) == ("baseline", 1.0, None)
-    assert dynamic.ratio_vs_os_default == pytest.approx(0.8)
-    assert dynamic.ratio_ci95 == pytest.approx((0.8, 0.8))
-    assert dynamic.median_s == pytest.approx(0.8)
-    assert dynamic.verdict == "faster"
-
-
-@pytest.mark.parametrize(
-    ("factors", "verdict"),
-    [
-        ([1.2, 1.3, 1.1, 1.2, 1.25], "slower"),
-        ([0.9, 1.1, 0.95, 1.05, 1.0], "no significant difference"),
-        ([0.5, 0.5], "too few runs to tell (2 of 5)"),
-    ],
-)
-def test_the_verdict_follows_the_interval(factors: list[float], verdict: str) -> None:
-    seconds = [factor * s for factor, s in zip(factors, BASE, strict=False)]
-    assert summarize(runs_of("os-default", BASE) + runs_of("random", seconds), ["random"])[0].verdict == verdict
-
-
-def test_invalid_runs_do_not_count() -> None:
-    runs = runs_of("os-default", BASE) + runs_of("dynamic", [0.1] * 5, valid=False)
-    (summary,) = summarize(runs, ["dynamic"])
-    assert (summary.num_runs, summary.median_s, summary.ci95, summary.ratio_vs_os_default) == (0, None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("num_values", "rank", "level"),
-    [(2, 1, 0.5), (3, 1, 0.75), (4, 1, 0.875), (5, 1, 0.9375), (6, 1, 0.96875), (8, 1, 1 - 2 / 256), (9, 2, 1 - 20 / 512)],
-)
-def test_an_interval_has_two_of_the_values_as_bounds_and_its_level(num_values: int, rank: int, level: float) -> None:
-    interval = median_interval([float(value) for value in range(num_values, 0, -1)])
-    assert interval is not None
-    assert (interval.low, interval.high, interval.level) == (rank, num_values + 1 - rank, level)
-
-
-def test_one_value_has_no_interval() -> None:
-    assert median_interval([]) is median_interval([1.0]) is None
-
-
-@pytest.mark.parametrize("num_values", [2, 5, 6, 10, 20])
-def test_an_interval_covers_the_median_as_often_as_its_level(num_values: int) -> None:
-    """Draw ratios with true median 1, skewed and with heavy tails, as other programs on a machine cause them."""
-    rng = np.random.default_rng(12)
-    ratios = np.exp(0.1 * rng.standard_t(df=2, size=(10_000, num_values)))
-    intervals = [median_interval(row) for row in ratios.tolist()]
-    covered = sum(interval.low <= 1 <= interval.high for interval in intervals if interval is not None)
-    assert intervals[0] is not None
-    assert covered / len(intervals) == pytest.approx(intervals[0].level, abs=0.01)
-
-
-def test_policies_take_turns() -> None:
-    order = schedule_of_runs(["a", "b", "c"], 3)
-    assert [policy for _, policy in order] == ["a", "b", "c", "c", "b", "a", "a", "b", "c"]
-    assert [repeat for repeat, _ in order] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_the_baseline_is_always_compared_and_comes_first() -> None:
@@ -158,12 +85,6 @@ def test_nothing_is_learned_from_the_test_split(flag: str) -> None:
     settings = {"private": "digits:private", "teacher": "a:1", "out": Path("x"), flag: "digits:test"}
     with pytest.raises(ValueError, match=f"--{flag} is digits:test"):
         TrainConfig(**settings)
-
-
-def test_the_caption_has_the_level_of_the_intervals() -> None:
-    five = runs_of("os-default", BASE) + runs_of("b", BASE)
-    assert "intervals (93.8%)" in caption(summarize(five, ["os-default", "b"]))
-    assert "intervals;" in caption(summarize([], ["os-default"]))
 
 
 def test_each_policy_is_modelled_with_the_prefetch_that_its_runs_had(caplog: pytest.LogCaptureFixture) -> None:

@@ -49,7 +49,7 @@ def test_the_log_is_in_order_and_counts_from_the_start() -> None:
     assert (totals.comm_cpu_s, totals.comm_num_bytes, totals.num_cached_batches) == (0.5, 640, 0)
 
 
-def test_the_trace_shows_who_had_each_core() -> None:
+def test_the_trace_shows_the_owner_of_each_core() -> None:
     trace = to_trace(since(100.0, buffer().records), cores=(0, 1))
     json.dumps(trace, allow_nan=False)
     slices = [(e["tid"], e["name"], e["ts"], e["dur"]) for e in trace["traceEvents"] if e["ph"] == "X" and e["pid"] == 2]
@@ -128,7 +128,7 @@ def test_a_log_that_cannot_be_written_keeps_its_records_in_order(tmp_path: Path)
     assert log.num_bytes == (tmp_path / "events.jsonl").stat().st_size
 
 
-def test_half_of_what_was_to_be_logged_is_not_left_on_a_full_disk(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_half_written_log(tmp_path: Path) -> None:
     buffer, log = EventBuffer(), EventFile(tmp_path / "events.jsonl")
     buffer.record({"event": "decision", "time": 1.0})
     log.append(buffer)

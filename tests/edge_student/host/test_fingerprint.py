@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_cores_agree_on_is_told_once(root: Path) -> None:
+def test_values_shared_by_all_cores_are_listed_once(root: Path) -> None:
     found = fingerprint((0, 1), {"GOMP_SPINCOUNT": "30000", "HOME": "/root"}, Machine(root=root))
     assert (found["governor"], found["min_khz"], found["max_khz"]) == ("performance", "600000", "1500000")
     assert found["cores"] == [0, 1]
@@ -33,7 +33,7 @@ def test_what_cores_agree_on_is_told_once(root: Path) -> None:
     assert set(found) == KEYS
 
 
-def test_a_machine_that_says_nothing_has_a_fingerprint_too(tmp_path: Path) -> None:
+def test_a_machine_without_kernel_files_has_a_fingerprint_too(tmp_path: Path) -> None:
     found = fingerprint((0,), {}, Machine(root=tmp_path))
     assert (found["governor"], found["max_khz"], found["power_mode"], found["openmp"]) == (None, None, None, [])
     assert found["torch"]

@@ -14,7 +14,7 @@ from edge_student.host.listeners import listening_at
     ("family", "host"),
     [(socket.AF_INET, "127.0.0.1"), pytest.param(socket.AF_INET6, "::ffff:127.0.0.1", marks=pytest.mark.needs("ipv6"))],
 )
-def test_who_listens_at_the_teacher_s_address_is_found(family: socket.AddressFamily, host: str) -> None:
+def test_the_process_that_listens_at_the_teacher_s_address_is_found(family: socket.AddressFamily, host: str) -> None:
     with socket.socket(family) as server:
         server.bind((host, 0))
         server.listen()

@@ -1,34 +1,21 @@
-"""Repetition and selection of disturbed runs, and their report. Runs are scripted records without processes."""
+"""The order of runs, and repetition and selection of disturbed runs. Runs are scripted records without processes."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from synthetic_comparison import QUIET
+from scripted_comparison import compared, loud
 
-from edge_student.measure.interleaving import is_complete, run_turns
-from edge_student.report.table import disturbance_lines, print_table
-from edge_student.report.verdict import summarize
-
-
-def loud(fraction: float) -> dict[str, Any]:
-    return {**QUIET, "others_fraction": fraction, "busiest_others": [{"name": "make", "pid": 7, "cpu_s": 10 * fraction}]}
-
-
-def compared(script: Mapping[tuple[str, int, int], dict[str, Any]], repeats: int = 2, policies: str = "ab") -> list[dict[str, Any]]:
-    """Run some policies, the baseline first. `script` overrides record fields by (policy, repeat, attempt)."""
-    runs: list[dict[str, Any]] = []
-
-    def run_once(policy: str, repeat: int, attempt: int) -> dict[str, Any]:
-        run = {"policy": policy, "repeat": repeat, "wall_clock_s": float(len(runs) + 1), "valid": True, "notes": []}
-        return {**run, "disturbance": QUIET, **script.get((policy, repeat, attempt), {})}
-
-    run_turns([{"a": "os-default"}.get(name, name) for name in policies], repeats, run_once, runs)
-    return runs
+from edge_student.measure.interleaving import is_complete, run_turns, schedule_of_runs
 
 
 def order_of(runs: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
     return [(run["policy"], run["repeat"], run["attempt"]) for run in runs]
+
+
+def test_policies_take_turns() -> None:
+    order = schedule_of_runs(["a", "b", "c"], 3)
+    assert [policy for _, policy in order] == ["a", "b", "c", "c", "b", "a", "a", "b", "c"]
+    assert [repeat for repeat, _ in order] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_a_quiet_comparison_repeats_nothing() -> None:
@@ -59,13 +46,7 @@ def test_repetitions_keep_the_order_of_their_turn() -> None:
     ]
 
 
-def test_a_disturbed_baseline_is_replaced_in_every_pair_of_its_turn() -> None:
-    runs = compared({("os-default", 0, 1): {"disturbance": loud(0.5), "wall_clock_s": 50.0}}, repeats=1, policies="abc")
-    assert [run["wall_clock_s"] for run in runs] == [50.0, 2.0, 3.0, 4.0]
-    assert [row.ratio_vs_os_default for row in summarize(runs, ["os-default", "b", "c"])] == [1.0, 0.5, 0.75]
-
-
-def test_where_no_attempt_was_quiet_the_least_disturbed_counts_and_says_so() -> None:
+def test_without_a_quiet_attempt_the_least_disturbed_counts_with_a_note() -> None:
     script = {("b", 0, attempt): {"disturbance": loud(fraction)} for attempt, fraction in ((1, 0.6), (2, 0.2), (3, 0.4))}
     runs = compared(script, repeats=1)
     assert order_of(runs) == [("os-default", 0, 1), ("b", 0, 1), ("b", 0, 2), ("b", 0, 3)]
@@ -134,44 +115,3 @@ def test_an_interrupted_turn_keeps_its_runs_and_is_not_complete() -> None:
     assert [(run["policy"], run["valid"]) for run in runs] == [("os-default", True), ("b", True)]
     assert not is_complete(["os-default", "b"], 2, runs)
     assert is_complete(["os-default", "b"], 1, runs)
-
-
-def test_the_report_names_the_disturbing_processes_and_the_disturbed_runs_that_count() -> None:
-    assert disturbance_lines(compared({})) == ["No run was disturbed by other processes."]
-    script = {("b", 0, attempt): {"disturbance": loud(0.5)} for attempt in (1, 2, 3)}
-    lines = disturbance_lines(
-        compared({**script, ("os-default", 1, 1): {"disturbance": {**QUIET, "throttled": ["under-voltage"]}}})
-    )
-    assert lines == [
-        "2 of 4 runs were disturbed; 3 extra attempts were made. Causes: make (15.0 s), under-voltage.",
-        "NOT A QUIET MACHINE: 1 disturbed runs count (b 1). Each is the least disturbed of up to 3 attempts. "
-        "Stop other programs and repeat the comparison before you rely on small differences.",
-    ]
-
-
-def test_the_report_names_the_limits_of_the_monitoring() -> None:
-    short = {"disturbance": {**QUIET, "others_resolution": 0.2}}
-    assert disturbance_lines(compared({("b", 0, 1): short}))[-1].startswith(
-        "The runs are too short to detect other processes that use less than 20% of the cores."
-    )
-    blind = {"disturbance": {**QUIET, "others_fraction": None, "others_resolution": None}}
-    assert disturbance_lines(compared({("b", 0, 1): blind}))[-1].startswith("This machine has no /proc/stat")
-
-
-REPORT = {
-    "host": {"cores_used": [0, 1], "cpu": "Ample"},
-    "config": {"cycles": 4, "model": "cnn", "private": "digits:private", "profile": None},
-}
-
-
-def test_modelled_seconds_have_a_column_of_their_own_and_only_with_a_profile(capsys: pytest.CaptureFixture[str]) -> None:
-    parts = dict.fromkeys(("forward_s", "backward_s", "stall_s", "hold_s", "accuracy"), 0.25)
-    runs = [{**run, **parts} for run in compared({})]
-    summary = summarize(runs, ["os-default", "b"], {"os-default": None, "b": 7.125})
-    assert [row.predicted_s for row in summary] == [None, 7.125]
-    print_table(summary, runs, REPORT)
-    assert "modelled" not in capsys.readouterr().out
-    print_table(summary, runs, {**REPORT, "config": {**REPORT["config"], "profile": "p.json"}})
-    shown = capsys.readouterr().out
-    assert "modelled" in shown
-    assert "7.125" in shown

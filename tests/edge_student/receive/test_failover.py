@@ -138,11 +138,11 @@ def test_after_a_broken_stream_the_next_teacher_resumes_at_the_same_batch() -> N
 
 def test_an_absent_teacher_is_skipped() -> None:
     with RunningTeacher(ScriptedTeacher()) as gone:
-        nobody = gone.address
+        no_teacher = gone.address
     with RunningTeacher(ScriptedTeacher()) as there:
-        session = Session(f"{nobody},{there.address}")
+        session = Session(f"{no_teacher},{there.address}")
         assert np.array_equal(session.run(), expected())
-    assert f"no server listens at {nobody}" in session.troubles[0]
+    assert f"no server listens at {no_teacher}" in session.troubles[0]
 
 
 @pytest.mark.promise(number=17)

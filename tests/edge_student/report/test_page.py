@@ -177,7 +177,7 @@ def test_training_is_tasks_and_waits_in_order() -> None:
     assert comm_spans(records) == [Span(what="comm", started=0.0, ended=1.0, index=0)]
 
 
-def test_what_is_neither_a_task_nor_a_wait_is_the_rest() -> None:
+def test_time_outside_tasks_and_waits_is_the_rest() -> None:
     run = {"policy": "a", "valid": True, "wall_clock_s": 10.0, "forward_s": 2.0, "backward_s": 3.0, "stall_s": 1.0, "hold_s": 0.5}
     worse = {**run, "wall_clock_s": 99.0, "valid": False}
     assert parts_of(["a", "b"], [run, worse]) == [

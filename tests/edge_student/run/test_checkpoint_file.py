@@ -75,7 +75,7 @@ def killed_at_every_step(base: Path, tmp_path: Path) -> list[Path]:
     return folders[: num_killed + 1]
 
 
-def test_what_was_saved_is_loaded_and_two_generations_are_kept(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_is_loaded_and_two_generations_are_kept(tmp_path: Path) -> None:
     assert checkpoint_file.load(tmp_path) is None
     for number in (1, 2, 3):
         assert checkpoint_file.save(tmp_path, made(number)) == (tmp_path / NEWEST).stat().st_size
@@ -141,7 +141,7 @@ def test_a_writer_killed_at_any_step_after_a_damaged_one_leaves_the_good_one_or_
 
 
 @pytest.mark.promise(number=15)
-def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_cannot_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint_file.save(tmp_path, made(1))
     monkeypatch.setattr(checkpoint_file, "MAX_BYTES", 4000)
     with pytest.raises(OSError, match="must have at most 4000") as refused:
@@ -175,7 +175,7 @@ def test_a_truncated_file_of_any_length_is_left_for_the_one_before_it(tmp_path: 
         assert (tmp_path / DAMAGED).read_bytes() == data[:length]
 
 
-def test_where_none_can_be_used_it_says_so_and_what_to_do(tmp_path: Path) -> None:
+def test_without_a_usable_checkpoint_the_error_names_the_remedy(tmp_path: Path) -> None:
     for number in (1, 2):
         checkpoint_file.save(tmp_path, made(number))
     (tmp_path / NEWEST).write_bytes(b"x" * 100)
@@ -185,7 +185,7 @@ def test_where_none_can_be_used_it_says_so_and_what_to_do(tmp_path: Path) -> Non
 
 
 @pytest.mark.promise(number=15)
-def test_a_full_disk_leaves_what_was_there_and_no_litter(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_old_files_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     """A file size limit simulates the full disk: the kernel stops the write in its middle with EFBIG."""
     checkpoint_file.save(tmp_path, made(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -201,7 +201,7 @@ def test_a_full_disk_leaves_what_was_there_and_no_litter(tmp_path: Path) -> None
 
 
 @pytest.mark.promise(number=15)
-def test_what_is_no_file_or_far_too_large_is_left_unread_for_the_one_before_it(tmp_path: Path) -> None:
+def test_a_special_or_oversized_file_is_skipped_for_the_previous_checkpoint(tmp_path: Path) -> None:
     for number in (1, 2):
         checkpoint_file.save(tmp_path, made(number))
     newest, damaged = tmp_path / NEWEST, tmp_path / DAMAGED

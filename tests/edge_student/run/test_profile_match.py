@@ -23,22 +23,22 @@ HERE: dict[str, Any] = {
 WORK = settings_of(StudentConfig(private="digits:private"), device="cpu", input_shape=(1, 8, 8), num_classes=10)
 
 
-def test_the_same_device_and_work_are_accepted() -> None:
+def test_the_same_device_and_work_raise_nothing() -> None:
     data = json.loads(json.dumps({"fingerprint": HERE, "settings": WORK}))
     check_profile(data, fingerprint=HERE, settings=WORK)
 
 
 @pytest.mark.parametrize("data", [{}, [], None, {"fingerprint": None, "settings": 3}, {"fingerprint": {}, "settings": {}}])
-def test_what_a_profile_does_not_say_is_not_held_against_it(data: Any) -> None:
+def test_missing_properties_raise_nothing(data: Any) -> None:
     check_profile(data, fingerprint=HERE, settings=WORK)
 
 
 @pytest.mark.parametrize("harmless", [{"min_khz": "1"}, {"openmp": ["other"]}, {"spinning": {"GOMP_SPINCOUNT": "1"}}])
-def test_what_does_not_make_another_device_is_only_recorded(harmless: dict[str, Any]) -> None:
+def test_properties_that_do_not_change_rates_raise_nothing(harmless: dict[str, Any]) -> None:
     check_profile({"fingerprint": HERE | harmless}, fingerprint=HERE, settings=WORK)
 
 
-def refusal(data: dict[str, Any]) -> str:
+def rejection(data: dict[str, Any]) -> str:
     with pytest.raises(ValueError) as error:
         check_profile(data, fingerprint=HERE, settings=WORK)
     assert "\n" not in str(error.value)
@@ -64,10 +64,10 @@ def refusal(data: dict[str, Any]) -> str:
         ("torch", "2.12.0", "torch 2.12.0, this device has 2.11.0: rates depend on torch's kernels"),
     ],
 )
-def test_another_device_is_refused(key: str, value: Any, words: str) -> None:
-    said = refusal({"fingerprint": HERE | {key: value}})
-    assert words in said
-    assert said.endswith("run calibrate again")
+def test_another_device_is_rejected(key: str, value: Any, words: str) -> None:
+    message = rejection({"fingerprint": HERE | {key: value}})
+    assert words in message
+    assert message.endswith("run calibrate again")
 
 
 @pytest.mark.parametrize(
@@ -87,16 +87,16 @@ def test_another_device_is_refused(key: str, value: Any, words: str) -> None:
         ("torch_threads", 1, "torch threads 1, this run has unset"),
     ],
 )
-def test_other_work_is_refused(key: str, value: Any, words: str) -> None:
-    said = refusal({"settings": WORK | {key: value}})
-    assert words in said
-    assert said.endswith("run calibrate again")
+def test_another_workload_is_rejected(key: str, value: Any, words: str) -> None:
+    message = rejection({"settings": WORK | {key: value}})
+    assert words in message
+    assert message.endswith("run calibrate again")
 
 
-def test_another_data_set_of_the_same_shape_is_the_same_work() -> None:
+def test_another_data_set_of_the_same_shape_raises_nothing() -> None:
     check_profile({"settings": WORK | {"private": "x:private", "public": "x:public"}}, fingerprint=HERE, settings=WORK)
 
 
-def test_a_shape_that_is_not_known_yet_is_not_compared() -> None:
+def test_an_unknown_shape_raises_nothing() -> None:
     early = settings_of(StudentConfig(private="digits:private"), device="cpu")
     check_profile({"settings": WORK}, fingerprint=HERE, settings=early)

@@ -169,21 +169,21 @@ def test_a_signal_in_a_step_is_raised_after_it_was_counted() -> None:
 
 def test_signals_are_deferred_let_through_and_deferred_again() -> None:
     signals = SignalHandler()
-    said = []
+    output = []
 
     def work() -> None:
         with signals.deferred():
             signals.handle(signal.SIGINT, None)
-            said.append("first")
+            output.append("first")
             with pytest.raises(KeyboardInterrupt), signals.allowed():
-                said.append("never")
-            said.append("through")
+                output.append("never")
+            output.append("through")
             signals.handle(signal.SIGINT, None)
-            said.append("second")
+            output.append("second")
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert said == ["first", "through", "second"]
+    assert output == ["first", "through", "second"]
     with pytest.raises(Terminated):
         signals.handle(signal.SIGTERM, None)
 
@@ -201,13 +201,13 @@ def begin_and_end(command: list[str], at: str, number: signal.Signals, within_s:
     """Start a run, send a signal when it logs `at`, and return its status and log. It must end within `within_s` seconds."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
-        said = read_until(process, at)
+        output = read_until(process, at)
         process.send_signal(number)
-        said += process.communicate(timeout=within_s)[1]
+        output += process.communicate(timeout=within_s)[1]
     finally:
         process.kill()
         process.wait()
-    return process.returncode, said
+    return process.returncode, output
 
 
 def trained_once(out: Path) -> bool:
@@ -219,11 +219,11 @@ def trained_once(out: Path) -> bool:
 @pytest.mark.parametrize("policy", ["os-default", "adaptive"])
 def test_an_edge_that_is_killed_goes_on_with_the_same_result(policy: str, address: str, whole: Path, tmp_path: Path) -> None:
     command = student_command(address, tmp_path, "--policy", policy, *EXACT, *OFTEN)
-    status, said = begin_and_end(command, f"160 of {CYCLES}", signal.SIGKILL)
-    assert status == -signal.SIGKILL, said
-    status, said = begin_and_end([*command, "--resume"], f"280 of {CYCLES}", signal.SIGKILL)
-    assert status == -signal.SIGKILL, said
-    assert "resuming after " in said
+    status, output = begin_and_end(command, f"160 of {CYCLES}", signal.SIGKILL)
+    assert status == -signal.SIGKILL, output
+    status, output = begin_and_end([*command, "--resume"], f"280 of {CYCLES}", signal.SIGKILL)
+    assert status == -signal.SIGKILL, output
+    assert "resuming after " in output
     finished = run([*command, "--resume"])
     assert finished.returncode == 0, finished.stderr
     assert weights(tmp_path) == weights(whole)
@@ -244,13 +244,11 @@ def test_an_edge_that_is_killed_goes_on_with_the_same_result(policy: str, addres
 @pytest.mark.slow
 @pytest.mark.promise(number=24)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_an_edge_that_is_told_to_end_goes_on_where_it_stopped(
-    number: signal.Signals, status: int, address: str, whole: Path, tmp_path: Path
-) -> None:
+def test_an_edge_resumes_after_sigterm(number: signal.Signals, status: int, address: str, whole: Path, tmp_path: Path) -> None:
     command = student_command(address, tmp_path, "--policy", "static:1", *EXACT)
-    found, said = begin_and_end(command, f"160 of {CYCLES}", number, within_s=5)
-    assert found == status, said
-    assert "Traceback" not in said
+    found, output = begin_and_end(command, f"160 of {CYCLES}", number, within_s=5)
+    assert found == status, output
+    assert "Traceback" not in output
     kept = checkpoint_file.load(tmp_path)
     assert kept is not None
     assert kept.facts["num_cycles"] == json.loads((tmp_path / "result.json").read_text())["cycles"]
@@ -275,12 +273,12 @@ sys.exit(main())
 
 @pytest.mark.slow
 @pytest.mark.promise(number=24)
-def test_what_fails_at_the_end_of_a_run_keeps_nothing_else_from_being_saved(address: str, whole: Path, tmp_path: Path) -> None:
+def test_a_failure_at_the_end_of_a_run_does_not_prevent_other_files(address: str, whole: Path, tmp_path: Path) -> None:
     command = student_command(address, tmp_path, "--policy", "os-default", *EXACT)
     blind = [command[0], "-c", BLIND, *command[3:]]
-    found, said = begin_and_end(blind, f"160 of {CYCLES}", signal.SIGTERM)
-    assert found == 0, said
-    assert "another error: RuntimeError: the machine is not to be looked at" in said
+    found, output = begin_and_end(blind, f"160 of {CYCLES}", signal.SIGTERM)
+    assert found == 0, output
+    assert "another error: RuntimeError: the machine is not to be looked at" in output
     finished = run([*blind, "--resume"])
     assert finished.returncode == 1
     assert "the machine is not to be looked at" in finished.stderr
@@ -345,8 +343,8 @@ def test_a_checkpoint_of_another_teacher_is_refused(address: str, tmp_path: Path
 @pytest.mark.promise(number=15)
 def test_a_damaged_checkpoint_is_left_for_the_one_before_it_with_the_same_result(address: str, whole: Path, tmp_path: Path) -> None:
     command = student_command(address, tmp_path, "--policy", "os-default", *EXACT, *OFTEN)
-    status, said = begin_and_end(command, f"240 of {CYCLES}", signal.SIGKILL)
-    assert status == -signal.SIGKILL, said
+    status, output = begin_and_end(command, f"240 of {CYCLES}", signal.SIGKILL)
+    assert status == -signal.SIGKILL, output
     data = (tmp_path / NEWEST).read_bytes()
     (tmp_path / NEWEST).write_bytes(data[: len(data) // 2])
     finished = run([*command, "--resume"])
@@ -390,7 +388,7 @@ def test_a_run_that_is_ended_before_its_first_cycle_leaves_the_checkpoint_that_i
 
 
 @pytest.mark.slow
-def test_training_that_diverges_is_said(address: str, tmp_path: Path) -> None:
+def test_divergence_is_reported(address: str, tmp_path: Path) -> None:
     finished = run(student_command(address, tmp_path, *EXACT, "--cycles", "4", "--lr", "1e30"))
     assert finished.returncode == 0, finished.stderr
     assert "WARNING the loss is " in finished.stderr
@@ -432,7 +430,7 @@ class FullDisk:
         )
 
 
-def test_a_full_disk_is_tried_once_in_a_while_and_told_once(tmp_path: Path) -> None:
+def test_a_full_disk_is_retried_and_logged_once(tmp_path: Path) -> None:
     disk = FullDisk(tmp_path, every=3600.0)
     (tmp_path / "checkpoint.new").mkdir()  # cannot be opened as a file
     disk.checkpoints.begin(time.monotonic())

@@ -106,7 +106,7 @@ def test_afterwards_nothing_is_left_on_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("points", [YieldPoints(forward=frozenset({"last"}), backward=frozenset()), every_layer(block())])
-def test_what_is_raised_between_layers_comes_out_of_the_pass(points: YieldPoints) -> None:
+def test_an_exception_between_layers_leaves_the_pass(points: YieldPoints) -> None:
     def fail() -> None:
         raise ConnectionError("gave up")
 
@@ -115,7 +115,7 @@ def test_what_is_raised_between_layers_comes_out_of_the_pass(points: YieldPoints
         one_step(model)
 
 
-def test_what_is_raised_in_a_backward_comes_out_of_it_as_it_is() -> None:
+def test_an_exception_in_a_backward_leaves_it_unchanged() -> None:
     def fail() -> None:
         raise ConnectionError("gave up")
 
@@ -170,7 +170,7 @@ def trained(schedule: Boundaries, model: nn.Module, points: YieldPoints) -> dict
 
 
 @pytest.mark.parametrize("make", [student, block], ids=["cnn", "block"])
-def test_interruptions_change_no_bit_of_what_is_trained(make: Callable[[], nn.Module]) -> None:
+def test_interruptions_change_no_bit_of_the_weights(make: Callable[[], nn.Module]) -> None:
     schedule = Resizing(1)
     interrupted = trained(schedule, make(), every_layer(make()))
     undisturbed = trained(Boundaries(), make(), NO_YIELD_POINTS)

@@ -14,7 +14,7 @@ def test_cores_and_ranges_are_read(text: str, cores: set[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", ",", "a", "0,", "-1", "1-", "0-1-2", "0 1", "1.5", "99999999", "\u00b2"])
-def test_what_is_no_core_is_refused_with_an_example(text: str) -> None:
+def test_an_invalid_core_is_rejected_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"neither a core nor a range; write cores like 0-3 or 0,2$"):
         parse_cores(text)
 

@@ -80,7 +80,7 @@ def test_flags_become_typed_fields() -> None:
     )
 
 
-def test_what_is_not_given_keeps_its_default() -> None:
+def test_omitted_settings_keep_their_defaults() -> None:
     assert read(*REQUIRED) == Config(teacher="host:1", out=Path("there"))
 
 
@@ -94,7 +94,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(toml: Path) -> 
     assert (config.alpha, config.max_wait, config.level, config.cores) == (0.75, 8, "debug", ())
 
 
-def test_every_kind_of_field_can_stand_in_the_file(toml: Path) -> None:
+def test_the_file_accepts_every_kind_of_field(toml: Path) -> None:
     toml.write_text(
         'teacher = "host:1"\nout = "there"\nalpha = 1\nmax_wait = 7\ncores = [0, 3]\nencoding = "float16"\n'
         'level = "debug"\nprecompute = true\nnames = ["a b", ""]\n'
@@ -112,7 +112,7 @@ def test_every_kind_of_field_can_stand_in_the_file(toml: Path) -> None:
     )
 
 
-def test_a_flag_can_take_back_what_the_file_switched_on(toml: Path) -> None:
+def test_a_flag_can_disable_a_setting_of_the_file(toml: Path) -> None:
     toml.write_text("precompute = true\ncores = [1]\nmax_wait = 4\n")
     config = read(*REQUIRED, "--config", str(toml), "--no-precompute", "--cores", "--max-wait", "None")
     assert (config.precompute, config.cores, config.max_wait) == (False, (), None)

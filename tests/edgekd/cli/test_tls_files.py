@@ -28,7 +28,7 @@ def test_no_files_are_plaintext_and_any_is_tls(certs: Path) -> None:
 
 @pytest.mark.needs("openssl")
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "fragment"),
     [
         ({"cert": "pi-1.pem"}, "^--tls-cert needs --tls-key: a certificate and its key go together$"),
         ({"key": "pi-1.key"}, "^--tls-key needs --tls-cert"),
@@ -39,14 +39,14 @@ def test_no_files_are_plaintext_and_any_is_tls(certs: Path) -> None:
         ({"cert": "pi-1.pem", "key": "locked.key"}, "the key is encrypted; use a key without a password"),
     ],
 )
-def test_an_invalid_file_is_named_with_its_flag(names: dict[str, str], says: str, certs: Path) -> None:
+def test_an_invalid_file_is_named_with_its_flag(names: dict[str, str], fragment: str, certs: Path) -> None:
     locked = ["openssl", "ec", "-in", certs / "pi-1.key", "-aes128", "-passout", "pass:secret", "-out", certs / "locked.key"]
     subprocess.run(locked, check=True, capture_output=True)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=fragment):
         TlsFiles(**{name: certs / file for name, file in names.items()}).check()
 
 
-def test_a_token_is_what_the_file_holds_without_white_space(tmp_path: Path) -> None:
+def test_a_token_is_the_content_of_its_file_without_white_space(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("  0123456789abcdef\n")
     assert read_token(tmp_path / "token") == "0123456789abcdef"
 
@@ -71,5 +71,5 @@ def test_certificates_are_kept_when_an_edge_is_added(certs: Path) -> None:
 
 
 def test_certs_without_arguments_prints_its_usage() -> None:
-    said = subprocess.run([CERTS], capture_output=True, text=True, check=False)
-    assert (said.returncode, "deploy/certs.sh DIR TEACHER" in said.stderr) == (2, True)
+    output = subprocess.run([CERTS], capture_output=True, text=True, check=False)
+    assert (output.returncode, "deploy/certs.sh DIR TEACHER" in output.stderr) == (2, True)

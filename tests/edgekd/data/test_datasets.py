@@ -265,7 +265,7 @@ def test_pixels_become_numbers_from_minus_one_to_one() -> None:
     assert inputs.flatten().tolist() == [-1.0, pytest.approx(-0.6, abs=1e-7), 1.0]
 
 
-def test_input_is_a_copy_even_of_what_may_not_be_written() -> None:
+def test_input_is_a_copy_even_of_a_read_only_array() -> None:
     images = np.zeros((1, 1, 2, 2), np.uint8)
     images.flags.writeable = False
     to_input(images).fill_(5.0)

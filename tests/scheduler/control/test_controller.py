@@ -1,4 +1,4 @@
-"""What the controller books, what it learns, and what it refuses to believe."""
+"""The controller: time attribution, learning from tasks, and rejected event sequences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROFILE = Profile(cores=4, workload=WORK, rates=RATES)
 
 
 class Probe:
-    """Chooses as told and remembers what it saw."""
+    """Returns scripted allocations and records the views that it gets."""
 
     name = "probe"
     is_work_conserving = True
@@ -48,7 +48,7 @@ def controller_of(name: str, *, cycles: int = 3, num_cores: int = 4, prefetch: i
 
 
 def test_a_run_by_hand() -> None:
-    """One slot, two cycles: every forced rule and the policy in turn."""
+    """Checks every forced rule and the policy in turn, with one slot and two cycles."""
     controller = controller_of("static:1", cycles=2, prefetch=1)
     story: list[tuple[Event, str, Reason]] = [
         (Started(time=5.0), "comm 1 | comp 3", Reason.POLICY),
@@ -100,8 +100,8 @@ def test_a_task_slower_than_its_rate_still_has_something_left() -> None:
     assert 0 < probe.views[-1].comp_left <= 0.1 * WORK.forward
 
 
-def test_a_held_side_may_finish_what_it_was_doing() -> None:
-    """A hold takes effect between chunks, and compute's at its next boundary; nothing is learnt from such a task."""
+def test_a_held_side_may_finish_its_task() -> None:
+    """A hold of comm takes effect between chunks, that of compute at its next boundary. Such a task gives no estimate."""
     probe = Probe(Allocation.all_comm(4), Allocation.all_comp(4))
     controller = Controller(policy=probe, cycles=3, num_cores=4)
     controller.handle(Started(time=0.0))
@@ -123,7 +123,7 @@ def test_a_task_that_was_held_halfway_is_not_learnt_from() -> None:
 
 
 def test_waiting_is_not_working_when_nothing_is_pinned() -> None:
-    """Comm waits for a slot from 1 s to 3 s, comp for logits from 4 s to 5 s; both are allowed every core all the time."""
+    """Comm waits for a slot from 1 s to 3 s, comp for logits from 4 s to 5 s. Both may use every core all the time."""
     controller = controller_of("os-default", cycles=2, prefetch=1)
     times = [(Task.COMM, 1.0), (Task.FORWARD, 2.0), (Task.BACKWARD, 3.0), (Task.FORWARD, 4.0), (Task.COMM, 5.0)]
     controller.handle(Started(time=0.0))
@@ -158,7 +158,7 @@ def test_an_unmanaged_run_is_learnt_apart_from_a_pinned_one() -> None:
 @given(scenario=scenarios(min_cores=3, max_cores=6, max_cycles=12))
 @settings(max_examples=60, deadline=None)
 def test_rates_of_tasks_that_keep_their_cores_are_exact(scenario: Scenario) -> None:
-    """Comm alone, then comp alone: with comm-priority no task ever changes its cores."""
+    """With comm-priority, comm runs alone and then comp alone, so no task changes its cores."""
     controller = Controller(
         policy=make_policy("comm-priority", num_cores=scenario.num_cores, seed=0),
         cycles=scenario.cycles,
@@ -171,7 +171,7 @@ def test_rates_of_tasks_that_keep_their_cores_are_exact(scenario: Scenario) -> N
     assert controller.rates()["comp"][every] == pytest.approx(scenario.rates.comp[0], rel=1e-6)
 
 
-def test_cores_that_change_are_shared_out_anew() -> None:
+def test_a_change_of_cores_is_followed_by_a_new_decision() -> None:
     controller = controller_of("static:3")
     assert str(controller.handle(Started(time=0.0)).allocation) == "comm 3 | comp 1"
     assert str(controller.handle(CoresChanged(num_cores=2, time=1.0)).allocation) == "comm 1 | comp 1"
@@ -244,7 +244,7 @@ def test_a_broken_invariant_tells_how_it_came_about() -> None:
     assert "#30" in lines[-1]
 
 
-def test_the_first_broken_invariant_says_that_there_is_no_story_yet() -> None:
+def test_the_first_broken_invariant_reports_an_empty_history() -> None:
     with pytest.raises(BrokenInvariant, match="no event"):
         controller_of("static:1").handle(done(Task.COMM, 0.0))
 
@@ -258,7 +258,7 @@ def test_the_first_broken_invariant_says_that_there_is_no_story_yet() -> None:
         ({"num_cores": 3, "profile": PROFILE}, "the profile is of 4 cores, and this run has 3"),
     ],
 )
-def test_what_a_user_cannot_have_is_refused(changes: dict[str, object], words: str) -> None:
+def test_invalid_settings_are_rejected(changes: dict[str, object], words: str) -> None:
     arguments: dict[str, object] = {"policy": Probe(Allocation.split(1, 4)), "cycles": 2, "num_cores": 4} | changes
     with pytest.raises(ValueError, match=words):
         Controller(**arguments)  # type: ignore[arg-type]
@@ -266,7 +266,7 @@ def test_what_a_user_cannot_have_is_refused(changes: dict[str, object], words: s
 
 @pytest.mark.parametrize("prefetch", [None, 4])
 def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch: int | None) -> None:
-    """As in a live run: a split that is decided in the middle of a Backward takes effect when that Backward ends."""
+    """As in a live run: a split decided during a Backward takes effect when that Backward ends."""
     own = (0.0, 1.0, 1.9, 2.7, 3.4)  # rate by a side's own number of cores
     rates = RateTable(comm=(0.0, 0.9, 1.5, 1.8, 2.0), comp=tuple(reversed(own)))
     policy = make_policy("dynamic", num_cores=4, seed=0)
@@ -281,8 +281,8 @@ def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch
 
 @pytest.mark.parametrize("layer", [0.03, 0.3, math.inf])
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_learnt_of_a_task_is_its_work_wherever_it_moved(layer: float, seed: int) -> None:
-    """`random` changes its mind at every event, so most tasks change their cores: all of their equations hold."""
+def test_estimates_are_exact_for_tasks_that_change_their_cores(layer: float, seed: int) -> None:
+    """`random` draws a split at every event, so most tasks change their cores. The equations of all tasks hold."""
     rates = RateTable(comm=(0.0, 0.9, 1.5, 1.8, 2.0), comp=(3.4, 2.7, 1.9, 1.0, 0.0))
     policy = make_policy("random", num_cores=4, seed=seed)
     controller = Controller(policy=policy, cycles=8, num_cores=4, comp_moves_at_boundaries=True)
@@ -293,8 +293,8 @@ def test_what_is_learnt_of_a_task_is_its_work_wherever_it_moved(layer: float, se
             assert sum(rate_of[cores] * spent for (cores, _), spent in seconds.items()) == pytest.approx(works[task], rel=1e-9)
 
 
-def test_a_task_that_moved_in_its_middle_tells_what_it_had_and_how_long() -> None:
-    """Decided at 1 s, in force from 2 s: until then comm has its one core, because training has not left the others."""
+def test_a_moved_task_is_attributed_to_the_cores_it_had_and_for_how_long() -> None:
+    """The split is decided at 1 s and takes effect at 2 s. Until then comm has one core, because training still uses the others."""
     probe = Probe(Allocation.split(1, 4), Allocation.split(3, 4))
     controller = Controller(policy=probe, cycles=3, num_cores=4, comp_moves_at_boundaries=True)
     controller.handle(Started(time=0.0))
@@ -322,8 +322,8 @@ def test_a_task_that_was_held_in_its_middle_has_only_the_time_it_ran() -> None:
     assert list(controller.estimates.comm.recent)[1] == (Task.COMM, {Share(1): 0.5, Share(4): 2.5})
 
 
-def test_moving_decides_nothing_and_books_nothing_twice() -> None:
-    """Where a decision takes effect at once there is nothing to tell, however often it is told."""
+def test_a_move_makes_no_decision_and_attributes_no_time_twice() -> None:
+    """If decisions take effect at once, repeated move events change nothing."""
     probe = Probe(Allocation.split(1, 4))
     controller = Controller(policy=probe, cycles=3, num_cores=4)
     controller.handle(Started(time=0.0))

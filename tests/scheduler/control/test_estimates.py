@@ -1,4 +1,4 @@
-"""Rates from tasks: whole ones, mixed ones, and the table that comes of them."""
+"""Rates estimated from tasks on constant and on changing cores, and the resulting table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scheduler.policies.view import warm_up_splits
 
 
 def taught(*lessons: tuple[Task, dict[int, float]], workload: Workload | None = None) -> Estimates:
-    """Estimates after these tasks, each with its seconds by number of pinned cores."""
+    """Return estimates after these tasks, each given as seconds by number of pinned cores."""
     estimates = Estimates(workload)
     for task, seconds in lessons:
         estimates.finish(task, {Share(cores): spent for cores, spent in seconds.items()})
@@ -45,14 +45,14 @@ def test_forward_and_backward_share_a_cycle_by_their_durations() -> None:
 
 
 def test_durations_on_different_cores_are_compared_by_their_rates() -> None:
-    """Forward always has 1 core, Backward always 4, but for one cycle: four cores are then seen to be twice as fast as one."""
+    """Forward always has 1 core and Backward 4, except in one cycle, which shows that four cores are twice as fast as one."""
     usual = [(Task.FORWARD, {1: 2.0}), (Task.BACKWARD, {4: 1.0})]
     estimates = taught(*usual, (Task.FORWARD, {4: 1.0}), *usual[1:], *usual * 3)
     assert estimates.workload.forward == pytest.approx(0.5, rel=0.02)
 
 
 def test_rates_come_out_of_tasks_that_never_kept_a_split() -> None:
-    """Comm at 1.0 with one core, 3.0 with four: every task had some of both."""
+    """Comm has rate 1.0 with one core and 3.0 with four. Every task ran on both."""
     lessons = [(Task.COMM, {1: t, 4: (1 - t) / 3}) for t in (0.2, 0.8, 0.5, 0.3, 0.7) * 6]
     rates = taught(*lessons).comm.rates
     assert rates[Share(1)] == pytest.approx(1.0, rel=0.02)
@@ -69,7 +69,7 @@ def test_a_task_too_short_for_the_clock_tells_nothing() -> None:
 
 
 def cycle(comm_cores: int, num_cores: int) -> list[tuple[Task, dict[int, float]]]:
-    """A cycle under one split of a device whose every core is worth 1: 0.25, 0.75 and 1 of work."""
+    """Return a cycle under one split of a device whose cores have rate 1 each. The works are 0.25, 0.75 and 1."""
     comp_cores = num_cores - comm_cores
     return [
         (Task.COMM, {comm_cores: 1.0 / comm_cores}),
@@ -94,7 +94,7 @@ def test_a_split_is_left_after_three_tasks_even_if_none_kept_it() -> None:
     assert taught(*partial * 3).untried(warm_up_splits(3), 3, 1) == Allocation.split(2, 3)
 
 
-def test_the_table_is_linear_between_and_beyond_what_was_measured() -> None:
+def test_the_table_is_linear_between_and_beyond_measured_cores() -> None:
     table = taught(*(cycle(4, 8) + cycle(1, 8) + cycle(7, 8)) * 6).table(8)
     assert table is not None
     assert table.comm == pytest.approx([float(c) for c in range(9)], rel=1e-3)
@@ -110,7 +110,7 @@ def test_cores_that_were_forced_once_are_measured_too() -> None:
 
 
 def test_noise_never_makes_more_cores_slower() -> None:
-    """One core measured faster than two: both are believed to be what they are on average."""
+    """If one core is measured faster than two, both get their mean."""
     table = taught(*cycle(1, 3), *cycle(2, 3), *[(Task.COMM, {1: 0.25}), (Task.COMM, {2: 0.5})] * 8).table(3)
     assert table is not None
     assert table.comm[1] == table.comm[2] == table.comm[3]
@@ -135,8 +135,8 @@ def test_whatever_the_times_the_rates_stay_rates(lessons: list[tuple[Task, dict[
         assert list(table.comp) == sorted(table.comp, reverse=True)
 
 
-def test_a_share_that_was_said_to_get_nothing_done_is_learnt_from_its_first_task() -> None:
-    """calibrate writes a rate of 0 where training left comm nothing in all of its visits."""
+def test_a_rate_of_zero_in_the_profile_is_replaced_after_the_first_task() -> None:
+    """`calibrate` writes a rate of 0 if training left comm no time in all visits."""
     estimates = Estimates(Workload(forward=1.0, backward=2.0, comm=6.0))
     estimates.comm.rates = {Share(2): 0.0, Share(1): 2.0}
     for seconds in ({Share(2): 4.0}, {Share(2): 4.0}, {Share(1): 1.0, Share(2): 1.0}):

@@ -1,4 +1,4 @@
-"""When comm waits for bytes, and when it is its cores that are slow."""
+"""The link rate: separating waits for bytes from slow cores."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pytest
 from scheduler.control.link_rate import Link
 
 
-def told(link: Link, *, seconds: float, busy_s: float, own_s: float | None = None) -> float:
+def observed_wait(link: Link, *, seconds: float, busy_s: float, own_s: float | None = None) -> float:
     return link.update(work=1.0, seconds=seconds, own_s=seconds if own_s is None else own_s, busy_s=busy_s)
 
 
 def test_a_busy_task_tells_of_no_limit() -> None:
     link = Link()
-    assert told(link, seconds=2.0, busy_s=1.9) == pytest.approx(0.1)
+    assert observed_wait(link, seconds=2.0, busy_s=1.9) == pytest.approx(0.1)
     assert not link.is_bottleneck
 
 
 def test_a_task_that_mostly_waited_tells_the_rate() -> None:
     link = Link()
-    assert told(link, seconds=2.0, busy_s=0.5) == 1.5
+    assert observed_wait(link, seconds=2.0, busy_s=0.5) == 1.5
     assert link.rate == 0.5
 
 
@@ -29,34 +29,34 @@ def test_a_task_that_mostly_waited_tells_the_rate() -> None:
 def test_a_link_that_changes_tenfold_is_followed_within_three_tasks(before: float, after: float) -> None:
     link = Link()
     for _ in range(10):
-        told(link, seconds=before, busy_s=0.01)
+        observed_wait(link, seconds=before, busy_s=0.01)
     for _ in range(3):
-        told(link, seconds=after, busy_s=0.01)
+        observed_wait(link, seconds=after, busy_s=0.01)
     assert 1 / link.rate == pytest.approx(after, rel=0.7)
     assert abs(1 / link.rate - after) < abs(1 / link.rate - before)
 
 
-def test_behind_training_comm_may_be_busy_without_disproving_the_limit() -> None:
-    """It waits for cores all the time there, so that it does not wait for bytes says nothing about the link."""
+def test_comm_with_idle_priority_may_be_busy_without_disproving_the_limit() -> None:
+    """With idle priority comm always waits for cores, so the absence of waits for bytes is no evidence about the link."""
     link = Link()
-    told(link, seconds=1.0, busy_s=0.2)
-    told(link, seconds=1.5, busy_s=1.4, own_s=0.1)
+    observed_wait(link, seconds=1.0, busy_s=0.2)
+    observed_wait(link, seconds=1.5, busy_s=1.4, own_s=0.1)
     assert link.rate == 1.0
 
 
 def test_cores_of_its_own_without_a_wait_disprove_the_limit() -> None:
     link = Link()
-    told(link, seconds=1.0, busy_s=0.2)
-    told(link, seconds=1.0, busy_s=0.95)
+    observed_wait(link, seconds=1.0, busy_s=0.2)
+    observed_wait(link, seconds=1.0, busy_s=0.95)
     assert link.rate == math.inf
 
 
 def test_a_task_faster_than_the_limit_disproves_it() -> None:
     link = Link()
-    told(link, seconds=1.0, busy_s=0.2)
-    told(link, seconds=0.5, busy_s=0.4, own_s=0.0)
+    observed_wait(link, seconds=1.0, busy_s=0.2)
+    observed_wait(link, seconds=0.5, busy_s=0.4, own_s=0.0)
     assert link.rate == math.inf
 
 
 def test_clocks_that_disagree_make_no_negative_wait() -> None:
-    assert told(Link(), seconds=1.0, busy_s=1.2) == 0.0
+    assert observed_wait(Link(), seconds=1.0, busy_s=1.2) == 0.0

@@ -1,4 +1,4 @@
-"""What a run has learnt survives its process: told as plain JSON, known again by another controller, and never believed blindly."""
+"""Saved state of controller and policies: round trip through JSON, and rejection of invalid data."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def controller(name: str, scenario: Scenario, *, is_profiled: bool = False, done
     )
 
 
-def told(known: Controller) -> Any:
-    """What it tells, as it comes out of a file."""
+def saved(known: Controller) -> Any:
+    """Return the saved state after a round trip through JSON."""
     return json.loads(json.dumps(known.to_json(), allow_nan=False))
 
 
@@ -45,13 +45,13 @@ def told(known: Controller) -> Any:
 @pytest.mark.parametrize("name", EVERY_NAME)
 @given(scenario=scenarios())
 @settings(max_examples=15, deadline=None)
-def test_what_is_told_is_known_again(name: str, is_profiled: bool, scenario: Scenario) -> None:
+def test_saved_state_is_restored(name: str, is_profiled: bool, scenario: Scenario) -> None:
     first = controller(name, scenario, is_profiled=is_profiled)
     drive(first, scenario.rates, scenario.work)
-    memory = told(first)
+    memory = saved(first)
     second = controller(name, scenario, is_profiled=is_profiled)
     second.recall(copy.deepcopy(memory), "here")
-    assert told(second) == memory
+    assert saved(second) == memory
 
 
 @pytest.mark.parametrize("name", EVERY_NAME)
@@ -80,26 +80,26 @@ def learnt(name: str) -> tuple[Controller, Any, Scenario]:
     scenario = Scenario(cycles=150, prefetch=4, profile=Profile(cores=4, workload=work, rates=rates))
     known = controller(name, scenario)
     drive(known, scenario.rates, scenario.work)
-    return known, told(known), scenario
+    return known, saved(known), scenario
 
 
 def test_another_policy_takes_the_rates_and_leaves_the_rest() -> None:
     _, memory, scenario = learnt("random")
     other = controller("dynamic", scenario)
     other.recall(memory, "here")
-    assert told(other)["estimates"] == memory["estimates"]
+    assert saved(other)["estimates"] == memory["estimates"]
 
 
-def test_what_was_learnt_on_other_cores_is_left() -> None:
+def test_state_learned_on_other_cores_is_ignored() -> None:
     _, memory, scenario = learnt("dynamic")
     other = controller("dynamic", scenario)
-    before = told(other)
+    before = saved(other)
     other.recall(memory | {"num_cores": memory["num_cores"] + 1}, "here")
-    assert told(other) == before
+    assert saved(other) == before
 
 
 @pytest.mark.parametrize("name", ["adaptive", "random", "dynamic"])
-def test_a_memory_that_nobody_told_is_a_value_error_and_nothing_else(name: str) -> None:
+def test_damaged_state_raises_value_error_and_nothing_else(name: str) -> None:
     _, memory, scenario = learnt(name)
     generator = random.Random(7)
     num_refused = 0
@@ -125,7 +125,7 @@ def refusal_of(known: Controller, memory: Any) -> str | None:
 
 
 def damage(memory: Any, generator: random.Random) -> Any:
-    """One value somewhere in it is another now."""
+    """Return a copy with one value replaced."""
     places: list[tuple[Any, Any]] = []
 
     def walk(value: Any) -> None:

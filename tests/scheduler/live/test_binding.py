@@ -1,4 +1,4 @@
-"""Real threads, real masks. Each case runs in a process of its own, because masks and thread pools are a process' own."""
+"""Masks of real threads. Each case runs in its own process, because masks and thread pools belong to a process."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ TWO_CORES = pytest.mark.skipif(len(allowed_cores()) < 2, reason="needs two cores
 
 
 def run_in_process(script: str) -> str:
-    """What a script prints; its failure is the test's."""
+    """Return the output of a script. A failure of the script fails the test."""
     finished = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
@@ -132,7 +132,7 @@ def work():
 
 @pytest.mark.parametrize("smaller", [2, 3])
 def test_a_team_that_grows_again_has_new_threads_and_none_of_those_that_were_left_out(smaller: int) -> None:
-    """libgomp ends what a smaller team of two or more leaves out, and on busy cores such a thread may take long to be gone."""
+    """libgomp ends surplus threads of a team of two or more. On busy cores such a thread can take long to exit."""
     run_in_process(
         WIDE
         + f"""
@@ -183,7 +183,7 @@ assert len(team_by_clock()) == 2
 
 
 @TWO_CORES
-def test_what_a_refused_mask_has_changed_is_put_back() -> None:
+def test_changes_before_a_refused_mask_are_undone() -> None:
     run_in_process(
         PRELUDE
         + """
@@ -244,7 +244,7 @@ stop.set(); thread.join()
 
 
 class ChurningTeam:
-    """A team whose other thread is never the same: what oneDNN does to OpenMP with small work on many cores."""
+    """A team whose second thread changes at every operation, as oneDNN does with small work on many cores."""
 
     def size(self) -> int:
         return 2
@@ -303,7 +303,7 @@ def run_with_mask_put_back(cores: frozenset[int]) -> None:
 
 
 @TWO_CORES
-def test_every_thread_of_another_process_is_pinned_the_later_born_too() -> None:
+def test_every_thread_of_another_process_is_pinned_also_later_ones() -> None:
     script = """
 import sys, threading
 stop = threading.Event()
@@ -338,7 +338,7 @@ sys.stdin.readline()
     assert read_masks([process.pid]) == {}
 
 
-def test_a_worker_is_put_behind_and_threads_that_it_starts_then_too() -> None:
+def test_idle_priority_applies_to_a_worker_and_its_later_threads() -> None:
     program = "import sys, threading, time\nsys.stdin.readline()\n" + (
         "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\nprint(flush=True)\ntime.sleep(60)"
     )

@@ -1,3 +1,5 @@
+"""The cost model of equations 3 and 4, and tables of measured rates."""
+
 import math
 
 import pytest

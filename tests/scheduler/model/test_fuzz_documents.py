@@ -101,7 +101,7 @@ def test_text_that_would_break_a_parser_is_refused(read: Any, text: str) -> None
 
 
 @pytest.mark.parametrize("place", ["cores", "forward", "cost"])
-def test_what_is_nested_as_deep_as_json_allows_is_refused_wherever_it_stands(place: str) -> None:
+def test_deeply_nested_json_is_rejected_at_any_place(place: str) -> None:
     """Just below the parser's depth limit, building the error message must not fail either."""
     for depth in range(900, 1000):
         nested = "[" * depth + "]" * depth

@@ -1,4 +1,4 @@
-"""The hand-over of cores: who leaves first, and that loop and controller see the same."""
+"""The hand-over of cores: the order of the moves, and agreement of loop and controller."""
 
 from itertools import product
 

@@ -1,3 +1,5 @@
+"""The mapping of core counts to core ids."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

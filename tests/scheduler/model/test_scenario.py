@@ -43,9 +43,17 @@ def test_a_profile_of_modes_gives_them_in_the_order_of_comm_cores() -> None:
 
 def test_a_profile_may_say_where_and_how_it_was_measured() -> None:
     plain = measured()
-    told = measured(comm_interval=[2.5, 3.5], comp_interval=None, num_comm=7, num_comp=0, comm_cpu_share=0.4)
-    told |= {"fingerprint": {"cpu": "any"}, "settings": {}, "samples": {}, "fit": {}, "software": {}, "command": [], "seconds": 60}
-    assert Profile.from_json(told) == Profile.from_json(plain)
+    options = measured(comm_interval=[2.5, 3.5], comp_interval=None, num_comm=7, num_comp=0, comm_cpu_share=0.4)
+    options |= {
+        "fingerprint": {"cpu": "any"},
+        "settings": {},
+        "samples": {},
+        "fit": {},
+        "software": {},
+        "command": [],
+        "seconds": 60,
+    }
+    assert Profile.from_json(options) == Profile.from_json(plain)
     assert Profile.from_json(measured(comm_cpu_share=None)) == Profile.from_json(plain)
 
 

@@ -1,3 +1,5 @@
+"""States, allocations and decisions: valid values, invariants, and texts."""
+
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -115,7 +117,7 @@ def test_values_are_frozen() -> None:
         (Allocation.unpinned(4), "unpinned"),
     ],
 )
-def test_an_allocation_says_what_it_is(allocation: Allocation, text: str) -> None:
+def test_an_allocation_has_a_readable_text(allocation: Allocation, text: str) -> None:
     assert str(allocation) == text
 
 

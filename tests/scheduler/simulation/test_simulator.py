@@ -57,7 +57,7 @@ def names_of(run: VariedRun) -> list[str]:
 
 @given(run=varied_runs(), seed=st.integers(0, 3))
 @settings(max_examples=150, deadline=None)
-def test_no_task_runs_before_what_it_needs(run: VariedRun, seed: int) -> None:
+def test_no_task_runs_before_its_dependencies(run: VariedRun, seed: int) -> None:
     for name in names_of(run):
         simulated = simulate(run, name, seed=seed, record=True)
         began = {(span.task, span.index): span.start for span in simulated.spans}
@@ -190,7 +190,7 @@ def test_many_random_runs_at_once_are_as_many_single_runs(run: VariedRun, seed: 
     assert random_makespans(run, runs=5, seed=seed).tolist() == makespans.tolist()
 
 
-def test_random_runs_spread_around_what_single_runs_take() -> None:
+def test_random_runs_spread_around_single_runs() -> None:
     run = run_of(cores=6, cycles=30, cost=COST | {"a2": 0.15})
     many = random_makespans(run, runs=400, seed=1)
     singles = [simulate(run, "random", seed=seed).makespan for seed in range(200)]

@@ -54,7 +54,7 @@ def test_every_study_is_plain_json() -> None:
     assert [json.loads(json.dumps(data, allow_nan=False)) for data in found] == found
 
 
-def test_captions_name_the_parameters_and_what_they_are() -> None:
+def test_captions_name_the_parameters_with_their_values() -> None:
     captions = [
         studies.fitted_costs()["caption"],
         studies.timeline()["caption"],
@@ -105,7 +105,7 @@ def test_segments_and_intervals_fill_the_run_without_a_hole() -> None:
         assert all(before["end"] == after["start"] for before, after in pairwise(parts))
 
 
-def test_a_segment_is_what_the_cores_did_in_it() -> None:
+def test_a_segment_shows_the_work_of_the_cores() -> None:
     """Comm has all cores in segments where comp waits, and only there. In scenario 3 comp has all cores."""
     data = studies.timeline()
     for segment in data["segments"]:

@@ -68,8 +68,8 @@ def test_a_core_that_goes_when_all_has_been_received_is_missed_as_well(cpuset: C
     with student_in(cpuset, address, out, *FLAGS, "--prefetch", str(CYCLES)) as student:
         read_until(student, f"600 of {CYCLES}")
         cpuset.allow(CORES[1:])
-        said = read_rest(student)
-    assert student.returncode == 0, said
+        output = read_rest(student)
+    assert student.returncode == 0, output
     log = events(out)
     (change,) = [record for record in log if record["event"] == "cores-changed"]
     assert (change["before"], change["cores"]) == (list(CORES), list(CORES[1:]))
@@ -92,8 +92,8 @@ def test_a_run_goes_on_with_the_cores_that_are_left(cpuset: Cpuset, address: str
         cpuset.allow(CORES[1:])
         read_until(student, f"840 of {CYCLES}")
         cpuset.allow(CORES)
-        said = read_rest(student)
-    assert student.returncode == 0, said
+        output = read_rest(student)
+    assert student.returncode == 0, output
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     log = events(tmp_path / "out")
     changes = [record for record in log if record["event"] == "cores-changed"]

@@ -46,7 +46,7 @@ def test_a_policy_moves_cores_never_results(policy: str, address: str, undisturb
 
 
 @TWO_CORES
-def test_adaptive_tries_its_habits_where_the_buffer_is_small(address: str, undisturbed: Path, tmp_path: Path) -> None:
+def test_adaptive_tries_its_strategies_with_a_small_buffer(address: str, undisturbed: Path, tmp_path: Path) -> None:
     train(address, tmp_path, "--policy", "adaptive", "--cycles", "20", *SMALL_RING, *ONE_THREAD)
     assert weights(tmp_path) == weights(undisturbed)
     log = events(tmp_path)
@@ -106,11 +106,11 @@ def test_a_teacher_that_is_killed_and_started_again_costs_time_but_no_result(
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
             read_until(student, "6 of 20")
             first.kill()
-            said = read_until(student, "trying again")
+            output = read_until(student, "trying again")
             with teacher(tmp_path / "store", port=first.port):
                 assert student.stderr is not None
-                said += student.stderr.read()
-    assert student.returncode == 0, said
+                output += student.stderr.read()
+    assert student.returncode == 0, output
     assert weights(tmp_path / "run") == weights(undisturbed)
     log = events(tmp_path / "run")
     for task in ("comm", "forward", "backward"):
@@ -120,17 +120,17 @@ def test_a_teacher_that_is_killed_and_started_again_costs_time_but_no_result(
 
 @pytest.mark.promise(number=24)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_what_was_trained_is_saved_when_a_run_is_broken_off(number: signal.Signals, status: int, tmp_path: Path) -> None:
+def test_an_interrupted_run_saves_its_weights(number: signal.Signals, status: int, tmp_path: Path) -> None:
     with teacher(tmp_path / "store", "--rate-limit", "80kbit") as serving:
         command = student_command(serving.address, tmp_path / "run", "--policy", "comp-priority", "--cycles", "50")
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
             worker = comm_worker_of(student)
-            said = read_until(student, "5 of 50")
+            output = read_until(student, "5 of 50")
             student.send_signal(number)
             assert student.stderr is not None
-            said += student.stderr.read()
-    assert student.returncode == status, said
-    assert "Traceback" not in said
+            output += student.stderr.read()
+    assert student.returncode == status, output
+    assert "Traceback" not in output
     assert not psutil.pid_exists(worker)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert 5 <= result["cycles"] < 50
@@ -143,7 +143,7 @@ def test_what_was_trained_is_saved_when_a_run_is_broken_off(number: signal.Signa
 
 @pytest.mark.parametrize("policy", ["static:1", "dynamic", "comm-priority", "comp-priority"])
 @TWO_CORES
-def test_every_native_thread_is_where_the_log_says(policy: str, tmp_path: Path) -> None:
+def test_every_native_thread_has_the_logged_mask(policy: str, tmp_path: Path) -> None:
     """Sample the masks of all threads in /proc during a run and compare them with the decisions in force."""
     flags = ["--policy", policy, "--cycles", "25", "--public-batch", "256", "--batch-size", "256", "--model", "cnn:width=16"]
     with teacher(tmp_path / "store", "--rate-limit", "4mbit") as serving:
@@ -291,7 +291,7 @@ def test_compare_reports_every_run_and_where_it_came_from(tmp_path: Path) -> Non
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
 
 
-def test_compare_says_which_run_failed(tmp_path: Path) -> None:
+def test_compare_names_the_failed_run(tmp_path: Path) -> None:
     flags = [
         "--private",
         "digits:private",

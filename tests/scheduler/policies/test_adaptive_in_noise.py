@@ -1,7 +1,7 @@
-"""`adaptive` without a profile, in worlds of two cores that it knows nothing of: it must not lose to any fixed policy by much.
+"""`adaptive` without a profile on simulated machines of two cores: it must not lose to any fixed policy by much.
 
-A world gives every mode its rates, the link a limit, and every task noise. What the policy sees is what a live run shows it: when
-tasks end, and for how long comm was busy.
+A world defines the rates of every mode, the limit of the link, and the noise of tasks. The policy gets the same data as in a live
+run: the end times of tasks, and the busy time of comm.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def regrets(cycles: int, noise: float, count: int = 16) -> list[float]:
 @pytest.mark.parametrize(
     ("cycles", "noise", "typical", "worst"), [(200, 0.0, 1.04, 1.07), (200, 0.15, 1.05, 1.09), (60, 0.15, 1.08, 1.15)]
 )
-def test_it_learns_what_to_do_and_hardly_loses_while_it_learns(cycles: int, noise: float, typical: float, worst: float) -> None:
+def test_the_policy_finds_the_best_strategy_at_little_cost(cycles: int, noise: float, typical: float, worst: float) -> None:
     found = regrets(cycles, noise)
     assert statistics.median(found) < typical
     assert max(found) < worst
@@ -159,7 +159,7 @@ def test_where_a_split_is_best_it_is_found() -> None:
     assert last.count(Allocation.split(1, 2)) > 80
 
 
-def test_what_trying_may_cost_is_bounded_where_all_but_the_best_are_far_slower() -> None:
+def test_the_cost_of_the_race_is_bounded_if_all_other_strategies_are_far_slower() -> None:
     world = steady(split=(40.0, 0.95), comm_only=40.0, compute_first=(6.0, 0.15), unpinned=(6.0, 0.15))
 
     def regret(seed: int) -> float:

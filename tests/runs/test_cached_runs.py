@@ -81,7 +81,7 @@ def test_a_full_cache_trains_without_a_teacher(address: str, online: Path, tmp_p
     assert "0.00 MB received" in again.stdout
 
 
-def test_what_a_cache_lacks_is_said_before_anything_is_trained(address: str, tmp_path: Path) -> None:
+def test_missing_rows_of_a_cache_are_reported_before_training(address: str, tmp_path: Path) -> None:
     empty = offline(tmp_path / "run", tmp_path / "cache")
     assert empty.returncode == 2, empty.stderr
     assert "there is no logit cache of this data set with encoding float16" in empty.stderr.strip().splitlines()[-1]
@@ -94,17 +94,17 @@ def test_what_a_cache_lacks_is_said_before_anything_is_trained(address: str, tmp
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "output"),
     [
         (("--logits", "offline", "--teacher", "127.0.0.1:1"), "--logits offline uses no teacher"),
         (("--logits", "hybrid"), "--teacher is missing"),
         (("--top-k", "3", "--teacher", "127.0.0.1:1"), "use it with --encoding topk"),
     ],
 )
-def test_flags_that_contradict_each_other_are_refused(flags: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_flags_that_contradict_each_other_are_refused(flags: tuple[str, ...], output: str, tmp_path: Path) -> None:
     finished = run([sys.executable, "-m", "edge_student", "train", "--out", str(tmp_path), "--private", "digits:private", *flags])
     assert finished.returncode == 2
-    assert said in finished.stderr
+    assert output in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1
 
 
@@ -186,7 +186,7 @@ def test_inputs_that_travelled_are_read_from_the_cache_as_well(address: str, onl
     assert weights(tmp_path / "third") == weights(online)
 
 
-def test_a_cache_that_nobody_wants_is_not_made(address: str, tmp_path: Path) -> None:
+def test_a_rejected_fetch_creates_no_cache(address: str, tmp_path: Path) -> None:
     refused = fetch(address, tmp_path / "cache", "--public", "digits:private")
     assert (refused.returncode, "--public is digits:private" in refused.stderr) == (2, True)
     assert not (tmp_path / "cache").exists()

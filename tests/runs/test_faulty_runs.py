@@ -105,17 +105,17 @@ def test_a_teacher_that_is_replaced_by_another_in_the_middle_ends_the_run(
     with teacher(tmp_path / "store", "--rate-limit", "80kbit") as first:
         command = student_command(first.address, tmp_path / "run", *flags)
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
-            said = read_until(student, "6 of 40")
+            output = read_until(student, "6 of 40")
             first.kill()
-            said += read_until(student, "trying again")
+            output += read_until(student, "trying again")
             with teacher(tmp_path / "store", *more, dataset=dataset, port=first.port):
                 assert student.stderr is not None
-                said += student.stderr.read()
-    assert student.returncode == 2, said
-    last = said.strip().splitlines()[-1]
+                output += student.stderr.read()
+    assert student.returncode == 2, output
+    last = output.strip().splitlines()[-1]
     assert "FAILED_PRECONDITION" in last
     assert f"{names} is not this server's" in last
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     received = [record["index"] for record in events(tmp_path / "run") if record.get("task") == "comm"]
     trained = [record["index"] for record in events(tmp_path / "run") if record.get("task") == "backward"]
     assert received == list(range(len(received)))

@@ -159,7 +159,7 @@ contents = contents | st.sampled_from([b"[" * 5000, b"9" * 5000, b"{}", b"null",
 
 @given(damages=st.lists(st.tuples(files, contents), min_size=1, max_size=3))
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_store_is_begun_anew(damages: list[tuple[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_damaged_store_is_created_again(damages: list[tuple[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.mktemp("store")
     store = open_store(base, KEY, lambda ids: np.ones((len(ids), 7), np.float32))
     store.fill(np.arange(5))
@@ -176,7 +176,7 @@ def test_a_damaged_store_is_begun_anew(damages: list[tuple[str, Any]], tmp_path_
 
 
 @pytest.mark.parametrize("have", [b"\xff" * 7, b"\x00" * 7, b"\xaa" * 7])
-def test_marks_of_rows_that_do_not_exist_are_passed_over(have: bytes, tmp_path: Path) -> None:
+def test_marks_of_missing_rows_are_ignored(have: bytes, tmp_path: Path) -> None:
     open_store(tmp_path, KEY, lambda ids: np.ones((len(ids), 7), np.float32)).close()
     (tmp_path / KEY.folder / "have").write_bytes(have)
     store = open_store(tmp_path, KEY, lambda ids: np.ones((len(ids), 7), np.float32))
@@ -184,12 +184,12 @@ def test_marks_of_rows_that_do_not_exist_are_passed_over(have: bytes, tmp_path: 
     store.close()
 
 
-def test_a_store_in_a_home_of_nobody_is_refused(tmp_path: Path) -> None:
+def test_a_store_in_an_unknown_home_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no such home folder"):
         open_store(Path("~nobody-of-that-name/x"), KEY, lambda ids: np.ones((len(ids), 7), np.float32))
 
 
-def test_a_store_larger_than_any_disk_is_the_systems_to_refuse(tmp_path: Path) -> None:
+def test_a_store_larger_than_any_disk_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"."):
         open_store(tmp_path, replace(KEY, num_samples=2**58), lambda ids: np.ones((len(ids), 7), np.float32))
     assert not list(tmp_path.glob("*/meta.json"))

@@ -1,25 +1,22 @@
-"""HOST:PORT addresses, and files that are replaced atomically."""
+"""Output files: replaced atomically, and errors that name the flag or the path."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from edgekd.cli.address import parse_address
-from edgekd.files import named_by, replace_atomically
+from edgekd.files import named_by, replace_atomically, write_json, write_text
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"), [("vm:1", ("vm", 1)), ("127.0.0.1:50051", ("127.0.0.1", 50051)), ("[::1]:65535", ("::1", 65535))]
-)
-def test_host_and_port_are_told_apart(text: str, expected: tuple[str, int]) -> None:
-    assert parse_address(text, flag="--teacher", lowest_port=1) == expected
-
-
-@pytest.mark.parametrize("text", ["vm", "vm:", ":1", "vm:0", "vm:65536", "vm:x", "::1:50051", "vm:-1", ""])
-def test_anything_else_is_refused_with_its_flag(text: str) -> None:
-    with pytest.raises(ValueError, match=r"--teacher is .*HOST:PORT"):
-        parse_address(text, flag="--teacher", lowest_port=1)
+def test_a_file_is_replaced_whole_and_leaves_no_litter(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.json", "old")
+    write_json(tmp_path / "a.json", {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -29,7 +26,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def test_what_a_killed_writer_left_is_swept_up_when_it_is_old_enough(tmp_path: Path) -> None:
+def test_old_temporary_folders_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     old, young, other = tmp_path / ".a.12345678", tmp_path / ".a.abcdefgh", tmp_path / ".b.12345678"
     for folder in (old, young, other):
         folder.mkdir()
@@ -40,7 +37,7 @@ def test_what_a_killed_writer_left_is_swept_up_when_it_is_old_enough(tmp_path: P
     assert {entry.name for entry in tmp_path.iterdir()} == {"a", young.name, other.name}
 
 
-def test_a_path_that_cannot_be_is_the_users_mistake_and_a_full_disk_is_not() -> None:
+def test_an_impossible_path_is_a_value_error_and_a_full_disk_is_not() -> None:
     with pytest.raises(ValueError, match="--store: /proc/nope/store: No such file or directory"):
         with named_by("--store"):
             Path("/proc/nope/store").mkdir()
@@ -49,7 +46,7 @@ def test_a_path_that_cannot_be_is_the_users_mistake_and_a_full_disk_is_not() -> 
             raise OSError(28, "full", "/store")
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("old")
 
