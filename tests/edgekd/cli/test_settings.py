@@ -347,7 +347,7 @@ def test_a_file_may_hold_the_positional_argument(toml: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ((), "--samples is required; fit --help explains every flag"),
+        ((), "--samples is required; fit --help lists all flags"),
         (("a.json", "b.json"), "unexpected argument 'b.json'"),
         (("--samples", "a.json", "b.json"), "unexpected argument 'b.json'"),
         (("a.json", "-q"), "unexpected argument '-q'"),
