@@ -59,12 +59,10 @@ def calibrate(config: CalibrateConfig) -> int:
     """Measure this device's rates in each mode and save a device profile."""
     start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
-    # The rates depend on the launch options. The policy `adaptive` uses all modes, so its options apply.
-    launch_options = kind_of("adaptive").launch_options
-    cores = settle(os.environ, config.cores, launch_options.spin_count)
+    cores = settle(os.environ, config.cores)
     from edge_student.calibrate.calibrate import calibrate as measure_and_save
 
-    return measure_and_save(config, cores, launch_options)
+    return measure_and_save(config, cores)
 
 
 def fetch(config: FetchConfig) -> int:

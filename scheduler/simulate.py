@@ -12,15 +12,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from scheduler.model.scenario import Scenario
-from scheduler.policies.registry import make_policy
+from scheduler.policies.registry import kind_of, make_policy
 from scheduler.settings import SimulateConfig
-from scheduler.simulation.simulator import random_makespans, simulable_policies, simulate
+from scheduler.simulation.simulator import not_modelled, random_makespans, simulable_policies, simulate
 
 Result: TypeAlias = dict[str, float]
 """Result of one policy: "makespan". For `random` that is the mean over the runs, and "min", "max", "std" and "runs" are added."""
 
-MOST_MOVES_OF_DYNAMIC = 12_000_000
-"""`dynamic` evaluates about cycles x cycles x cores moves. Above this number it is simulated only if --policies names it."""
+MAX_PLANNED_MOVES = 12_000_000
+"""A policy that plans the whole run evaluates about cycles x cycles x cores moves. Above this number, name it with --policies."""
 
 SLOW_S = 2.0
 """Seconds after which a terminal shows the name of the policy that is being simulated."""
@@ -60,14 +60,16 @@ def _policies(requested: str | None, scenario: Scenario) -> list[str]:
     if requested is None:
         possible = list(simulable_policies(scenario))
         num_moves = scenario.cycles**2 * scenario.cores
-        if num_moves <= MOST_MOVES_OF_DYNAMIC:
+        if num_moves <= MAX_PLANNED_MOVES:
             return possible
-        print(
-            f"dynamic is left out: its plan evaluates about cycles x cycles x cores moves, here {num_moves:,};"
-            " name it with --policies to simulate it",
-            file=sys.stderr,
-        )
-        return [name for name in possible if name != "dynamic"]
+        slow = [name for name in possible if kind_of(name).plans_whole_run]
+        for name in slow:
+            print(
+                f"{name} is left out: its plan evaluates about cycles x cycles x cores moves, here {num_moves:,};"
+                " name it with --policies to simulate it",
+                file=sys.stderr,
+            )
+        return [name for name in possible if name not in slow]
     words = [word.strip() for word in requested.split(",")]
     if not all(words):
         raise ValueError(f"--policies is {requested!r}, must be names separated by commas")
@@ -77,12 +79,12 @@ def _policies(requested: str | None, scenario: Scenario) -> list[str]:
         if names.count(name) > 1:
             raise ValueError(f"--policies is {requested!r}, names {name} twice")
         if not policy.is_work_conserving:
-            raise ValueError(f"policy '{name}' leaves the cores to a kernel and can only be measured: see edge-student compare")
+            raise ValueError(not_modelled(name))
     return names
 
 
 def _result(scenario: Scenario, name: str, config: SimulateConfig) -> Result:
-    if name != "random":
+    if not kind_of(name).is_random:
         return {"makespan": simulate(scenario, name, seed=config.seed).makespan}
     makespans = random_makespans(scenario, runs=config.random_runs, seed=config.seed)
     least, most = float(makespans.min()), float(makespans.max())

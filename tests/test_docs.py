@@ -227,6 +227,14 @@ def test_readme_names_every_policy() -> None:
     assert [name for name in POLICIES if not re.search(rf"^\| `{re.escape(name)}[`:]", README, re.MULTILINE)] == []
 
 
+def test_the_help_of_train_names_every_policy() -> None:
+    source = (ROOT / "edge_student" / "settings" / "student.py").read_text(encoding="utf-8")
+    (text,) = re.findall(r'^    policy: str = .*\n    """(.*?)"""', source, re.MULTILINE | re.DOTALL)
+    assert set(re.split(r", | or ", " ".join(text.split()).removeprefix("Scheduling policy: ").rstrip("."))) == {
+        kind.usage for kind in POLICIES.values()
+    }
+
+
 def proofs() -> dict[int, set[str]]:
     """Return the test files that prove each promise, by its number."""
     found: dict[int, set[str]] = {}

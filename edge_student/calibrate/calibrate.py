@@ -1,6 +1,6 @@
 """`calibrate`: measures the rates of every mode on this device while both sides run, and saves them as a device profile.
 
-Worker and trainer start with the launch options of `adaptive`, because the spin count and the niceness change the rates of a mode.
+Worker and trainer start with default launch options, because the niceness and the spin count change the rates of a mode.
 The profile is written at the end, after a complete measurement, or not at all.
 """
 
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _FIRST_BATCHES = 0.1  # part of --seconds for receiving the batches to train on
 
 
-def calibrate(config: CalibrateConfig, cores: tuple[int, ...], launch_options: LaunchOptions) -> int:
+def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
     """Measure, write the profile and its plot, print the table. Raises ValueError and WorldError before anything is written."""
     modes = modes_under_test(len(cores))
     device = str(choose_device(config.device))
@@ -54,7 +54,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...], launch_options: L
     check_models(config, data.private)
     max_threads = limit_torch_threads(config.torch_threads)
     with teacher(config, cores[0]) as address:
-        with CommWorkerProcess(configure(config, address, launch_options, cores, run_id=new_run_id())) as worker:
+        with CommWorkerProcess(configure(config, address, LaunchOptions(), cores, run_id=new_run_id())) as worker:
             described = worker.await_description()
             check_teacher(described, data, address)
             trainer = make_trainer(config, data, described.num_classes, device)

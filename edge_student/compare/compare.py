@@ -33,7 +33,7 @@ from edgekd.data.devices import choose_device
 from edgekd.errors import WorldError
 from edgekd.files import make_folder, write_json
 from scheduler.model.scenario import Profile
-from scheduler.policies.registry import POLICIES, make_policy
+from scheduler.policies.registry import POLICIES, kind_of, make_policy
 
 logger = logging.getLogger(__name__)
 
@@ -128,11 +128,13 @@ def choose_policies(config: CompareConfig, num_cores: int) -> tuple[str, ...]:
         for name in names:
             make_policy(name, num_cores=num_cores, seed=config.seed)
         return names
-    names = tuple(recipe.names(max(num_cores, 2))[0] for recipe in POLICIES.values())
+    names = tuple(kind.names(max(num_cores, 2))[0] for kind in POLICIES.values())
     possible = tuple(name for name in names if num_cores > 1 or not splits_cores(name))
     if num_cores == 2:
-        logger.info("random is skipped: with 2 cores there is one split, so it equals static:1; request it with --policies")
-        return tuple(name for name in names if name != "random")
+        drawn = [name for name in names if kind_of(name).is_random]
+        for name in drawn:
+            logger.info("%s is skipped: with 2 cores there is one split, so it equals static:1; request it with --policies", name)
+        return tuple(name for name in names if name not in drawn)
     if possible != names:
         logger.warning(
             "a run has %d core, so policies that split cores are skipped: %s", num_cores, ", ".join(set(names) - set(possible))

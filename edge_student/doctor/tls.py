@@ -135,7 +135,7 @@ def check_certificates(certificates: Certificates, tls: TlsFiles, host: str, now
         }
         for name, certificate in known.items()
     }
-    return _check_period(known, now, details) or _check_trust(known, now, details, is_open=is_open)
+    return _check_period(known, now, details) or _check_days_left(known, now, details, is_open=is_open)
 
 
 def _check_plaintext(host: str) -> Finding:
@@ -158,7 +158,7 @@ def _check_period(known: Mapping[str, Certificate], now: float, details: Mapping
     return None
 
 
-def _check_trust(known: Mapping[str, Certificate], now: float, details: Mapping[str, object], *, is_open: bool) -> Finding:
+def _check_days_left(known: Mapping[str, Certificate], now: float, details: Mapping[str, object], *, is_open: bool) -> Finding:
     listed = "; ".join(
         f"{_LABELS[name]} names {certificate.subject}, is signed by {certificate.issuer}, and is valid for "
         f"{certificate.days_left(now):.0f} days"

@@ -9,7 +9,7 @@
 The checksum of a row starts from the sample id, is written after the row, and is verified at the first read. A row that a kill, a
 power cut or a bad disk left incomplete therefore counts as missing and is received again. A cache with another meta.json is
 rebuilt, so logits of two teachers, data sets or encodings are never mixed. All disk space is allocated at creation, so that it
-cannot run out during a run. Several threads may put and read different rows. numpy only.
+cannot run out during a run. Several threads may put and read different rows.
 """
 
 import fcntl

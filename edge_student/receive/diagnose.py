@@ -1,6 +1,6 @@
 """Diagnoses why a teacher is unreachable: gRPC reports nearly every cause as UNAVAILABLE, so this module probes the socket itself.
 
-It opens a connection, sends the preface of an HTTP/2 client, reads the start of the answer, and closes it. Standard library only.
+It opens a connection, sends the preface of an HTTP/2 client, reads the start of the answer, and closes it.
 """
 
 import socket

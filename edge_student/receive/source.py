@@ -1,6 +1,6 @@
 """Sources of logits for the comm worker: online (wire only), hybrid (wire and cache) and offline (cache only).
 
-All three fill the slots with bit-identical batches in the same order. numpy and grpc only.
+All three fill the slots with bit-identical batches in the same order.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,11 @@
-"""Draw the figures over all runs: wall-clock per run, time per part, and rates. Every number comes from report.json."""
+"""Draw the figures over all runs: wall-clock per run and time per part. Every number comes from report.json."""
 
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from edge_student.report.advice import disturbed_by
-from edge_student.report.shapes import LEFT, WIDTH, Figure, Scale, Shape, axis, circle, line, polyline, rect, row_label, text
+from edge_student.report.shapes import LEFT, WIDTH, Figure, Scale, Shape, axis, circle, line, rect, row_label, text
 
 RunRecord = dict[str, Any]
 
@@ -114,41 +114,3 @@ def parts_figure(parts: Sequence[RunRecord]) -> Figure | None:
         height=bottom + 42,
         shapes=tuple(shapes),
     )
-
-
-def rates_figure(side: RunRecord, cores: int) -> Figure:
-    """Draw the rates of one side over the cores given to comm. `side` has the keys "name", "points", "samples" and "curve"."""
-    height, bottom, start, end = 268.0, 216.0, 62.0, 440.0
-    highest = max([point["rate"] for point in (*side["points"], *side["samples"])] + [ci[1] for ci in _intervals(side)])
-    up = Scale(low=0.0, high=highest * 1.08, start=bottom, end=14.0)
-    across = Scale(low=-0.35, high=cores + 0.35, start=start, end=end)
-    shapes = []
-    for tick in up.ticks(5):
-        shapes += [line(start, up(tick), end, up(tick), "grid"), text(start - 8, up(tick) + 4, f"{tick:.10g}", "tick", "end")]
-    for c in range(0, cores + 1, max(1, cores // 12)):
-        shapes.append(text(across(c), bottom + 16, str(c), "tick", "middle"))
-    shapes.append(text((start + end) / 2, bottom + 36, "cores given to comm, c", "tick", "middle"))
-    look = side["name"]
-    shapes += [circle(across(point["c"]), up(point["rate"]), 2.2, "sample") for point in side["samples"]]
-    if side["curve"]:
-        visible = [(across(point["c"]), up(point["rate"])) for point in side["curve"] if point["rate"] <= up.high]
-        shapes.append(polyline(visible, f"curve curve-{look}"))
-    for point in side["points"]:
-        x = across(point["c"])
-        if point["ci95"] is not None:
-            low, high = (up(value) for value in point["ci95"])
-            shapes += [line(x, low, x, high, "whisker"), *(line(x - 5, y, x + 5, y, "whisker") for y in (low, high))]
-        shapes.append(circle(x, up(point["rate"]), 5, f"rate-{look}", f"{point['name']}: {point['rate']:.4g} per second"))
-    rates = ", ".join(f"c={point['c']}: {point['rate']:.4g}" for point in side["points"])
-    return Figure(
-        name=f"rates-{look}",
-        title=f"Rate of {'training (comp)' if look == 'comp' else 'receiving (comm)'} by cores given to comm",
-        description=f"Work per second. {rates or 'no points'}.",
-        height=height,
-        width=460.0,
-        shapes=tuple(shapes),
-    )
-
-
-def _intervals(side: RunRecord) -> list[Sequence[float]]:
-    return [point["ci95"] for point in side["points"] if point["ci95"] is not None]

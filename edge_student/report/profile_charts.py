@@ -2,12 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_student.report.charts import rates_figure
-from edge_student.report.shapes import Figure
+from edge_student.report.shapes import Figure, Scale, circle, line, polyline, text
 from scheduler.model.cost import CostModel
 from scheduler.model.samples import Samples
 
@@ -42,7 +41,7 @@ def _describe(profile: Data) -> Data:
         parameters, note = _parameters(profile, name)
         notes.append(_noted(name, parameters, note))
         sides.append(_side(name, profile, cores, parameters))
-    figures: list[Figure] = [rates_figure(side, cores) for side in sides if side["points"] or side["samples"]]
+    figures: list[Figure] = [_rates_figure(side, cores) for side in sides if side["points"] or side["samples"]]
     shared = [mode for mode in profile.get("modes") or [] if _comm_cores(mode["name"], cores) is None]
     return {"figures": figures, "notes": notes, "modes": shared, "fingerprint": profile.get("fingerprint") or {}, "cores": cores}
 
@@ -105,3 +104,41 @@ def _curve(side: str, parameters: dict[str, float] | None, first: int, cores: in
     rate: Callable[[float], float] = model.comp_rate if side == "comp" else model.comm_rate
     core_counts = [first + (cores - 1) * number / _CURVE_POINTS for number in range(_CURVE_POINTS + 1)]
     return [{"c": c, "rate": rate(c)} for c in core_counts if math.isfinite(rate(c)) and rate(c) > 0]
+
+
+def _rates_figure(side: Data, cores: int) -> Figure:
+    """Draw the rates of one side over the cores given to comm. `side` has the keys "name", "points", "samples" and "curve"."""
+    height, bottom, start, end = 268.0, 216.0, 62.0, 440.0
+    highest = max([point["rate"] for point in (*side["points"], *side["samples"])] + [ci[1] for ci in _intervals(side)])
+    up = Scale(low=0.0, high=highest * 1.08, start=bottom, end=14.0)
+    across = Scale(low=-0.35, high=cores + 0.35, start=start, end=end)
+    shapes = []
+    for tick in up.ticks(5):
+        shapes += [line(start, up(tick), end, up(tick), "grid"), text(start - 8, up(tick) + 4, f"{tick:.10g}", "tick", "end")]
+    for c in range(0, cores + 1, max(1, cores // 12)):
+        shapes.append(text(across(c), bottom + 16, str(c), "tick", "middle"))
+    shapes.append(text((start + end) / 2, bottom + 36, "cores given to comm, c", "tick", "middle"))
+    look = side["name"]
+    shapes += [circle(across(point["c"]), up(point["rate"]), 2.2, "sample") for point in side["samples"]]
+    if side["curve"]:
+        visible = [(across(point["c"]), up(point["rate"])) for point in side["curve"] if point["rate"] <= up.high]
+        shapes.append(polyline(visible, f"curve curve-{look}"))
+    for point in side["points"]:
+        x = across(point["c"])
+        if point["ci95"] is not None:
+            low, high = (up(value) for value in point["ci95"])
+            shapes += [line(x, low, x, high, "whisker"), *(line(x - 5, y, x + 5, y, "whisker") for y in (low, high))]
+        shapes.append(circle(x, up(point["rate"]), 5, f"rate-{look}", f"{point['name']}: {point['rate']:.4g} per second"))
+    rates = ", ".join(f"c={point['c']}: {point['rate']:.4g}" for point in side["points"])
+    return Figure(
+        name=f"rates-{look}",
+        title=f"Rate of {'training (comp)' if look == 'comp' else 'receiving (comm)'} by cores given to comm",
+        description=f"Work per second. {rates or 'no points'}.",
+        height=height,
+        width=460.0,
+        shapes=tuple(shapes),
+    )
+
+
+def _intervals(side: Data) -> list[Sequence[float]]:
+    return [point["ci95"] for point in side["points"] if point["ci95"] is not None]

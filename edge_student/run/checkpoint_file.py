@@ -3,9 +3,9 @@
 A file contains a magic word, the SHA-256 of the rest, the length of the JSON, the JSON, and the tensors as safetensors. No content
 is ever executed.
 
-A new file is written under a temporary name and flushed. Then the newest file is renamed to the previous one, and the new file to
-the newest, each atomically. After a crash at any moment, the old newest or the new file exists. A damaged newest file is moved
-aside, so that it never replaces the valid previous file.
+A new file is written under a temporary name and flushed. Then a hard link to the newest file replaces the previous file, and the
+new file replaces the newest, each atomically. After a crash at any moment, a complete newest file exists. A damaged newest file is
+moved aside, so that it never replaces the valid previous file.
 
 This module does not check whether the content fits a run; see `resume`.
 """

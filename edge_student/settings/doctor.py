@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edge_student.settings.fetch import FetchConfig
-from edge_student.settings.groups import BufferSettings, CoreSettings
 from edge_student.settings.link import LinkSettings
+from edge_student.settings.shared import BufferSettings, CoreSettings
 from edge_student.settings.student import CalibrateConfig, CompareConfig, TrainConfig
 
 

@@ -94,7 +94,7 @@ class LinkSettings(SecuritySettings, LogSettings):
     max_silence: float = 30.0
     """Seconds a connected teacher may stay silent before its stream is cancelled and retried."""
     edge_id: str = field(default_factory=name_of_host)
-    """Name of this edge in the teacher's log."""
+    """Identity of this edge in the teacher's logs and stream limits. The name in a client certificate has precedence."""
 
     @property
     def form(self) -> Format:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_student.settings.groups import (
+from edge_student.settings.link import LinkSettings, PublicInputs
+from edge_student.settings.shared import (
     BufferSettings,
     ComputeSettings,
     DataSettings,
@@ -15,7 +16,6 @@ from edge_student.settings.groups import (
     TrainingSettings,
     check_at_least_one,
 )
-from edge_student.settings.link import LinkSettings, PublicInputs
 from edgekd.wire.limits import MAX_STRIDE
 
 LogitsFrom = Literal["online", "hybrid", "offline"]

@@ -1,4 +1,4 @@
-"""Core masks and scheduling classes of native threads, through /proc and sched(7). No other module sets a mask.
+"""Core masks and scheduling classes of native threads, through /proc and sched(7). No other module of the edge sets a mask.
 
 `sched_setaffinity(2)` changes one thread, not a process, so every function works thread by thread over /proc/PID/task. A mask
 cannot exceed the cores that the kernel allows. The kernel silently intersects a partly allowed mask. Masks are therefore read

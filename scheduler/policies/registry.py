@@ -75,6 +75,12 @@ class PolicyKind:
     launch_options: LaunchOptions = LaunchOptions()
     shared_mode: str | None = None
     """Name of the shared mode that the policy needs; None if it needs no shared mode."""
+    is_random: bool = False
+    """Whether every event draws the comm cores uniformly from 1 to cores - 1. Simulations average many runs."""
+    plans_whole_run: bool = False
+    """Whether a simulated run plans all cycles at its start, which evaluates about cycles x cycles x cores moves."""
+    may_unpin: bool = False
+    """Whether the policy may leave the allocation to the kernel, always or for a part of the run."""
 
     def names(self, num_cores: int) -> tuple[str, ...]:
         """Return the names of this kind's policies that are worth trying on `num_cores` cores."""
@@ -129,12 +135,14 @@ POLICIES: dict[str, PolicyKind] = {
         usage="os-default",
         sentence="the kernel schedules comm and training on all cores and nothing is pinned; this is the baseline",
         make=lambda request: Unpinned("os-default"),
+        may_unpin=True,
     ),
     "os-tuned": PolicyKind(
         usage="os-tuned",
         sentence="nothing is pinned, comm has the lowest priority and OpenMP threads spin less; this is tuning without a scheduler",
         make=lambda request: Unpinned("os-tuned"),
         launch_options=LaunchOptions(comm_niceness=LOWEST_PRIORITY, spin_count=SHORT_SPIN),
+        may_unpin=True,
     ),
     "static": PolicyKind(
         usage="static:<c>",
@@ -146,6 +154,7 @@ POLICIES: dict[str, PolicyKind] = {
         usage="random",
         sentence="every event draws a new random split, seeded with --seed",
         make=_random,
+        is_random=True,
     ),
     "comm-priority": PolicyKind(
         usage="comm-priority",
@@ -168,11 +177,13 @@ POLICIES: dict[str, PolicyKind] = {
         usage="dynamic",
         sentence="every event plans the next cycles with rates from a profile or from the run, and takes the plan's first split",
         make=_dynamic,
+        plans_whole_run=True,
     ),
     "adaptive": PolicyKind(
         usage="adaptive",
         sentence="the run measures compute-first, splits, os-default and a plan by rates, and follows the fastest",
         make=_adaptive,
+        may_unpin=True,
     ),
 }
 

@@ -58,13 +58,11 @@ class SimulatedRun:
 def simulate(scenario: Scenario, name: str, *, seed: int = 0, record: bool = False) -> SimulatedRun:
     """Simulate one run of `scenario` under the policy with this name. `seed` is for `random`.
 
-    Raises ValueError for a policy that does not exist, does not work on this number of cores, or leaves the cores to a kernel.
+    Raises ValueError for a policy that does not exist, does not work on this number of cores, or leaves the cores to the kernel.
     """
     policy = make_policy(name, num_cores=scenario.cores, seed=seed, horizon=None)
     if not policy.is_work_conserving:
-        raise ValueError(
-            f"policy '{name}' leaves the cores to a kernel, which is not modelled; measure it with edge-student compare"
-        )
+        raise ValueError(not_modelled(name))
     if not _has_its_mode(kind_of(name), scenario):
         raise ValueError(f"policy '{name}' needs the shared mode of this name, which the scenario's 'modes' lack; add it")
     return simulate_policy(scenario, policy, record=record)
@@ -72,11 +70,16 @@ def simulate(scenario: Scenario, name: str, *, seed: int = 0, record: bool = Fal
 
 def simulate_policy(scenario: Scenario, policy: Policy, *, record: bool = False) -> SimulatedRun:
     """Simulate one run of `scenario` under this policy. Raises AssertionError unless it is work-conserving and splits all cores."""
-    assert policy.is_work_conserving, f"{policy.name} leaves the cores to a kernel, which is not modelled"
+    assert policy.is_work_conserving, not_modelled(policy.name)
     timeline = _Timeline() if record else None
     makespan, num_events = _Run(scenario, policy).play(timeline)
     spans, intervals = timeline.finished() if timeline else ((), ())
     return SimulatedRun(policy=policy.name, makespan=makespan, num_events=num_events, spans=spans, intervals=intervals)
+
+
+def not_modelled(name: str) -> str:
+    """Return the error message for a policy that cannot be simulated."""
+    return f"policy '{name}' leaves the cores to the kernel, which is not modelled; measure it with edge-student compare"
 
 
 def simulable_policies(scenario: Scenario) -> tuple[str, ...]:

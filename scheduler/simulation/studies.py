@@ -20,6 +20,7 @@ from scheduler.model.fit_result import Estimate, Fit
 from scheduler.model.samples import Sample, Samples
 from scheduler.model.scenario import Scenario
 from scheduler.model.state import Task
+from scheduler.policies.registry import kind_of
 from scheduler.simulation.simulator import SimulatedRun, random_makespans, simulable_policies, simulate
 
 Data: TypeAlias = dict[str, Any]
@@ -215,10 +216,12 @@ def outcome(*, cores: int, x: float, y: float, cycles: int, runs: int, seed: int
     data = scenario_data(cores=cores, x=x, y=y, cycles=cycles)
     scenario = Scenario.from_json(data)
     bound = scenario.lower_bound()
-    names = [name for name in simulable_policies(scenario) if name != "random"]
-    policies: dict[str, Data] = {name: {"makespan": simulate(scenario, name).makespan} for name in names}
+    names = simulable_policies(scenario)
+    policies: dict[str, Data] = {
+        name: _spread(scenario, runs, seed) if kind_of(name).is_random else {"makespan": simulate(scenario, name).makespan}
+        for name in names
+    }
     splits = [f"static:{c}" for c in range(1, cores)]
-    policies["random"] = _spread(scenario, runs, seed)
     return {
         "scenario": data,
         "lower_bound": bound,

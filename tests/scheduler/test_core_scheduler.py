@@ -159,7 +159,7 @@ def test_the_seed_feeds_random(write: Write, capsys: pytest.CaptureFixture[str])
 def test_dynamic_is_left_out_of_long_runs_unless_it_is_named(
     write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulate_command, "MOST_MOVES_OF_DYNAMIC", 99)
+    monkeypatch.setattr(simulate_command, "MAX_PLANNED_MOVES", 99)
     argv = ("simulate", "--scenario", write("s.json", SCENARIO), "--random-runs", "5", "--json")
     assert status_of(*argv) == 0
     shown = capsys.readouterr()
@@ -313,7 +313,7 @@ def test_a_folder_that_cannot_be_created_exits_with_2(write: Write, capsys: pyte
         (["simulate", "--scenario", "s.json", "--policies", "static:4"], "policy 'static:4': the comm cores must lie in 1..3"),
         (
             ["simulate", "--scenario", "s.json", "--policies", "random,os-default"],
-            "policy 'os-default' leaves the cores to a kernel",
+            "policy 'os-default' leaves the cores to the kernel",
         ),
         (["fit", "m.json", "--json=yes"], "unexpected argument 'yes'"),
     ],

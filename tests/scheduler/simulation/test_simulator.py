@@ -256,7 +256,7 @@ def test_a_run_without_any_work_takes_no_time() -> None:
 def test_every_policy_but_the_kernels_can_be_simulated() -> None:
     every_name = {name for kind in POLICIES.values() for name in kind.names(4)}
     assert set(simulable_policies(run_of())) == every_name - {"os-default", "os-tuned", "compute-first"}
-    with pytest.raises(ValueError, match="policy 'os-default' leaves the cores to a kernel"):
+    with pytest.raises(ValueError, match="policy 'os-default' leaves the cores to the kernel"):
         simulate(run_of(), "os-default")
     with pytest.raises(ValueError, match=r"policy 'static:4': the comm cores must lie in 1\.\.3"):
         simulate(run_of(), "static:4")
@@ -285,7 +285,7 @@ class Stubborn:
 
 
 def test_a_policy_that_divides_other_cores_is_noticed() -> None:
-    with pytest.raises(AssertionError, match="os-default leaves the cores to a kernel"):
+    with pytest.raises(AssertionError, match="os-default leaves the cores to the kernel"):
         simulate_policy(run_of(), Unpinned("os-default"))
     for wrong in (Allocation(comm=1, comp=1), Allocation.unpinned(4), Allocation(comm=4, comp=1)):
         with pytest.raises(AssertionError, match=r"stubborn: '.*' does not split 4 cores"):

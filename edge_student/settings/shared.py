@@ -1,6 +1,7 @@
-"""Settings that several commands share, one dataclass per group of --help. The docstring below a field is its help text.
+"""Settings that several commands share, by subject. Help groups are defined in edgekd/cli/flags.py (`GROUPS`).
 
-A command's settings inherit from these classes. They have no slots, because Python cannot inherit from several classes with slots.
+A command's settings inherit from these classes. The docstring below a field is its help text. The classes
+have no slots, because Python cannot inherit from several classes with slots.
 """
 
 from dataclasses import dataclass
