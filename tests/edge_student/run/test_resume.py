@@ -278,7 +278,7 @@ def test_a_failure_at_the_end_of_a_run_does_not_prevent_other_files(address: str
     blind = [command[0], "-c", BLIND, *command[3:]]
     found, output = begin_and_end(blind, f"160 of {CYCLES}", signal.SIGTERM)
     assert found == 0, output
-    assert "another error: RuntimeError: the machine is not to be looked at" in output
+    assert "cleanup also failed: RuntimeError: the machine is not to be looked at" in output
     finished = run([*blind, "--resume"])
     assert finished.returncode == 1
     assert "the machine is not to be looked at" in finished.stderr
