@@ -22,7 +22,7 @@ _MAX_CONNECTION_AGE_S = 20 * 86400
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(LogSettings):
-    """Train a teacher on public data. Save its weights and a card that describes them."""
+    """Train a teacher on public data. Save its weights and a JSON description."""
 
     dataset: str = field(default="digits:public", metadata={"group": "data"})
     """Data set to learn. A name without a split means its whole train part."""
@@ -43,7 +43,7 @@ class TrainConfig(LogSettings):
     device: Device = field(default="cpu", metadata={"group": "cores"})
     """Device that trains the teacher. auto selects a GPU if there is one."""
     out: Path = field(default=Path("teacher.safetensors"), metadata={"group": "output"})
-    """Weights file to write, NAME.safetensors. Its card is written beside it as NAME.json."""
+    """Weights file to write, NAME.safetensors. A JSON description (digests, accuracy) is written beside it as NAME.json."""
 
     def __post_init__(self) -> None:
         if self.out.suffix != ".safetensors":
@@ -71,7 +71,7 @@ class TeacherConfig(LogSettings):
     model: str = field(default="cnn:width=32", metadata={"group": "model"})
     """Teacher model by name, as it was trained."""
     weights: Path | None = field(default=None, metadata={"group": "model"})
-    """Teacher weights, .safetensors or .pt. (default: initial weights, which are for load tests only)"""
+    """Teacher weights, .safetensors or .pt. (default: untrained initial weights, for load tests only)"""
     seed: int = field(default=0, metadata={"group": "model"})
     """Seed of the initial weights without --weights."""
     cores: str | None = field(default=None, metadata={"group": "cores"})
@@ -100,9 +100,9 @@ class ServingSettings:
     rate_limit: str | None = None
     """Total payload rate of all streams, for example 100mbit (units: bit, kbit, mbit, gbit). (default: unlimited)"""
     precompute: bool = False
-    """Compute all logits before listening. Serving then costs almost no computation."""
+    """Compute all logits before listening; edges wait meanwhile. Serving then costs almost no computation."""
     background: bool = False
-    """Compute all logits while serving. Requests of edges are computed in between."""
+    """Compute all logits while serving. Rows that edges request have priority."""
     max_streams: int = 64
     """Maximum number of open streams. One more is rejected with RESOURCE_EXHAUSTED."""
     max_streams_per_edge: int | None = None

@@ -1,4 +1,4 @@
-"""The command `train` of cloud-teacher: trains a model with SGD and a one-cycle schedule, and saves weights and a card.
+"""The command `train` of cloud-teacher: trains a model with SGD and a one-cycle schedule, and saves weights and a JSON description.
 
 The training is deliberately simple. A teacher trained elsewhere works too: `serve` takes any weights that fit --model.
 """
@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> int:
         return _EXIT_INTERRUPTED
     accuracy = evaluate(model, test, device)
     save_weights(model, config.out)
-    card = {
+    description = {
         "teacher_digest": weights_digest(config.model, model),
         "dataset": config.dataset,
         "dataset_digest": dataset.digest,
@@ -66,11 +66,11 @@ def train(config: TrainConfig) -> int:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "host": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores, {device}",
     }
-    text = json.dumps(card, indent=2) + "\n"
+    text = json.dumps(description, indent=2) + "\n"
     replace_atomically(config.out.with_suffix(".json"), lambda fresh: fresh.write_text(text))
     if training.is_interrupted:
         logger.warning("interrupted after %d of %d epochs: saved the weights of the last step", training.num_epochs, config.epochs)
-    logger.info("%s: test accuracy %.1f %%, %.1f s", config.out, 100 * accuracy, card["wall_clock_s"])
+    logger.info("%s: test accuracy %.1f %%, %.1f s", config.out, 100 * accuracy, description["wall_clock_s"])
     return _EXIT_INTERRUPTED if training.is_interrupted else 0
 
 

@@ -1,4 +1,4 @@
-"""Settings of `core-scheduler`: one frozen dataclass per command. The sentence under a field is its --help text."""
+"""Settings of `core-scheduler`: one frozen dataclass per command. The docstring below a field is its help text."""
 
 from __future__ import annotations
 

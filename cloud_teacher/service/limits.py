@@ -1,7 +1,6 @@
 """All limits of a running server in one value: limits of requests, of streams per edge, and of connections in gRPC.
 
-Limits that both ends must know, such as the size of a chunk, belong to the protocol (edgekd/wire/limits.py). Here are only those
-of them that a server may lower.
+Limits that both ends must know are in edgekd/wire/limits.py. This class also holds the ones that a server may lower.
 """
 
 from dataclasses import dataclass

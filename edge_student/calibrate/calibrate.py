@@ -66,7 +66,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
                     visits = _measure(live, modes, config)
                     seconds = time.monotonic() - began
     if live.num_troubles:
-        logger.warning("the link failed %d times while it was measured; the batches it struck were left out", live.num_troubles)
+        logger.warning("the link failed %d times during the measurement; the affected batches do not count", live.num_troubles)
     profile = make_profile(visits, len(cores)) | {
         "fingerprint": fingerprint(cores, os.environ),
         "settings": _settings(config, data, device),
@@ -94,15 +94,15 @@ def _measure(live: LiveDevice, modes: tuple[ModeUnderTest, ...], config: Calibra
 
 
 def _settings(config: CalibrateConfig, data: TrainingData, device: str) -> dict[str, Any]:
-    """What the rates hold for, and under which circumstances they were measured."""
+    """Return the settings that the rates depend on, with the teacher and its rate limit."""
     shape, num_classes = data.private.images.shape[1:], data.private.num_classes
     held_for = settings_of(config, device=device, input_shape=shape, num_classes=num_classes)
     return {**held_for, "teacher": config.teacher or "embedded", "rate_limit": config.rate_limit}
 
 
 def _save(config: CalibrateConfig, profile: dict[str, Any]) -> None:
-    """The plot first: where the profile is, everything is."""
-    # matplotlib takes a second to import, which the measuring should not have to wait for.
+    """Write the plot, then the profile. A profile file therefore implies a complete result."""
+    # local, because importing matplotlib takes a second and would delay the measurement
     from scheduler.figures import draw_files, draw_fitted_costs
 
     plots = draw_files(config.out.with_suffix(""), profile_figure(profile), draw_fitted_costs)

@@ -118,7 +118,7 @@ class LiveDevice:
         with self._changed:
             self._raise_failure()
             assert self._visit is not None
-            self._visit.boundary(task, now)
+            self._visit.task_boundary(task, now)
             if task is Task.FORWARD and self._visit.is_over(now):
                 raise _VisitOver
         self._comp_binding.apply(self._comp_cores)

@@ -45,7 +45,7 @@ class ModeUnderTest:
 
     @property
     def has_own_comm_cores(self) -> bool:
-        """Whether comm has cores without training. Otherwise comm may starve while buffers of the link fill."""
+        """Whether comm has cores that training does not use. Otherwise comm can starve while the link buffers data."""
         return self.has_comm and self.allocation.shared is None
 
     @property
@@ -104,12 +104,12 @@ class Visit:
         if not (self._starved_s and self._num_stored and self.mode.has_comm):
             self._settled = time
 
-    def boundary(self, task: Task, time: float) -> None:
-        """Note that training reached the boundary before `task`."""
+    def task_boundary(self, task: Task, time: float) -> None:
+        """Record that training reached the boundary before `task`."""
         (self._forwards if task is Task.FORWARD else self._backwards).append(time)
 
     def batch(self, ended: float, cpu_s: float) -> None:
-        """Note a batch that was complete at `ended` and took `cpu_s` seconds of CPU time of the comm worker."""
+        """Record a batch that was complete at `ended` and took `cpu_s` seconds of CPU time of the comm worker."""
         if self._begun is None or ended < self._begun or not self.mode.has_comm:
             return  # a stream of a held comm worker may still finish its chunk, and with it a batch
         before, self._arrived = self._arrived, ended
@@ -125,7 +125,7 @@ class Visit:
                 self.comm_cpu_s += cpu_s
 
     def trouble(self) -> None:
-        """Note that the link failed: the duration of the batch in flight does not count."""
+        """Record that the link failed: the duration of the batch in flight does not count."""
         self._arrived = None
 
     def is_over(self, now: float) -> bool:

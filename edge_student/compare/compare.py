@@ -1,8 +1,8 @@
 """`compare`: train under several policies, interleaved, each run in a fresh process with the same seed and batches.
 
-Policies run in turns (A B C, C B A, A B C, ...), so a machine that warms up or slows down affects all of them alike. Disturbed
-runs are repeated, see measure/interleaving.py. The compared value is `wall_clock_s` of each run's result.json; its clock starts
-after start-up.
+Policies run in turns (A B C, C B A, ...). A machine that warms up therefore affects all policies alike. Disturbed runs are
+repeated, see measure/interleaving.py. The compared value is `wall_clock_s` of each run's result.json; its clock starts after
+start-up.
 """
 
 import dataclasses

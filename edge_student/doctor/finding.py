@@ -1,4 +1,4 @@
-"""Define the result of one check of `doctor`: what was checked, the status, and the remedy.
+"""Define the result of one check of `doctor`: its name, status, summary and remedy.
 
 A check that cannot read its input is `unknown` and names the reason. It is never `ok`.
 """

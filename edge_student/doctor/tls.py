@@ -141,7 +141,7 @@ def check_certificates(certificates: Certificates, tls: TlsFiles, host: str, now
 def _check_plaintext(host: str) -> Finding:
     if is_loopback(host):
         return ok(_CHECK, "TLS is off, and the address of the teacher or of the tunnel to it is on this machine")
-    text = "TLS is off, so everybody on the network path can read and change the data"
+    text = "TLS is off, so everyone on the network path can read and change the data"
     return warning(_CHECK, text, "make certificates with deploy/certs.sh, and set --tls-ca, --tls-cert and --tls-key")
 
 

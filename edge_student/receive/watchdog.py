@@ -1,7 +1,7 @@
 """Watchdog: cancels a call that stays connected but delivers nothing.
 
-A peer may answer pings, which its kernel and gRPC do by themselves, while its program hangs. The waiting thread marks the start and
-the end of each wait. A second thread checks the time regularly. The watchdog does not know the awaited data or the error handling.
+The kernel and gRPC of a peer answer pings even if its program hangs. The waiting thread marks the start and the end of each wait; a
+second thread checks the elapsed time. The watchdog is independent of the data and of error handling.
 """
 
 import threading

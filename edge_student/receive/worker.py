@@ -37,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Run the worker. Returns 0 after the last batch, 1 on a failure, whose cause is sent to the trainer, 2 on wrong usage."""
+    """Run the worker. Returns 0 after the last batch, 1 on a failure, 2 on wrong usage.
+
+    The cause of a failure is sent to the trainer.
+    """
     if len(sys.argv) != 3 or not all(argument.isdigit() for argument in sys.argv[1:]):
         print("edge_student.receive.worker is started by edge-student with a socket descriptor and a process id", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Write the texts of the page: the recommended policy with its reason, and values of any shape as rows of a table."""
+"""Derive the recommended policy and its reason, and format values for the page."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

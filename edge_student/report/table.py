@@ -109,7 +109,7 @@ def _causes(disturbed: Sequence[dict[str, Any]]) -> str:
 
 
 def _limits(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Report what the monitoring cannot detect: any disturbance without counters, small ones in short runs."""
+    """List the limits of the monitoring: no detection without counters, and no small disturbances in short runs."""
     if not _all_were_monitored(runs):
         return ["This machine has no /proc/stat, so disturbances by other processes cannot be detected."]
     resolutions = [run["disturbance"]["others_resolution"] for run in runs if run["disturbance"] is not None]

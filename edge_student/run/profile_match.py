@@ -34,7 +34,7 @@ _SAME_WORK = (
 """Settings that must be equal."""
 
 _MAY_BE_UNKNOWN = ("input_shape", "num_classes")
-"""Settings that are not compared if either side is None."""
+"""Settings that are compared only if both sides have a value."""
 
 
 def settings_of(

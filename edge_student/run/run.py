@@ -287,7 +287,7 @@ def _run_all(steps: Iterable[Callable[[], None]], error: BaseException | None) -
             if error is None:
                 error = failure
             else:
-                logger.error("another error: %s: %s", type(failure).__name__, failure)
+                logger.error("cleanup also failed: %s: %s", type(failure).__name__, failure)
     return error
 
 

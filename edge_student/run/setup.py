@@ -76,8 +76,8 @@ def default_streams(num_cores: int) -> int:
 def check_teacher(described: Described, data: TrainingData, address: str | None) -> None:
     """Check that a teacher fits the data; `address` is None for a logit cache.
 
-    Raises ValueError unless the teacher serves this edge's public data set (or, if inputs are received, inputs of the private
-    shape) with the same number of classes.
+    Raises ValueError if the public data sets differ, or the numbers of classes differ. If inputs are received, their shape must
+    equal the private shape.
     """
     source = "the logit cache" if address is None else f"the teacher at {address}"
     private, public = data.private, data.public

@@ -90,7 +90,7 @@ class LinkSettings(SecuritySettings, LogSettings):
     window: int = 64
     """Batches in one request."""
     max_wait: float = 60.0
-    """Seconds without progress after which an unreachable teacher ends the command."""
+    """Seconds without progress after which retries stop and the command fails."""
     max_silence: float = 30.0
     """Seconds a connected teacher may stay silent before its stream is cancelled and retried."""
     edge_id: str = field(default_factory=name_of_host)

@@ -27,7 +27,7 @@ class DataSettings:
     private: str = "digits:private"
     """Private data set to train on. Its test split measures the accuracy."""
     public: str | None = None
-    """Public data set, the one that the teacher serves. Omit it if the teacher sends its inputs (--public-inputs).
+    """Public data set; the teacher must serve the same one. Omit it with --public-inputs stream or stored.
     (default: the public split of --private)"""
     private_samples: int | None = None
     """Number of private samples to train on, counted from the first one. (default: all)"""
@@ -71,7 +71,7 @@ class TrainingSettings:
     alpha: float = 0.1
     """Weight of the loss on private labels, 0 to 1. The loss on the teacher's logits has the weight 1 - alpha (Eq. 1)."""
     temperature: float = 4.0
-    """Temperature that softens the logits of teacher and student."""
+    """Softmax temperature of teacher and student logits in the loss."""
     lr: float = 0.05
     """Learning rate of SGD."""
     momentum: float = 0.9

@@ -99,7 +99,8 @@ class HostingConfig(StudentConfig):
             raise ValueError("TLS files and --token-file require --teacher: the local teacher uses neither; omit them")
         if self.teacher is not None and self.rate_limit is not None:
             raise ValueError(
-                f"--rate-limit is {self.rate_limit}, but limits the local teacher only: omit it, or give it to `serve`"
+                f"--rate-limit is {self.rate_limit}, but applies to the local teacher only: omit it, "
+                "or set --rate-limit of `cloud-teacher serve`"
             )
 
 
@@ -108,7 +109,8 @@ class CompareConfig(HostingConfig):
     """Train the same student under several policies and compare their wall-clock."""
 
     policies: str | None = field(default=None, metadata={"group": "cores"})
-    """Policies to compare, separated by commas. The baseline os-default is always included. (default: all that the cores allow)"""
+    """Policies to compare, separated by commas. The baseline os-default is always included. (default: every
+    policy that the number of cores allows)"""
     repeats: int = field(default=5, metadata={"group": "training"})
     """Runs of each policy. Below 5, confidence intervals mean little."""
     out: Path = field(default=Path("runs/compare"), metadata={"group": "output"})
@@ -128,7 +130,7 @@ class CalibrateConfig(HostingConfig):
     out: Path = field(default=Path("profile.json"), metadata={"group": "output"})
     """Profile file to write, NAME.json. A plot is written beside it. Existing files are replaced."""
     seconds: float = field(default=60.0, metadata={"group": "training"})
-    """Seconds of measurement. It takes longer if the student's steps are too slow for enough samples."""
+    """Seconds of measurement. The command takes longer if the training steps are slow."""
 
     def __post_init__(self) -> None:
         HostingConfig.__post_init__(self)

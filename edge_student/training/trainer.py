@@ -36,7 +36,10 @@ class Schedule(Protocol):
         """Return a context for one task; entering it may block."""
 
     def between_layers(self) -> None:
-        """Called often within a task, in the training thread, while no parallel operation runs. May block."""
+        """Pause or move compute if needed.
+
+        The trainer calls it often within a task, while no parallel operation runs. May block.
+        """
 
 
 class BatchSource(Protocol):

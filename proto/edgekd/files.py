@@ -1,4 +1,4 @@
-"""Paths, atomic files, output folders and their lock, and folders whose completeness meta.json marks."""
+"""Paths, atomic files, output folders with locks, and folders that meta.json marks as complete."""
 
 import contextlib
 import errno

@@ -114,8 +114,10 @@ class Controller:
     def rates(self) -> dict[str, Any]:
         """Return the learnt rates for the log.
 
-        The keys: the data of a planner, work per second of each side by number of cores, the link's rate (null if unknown), and the
-        work of a cycle.
+        - the data of a planner
+        - work per second of each side by number of cores
+        - the link's rate, null if unknown
+        - the work of a cycle
         """
         self.estimates.refresh()
         work = self.estimates.workload
@@ -162,7 +164,7 @@ class Controller:
 
     def _attribute_until(self, time: float) -> None:
         if not math.isfinite(time) or time < self._time:
-            raise BrokenInvariant(f"time goes from {self._time} to {time}")
+            raise BrokenInvariant(f"event time is {time}, must be finite and at least {self._time}")
         if self._in_force is not None:
             self._attribute(time - self._time, self._in_force)
         self._time = time
@@ -198,8 +200,8 @@ class Controller:
     def _finish(self, done: TaskDone, allocation: Allocation) -> None:
         """Learn from a finished task.
 
-        Two tasks are skipped: a task of a side without cores at its end, because a hold takes effect later than it is decided, and
-        the first batch of a live run, which waits for the teacher to open its stream.
+        Skipped: a task of a side that ends without cores, because a hold takes effect after its decision. Also skipped: the first
+        batch of a live run, which includes opening the stream.
         """
         cores, seconds = allocation.comp, self._comp_seconds
         if done.task is Task.COMM:

@@ -37,8 +37,8 @@ LEAST_BUSY = 1e-3
 class Estimates:
     """Rates of both sides and of the link, the work of a cycle, and the rate table that follows from them.
 
-    Without a known workload, a Comm task is 1 unit of work, and Forward and Backward add up to 1: one half each until both were
-    measured, then in proportion to their durations on equal cores.
+    Without a known workload, a Comm task is 1 unit of work. Forward and Backward together are 1 unit: one half each, until both are
+    measured. Then they share it in proportion to their durations on equal cores.
     """
 
     def __init__(self, workload: Workload | None = None, rates: RateTable | None = None) -> None:

@@ -1,7 +1,7 @@
 """Pins the native threads of the comm worker and of the calling compute worker, and sets their scheduling class.
 
-It can NOT pin a thread before it exists (it scans again when the set of threads changes), nor resize the OpenMP team of another
-process. `restore()` resets masks, thread counts and classes.
+It can NOT pin a thread before it exists, so it scans again when the set of threads changes. It can NOT resize the OpenMP team of
+another process. `restore()` resets masks, thread counts and classes.
 
 It does not import torch: the caller passes the compute worker's team as an object that can be resized and exercised.
 """
@@ -165,7 +165,7 @@ class CompBinding:
 
     @property
     def num_churned(self) -> int:
-        """How many times the runtime replaced threads of the team (oneDNN shrinks the team for small work)."""
+        """Number of times the runtime replaced threads of the team (oneDNN shrinks the team for small work)."""
         return self._num_churned
 
     def restore(self) -> ThreadMasks:

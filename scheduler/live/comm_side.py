@@ -21,7 +21,7 @@ class CommSide:
         self._binding = binding
         self._cores: frozenset[int] = frozenset()
         self._may_pin = True
-        self._has_idle_priority = False  # by a decision, whatever priority the worker was started with
+        self._has_idle_priority = False  # by a decision, independent of the priority at start
         self._class_is_refused = False
         self.is_held = False
         self.has_ended = False
@@ -65,7 +65,7 @@ class CommSide:
             record({"event": "comm-class-refused", "is_behind": self._has_idle_priority, "cause": str(error)})
 
     def stop_pinning(self, cores: frozenset[int]) -> None:
-        """Pin comm never again, and return all `cores` to a worker that was pinned. The kernel may refuse cores that are gone."""
+        """Never pin comm again, and return all `cores` to a worker that was pinned. The kernel may refuse cores that are gone."""
         self._may_pin = False
         if not self._cores:
             return

@@ -62,7 +62,7 @@ class CompSide:
 
     @property
     def num_churned(self) -> int:
-        """How many times the runtime replaced threads of the team."""
+        """Number of times the runtime replaced threads of the team."""
         return self._binding.num_churned
 
     def leave_alone(self, tid: int) -> None:
@@ -74,7 +74,7 @@ class CompSide:
         self._binding.forget()
 
     def stop_pinning(self) -> None:
-        """Pin compute never again. The next `bind` restores its masks."""
+        """Never pin compute again. The next `bind` restores its masks."""
         self._may_pin = False
         self.must_move = False
 

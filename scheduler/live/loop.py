@@ -34,8 +34,8 @@ _CHOSEN = frozenset({Reason.POLICY, Reason.LEARNING, Reason.UNMANAGED})
 class SchedulerLoop:
     """Runs one controller against one comm worker and the calling compute worker, on `cores`.
 
-    Call `start()`, then `with task(...)` around every task in order with any number of `between_layers()` inside, then `finish()`,
-    all in the compute thread. `record` receives the log record by record. Times are seconds of `clock`.
+    Usage, all in the compute thread: call `start()`, wrap each task in `with task(...)`, call `between_layers()` inside, then call
+    `finish()`. `record` receives the log record by record. Times are seconds of `clock`.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class SchedulerLoop:
 
     @property
     def num_threads_churned(self) -> int:
-        """How many times the runtime replaced threads of compute's team."""
+        """Number of times the runtime replaced threads of the team."""
         return self._comp.num_churned
 
     def _enter(self, task: Task) -> int:
@@ -164,7 +164,10 @@ class SchedulerLoop:
             self._handle_refusal(error, placement)
 
     def _handle_refusal(self, error: BindingRefusedError, placement: Placement) -> None:
-        """Find out why compute could not be bound. If cores are gone, it is bound again at its next layer, otherwise never."""
+        """Handle a refused mask.
+
+        If cores are gone, compute is bound again at its next layer. Otherwise pinning stops for the rest of the run.
+        """
         if isinstance(error, CoresGoneError):
             with self._changed:
                 self.cores.suspect(error, placement.comp)
@@ -278,7 +281,7 @@ class SchedulerLoop:
         self._run_guarded(self._listen)
 
     def _run_guarded(self, work: Callable[[], None]) -> None:
-        """Call `work`. Its exception is raised in the compute worker, which would wait for ever otherwise."""
+        """Call `work`. Pass its exception to the compute worker, which would otherwise wait forever."""
         try:
             work()
         except Exception as error:

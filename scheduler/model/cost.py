@@ -52,7 +52,7 @@ class RateTable:
 
     @property
     def num_cores(self) -> int:
-        """C."""
+        """Number of cores C."""
         return len(self.comm) - 1
 
     @property

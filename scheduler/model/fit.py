@@ -203,7 +203,7 @@ def _shown(estimates: Mapping[str, Estimate], names: Sequence[str]) -> str:
 
 
 def _note(estimates: Mapping[str, Estimate], num_samples: int, rms_error: float) -> str:
-    """Return what the samples leave open although a fit was found; empty if nothing."""
+    """Return notes on parameters that the samples do not determine; empty if all are determined."""
     if "b2" in estimates and estimates["b2"].value == 0:
         error = f"{estimates['b2'].stderr:.2g}"
         return f"b2 (+- {error}) cannot be distinguished from 0 and is set to 0, so comm's rate is b1 c and b3 has no effect"

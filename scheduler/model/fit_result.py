@@ -32,7 +32,7 @@ class SideFit:
     num_core_counts: int
     """Number of distinct core counts in the samples."""
     note: str
-    """What the samples do not determine; empty if they determine everything."""
+    """Notes on undetermined parameters; empty if all are determined."""
 
     @property
     def identified(self) -> bool:

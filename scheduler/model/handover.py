@@ -1,7 +1,7 @@
 """The hand-over of cores: the effects of a placement while compute still uses cores of an earlier one.
 
-Compute leaves a core only between two layers or tasks, because a thread team that shrinks inside a parallel operation spins on the
-cores it has lost. Comm gets no core before compute has left it. The live loop carries the effects out, the controller attributes
+Compute leaves a core only between two layers or tasks. A thread team that shrinks inside a parallel operation spins on the lost
+cores. Comm gets no core before compute has left it. The live loop carries the effects out, the controller attributes
 time by them, and `calibrate` switches modes with them.
 """
 

@@ -84,8 +84,8 @@ class Frontier:
     def around(self, slope: float) -> tuple[Mode, Mode]:
         """Return the two modes that together give this slope: first the mode of lower slope, then the mode of higher slope.
 
-        They are the same mode at the slope of a mode, at or below the lowest slope, where comm idles, and above the last slope,
-        where comp idles. math.inf is the slope of comm alone.
+        Both are the same mode in three cases: at the slope of a mode, at or below the lowest slope (comm idles), and above the last
+        slope (comp idles). math.inf is the slope of comm alone.
         """
         right = bisect_left(self.slopes, slope)
         high = self.modes[min(right, len(self.modes) - 1)]

@@ -131,14 +131,14 @@ class Scenario:
     def from_json(cls, data: Any) -> Scenario:
         """Read {"cores", "cycles", "forward", "backward", "comm", "prefetch"?} and "cost" or "modes".
 
-        A work is one number for all cycles, or a list with one number per cycle; a task with work 0 takes no time. Raises
-        ValueError.
+        `forward`, `backward` and `comm` are each one number for all cycles, or one number per cycle. A task with work 0 takes no
+        time. Raises ValueError.
         """
         where = "scenario"
         check_keys(data, required=("cores", "cycles", *_TASKS), optional=("prefetch", "cost", "modes"), where=where)
         cores = whole(data, "cores", where, least=1, most=MAX_CORES)
         if cores == 1:
-            raise ValueError(f"{where}: 'cores' is 1; with one core there is nothing to split, give it 2 or more")
+            raise ValueError(f"{where}: 'cores' is 1; with one core there is nothing to split, use 2 or more cores")
         cycles = whole(data, "cycles", where, least=1, most=MAX_CYCLES)
         prefetch = data.get("prefetch")
         if prefetch is not None:

@@ -221,11 +221,11 @@ class Race:
 
 
 def _block(data: Any, where: str) -> Block:
-    values = [not_negative(value, "a block's number", where, "it") for value in listing(data, where, length=4)]
-    seconds, cycles, batches, place = values
+    values = [not_negative(value, "a block's number", where, "a block's field") for value in listing(data, where, length=4)]
+    seconds, cycles, batches, number = values
     if not seconds or not cycles:
         raise ValueError(f"{where}: block {shown(data)}: its time and cycles must be above 0")
-    return Block(seconds, int(cycles), batches, int(place))
+    return Block(seconds, int(cycles), batches, int(number))
 
 
 def _score(blocks: Collection[Block], prices: Prices) -> float:

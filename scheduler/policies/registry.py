@@ -125,7 +125,7 @@ def _splits(name: str, num_cores: int) -> int:
     if num_cores < 2:
         raise ValueError(
             f"policy '{name}' splits the cores, and this run has {num_cores};"
-            " use os-default, comm-priority or comp-priority, or give it 2 cores or more"
+            " use os-default, comm-priority or comp-priority, or use 2 or more cores"
         )
     return num_cores - 1
 

@@ -86,7 +86,7 @@ def read_flags(config_class: type[Any], args: Sequence[str], *, prog: str) -> tu
 def _twin(config_class: type[Any], docs: dict[str, str], positional: Sequence[str] = ()) -> type[Any]:
     """Build a dataclass for tyro: the same flags without validation, each help group as a nested dataclass.
 
-    tyro would print a ValueError of __post_init__ in its own format, so the caller builds the real class from the values.
+    The caller builds the real class from the values. Otherwise tyro would print a ValueError of __post_init__ in its own format.
     """
     import tyro
 
@@ -126,7 +126,7 @@ def _is_group(field: dataclasses.Field[Any]) -> bool:
 
 
 def group_of(config_class: type[Any], field: dataclasses.Field[Any]) -> str:
-    """Help group of a field: its own, else that of the class that declares it, else none."""
+    """Return the help group of a field: its own group, or that of its declaring class, or ""."""
     group: str = field.metadata.get("group", vars(_declaring_class(config_class, field)).get("help_group", ""))
     return group
 

@@ -28,8 +28,8 @@ _MAX_FILE_BYTES = 1 << 16
 def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, description: str) -> ConfigT:
     """Build `config_class`, a frozen dataclass of flags, from a command line and its TOML file.
 
-    --help prints the help and raises SystemExit(0). Raises ValueError with a one-line message for an unknown flag or key, a missing
-    required flag, a value of the wrong type, or a value that the dataclass's __post_init__ rejects.
+    --help prints the help and raises SystemExit(0). Raises ValueError with a one-line message. Causes: an unknown flag or
+    key, a missing required flag, a wrong type, or a value that `__post_init__` rejects.
 
     A class may list other classes in `reads_files_of`. The file may then contain keys of these classes, which are checked for their
     type and ignored. A key that no class has raises ValueError.

@@ -97,7 +97,7 @@ class ScriptedDevice:
             if side == "comm":
                 visit.batch(at, self.busy * self.comm_s[name])
             else:
-                visit.boundary(task, at)
+                visit.task_boundary(task, at)
             if (task is Task.FORWARD or not visit.mode.has_comp) and visit.is_over(at):
                 return
 
@@ -152,14 +152,14 @@ def test_the_first_task_of_each_side_does_not_count() -> None:
     visit = a_visit("split:1")
     visit.batch(99.0, 9.0)  # was complete before the mode was there
     for task, at in [(Task.FORWARD, 100), (Task.BACKWARD, 107), (Task.FORWARD, 110), (Task.BACKWARD, 111), (Task.FORWARD, 113)]:
-        visit.boundary(task, at)
+        visit.task_boundary(task, at)
     assert (visit.num_comp, visit.comp_s, visit.forward_s) == (1, 3.0, 1.0)
     visit.batch(104.0, 9.0)
     assert visit.num_comm == 0
     visit.batch(106.0, 0.5)
     visit.batch(109.0, 0.25)
     assert (visit.num_comm, visit.comm_s, visit.comm_cpu_s) == (2, 5.0, 0.75)
-    visit.boundary(Task.BACKWARD, 115)
+    visit.task_boundary(Task.BACKWARD, 115)
     assert (visit.num_comp, visit.comp_s, visit.forward_s) == (1, 3.0, 1.0), "a cycle that has not ended is none"
 
 
@@ -187,16 +187,16 @@ def test_a_visit_with_slow_tasks_ends_at_its_limit_with_one_of_each() -> None:
     visit.batch(119.0, 0.1)
     assert not visit.is_over(121.0), "training has not been seen yet"
     for at in (100.0, 110.0, 122.0):
-        visit.boundary(Task.FORWARD, at)
-        visit.boundary(Task.BACKWARD, at + 1)
+        visit.task_boundary(Task.FORWARD, at)
+        visit.task_boundary(Task.BACKWARD, at + 1)
     assert visit.is_over(122.0)
 
 
 def test_training_may_starve_a_comm_that_stands_behind_it() -> None:
     visit = a_visit(COMPUTE_FIRST)
     for at in (100.0, 107.0, 114.0, 121.0):
-        visit.boundary(Task.FORWARD, at)
-        visit.boundary(Task.BACKWARD, at + 1)
+        visit.task_boundary(Task.FORWARD, at)
+        visit.task_boundary(Task.BACKWARD, at + 1)
     assert visit.is_over(121.0)
     assert (visit.num_comm, visit.comm_s) == (0, pytest.approx(21.0))
 
@@ -215,8 +215,8 @@ def test_time_in_which_a_starving_comm_gets_nothing_done_counts(arrivals: tuple[
     for at in arrivals:
         visit.batch(at, 0.1)
     for at in (100.0, 107.0, 114.0, 121.0):
-        visit.boundary(Task.FORWARD, at)
-        visit.boundary(Task.BACKWARD, at + 1)
+        visit.task_boundary(Task.FORWARD, at)
+        visit.task_boundary(Task.BACKWARD, at + 1)
     assert (visit.num_comm, visit.comm_s) == (num_comm, pytest.approx(comm_s))
 
 
@@ -229,8 +229,8 @@ def test_a_comm_that_gets_a_batch_in_few_visits_has_the_rate_of_all_of_them() ->
         if number == 0:
             visit.batch(101.0, 0.1)
         for at in (100.0, 101.0, 102.0, 103.0):
-            visit.boundary(Task.FORWARD, at)
-            visit.boundary(Task.BACKWARD, at + 0.5)
+            visit.task_boundary(Task.FORWARD, at)
+            visit.task_boundary(Task.BACKWARD, at + 0.5)
         empty.append(visit)
     profile = make_profile([visit for visit in visits if visit not in starved] + empty, 2)
     row = profile["modes"][-1]
@@ -382,8 +382,8 @@ def visits_with(times: dict[str, Any], num_cores: int) -> list[Visit]:
             if mode.has_comm:
                 visit.batch(number * times["comm_s"][mode.name], 0.0)
             if mode.has_comp:
-                visit.boundary(Task.FORWARD, number * times["comp_s"][mode.name])
-                visit.boundary(Task.BACKWARD, (number + 0.4) * times["comp_s"][mode.name])
+                visit.task_boundary(Task.FORWARD, number * times["comp_s"][mode.name])
+                visit.task_boundary(Task.BACKWARD, (number + 0.4) * times["comp_s"][mode.name])
         visits.append(visit)
     return visits
 
@@ -470,7 +470,7 @@ def test_the_plot_shows_the_samples_with_the_intervals_of_the_rates(tmp_path: Pa
         ({"profile": Path("old.json")}, "--profile is old.json, but calibrate writes a profile"),
         ({"out": Path("profile")}, "--out is profile, must end in .json"),
         ({"teacher": "nowhere"}, "--teacher"),
-        ({"teacher": "127.0.0.1:1", "rate_limit": "1mbit"}, "--rate-limit is 1mbit, but limits the local teacher only"),
+        ({"teacher": "127.0.0.1:1", "rate_limit": "1mbit"}, "--rate-limit is 1mbit, but applies to the local teacher only"),
     ],
 )
 def test_settings_that_cannot_be_are_a_mistake(flags: dict[str, Any], words: str) -> None:

@@ -280,7 +280,7 @@ def test_what_fails_at_the_end_of_a_run_keeps_nothing_else_from_being_saved(addr
     blind = [command[0], "-c", BLIND, *command[3:]]
     found, said = begin_and_end(blind, f"160 of {CYCLES}", signal.SIGTERM)
     assert found == 0, said
-    assert "another error: RuntimeError: the machine is not to be looked at" in said
+    assert "cleanup also failed: RuntimeError: the machine is not to be looked at" in said
     finished = run([*blind, "--resume"])
     assert finished.returncode == 1
     assert "the machine is not to be looked at" in finished.stderr

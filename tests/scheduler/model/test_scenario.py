@@ -154,7 +154,7 @@ def test_a_scenario_of_measured_modes_may_share_cores() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (a_scenario(cores=1), "scenario: 'cores' is 1; with one core there is nothing to split, give it 2 or more"),
+        (a_scenario(cores=1), "scenario: 'cores' is 1; with one core there is nothing to split, use 2 or more cores"),
         (a_scenario(cores=10**9), "'cores' is 1000000000; it must be at most"),
         (a_scenario(cycles=0), "'cycles' is 0; it must be a whole number, at least 1"),
         (a_scenario(cycles=10**12), "'cycles' is 1000000000000; it must be at most"),

@@ -285,7 +285,7 @@ class Stubborn:
 
 
 def test_a_policy_that_divides_other_cores_is_noticed() -> None:
-    with pytest.raises(AssertionError, match="os-default leaves the cores to the kernel"):
+    with pytest.raises(AssertionError, match="'os-default' leaves the cores to the kernel"):
         simulate_policy(run_of(), Unpinned("os-default"))
     for wrong in (Allocation(comm=1, comp=1), Allocation.unpinned(4), Allocation(comm=4, comp=1)):
         with pytest.raises(AssertionError, match=r"stubborn: '.*' does not split 4 cores"):
