@@ -229,7 +229,7 @@ def test_readme_names_every_policy() -> None:
 
 def test_the_help_of_train_names_every_policy() -> None:
     source = (ROOT / "edge_student" / "settings" / "student.py").read_text(encoding="utf-8")
-    (text,) = re.findall(r'^    policy: str = .*\n    """(.*?)"""', source, re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(r'^    policy: str = [^\n]*\n    """(.*?)"""', source, re.MULTILINE | re.DOTALL)
     assert set(re.split(r", | or ", " ".join(text.split()).removeprefix("Scheduling policy: ").rstrip("."))) == {
         kind.usage for kind in POLICIES.values()
     }
