@@ -1,14 +1,18 @@
 """Settings of `fetch`. The docstring below a field is its help text. `fetch` needs no student and no core split."""
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from edge_student.settings.link import LinkSettings
+from edge_student.settings.student import CalibrateConfig, CompareConfig, TrainConfig
 from edgekd.wire.limits import MAX_BATCH_SIZE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FetchConfig(LinkSettings):
     """Download all logits of a teacher into the cache of this edge, for --logits offline or hybrid."""
+
+    reads_files_of: ClassVar[tuple[type[Any], ...]] = (TrainConfig, CompareConfig, CalibrateConfig)
 
     public: str | None = field(default=None, metadata={"group": "data"})
     """Public data set that the teacher must serve. (default: any)"""

@@ -1,11 +1,14 @@
 """The --help of every command: complete, short sentences, and each default shown once."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 import cloud_teacher.__main__ as cloud
 import edge_student.__main__ as edge
+from edge_student.settings.fetch import FetchConfig
+from edgekd.cli.command import parse
 from edgekd.cli.flags import GROUPS, fields_of, group_of, help_texts, print_help
 
 COMMANDS = {
@@ -57,3 +60,13 @@ def test_help_fits_80_columns_in_groups_of_a_fixed_order(
     titles = [match[1] for line in lines if (match := re.search(r"(\w+) options \W+$", line))]
     assert titles == [group for group in GROUPS if group in titles]
     assert len(titles) >= 4
+
+
+def test_fetch_reads_a_settings_file_of_the_other_commands(tmp_path: Path) -> None:
+    path = tmp_path / "pi.toml"
+    path.write_text('teacher = "127.0.0.1:1"\nprivate = "digits:private"\nprivate_samples = 10\nmodel = "cnn"\n', encoding="utf-8")
+    config = parse(FetchConfig, ["--config", str(path)], prog="edge-student fetch", description="")
+    assert config.teacher == "127.0.0.1:1"
+    path.write_text('teacher = "127.0.0.1:1"\nprivat = "digits:private"\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="unknown key 'privat'"):
+        parse(FetchConfig, ["--config", str(path)], prog="edge-student fetch", description="")
