@@ -209,7 +209,7 @@ def check_samples(log: list, samples: list) -> None:
         (["--cores", "4000"], "4000", 2),
         (["--cycles", "0"], "--cycles", 2),
         (["--batch-size", "99999999999"], "--batch-size is 99999999999, must be at most 65536", 2),
-        (["--ring-mib", "99999999999"], "--ring-mib is 99999999999, must be at most", 2),
+        (["--ring-mib", "99999999999"], "--ring-mib is 99999999999, must be in 1 ..", 2),
         (["--out", "/proc/nowhere"], "--out: /proc/nowhere: No such file", 2),
         (["--logits", "hybrid", "--cache", "/proc/nowhere"], "--cache: /proc/nowhere", 2),
         (["--teacher", "127.0.0.1:1", "--model", "torchvision:nonsense"], "torchvision:nonsense", 2),
