@@ -48,15 +48,12 @@ def _receive_all(source: Hybrid, config: FetchConfig) -> int:
     slot = Slot.empty(shape)
     stop = -(-num_samples // config.batch_size)  # the first epoch visits every sample
     logger.info("%d of %d rows are cached; downloading the rest into %s", source.cache.num_rows, num_samples, source.cache.folder)
-    progress = Progress("rows", num_samples)
     num_bytes = 0
-    try:
+    with Progress("rows", num_samples) as progress:
         for index in range(stop):
             with log_context(index=index):
                 num_bytes += source.receive(index, stop, slot, lambda: None)
             progress.reach(min((index + 1) * config.batch_size, num_samples))
-    finally:
-        progress.close()
     return num_bytes
 
 
