@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from warm_start import start
 
 from cloud_teacher.settings import TrainConfig
 from cloud_teacher.train import train
@@ -80,7 +81,7 @@ def test_loss_that_explodes_is_an_error_that_names_the_remedy(tmp_path: Path) ->
 def test_interrupted_training_saves_its_weights_and_logs_it(tmp_path: Path) -> None:
     out = tmp_path / "t.safetensors"
     flags = ["--dataset", TINY, "--model", "cnn:width=4", "--out", str(out), "--epochs", "1000000"]
-    process = subprocess.Popen([sys.executable, "-m", "cloud_teacher", "train", *flags], stderr=subprocess.PIPE, text=True)
+    process = start([sys.executable, "-m", "cloud_teacher", "train", *flags], stderr=subprocess.PIPE)
     assert process.stderr is not None
     while "epoch 2/" not in process.stderr.readline():
         assert process.poll() is None

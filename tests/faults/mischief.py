@@ -22,7 +22,7 @@ PACE = Weather(bytes_per_s=CYCLES_PER_S * BATCH_BYTES)
 
 def serve(folder: Path, port: int = 0) -> TeacherProcess:
     """Start a teacher of `DATASET` that keeps its logits in `folder`."""
-    return TeacherProcess(folder / "store", dataset=f"{DATASET}:public", port=port)
+    return TeacherProcess(folder / "store", dataset=f"{DATASET}:public", port=port, is_warm=False)
 
 
 class World:

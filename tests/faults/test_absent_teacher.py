@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from processes import read_rest, run, student_command, teacher
 from sameness import FLAGS, check_same, troubles
+from warm_start import start
 
 from edge_student.ipc.messages import Configure
 from edge_student.receive.receiver import Receiver
@@ -30,7 +31,7 @@ def test_the_edge_waits_for_its_teacher_and_logs_every_attempt(
 ) -> None:
     address = f"127.0.0.1:{vacant_port}"
     command = student_command(address, tmp_path / "run", *FLAGS, "--log-level", "warning")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
+    with start(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as student:
         assert student.stderr is not None
         lines = [student.stderr.readline() for _ in range(5)]
         with teacher(tmp_path / "store", port=vacant_port):

@@ -21,6 +21,7 @@ from needs import is_here
 from processes import read_rest, read_until, student_command, teacher
 from proxy import Proxy
 from sameness import CYCLES, FLAGS, check_same, started_at, troubles
+from warm_start import start
 
 from edgekd.wire.limits import channel_options
 
@@ -86,7 +87,7 @@ def suffer(
     """Run an edge that receives no data from its middle on, until it has detected the silence."""
     command = [*place, *student_command(address, out, *FLAGS, "--max-wait", "120", *flags)]
     with contextlib.ExitStack() as stack:
-        student = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+        student = stack.enter_context(start(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL))
         stack.callback(student.kill)
         read_until(student, f"6 of {CYCLES}")
         begin()

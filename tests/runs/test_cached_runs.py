@@ -10,6 +10,7 @@ import psutil
 import pytest
 from PIL import Image
 from processes import TINY, events, read_until, run, student_command, teacher, train, weights
+from warm_start import start
 
 pytestmark = pytest.mark.slow
 FLAGS = ("--policy", "os-default", "--cycles", "24", "--public-batch", "128", "--torch-threads", "1", "--encoding", "float16")
@@ -57,7 +58,7 @@ def test_a_worker_that_is_killed_while_it_writes_leaves_a_usable_cache(online: P
     cached = ("--logits", "hybrid", "--cache", str(tmp_path / "cache"))
     with teacher(tmp_path / "store", "--rate-limit", "160kbit") as slow:
         command = student_command(slow.address, tmp_path / "killed", *FLAGS, *cached)
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
+        with start(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as student:
             read_until(student, "3 of 24")
             for process in (*psutil.Process(student.pid).children(), psutil.Process(student.pid)):
                 process.kill()
@@ -167,7 +168,7 @@ def test_edges_share_fewer_streams_than_they_want(tmp_path: Path) -> None:
     with teacher(tmp_path / "store", "--max-streams", "1") as one:
         assert train(one.address, tmp_path / "alone", *wants)["num_reconnects"] == 0
     with teacher(tmp_path / "store", "--max-streams", "3") as three:
-        students = [subprocess.Popen(student_command(three.address, tmp_path / name, *wants)) for name in ("a", "b")]
+        students = [start(student_command(three.address, tmp_path / name, *wants)) for name in ("a", "b")]
         assert [student.wait(120) for student in students] == [0, 0]
     assert weights(tmp_path / "a") == weights(tmp_path / "b") == weights(tmp_path / "alone")
 

@@ -11,6 +11,7 @@ import pytest
 from processes import events, read_until, student_command, teacher, train, weights
 from relay import Relay
 from scripted_teacher import Fault, broken, changed
+from warm_start import start
 
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import checksum
@@ -104,7 +105,7 @@ def test_a_teacher_that_is_replaced_by_another_in_the_middle_ends_the_run(
     flags = (*FEW[:2], "--cycles", "40", "--torch-threads", "1", "--window", "6")
     with teacher(tmp_path / "store", "--rate-limit", "80kbit") as first:
         command = student_command(first.address, tmp_path / "run", *flags)
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
+        with start(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as student:
             output = read_until(student, "6 of 40")
             first.kill()
             output += read_until(student, "trying again")

@@ -15,6 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import read_until, run, student_command, teacher, train, weights
+from warm_start import start
 
 pytestmark = pytest.mark.slow
 CERTS = Path(__file__).parents[2] / "deploy" / "certs.sh"
@@ -216,7 +217,7 @@ def test_19_a_renewed_certificate_is_used_from_the_next_handshake_on(tmp_path: P
     with teacher(tmp_path / "store", *plain_tls, "--rate-limit", "160kbit") as serving:
         flags = ("--tls-ca", str(certs / "ca.pem"), *FEW)
         command = student_command(serving.address, tmp_path / "run", *flags)
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
+        with start(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as student:
             read_until(student, "2 of 12")
             before = certificate(serving.port)
             for name in ("teacher.pem", "teacher.key"):

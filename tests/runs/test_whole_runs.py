@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from processes import comm_worker_of, events, read_until, run, student_command, teacher, train, weights
+from warm_start import start
 
 from scheduler.live.threads import allowed_cores, read_masks, threads_of
 
@@ -103,7 +104,7 @@ def test_a_teacher_that_is_killed_and_started_again_costs_time_but_no_result(
 ) -> None:
     with teacher(tmp_path / "store", "--rate-limit", "160kbit" if flags else "80kbit") as first:
         command = student_command(first.address, tmp_path / "run", "--policy", policy, "--cycles", "20", *flags, *ONE_THREAD)
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
+        with start(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as student:
             read_until(student, "6 of 20")
             first.kill()
             output = read_until(student, "trying again")
@@ -123,7 +124,7 @@ def test_a_teacher_that_is_killed_and_started_again_costs_time_but_no_result(
 def test_an_interrupted_run_saves_its_weights(number: signal.Signals, status: int, tmp_path: Path) -> None:
     with teacher(tmp_path / "store", "--rate-limit", "80kbit") as serving:
         command = student_command(serving.address, tmp_path / "run", "--policy", "comp-priority", "--cycles", "50")
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
+        with start(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as student:
             worker = comm_worker_of(student)
             output = read_until(student, "5 of 50")
             student.send_signal(number)

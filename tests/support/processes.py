@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from warm_start import WarmProgram, is_module, run_warm, start
 
 TINY = ["--private", "digits:private", "--private-samples", "64", "--model", "cnn:width=4", "--batch-size", "8"]
 TINY += ["--public-batch", "16", "--seed", "5", "--log-level", "info"]
@@ -29,12 +30,17 @@ class TeacherProcess:
         port: int = 0,
         place: Sequence[str] = (),
         log: Path | None = None,
+        is_warm: bool = True,
     ) -> None:
-        """`place` precedes the command, for example `ip netns exec NAME`. Output goes to `log`, if given."""
+        """`place` precedes the command, for example `ip netns exec NAME`. Output goes to `log`, if given.
+
+        Without a `place` it is a `WarmProgram`, unless `is_warm` is false.
+        """
         command = [*place, sys.executable, "-m", "cloud_teacher", "serve", "--dataset", dataset, "--model", "cnn:width=4"]
         command += ["--listen", f"{host}:{port}", "--store", str(store), "--precompute", "--log-level", "error", *flags]
-        with contextlib.nullcontext() if log is None else log.open("a") as errors:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, stdin=subprocess.DEVNULL)
+        with contextlib.nullcontext(sys.stderr) if log is None else log.open("a") as errors:
+            outputs = {"stdout": subprocess.PIPE, "stderr": errors}
+            self.process = start(command, **outputs) if is_warm else subprocess.Popen(command, text=True, **outputs)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line.startswith("listening on "), line
@@ -77,6 +83,9 @@ def train(address: str, out: Path, *flags: str) -> dict[str, Any]:
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end. It is a `WarmProgram` if that is possible, and if no variables are given for it."""
+    if is_module(command) and not environment:
+        return run_warm(command, timeout=120)
     return subprocess.run(
         command,
         capture_output=True,
@@ -96,7 +105,7 @@ def events(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
 
 
-def read_until(process: subprocess.Popen[str], text: str) -> str:
+def read_until(process: subprocess.Popen[str] | WarmProgram, text: str) -> str:
     """Read the student's output up to the line with `text`, and return everything read."""
     assert process.stderr is not None
     output = ""
@@ -107,13 +116,13 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     return output
 
 
-def read_rest(process: subprocess.Popen[str]) -> str:
+def read_rest(process: subprocess.Popen[str] | WarmProgram) -> str:
     """Read the student's output to its end."""
     assert process.stderr is not None
     return process.stderr.read()
 
 
-def comm_worker_of(student: subprocess.Popen) -> int:
+def comm_worker_of(student: subprocess.Popen | WarmProgram) -> int:
     """Return the process id of the student's comm worker as soon as it exists."""
     while True:
         assert student.poll() is None, "the student ended before it had a comm worker"

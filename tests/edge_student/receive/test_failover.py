@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from processes import events, read_until, student_command, teacher, train, weights
 from scripted_teacher import NUM_CLASSES, NUM_SAMPLES, BreakStream, RunningTeacher, ScriptedTeacher, logits_of
+from warm_start import start
 
 from edge_student.ipc.messages import Configure
 from edge_student.ipc.ring import Slot
@@ -230,7 +231,7 @@ def test_a_run_survives_the_loss_of_one_teacher_with_the_same_result(tmp_path: P
     with teacher(tmp_path / "store") as one, teacher(tmp_path / "store2") as two:
         train(one.address, tmp_path / "alone", *flags)
         command = student_command(f"{one.address},{two.address}", tmp_path / "out", *flags)
-        student = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        student = start(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
         try:
             read_until(student, "150 of 1500")
             one.kill()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from processes import events, read_until, run, student_command, teacher, train, weights
 from small_training import PRIVATE, PUBLIC, RECIPE, Boundaries, Logits, student
+from warm_start import start
 
 from edge_student.events.buffer import EventBuffer
 from edge_student.events.log_file import EventFile
@@ -199,7 +200,7 @@ def whole(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def begin_and_end(command: list[str], at: str, number: signal.Signals, within_s: float = 60) -> tuple[int, str]:
     """Start a run, send a signal when it logs `at`, and return its status and log. It must end within `within_s` seconds."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = start(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
         output = read_until(process, at)
         process.send_signal(number)
