@@ -10,7 +10,7 @@ import grpc
 import psutil
 import pytest
 from mischief import BATCH_BYTES, DATASET, PACE, PUBLIC_BATCH, World, kill_teacher, serve
-from processes import TeacherProcess, student_command, teacher
+from processes import TeacherProcess, student_command, teacher, wait_until
 from proxy import Proxy
 from proxy_script import Counts
 
@@ -123,11 +123,17 @@ def test_a_worker_whose_teacher_goes_and_comes_back_has_one_connection(tmp_path:
             for _ in range(3):
                 proxy.wait_until(has_given_more(proxy.counts.bytes_given))
                 kill_teacher(world)
+                # Until then, what the edge reads may be what the killed teacher had sent.
+                wait_until(lambda: is_connected(world.serving))
                 proxy.wait_until(has_given_more(proxy.counts.bytes_given))
                 worker = psutil.Process(world.pids["comm worker"])
                 assert len(worker.net_connections("tcp")) == 1
         finally:
             world.close()
+
+
+def is_connected(serving: TeacherProcess) -> bool:
+    return any(each.status == psutil.CONN_ESTABLISHED for each in psutil.Process(serving.process.pid).net_connections("tcp"))
 
 
 def has_given_more(before: int) -> Callable[[Counts], bool]:
