@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --editable '.[dev]'
 	touch $@
 
-demo: $(STAMP) ## compare the policies on this machine (embedded teacher, digits): prints the table, writes demo-out/
+demo: $(STAMP) ## compare the policies on this machine (local teacher, digits): prints the table, writes demo-out/
 	$(BIN)/edge-student compare --out $(DEMO_OUT) $(DEMO_FLAGS)
 
 test: lint ## run lint, then every test

@@ -32,7 +32,7 @@ CORES = settle(os.environ, None)
 
 from edge_student.events.buffer import EventBuffer  # noqa: E402
 from edge_student.ipc.ring import Ring, RingShape  # noqa: E402
-from edge_student.measure.local_teacher import embedded_teacher  # noqa: E402
+from edge_student.measure.local_teacher import serve_local_teacher  # noqa: E402
 from edge_student.measure.result_file import write_results  # noqa: E402
 from edge_student.run.worker_process import CommWorkerProcess  # noqa: E402
 from edge_student.settings.student import CompareConfig  # noqa: E402
@@ -167,7 +167,7 @@ def main() -> None:
     bare, orchestrated = [], []
     gc.freeze()  # as in a run
     config = CompareConfig(private=f"{dataset(settings.size)}:private", out=Path(), log_level="error", teacher_model="cnn:width=4")
-    with embedded_teacher(config, CORES[0]) as address:
+    with serve_local_teacher(config, CORES[0]) as address:
         for pair in range(settings.pairs):
             runs = [lambda: bare.append(time_bare(settings)), lambda: orchestrated.append(time_orchestrated(settings, address))]
             for run in runs if pair % 2 == 0 else reversed(runs):

@@ -32,7 +32,7 @@ import torch  # noqa: E402
 
 from edge_student.events.buffer import EventBuffer, Record  # noqa: E402
 from edge_student.ipc.ring import Ring, RingShape  # noqa: E402
-from edge_student.measure.local_teacher import embedded_teacher  # noqa: E402
+from edge_student.measure.local_teacher import serve_local_teacher  # noqa: E402
 from edge_student.measure.result_file import write_results  # noqa: E402
 from edge_student.run.worker_process import CommWorkerProcess  # noqa: E402
 from edge_student.settings.student import CompareConfig  # noqa: E402
@@ -214,7 +214,7 @@ def main() -> None:
         teacher_model="cnn:width=4",
         rate_limit=settings.rate_limit,
     )
-    with embedded_teacher(config, CORES[0]) as address:
+    with serve_local_teacher(config, CORES[0]) as address:
         orders = [(True, False) if number % 2 == 0 else (False, True) for number in range(settings.rounds)]
         runs = [run(settings, address, between_layers=kind, threads=len(CORES)) for order in orders for kind in order]
         small = replace(settings, **_SMALL)

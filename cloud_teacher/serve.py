@@ -20,12 +20,13 @@ from cloud_teacher.monitoring.http_server import metrics_served
 from cloud_teacher.monitoring.liveness import Liveness
 from cloud_teacher.monitoring.metrics import Metrics
 from cloud_teacher.service.auth import server_credentials
-from cloud_teacher.service.rate_limit import RateLimiter, parse_rate
+from cloud_teacher.service.rate_limit import RateLimiter
 from cloud_teacher.service.server import TeacherServer, check_port
 from cloud_teacher.service.service import TeacherService
 from cloud_teacher.settings import PrecomputeConfig, ServeConfig, TeacherConfig, parse_listen
 from edgekd.cli.address import format_address, is_loopback, parse_address
 from edgekd.cli.progress import Progress
+from edgekd.cli.rate import parse_rate
 from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
 from edgekd.data.models import build_model, load_weights

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from cloud_teacher.service.limits import Limits
-from cloud_teacher.service.rate_limit import parse_rate
 from edgekd.cli.address import is_loopback, parse_address
 from edgekd.cli.cores import parse_cores
-from edgekd.cli.devices import Device
+from edgekd.cli.device_names import Device
 from edgekd.cli.logs import LogSettings
+from edgekd.cli.rate import parse_rate
 from edgekd.cli.tls import TlsSettings
 
 _MAX_SEED = 2**64 - 1

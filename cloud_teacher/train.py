@@ -115,7 +115,7 @@ class _Training:
         """Train all epochs, or until `is_stopped` returns true. Raises ValueError if the loss is infinite or NaN."""
         rng = np.random.default_rng(self._config.seed)
         epochs = self._config.epochs
-        with Progress("training", epochs * self._steps_per_epoch, log_tenths=False) as progress:
+        with Progress("training", epochs * self._steps_per_epoch, is_logged=False) as progress:
             for epoch in range(1, epochs + 1):
                 started = time.perf_counter()
                 loss = self._epoch(rng.permutation(len(self._dataset.labels)), is_stopped, progress)

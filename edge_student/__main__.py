@@ -78,9 +78,9 @@ def doctor(config: DoctorConfig) -> int:
     """Check this device and the connection to its teacher."""
     start_logging(config.log_level, config.log_format)
     # A wrong variable, core or file is an error for the other commands and a finding here. So nothing is checked in advance.
-    from edge_student.doctor.doctor import look
+    from edge_student.doctor.doctor import check_device
 
-    return look(config)
+    return check_device(config)
 
 
 def _interrupt(*_: object) -> NoReturn:

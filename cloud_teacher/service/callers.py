@@ -53,12 +53,12 @@ def caller_of(context: grpc.aio.ServicerContext) -> Caller:
     elif (claimed := _read(metadata, EDGE_ID_KEY)) is not None:
         edge, key = claimed, f"id {claimed}"
     else:
-        edge = machine_of(peer)
+        edge = address_of(peer)
         key = f"machine {edge}"
     return Caller(edge=edge, key=key, run=_read(metadata, RUN_ID_KEY), peer=unquote(peer))
 
 
-def machine_of(peer: str) -> str:
+def address_of(peer: str) -> str:
     """Return the IP address of a gRPC peer such as "ipv4:10.0.0.7:4711" or "ipv6:%5Bfe80::1%5D:4711"; other kinds unchanged."""
     kind, _, rest = unquote(peer).partition(":")
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else unquote(peer)

@@ -25,7 +25,7 @@ from edge_student.run.profile_match import settings_of
 from edge_student.run.setup import (
     TrainingData,
     check_teacher,
-    configure,
+    configure_worker,
     limit_torch_threads,
     load_training_data,
     make_trainer,
@@ -54,7 +54,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
     check_models(config, data.private)
     max_threads = limit_torch_threads(config.torch_threads)
     with teacher(config, cores[0]) as address:
-        with CommWorkerProcess(configure(config, address, LaunchOptions(), cores, run_id=new_run_id())) as worker:
+        with CommWorkerProcess(configure_worker(config, address, LaunchOptions(), cores, run_id=new_run_id())) as worker:
             described = worker.await_description()
             check_teacher(described, data, address)
             trainer = make_trainer(config, data, described.num_classes, device)
@@ -79,18 +79,15 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
 
 
 def _measure(live: LiveDevice, modes: tuple[ModeUnderTest, ...], config: CalibrateConfig) -> list[Visit]:
-    progress = Progress("seconds of measuring", max(1, round(config.seconds)))
     names = ", ".join(mode.name for mode in modes)
     logger.info("measuring %d modes in turns for about %g s: %s", len(modes), config.seconds, names)
+    with Progress("seconds of measuring", max(1, round(config.seconds))) as progress:
 
-    def show(name: str, spent_s: float) -> None:
-        progress.describe(name)
-        progress.reach(min(int(spent_s), round(config.seconds)))
+        def show(name: str, spent_s: float) -> None:
+            progress.describe(name)
+            progress.reach(min(int(spent_s), round(config.seconds)))
 
-    try:
         return measure(live, modes, seconds=config.seconds, window=config.window, clock=time.monotonic, on_visit=show)
-    finally:
-        progress.close()
 
 
 def _settings(config: CalibrateConfig, data: TrainingData, device: str) -> dict[str, Any]:

@@ -17,13 +17,14 @@ import numpy.typing as npt
 from edge_student.calibrate.visits import Visit
 from edge_student.ipc.ring import Ring, Slot
 from edge_student.run.worker_process import CommWorkerProcess
-from edge_student.training.trainer import TorchTeam, Trainer
+from edge_student.training.torch_team import TorchTeam
+from edge_student.training.trainer import Trainer
 from edgekd.errors import WorldError
 from edgekd.wire.layouts import Decoded
 from scheduler.live.binding import CommBinding, CompBinding
 from scheduler.live.comm_port import BatchArrived, CommEnded, CommFailed, CommTrouble
 from scheduler.live.comm_side import CommSide
-from scheduler.live.threads import may_stop_yielding, name_this_thread
+from scheduler.live.threads import may_leave_idle_priority, name_this_thread
 from scheduler.model.handover import hand_over
 from scheduler.model.placement import place
 from scheduler.model.state import Allocation, Task
@@ -54,7 +55,7 @@ class LiveDevice:
         self._is_stopping = False
         self._failure: Exception | None = None
         self._num_received = 0
-        self._may_use_idle_priority = may_stop_yielding()
+        self._may_use_idle_priority = may_leave_idle_priority()
         if not self._may_use_idle_priority:
             logger.warning("the kernel does not allow leaving SCHED_IDLE: compute-first is measured without idle priority")
         self._visit: Visit | None = None

@@ -153,22 +153,16 @@ def splits_cores(name: str) -> bool:
 
 def _run_all(config: CompareConfig, address: str | None, policies: Sequence[str], runs: list[dict[str, Any]]) -> None:
     """Run every policy in every turn, with a progress bar. Repeated attempts do not advance the bar."""
-    progress = Progress("runs", len(policies) * config.repeats)
-    num_done = 0
+    with Progress("runs", len(policies) * config.repeats) as progress:
 
-    def run_once(policy: str, repeat: int, attempt: int) -> dict[str, Any]:
-        nonlocal num_done
-        progress.describe(policy if attempt == 1 else f"{policy}, attempt {attempt}")
-        run = _run_once(config, address, policy, repeat, attempt)
-        if attempt == 1:
-            num_done += 1
-            progress.reach(num_done)
-        return run
+        def run_once(policy: str, repeat: int, attempt: int) -> dict[str, Any]:
+            progress.describe(policy if attempt == 1 else f"{policy}, attempt {attempt}")
+            run = _run_once(config, address, policy, repeat, attempt)
+            if attempt == 1:
+                progress.advance()
+            return run
 
-    try:
         run_turns(policies, config.repeats, run_once, runs)
-    finally:
-        progress.close()
 
 
 def _run_once(config: CompareConfig, address: str | None, policy: str, repeat: int, attempt: int) -> dict[str, Any]:

@@ -43,7 +43,9 @@ def try_disk(folder: Path, *, mounts: str | None = None) -> Disk:
     folder = folder.expanduser().absolute()
     tried, free_mib, kind = folder, 0, ""
     try:
-        tried = next(place for place in (folder, *folder.parents) if place.is_dir())
+        tried = next(place for place in (folder, *folder.parents) if place.exists())
+        if not tried.is_dir():
+            return Disk(folder=folder, tried=tried, free_mib=0, kind=kind, sync_s=(), write_error=os.strerror(errno.ENOTDIR))
         free_mib = shutil.disk_usage(tried).free >> 20
         kind = _kind_of(tried.resolve(), mounts or "")
     except (OSError, StopIteration) as error:

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 _STYLES = {Status.OK: "green", Status.NOTE: "cyan", Status.UNKNOWN: "magenta", Status.WARNING: "yellow", Status.PROBLEM: "bold red"}
 
 
-def look(config: DoctorConfig) -> int:
+def check_device(config: DoctorConfig) -> int:
     """Run all checks, print the findings, and return the exit status: 1 if there is a problem, else 0."""
     findings = list(examine(config))
     cores = tuple(sorted(allowed_cores()))

@@ -108,7 +108,14 @@ def check_interrupts(nic: Nic, chosen: Sequence[int]) -> Finding:
         )
     total = sum(sum(irq.counts.values()) for irq in nic.interrupts)
     busy = [irq for irq in nic.interrupts if sum(irq.counts.values()) > _MIN_SHARE * total]
-    if not busy or not chosen:
+    if not chosen:
+        return unknown(
+            _CHECK,
+            f"the cores of the interrupts of {nic.name} were not compared with those of a run, which may not use --cores",
+            "choose other --cores first",
+            interface=nic.name,
+        )
+    if not busy:
         return unknown(
             _CHECK,
             f"the cores of the interrupts of {nic.name} are not known: {_why_unknown(nic)}",

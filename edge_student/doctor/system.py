@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from edge_student.doctor.finding import Finding, note, ok, problem, unknown, warning
 from edge_student.host.counters import Machine
-from scheduler.live.threads import BindingRefusedError, may_stop_yielding, set_mask
+from scheduler.live.threads import BindingRefusedError, may_leave_idle_priority, set_mask
 
 # Older than this program. A board without a clock battery starts at 1970, or at the date of its file system.
 _EARLIEST_DATE = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
@@ -162,7 +162,7 @@ class Permissions:
     """Kernel permissions of a thread. `affinity_error` is the reason why sched_setaffinity failed, empty on success."""
 
     affinity_error: str
-    may_stop_yielding: bool
+    may_leave_idle_priority: bool
 
 
 def try_permissions(allowed: frozenset[int]) -> Permissions:
@@ -179,7 +179,7 @@ def try_permissions(allowed: frozenset[int]) -> Permissions:
     thread = threading.Thread(target=pin, name="edgekd-doctor")
     thread.start()
     thread.join()
-    return Permissions(affinity_error="".join(errors), may_stop_yielding=may_stop_yielding())
+    return Permissions(affinity_error="".join(errors), may_leave_idle_priority=may_leave_idle_priority())
 
 
 def check_permissions(permissions: Permissions) -> Iterator[Finding]:
@@ -192,8 +192,8 @@ def check_permissions(permissions: Permissions) -> Iterator[Finding]:
         )
     else:
         yield ok("kernel.affinity", "threads can be pinned and unpinned")
-    check = "kernel.yielding"
-    if permissions.may_stop_yielding:
+    check = "kernel.idle-priority"
+    if permissions.may_leave_idle_priority:
         yield ok(check, "a thread can leave the kernel's idle class (SCHED_IDLE) again")
     else:
         yield note(

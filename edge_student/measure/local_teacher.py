@@ -32,11 +32,11 @@ def teacher(config: HostingConfig, core: int) -> AbstractContextManager[str | No
     """Return a context with the teacher's address HOST:PORT: --teacher, or a local one that runs within the block; None offline."""
     if config.logits == "offline":
         return nullcontext(None)
-    return embedded_teacher(config, core) if config.teacher is None else nullcontext(config.teacher)
+    return serve_local_teacher(config, core) if config.teacher is None else nullcontext(config.teacher)
 
 
 @contextmanager
-def embedded_teacher(config: HostingConfig, core: int) -> Iterator[str]:
+def serve_local_teacher(config: HostingConfig, core: int) -> Iterator[str]:
     """Serve `config.public_dataset` on loopback while the block runs; yields HOST:PORT.
 
     Raises ValueError if the teacher rejects its settings, and WorldError if it fails to start for another reason.

@@ -70,7 +70,7 @@ def serve(control: socket.socket) -> int:
     assert isinstance(config, Configure), config
     fields = {"edge": config.edge_id or None, "run": config.run_id or None}
     start_logging(config.log_level, config.log_format, text="comm worker: %(message)s", fields=fields)
-    yield_to_training(config)
+    lower_priority(config)
     receiver = Receiver(config, lambda cause, attempt: messages.send(control, _trouble(cause, attempt)))
     sources: list[LogitSource] = []
     try:
@@ -116,7 +116,7 @@ def serve(control: socket.socket) -> int:
     return 0
 
 
-def yield_to_training(config: Configure) -> None:
+def lower_priority(config: Configure) -> None:
     """Set the scheduling priority that the policy gives to comm. Must run before gRPC starts its threads, which inherit it."""
     os.nice(config.niceness)
     if config.is_idle:

@@ -32,7 +32,7 @@ from edge_student.run.resume import (
 )
 from edge_student.run.setup import (
     check_teacher,
-    configure,
+    configure_worker,
     limit_torch_threads,
     load_training_data,
     make_trainer,
@@ -42,7 +42,8 @@ from edge_student.run.setup import (
 from edge_student.run.signals import SignalHandler
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import TrainConfig
-from edge_student.training.trainer import TorchTeam, Trainer
+from edge_student.training.torch_team import TorchTeam
+from edge_student.training.trainer import Trainer
 from edgekd.cli.progress import Progress
 from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
@@ -56,6 +57,15 @@ from scheduler.live.loop import SchedulerLoop
 from scheduler.policies.registry import kind_of, make_policy
 
 logger = logging.getLogger(__name__)
+
+
+class Parts(NamedTuple):
+    """The components of a run."""
+
+    worker: CommWorkerProcess
+    ring: Ring
+    trainer: Trainer
+    controller: Controller
 
 
 class Run:
@@ -131,7 +141,7 @@ class Run:
             finally:
                 ring.close()
 
-    def _train_and_save(self, parts: "Parts", recipe: dict[str, Any], described: Described, test: ImageDataset) -> dict[str, Any]:
+    def _train_and_save(self, parts: Parts, recipe: dict[str, Any], described: Described, test: ImageDataset) -> dict[str, Any]:
         """Train, measure the accuracy and save. Signals are deferred, except while cycles or the accuracy are computed."""
         config, trainer, resumed = self._config, parts.trainer, self._resumed
         loop = self._make_loop(parts)
@@ -205,7 +215,9 @@ class Run:
 
     def _configure(self, dataset_digest: str) -> Configure:
         config, launch_options = self._config, kind_of(self._config.policy).launch_options
-        return configure(config, config.teacher, launch_options, self._cores, dataset_digest=dataset_digest, run_id=self.run_id)
+        return configure_worker(
+            config, config.teacher, launch_options, self._cores, dataset_digest=dataset_digest, run_id=self.run_id
+        )
 
     def _ring_shape(self, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
         """Return the shape of the ring. Adds a note if --ring-mib allows fewer slots than requested."""
@@ -230,7 +242,7 @@ class Run:
             done=resumed.num_cycles,
         )
 
-    def _make_loop(self, parts: "Parts") -> SchedulerLoop:
+    def _make_loop(self, parts: Parts) -> SchedulerLoop:
         return SchedulerLoop(
             controller=parts.controller,
             cores=self._cores,
@@ -240,7 +252,7 @@ class Run:
             record=self._buffer.record,
         )
 
-    def _train(self, parts: "Parts", loop: SchedulerLoop, checkpoints: CheckpointWriter) -> BaseException | None:
+    def _train(self, parts: Parts, loop: SchedulerLoop, checkpoints: CheckpointWriter) -> BaseException | None:
         """Run all cycles between two readings of the counters. Returns the exception that ended them, to be raised after saving."""
         progress = Progress(self._config.policy, self._config.cycles)
         with no_full_collections():
@@ -252,7 +264,7 @@ class Run:
             return _run_all(steps, interruption)
 
     def _run_cycles(
-        self, parts: "Parts", loop: SchedulerLoop, checkpoints: CheckpointWriter, progress: Progress
+        self, parts: Parts, loop: SchedulerLoop, checkpoints: CheckpointWriter, progress: Progress
     ) -> BaseException | None:
         start = parts.controller.state.num_backward
 
@@ -289,12 +301,3 @@ def _run_all(steps: Iterable[Callable[[], None]], error: BaseException | None) -
             else:
                 logger.error("cleanup also failed: %s: %s", type(failure).__name__, failure)
     return error
-
-
-class Parts(NamedTuple):
-    """The components of a run."""
-
-    worker: CommWorkerProcess
-    ring: Ring
-    trainer: Trainer
-    controller: Controller

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _MOST_STREAMS = 4
 
 
-def configure(
+def configure_worker(
     config: StudentConfig,
     address: str | None,
     launch_options: LaunchOptions,

@@ -23,6 +23,6 @@ class FetchConfig(LinkSettings):
 
     def __post_init__(self) -> None:
         self.check_teacher(self.teacher)
-        self.check_link()
+        self.check_link_settings()
         if not 1 <= self.batch_size <= MAX_BATCH_SIZE:
             raise ValueError(f"--batch-size is {self.batch_size}, must be in 1 .. {MAX_BATCH_SIZE}")

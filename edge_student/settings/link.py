@@ -157,7 +157,7 @@ class LinkSettings(SecuritySettings, LogSettings):
             run_id=run_id,
         )
 
-    def check_link(self) -> None:
+    def check_link_settings(self) -> None:
         """Check all fields of this class. Raises ValueError."""
         self.check_transfer()
         check_seconds("--max-wait", self.max_wait)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgekd.cli.cores import parse_cores
-from edgekd.cli.devices import Device
+from edgekd.cli.device_names import Device
 from edgekd.wire.limits import MAX_BATCH_SIZE
 
 _MAX_SEED = 2**64 - 1

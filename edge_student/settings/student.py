@@ -16,6 +16,7 @@ from edge_student.settings.shared import (
     TrainingSettings,
     check_at_least_one,
 )
+from edgekd.cli.rate import parse_rate
 from edgekd.wire.limits import MAX_STRIDE
 
 LogitsFrom = Literal["online", "hybrid", "offline"]
@@ -38,7 +39,7 @@ class StudentConfig(DataSettings, ModelSettings, TrainingSettings, ComputeSettin
         self.check_training()
         self.check_cores()
         self.check_buffer()
-        self.check_link()
+        self.check_link_settings()
         check_at_least_one("--prefetch", self.prefetch)
         check_at_least_one("--streams", self.streams)
         if self.streams is not None and self.streams > MAX_STRIDE:
@@ -102,6 +103,8 @@ class HostingConfig(StudentConfig):
                 f"--rate-limit is {self.rate_limit}, but applies to the local teacher only: omit it, "
                 "or set --rate-limit of `cloud-teacher serve`"
             )
+        if self.rate_limit is not None:
+            parse_rate(self.rate_limit)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

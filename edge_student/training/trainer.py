@@ -25,8 +25,6 @@ from edgekd.wire.order import batch_ids
 from scheduler.model.state import Task
 
 _EVALUATION_BATCH = 500
-_PROBE_ROUNDS = 4
-_PROBE_ELEMENTS_PER_THREAD = 1 << 16  # twice ATen's grain size of element-wise operations, so that every thread works
 
 
 class Schedule(Protocol):
@@ -250,21 +248,3 @@ def _check_tensors(given: Mapping[str, torch.Tensor], expected: Mapping[str, tor
         if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
             found, needed = f"{list(tensor.shape)} {tensor.dtype}", f"{list(expected[name].shape)} {expected[name].dtype}"
             raise ValueError(f"'{name}' is {found}, must be {needed}")
-
-
-class TorchTeam:
-    """The OpenMP thread team of the calling thread; implements scheduler.live.binding.ThreadTeam."""
-
-    def size(self) -> int:
-        """Return the number of threads, master included."""
-        return torch.get_num_threads()
-
-    def resize(self, num_threads: int) -> None:
-        """Set the number of threads. torch applies it to the calling thread only."""
-        torch.set_num_threads(num_threads)
-
-    def exercise(self) -> None:
-        """Run a few parallel operations that use every thread of the team; takes about 0.1 ms."""
-        values = torch.zeros(torch.get_num_threads() * _PROBE_ELEMENTS_PER_THREAD)
-        for _ in range(_PROBE_ROUNDS):
-            values.add_(1.0)

@@ -16,11 +16,11 @@ from scheduler.live.threads import (
     BindingRefusedError,
     ThreadMasks,
     cpu_ns,
-    may_stop_yielding,
+    may_leave_idle_priority,
     num_threads_of,
     read_masks,
+    set_idle_priority,
     set_mask,
-    set_yielding,
     threads_of,
 )
 
@@ -72,7 +72,7 @@ class CommBinding:
         Raises BindingRefusedError if the kernel refuses. The way back needs CAP_SYS_NICE or an RLIMIT_NICE of 20.
         """
         for tid in threads_of(self._pid):
-            set_yielding(tid, has_idle_priority)
+            set_idle_priority(tid, has_idle_priority)
 
     def pin_new_threads(self) -> ThreadMasks | None:
         """Pin new threads and return all masks; None if the number of threads is unchanged.
@@ -96,7 +96,7 @@ class CompBinding:
 
     libgomp ends surplus threads of a team of two or more at the next parallel operation, and starts new threads for a team that
     grows. A team of one thread runs no parallel operation. Its surplus threads stay and spin for milliseconds on cores that other
-    threads need. If the kernel allows it (`may_stop_yielding`), they get the class SCHED_IDLE meanwhile.
+    threads need. If the kernel allows it (`may_leave_idle_priority`), they get the class SCHED_IDLE meanwhile.
     """
 
     def __init__(self, team: ThreadTeam, *, max_threads: int, scan_every_s: float = SCAN_EVERY_S) -> None:
@@ -112,8 +112,8 @@ class CompBinding:
         self._original_masks = {tid: frozenset(mask) for tid, mask in read_masks(threads_of(self._pid)).items()}
         self._original_size = team.size()
         self._num_churned = 0
-        self._may_yield = may_stop_yielding()
-        self._yielding: set[int] = set()
+        self._may_set_idle = may_leave_idle_priority()
+        self._idle: set[int] = set()
         self._next_scan = 0.0
         self._pool = self._find_members(team.size())
         self._members = self._pool
@@ -144,7 +144,7 @@ class CompBinding:
         self._pin([self._master], requested)
         if num_threads > self._team.size():
             self._team.resize(num_threads)
-        self._let_yield(self._pool if num_threads == 1 else ())
+        self._set_idle_priority(self._pool if num_threads == 1 else ())
         # With one shared mask the members of the team no longer matter, and finding them is not free.
         members = self._members if self._num_churned >= _CHURN_LIMIT else self._members_of(num_threads)
         if requested == self._cores and set(members) != set(self._members):
@@ -180,19 +180,19 @@ class CompBinding:
             with contextlib.suppress(BindingRefusedError):
                 set_mask(tid, self._original_masks.get(tid, self._original_masks[self._master]))
         with contextlib.suppress(BindingRefusedError):
-            self._let_yield(())
+            self._set_idle_priority(())
         self._team.resize(self._original_size)
         self._cores = ()
         self._is_touched = False
         return read_masks(threads_of(self._pid) - self._foreign)
 
-    def _let_yield(self, tids: Collection[int]) -> None:
+    def _set_idle_priority(self, tids: Collection[int]) -> None:
         """Put exactly these threads of ours into SCHED_IDLE."""
-        if not self._may_yield:
+        if not self._may_set_idle:
             return
-        for tid in self._yielding.symmetric_difference(tids):
-            set_yielding(tid, tid in tids)
-        self._yielding = set(tids)
+        for tid in self._idle.symmetric_difference(tids):
+            set_idle_priority(tid, tid in tids)
+        self._idle = set(tids)
 
     def _has_new_threads(self) -> bool:
         # Only a team of more than two threads can lose and gain threads while their number stays the same.

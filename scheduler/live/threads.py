@@ -68,12 +68,12 @@ def num_threads_of(pid: int) -> int:
         return 0
 
 
-def set_yielding(tid: int, is_yielding: bool) -> None:
+def set_idle_priority(tid: int, is_idle: bool) -> None:
     """Put one thread into the class SCHED_IDLE (sched(7)), or back into SCHED_OTHER. Threads that it starts inherit the class.
 
     A thread that has exited is ignored. Raises BindingRefusedError if the kernel refuses.
     """
-    wanted = os.SCHED_IDLE if is_yielding else os.SCHED_OTHER
+    wanted = os.SCHED_IDLE if is_idle else os.SCHED_OTHER
     try:
         if os.sched_getscheduler(tid) != wanted:
             os.sched_setscheduler(tid, wanted, os.sched_param(0))
@@ -83,7 +83,7 @@ def set_yielding(tid: int, is_yielding: bool) -> None:
         raise BindingRefusedError(error.errno, f"the kernel keeps the class of thread {tid}: {error.strerror}") from error
 
 
-def may_stop_yielding() -> bool:
+def may_leave_idle_priority() -> bool:
     """Return whether this process may leave SCHED_IDLE again, which needs CAP_SYS_NICE or an RLIMIT_NICE of 20.
 
     A short-lived thread tries it.
@@ -92,8 +92,8 @@ def may_stop_yielding() -> bool:
 
     def go_and_return() -> None:
         with contextlib.suppress(BindingRefusedError):
-            set_yielding(threading.get_native_id(), True)
-            set_yielding(threading.get_native_id(), False)
+            set_idle_priority(threading.get_native_id(), True)
+            set_idle_priority(threading.get_native_id(), False)
             has_returned.set()
 
     thread = threading.Thread(target=go_and_return, name="edgekd-probe")

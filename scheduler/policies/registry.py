@@ -57,7 +57,7 @@ class LaunchOptions:
 
 
 IDLE_PRIORITY = LaunchOptions(comm_niceness=LOWEST_PRIORITY, comm_is_idle=True)
-"""Comm yields to training on every core that they share."""
+"""On every core that they share, training runs before comm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from cloud_teacher.logits.store import StoreKey, open_store
 from cloud_teacher.service.admission import RefusedError, Window, admit, parse
 from cloud_teacher.service.batches import WindowReader
 from cloud_teacher.service.limits import Limits
-from cloud_teacher.service.rate_limit import RateLimiter, parse_rate
+from cloud_teacher.service.rate_limit import RateLimiter
+from edgekd.cli.rate import parse_rate
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.inputs import InputEncoding
 from edgekd.wire.limits import MAX_BATCH_SIZE, MAX_START, MAX_STRIDE, MAX_WINDOW

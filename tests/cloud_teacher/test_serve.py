@@ -93,7 +93,7 @@ def test_port_in_use_is_one_line_that_names_it(
         (["--model", "cnm"], "'cnm' is unknown"),
         (["--cores", "4095"], "--cores contains core 4095, but this process may only run on ["),
         (["--listen", "here"], "--listen is 'here'"),
-        (["--rate-limit", "100Mbit"], "rate limit '100Mbit'"),
+        (["--rate-limit", "100Mbit"], "--rate-limit is '100Mbit'"),
         (["--weights", "w.txt"], "'w.txt' must end in .safetensors"),
         (["--no-such-flag"], "--no-such-flag"),
     ],

@@ -35,7 +35,7 @@ def test_loopback_is_distinguished_from_other_addresses(host: str, expected: boo
     ("changes", "fragment"),
     [
         ({"listen": "nowhere"}, "--listen is 'nowhere'"),
-        ({"rate_limit": "fast"}, "rate limit 'fast'"),
+        ({"rate_limit": "fast"}, "--rate-limit is 'fast'"),
         ({"cores": "3-1"}, "--cores is '3-1'"),
         ({"max_streams": 0}, "--max-streams is 0"),
         ({"torch_threads": 0}, "--torch-threads is 0"),

@@ -158,7 +158,7 @@ def test_users_of_the_units_are_made(tmp_path: Path) -> None:
 
 PROBE = """
 import os, socket, threading
-from scheduler.live.threads import may_stop_yielding
+from scheduler.live.threads import may_leave_idle_priority
 
 def refused(call, *arguments):
     try:
@@ -178,7 +178,7 @@ assert refused(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1))
 assert refused(socket.socket, socket.AF_PACKET, socket.SOCK_RAW)
 assert refused(os.setuid, 1)
 assert refused(os.chroot, "/")
-print("may stop yielding" if may_stop_yielding() else "may not")
+print("may stop yielding" if may_leave_idle_priority() else "may not")
 """
 
 

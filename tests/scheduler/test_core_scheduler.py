@@ -289,9 +289,9 @@ def test_a_folder_that_cannot_be_created_exits_with_2(write: Write, capsys: pyte
     [
         (["simulat"], "unknown command 'simulat', must be one of simulate, figures, fit (did you mean simulate?)"),
         (["--seed"], "unknown command '--seed', must be one of simulate, figures, fit; see core-scheduler --help"),
-        (["simulate"], "--scenario is required; core-scheduler simulate --help lists all flags"),
+        (["simulate"], "SCENARIO is required; core-scheduler simulate --help lists all flags"),
         (["figures"], "--out is required; core-scheduler figures --help lists all flags"),
-        (["fit"], "--samples is required; core-scheduler fit --help lists all flags"),
+        (["fit"], "SAMPLES is required; core-scheduler fit --help lists all flags"),
         (["fit", "a.json", "b.json"], "unexpected argument 'b.json'"),
         (["simulate", "--scenaro", "s.json"], "unknown flag --scenaro (did you mean --scenario?); core-scheduler simulate --help"),
         (["simulate", "--scenario", "s.json", "--pol", "random"], "unknown flag --pol"),

@@ -1,4 +1,4 @@
-"""Show the progress of long work on stderr: a bar on a terminal, otherwise one log line per tenth of the work.
+"""Show the progress of long work on stderr: a bar on a terminal, otherwise a log line per tenth of the work and per minute.
 
 Only the calling thread redraws the bar. A thread that wakes ten times a second would disturb the scheduled cores.
 """
@@ -15,21 +15,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _REDRAW_S = 0.5
+_LOG_S = 60.0
 
 
 class Progress:
     """Count steps up to `total`. Between two redraws a call costs less than a microsecond.
 
-    Use it as a context manager, or call `close` at the end. With `log_tenths=False`, only `line` writes to the log.
+    Use it as a context manager, or call `close` at the end. With `is_logged=False`, only `line` writes to the log.
     """
 
-    def __init__(self, label: str, total: int, *, log_tenths: bool = True) -> None:
+    def __init__(self, label: str, total: int, *, is_logged: bool = True) -> None:
         self._label = label
         self._total = total
-        self._log_tenths = log_tenths
+        self._is_logged = is_logged
         self._done = 0
         self._next_redraw = 0.0
         self._next_tenth = 1
+        self._next_log = time.monotonic() + _LOG_S
         self._bar: Bar | None = None
         if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
             # Importing rich takes 0.1 s. A service under systemd does not need it.
@@ -60,13 +62,14 @@ class Progress:
     def reach(self, num_done: int) -> None:
         """Set the number of completed steps."""
         self._done = num_done
+        now = time.monotonic()
         if self._bar is not None:
-            now = time.monotonic()
             if now >= self._next_redraw:
                 self._next_redraw = now + _REDRAW_S
                 self._bar.update(self._task, completed=num_done, refresh=True)
-        elif self._log_tenths and num_done * 10 >= self._total * self._next_tenth:
+        elif self._is_logged and (num_done * 10 >= self._total * self._next_tenth or now >= self._next_log):
             self._next_tenth = num_done * 10 // self._total + 1
+            self._next_log = now + _LOG_S
             logger.info("%s: %d of %d", self._label, num_done, self._total)
 
     def line(self, text: str) -> None:

@@ -49,17 +49,32 @@ def parse(config_class: type[ConfigT], argv: Sequence[str], *, prog: str, descri
     settings = {name: value for name, value in settings.items() if name in hints and name not in given}
     _check_required(config_class, given | settings.keys(), prog)
     args = [arg for name, value in settings.items() for arg in _as_args(name, value)] + list(argv)
+
+    def source(name: str) -> str:
+        return f"{path}: {name}" if name in settings else _flag(name)
+
+    for name in given | settings.keys():
+        if _value_of(name, args) == "":  # Path("") would be the current folder
+            raise ValueError(f"{source(name)} is empty, must be {_kind(hints.get(name, Path))}; see {prog} --help")
     result = read_flags(config_class, args, prog=prog)
     if isinstance(result, str):
         name = _first_name(result, [*hints, "config"])
-        source = f"{path}: {name}" if name in settings else _flag(name)
         value, kind = _value_of(name, args), _kind(hints.get(name, Path))
         problem = f"is {value!r}, must be {kind}" if value is not None else f"needs a value: {kind}"
-        raise ValueError(f"{source} {problem}; see {prog} --help")
+        raise ValueError(f"{source(name)} {problem}; see {prog} --help")
     values, unexpected = result
     if unexpected:
         raise ValueError(f"unexpected argument {unexpected[0]!r}: every setting is a --flag; see {prog} --help")
-    return config_class(**values)
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        raise ValueError(f"{error}{_origin(str(error), settings, path)}") from None
+
+
+def _origin(message: str, settings: Iterable[str], path: Path | None) -> str:
+    """Return " (--flag comes from FILE)" for the flags in a message that the file has set, or an empty string."""
+    flags = [_flag(name) for name in settings if re.search(rf"{_flag(name)}(?![\w-])", message)]
+    return f" ({' and '.join(flags)} come{'s' if len(flags) == 1 else ''} from {path})" if flags else ""
 
 
 def _given_names(argv: Sequence[str], hints: Mapping[str, Any], prog: str) -> set[str]:
@@ -141,8 +156,9 @@ def _as_args(name: str, value: Any) -> list[str]:
 
 
 def _check_required(config_class: type[Any], given: Iterable[str], prog: str) -> None:
+    positional = _positional(config_class)
     missing = [
-        _flag(field.name)
+        field.name.upper() if field.name in positional else _flag(field.name)
         for field in fields_of(config_class)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and field.name not in set(given)
     ]

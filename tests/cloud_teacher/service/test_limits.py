@@ -21,7 +21,7 @@ import pytest
 from grpc._cython import cygrpc
 from processes import wait_until
 
-from cloud_teacher.service.callers import caller_of, machine_of
+from cloud_teacher.service.callers import address_of, caller_of
 from cloud_teacher.service.limits import Limits
 from cloud_teacher.service.rate_limit import RateLimiter
 from edge_student.ipc.messages import Configure
@@ -194,7 +194,7 @@ def test_no_other_edge_can_use_a_certificates_name() -> None:
     [("ipv4:10.0.0.7:4711", "10.0.0.7"), (SIX, "fe80::1"), ("ipv6:[::1]:5", "::1"), ("unix:/run/x", "unix:/run/x"), ("", "")],
 )
 def test_a_machine_is_an_address_without_its_port(peer: str, machine: str) -> None:
-    assert machine_of(peer) == machine
+    assert address_of(peer) == machine
 
 
 @pytest.mark.promise(number=11)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cloud_teacher.service.rate_limit import CATCH_UP_S, RateLimiter, parse_rate
+from cloud_teacher.service.rate_limit import CATCH_UP_S, RateLimiter
+from edgekd.cli.rate import parse_rate
 
 
 @pytest.mark.parametrize(

@@ -242,10 +242,10 @@ def test_the_test_of_permissions_changes_nothing_of_this_process() -> None:
     before = os.sched_getaffinity(0)
     tried = try_permissions(allowed_cores())
     assert (tried.affinity_error, os.sched_getaffinity(0)) == ("", before)
-    findings = list(check_permissions(Permissions(affinity_error="Operation not permitted", may_stop_yielding=False)))
+    findings = list(check_permissions(Permissions(affinity_error="Operation not permitted", may_leave_idle_priority=False)))
     assert [(finding.check, finding.status) for finding in findings] == [
         ("kernel.affinity", Status.PROBLEM),
-        ("kernel.yielding", Status.NOTE),
+        ("kernel.idle-priority", Status.NOTE),
     ]
 
 
@@ -255,7 +255,9 @@ def test_the_disk_test_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert check_disk("disk.out", disk, flag="--out", worst=Status.PROBLEM).status is Status.NOTE
     (tmp_path / "file").write_text("")
-    assert try_disk(tmp_path / "file" / "below").tried == tmp_path
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        found = try_disk(path)
+        assert (found.tried, found.write_error, found.sync_s) == (tmp_path / "file", "Not a directory", ())
 
 
 def disk_with(**changes: Any) -> Finding:

@@ -10,7 +10,8 @@ import torch
 from small_training import PRIVATE, PUBLIC, RECIPE, TEST, Boundaries, Logits, student
 from torch import nn
 
-from edge_student.training.trainer import TorchTeam, Trainer
+from edge_student.training.torch_team import TorchTeam
+from edge_student.training.trainer import Trainer
 from edge_student.training.yield_points import (
     GAP_S,
     NO_YIELD_POINTS,

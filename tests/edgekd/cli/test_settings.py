@@ -130,6 +130,8 @@ def test_a_flag_can_disable_a_setting_of_the_file(toml: Path) -> None:
         ((*REQUIRED, "--zzz=1"), "unknown flag --zzz; edge-student train --help lists all flags"),
         ((*REQUIRED, "--alpha", "x"), "--alpha is 'x', must be a number; see edge-student train --help"),
         ((*REQUIRED, "--alpha=1.5"), "--alpha is 1.5, must be in 0 .. 1"),
+        (("--teacher", "t", "--out", ""), "--out is empty, must be a path; see edge-student train --help"),
+        (("--teacher", "t", "--out="), "--out is empty, must be a path; see edge-student train --help"),
         ((*REQUIRED, "--alpha"), "--alpha needs a value: a number; see edge-student train --help"),
         (
             (*REQUIRED, "--max-wait", "1.5"),
@@ -176,6 +178,12 @@ def test_a_mistake_is_named_with_its_rule(argv: tuple[str, ...], message: str) -
 def test_a_mistake_in_the_file_names_the_file(toml: Path, content: str, message: str) -> None:
     toml.write_text(content)
     assert refusal_of(*REQUIRED, "--config", str(toml)) == f"{toml}: {message}"
+
+
+def test_a_rule_that_a_setting_of_the_file_breaks_names_the_file(toml: Path) -> None:
+    toml.write_text("alpha = 1.5\n")
+    assert refusal_of(*REQUIRED, "--config", str(toml)) == f"--alpha is 1.5, must be in 0 .. 1 (--alpha comes from {toml})"
+    assert refusal_of(*REQUIRED, "--config", str(toml), "--alpha", "2") == "--alpha is 2.0, must be in 0 .. 1"
 
 
 def test_a_file_that_is_not_toml_is_named_with_the_place(toml: Path) -> None:
@@ -347,7 +355,7 @@ def test_a_file_may_hold_the_positional_argument(toml: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ((), "--samples is required; fit --help lists all flags"),
+        ((), "SAMPLES is required; fit --help lists all flags"),
         (("a.json", "b.json"), "unexpected argument 'b.json'"),
         (("--samples", "a.json", "b.json"), "unexpected argument 'b.json'"),
         (("a.json", "-q"), "unexpected argument '-q'"),

@@ -23,7 +23,7 @@ def run_in_process(script: str) -> str:
 
 PRELUDE = """
 import os, torch
-from edge_student.training.trainer import TorchTeam
+from edge_student.training.torch_team import TorchTeam
 from scheduler.live.binding import CompBinding
 from scheduler.live.threads import allowed_cores, cpu_ns, read_masks, threads_of
 cores = tuple(sorted(allowed_cores()))[:2]
@@ -76,14 +76,14 @@ def test_a_thread_that_the_team_leaves_out_yields_to_everybody_until_it_is_neede
     run_in_process(
         PRELUDE
         + f"""
-from scheduler.live.threads import may_stop_yielding
+from scheduler.live.threads import may_leave_idle_priority
 member = binding.team[1]
 def classes():
     return [os.sched_getscheduler(tid) for tid in (os.getpid(), member)]
 binding.apply(cores)
 assert classes() == [os.SCHED_OTHER, os.SCHED_OTHER]
 binding.apply(cores[:1])
-assert classes() == [os.SCHED_OTHER, os.SCHED_IDLE if may_stop_yielding() else os.SCHED_OTHER]
+assert classes() == [os.SCHED_OTHER, os.SCHED_IDLE if may_leave_idle_priority() else os.SCHED_OTHER]
 {end}
 assert classes() == [os.SCHED_OTHER, os.SCHED_OTHER]
 """
@@ -109,7 +109,7 @@ assert {os.sched_getscheduler(tid) for tid in threads_of(os.getpid())} == {os.SC
 
 WIDE = """
 import os, torch
-from edge_student.training.trainer import TorchTeam
+from edge_student.training.torch_team import TorchTeam
 import scheduler.live.binding
 from scheduler.live.binding import CompBinding
 from scheduler.live.threads import cpu_ns, threads_of
