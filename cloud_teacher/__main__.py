@@ -50,9 +50,13 @@ def _start(config: TeacherConfig) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "train": (TrainConfig, _train, "Train a teacher on public data and save its weights."),
-    "precompute": (PrecomputeConfig, _precompute, "Compute all logits of a teacher into its store. Resumes where it stopped."),
-    "serve": (ServeConfig, _serve, "Stream a teacher's logits of a public data set to edges."),
+    "train": ("cloud_teacher.settings:TrainConfig", _train, "Train a teacher on public data and save its weights."),
+    "precompute": (
+        "cloud_teacher.settings:PrecomputeConfig",
+        _precompute,
+        "Compute all logits of a teacher into its store. Resumes where it stopped.",
+    ),
+    "serve": ("cloud_teacher.settings:ServeConfig", _serve, "Stream a teacher's logits of a public data set to edges."),
 }
 
 

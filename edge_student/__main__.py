@@ -1,19 +1,22 @@
 """The program edge-student. Each command imports torch only after environment and cores are settled."""
 
+from __future__ import annotations
+
 import logging
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from edge_student.host.environment import settle
 from edge_student.run.signals import SignalHandler, Terminated
-from edge_student.settings.doctor import DoctorConfig
-from edge_student.settings.fetch import FetchConfig
-from edge_student.settings.student import CalibrateConfig, CompareConfig, TrainConfig
 from edgekd.cli.command import Command, dispatch, run, start_logging
 from edgekd.cli.logs import set_log_context
-from scheduler.policies.registry import kind_of
+
+if TYPE_CHECKING:
+    from edge_student.settings.doctor import DoctorConfig
+    from edge_student.settings.fetch import FetchConfig
+    from edge_student.settings.student import CalibrateConfig, CompareConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,8 @@ def train(config: TrainConfig) -> int:
     """Train one student under one policy."""
     start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     signals = SignalHandler()
+    from scheduler.policies.registry import kind_of
+
     try:
         signals.install()
         config.check_secrets()
@@ -88,11 +93,27 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 COMMANDS: dict[str, Command] = {
-    "train": (TrainConfig, train, "Train a student with a teacher's logits under one scheduling policy."),
-    "calibrate": (CalibrateConfig, calibrate, "Measure this device's rates in each mode and save a device profile."),
-    "fetch": (FetchConfig, fetch, "Download all logits of a teacher into the cache of this edge."),
-    "compare": (CompareConfig, compare, "Train the same student under several policies and compare wall-clock."),
-    "doctor": (DoctorConfig, doctor, "Check this device and the connection to its teacher before measuring."),
+    "train": (
+        "edge_student.settings.student:TrainConfig",
+        train,
+        "Train a student with a teacher's logits under one scheduling policy.",
+    ),
+    "calibrate": (
+        "edge_student.settings.student:CalibrateConfig",
+        calibrate,
+        "Measure this device's rates in each mode and save a device profile.",
+    ),
+    "fetch": ("edge_student.settings.fetch:FetchConfig", fetch, "Download all logits of a teacher into the cache of this edge."),
+    "compare": (
+        "edge_student.settings.student:CompareConfig",
+        compare,
+        "Train the same student under several policies and compare wall-clock.",
+    ),
+    "doctor": (
+        "edge_student.settings.doctor:DoctorConfig",
+        doctor,
+        "Check this device and the connection to its teacher before measuring.",
+    ),
 }
 
 

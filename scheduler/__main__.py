@@ -48,16 +48,16 @@ def _fit(config: FitConfig) -> None:
 
 COMMANDS: dict[str, Command] = {
     "simulate": (
-        SimulateConfig,
+        "scheduler.settings:SimulateConfig",
         _simulate,
         "Simulate a scenario under several policies, and compare each makespan with the lower bound.",
     ),
     "figures": (
-        FiguresConfig,
+        "scheduler.settings:FiguresConfig",
         _figures,
         "Draw the figures of the model: fits, costs, a timeline, and compared policies.",
     ),
-    "fit": (FitConfig, _fit, "Fit the cost functions f and g to measured times, with standard errors."),
+    "fit": ("scheduler.settings:FitConfig", _fit, "Fit the cost functions f and g to measured times, with standard errors."),
 }
 
 

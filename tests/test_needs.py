@@ -15,16 +15,22 @@ from edgekd.data.datasets import load_dataset
 from pathlib import Path
 
 sources.DEBIAN_FASHION_MNIST = Path("/nonexistent")
-load_dataset("{name}:public")
+for name in ("fashion-mnist", "cifar10"):  # over http, over https
+    try:
+        load_dataset(f"{name}:public")
+    except Exception as error:
+        print(" ".join(str(error).split()))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10"], ids=["over http", "over https"])
-def test_a_program_that_a_test_starts_can_download_nothing(name: str) -> None:
-    tried = subprocess.run([sys.executable, "-c", DOWNLOAD.format(name=name)], capture_output=True, text=True, check=False)
-    assert (tried.returncode, "cannot download data set" in tried.stderr) == (1, True), tried.stderr
-    assert "Connection refused" in tried.stderr
+def test_a_program_that_a_test_starts_can_download_nothing() -> None:
+    tried = subprocess.run([sys.executable, "-c", DOWNLOAD], capture_output=True, text=True, check=False)
+    assert tried.returncode == 0, tried.stderr
+    assert [("cannot download data set" in line, "Connection refused" in line) for line in tried.stdout.splitlines()] == [
+        (True, True),
+        (True, True),
+    ], tried.stdout
 
 
 def test_hidden_commands_are_not_found_and_all_others_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_a_worker_whose_teacher_goes_and_comes_back_has_one_connection(tmp_path:
         flags = ("--private", f"{DATASET}:private", "--public-batch", str(PUBLIC_BATCH), "--cycles", "100000", "--streams", "1")
         world = World(tmp_path, serving, proxy, student_command(proxy.address, tmp_path / "run", *flags), seed=0)
         try:
-            for _ in range(3):
+            for _ in range(2):
                 proxy.wait_until(has_given_more(proxy.counts.bytes_given))
                 kill_teacher(world)
                 # Until then, what the edge reads may be what the killed teacher had sent.

@@ -11,6 +11,7 @@ from processes import TeacherProcess, comm_worker_of, events, read_rest, read_un
 from proxy import Proxy
 from resources import read_holding
 from sameness import started_at
+from warm_start import start
 
 pytestmark = [pytest.mark.slow, pytest.mark.promise(number=8)]
 
@@ -36,7 +37,7 @@ def test_a_teacher_runs_ahead_of_slow_training_as_far_as_ring_and_window_allow(
     with Proxy(serving.port) as proxy:
         proxy.pause()
         command = student_command(proxy.address, tmp_path, *flags)
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as student:
+        with start(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as student:
             worker = comm_worker_of(student)
             proxy.wait_until(lambda counts: counts.connections == 1)
             before = read_holding(worker).private_kib  # all is loaded, and nothing has been received
@@ -50,8 +51,8 @@ def test_a_teacher_runs_ahead_of_slow_training_as_far_as_ring_and_window_allow(
             output = read_rest(student)
     assert student.returncode == 0, output
     log = events(tmp_path)
-    start = started_at(log)
-    consumed = sum(record.get("task") == "backward" and start + record["ended"] < stopped for record in log)
+    began = started_at(log)
+    consumed = sum(record.get("task") == "backward" and began + record["ended"] < stopped for record in log)
     assert 10 <= consumed < CYCLES
     # The ring was full. One batch more was consumed than training could say before it was stopped.
     assert (consumed + PREFETCH) * BATCH_BYTES <= sent

@@ -25,6 +25,7 @@ import torch
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import teacher
+from warm_start import run_warm
 
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
 
@@ -74,17 +75,10 @@ def golden_teacher(folder: Path, *flags: str) -> Iterator[str]:
 
 def start(program: str, *words: str, cwd: Path, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one of the programs to its end in the folder `cwd`, so that the paths that it writes can be relative."""
-    source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-    return subprocess.run(
-        [sys.executable, "-m", program, *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        timeout=300,
-        **source,
-    )
+    command, environ = [sys.executable, "-m", program, *words], {**os.environ, **environment}
+    if stdin is None:
+        return run_warm(command, timeout=300, cwd=cwd, env=environ)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, cwd=cwd, env=environ, timeout=300)
 
 
 def train(cwd: Path, out: str, *flags: str, cycles: int = CYCLES, **environment: str) -> Path:

@@ -115,16 +115,6 @@ def test_a_teacher_of_another_data_set_is_not_fetched_from(address: str, tmp_pat
     assert "--public is digits:private" in finished.stderr
 
 
-def test_policies_are_compared_with_caches_of_their_own(address: str, tmp_path: Path) -> None:
-    flags = ["--teacher", address, "--policies", "os-tuned", "--repeats", "1", "--cycles", "10", "--public-batch", "128"]
-    command = [sys.executable, "-m", "edge_student", "compare", "--out", str(tmp_path / "out"), *TINY, *flags, "--logits", "hybrid"]
-    finished = run([*command, "--cache", str(tmp_path / "cache"), "--log-level", "error"])
-    assert finished.returncode == 0, finished.stderr
-    first, second = (json.loads(path.read_text()) for path in sorted((tmp_path / "out" / "runs").glob("*-0/result.json")))
-    assert first["comm_num_bytes"] == second["comm_num_bytes"] > 0
-    assert not (tmp_path / "cache").exists()
-
-
 @pytest.mark.parametrize("streams", ["2", "4"])
 def test_streams_that_divide_the_batches_leave_the_link_silent_too(
     streams: str, address: str, online: Path, tmp_path: Path

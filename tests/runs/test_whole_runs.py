@@ -146,7 +146,7 @@ def test_an_interrupted_run_saves_its_weights(number: signal.Signals, status: in
 @TWO_CORES
 def test_every_native_thread_has_the_logged_mask(policy: str, tmp_path: Path) -> None:
     """Sample the masks of all threads in /proc during a run and compare them with the decisions in force."""
-    flags = ["--policy", policy, "--cycles", "25", "--public-batch", "256", "--batch-size", "256", "--model", "cnn:width=16"]
+    flags = ["--policy", policy, "--cycles", "12", "--public-batch", "256", "--batch-size", "256", "--model", "cnn:width=16"]
     with teacher(tmp_path / "store", "--rate-limit", "4mbit") as serving:
         command = student_command(serving.address, tmp_path / "run", *flags)
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as student:
@@ -256,6 +256,7 @@ def test_a_variable_that_lets_openmp_pin_by_itself_is_refused(name: str, address
 @pytest.mark.timeout(600)  # on a busy machine, disturbed runs are repeated
 @TWO_CORES
 def test_compare_reports_every_run_and_where_it_came_from(tmp_path: Path) -> None:
+    """With a logit cache, every run fills one of its own: with a shared one, later runs would receive nothing."""
     flags = [
         "--private",
         "synthetic:classes=5,size=8,samples=64:private",
@@ -265,6 +266,7 @@ def test_compare_reports_every_run_and_where_it_came_from(tmp_path: Path) -> Non
         "cnn:width=2",
     ]
     flags += ["--cycles", "4", "--repeats", "2", "--policies", "static:1", "--out", str(tmp_path / "out"), "--log-level", "error"]
+    flags += ["--logits", "hybrid", "--cache", str(tmp_path / "cache")]
     command = [sys.executable, "-m", "edge_student", "compare", *flags]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(tmp_path)})
     assert finished.returncode == 0, finished.stderr
@@ -281,6 +283,10 @@ def test_compare_reports_every_run_and_where_it_came_from(tmp_path: Path) -> Non
     assert report["is_complete"]
     assert all(r["disturbance"]["teacher_cpu_s"] >= 0 and r["disturbance"]["own_cpu_s"] > 0 for r in runs)
     assert len({r["accuracy"] for r in report["runs"]}) == 1
+    received = {json.loads(path.read_text())["comm_num_bytes"] for path in (tmp_path / "out" / "runs").glob("*/result.json")}
+    assert len(received) == 1
+    assert min(received) > 0
+    assert not (tmp_path / "cache").exists()
     assert [row["policy"] for row in report["summary"]] == ["os-default", "static:1"]
     assert report["summary"][1]["verdict"].startswith("too few runs")
     assert {"host", "software", "config", "command"} <= report.keys()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 import scheduler.__main__ as program
 from edgekd.cli.command import parse
+from scheduler import figures
 from scheduler import simulate as simulate_command
 from scheduler.model.fit import fit
 from scheduler.model.optimum import lower_bound
@@ -218,8 +220,8 @@ def test_samples_that_identify_neither_side_are_an_error(write: Write, capsys: p
     assert refusal(capsys, 2, "fit", name, "--json").startswith(words)
 
 
-@pytest.mark.slow
-def test_figures_are_written_and_named(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_are_written_and_named(write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "write_figures", partial(figures.write_figures, cycles=4))
     shown = output(capsys, "figures", "--out", "new/figures", "--runs", "2", "--samples", write("m.json", SAMPLES))
     paths = [Path(line) for line in shown.splitlines()]
     assert {path.suffix for path in paths} == {".json", ".png", ".svg"}

@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -30,6 +31,7 @@ class WarmProgram:
         stdout: IO[Any] | int = subprocess.DEVNULL,
         stderr: IO[Any] | int = subprocess.DEVNULL,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         """`command` is [sys.executable, "-m", MODULE, *FLAGS]; stdout and stderr are a file, DEVNULL or PIPE."""
         assert is_module(command), command
@@ -37,8 +39,9 @@ class WarmProgram:
         self.stdout, out = _target(stdout)
         self.stderr, err = _target(stderr)
         environ = dict(os.environ if env is None else env)
+        folder = str(Path.cwd() if cwd is None else cwd)
         with out, err:
-            self._process = _SERVER.Process(target=_execute, args=(command[2], command[3:], environ, os.getcwd(), out, err))
+            self._process = _SERVER.Process(target=_execute, args=(command[2], command[3:], environ, folder, out, err))
             self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid

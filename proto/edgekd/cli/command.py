@@ -6,6 +6,7 @@
 import errno
 import importlib.metadata
 import os
+import pkgutil
 import shutil
 import signal
 import sys
@@ -23,8 +24,11 @@ __all__ = ["USER_ERROR", "Command", "LogFormat", "LogLevel", "WorldError", "disp
 USER_ERROR = 2
 """Exit status after a user's mistake."""
 
-# The settings dataclass, the function (it returns the exit status, None for 0), and one sentence for the list of commands.
-Command = tuple[type[Any], Callable[[Any], int | None], str]
+Command = tuple[str, Callable[[Any], int | None], str]
+"""The settings dataclass as "module:Class", the function (it returns the exit status, None for 0), and one sentence for the list.
+
+A class is imported when its command runs, because the settings of a command may need numpy, which the list does not.
+"""
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -79,7 +83,7 @@ def dispatch(argv: Sequence[str], commands: Mapping[str, Command], *, prog: str,
         known = ", ".join(commands)
         raise ValueError(f"unknown command '{first}', must be one of {known}{closest(first, commands)}; see {prog} --help")
     config_class, function, summary = commands[first]
-    return function(parse(config_class, argv[1:], prog=f"{prog} {first}", description=summary)) or 0
+    return function(parse(pkgutil.resolve_name(config_class), argv[1:], prog=f"{prog} {first}", description=summary)) or 0
 
 
 def _overview(commands: Mapping[str, Command], *, prog: str, description: str) -> str:

@@ -446,9 +446,11 @@ def test_background_filling_lets_requests_in_and_ends_with_the_server(make_harne
         blocks.release(2)
         assert stream.result(30), "the request came after one block, not after all"
     assert harness.store.num_ready < 5000
-    blocks.release(1)
+    release = threading.Timer(0.5, blocks.release, [4])  # the block in progress ends, and a later one would wait for too long
+    release.start()
     harness.stop_server()
-    filling.result(30)
+    filling.result(10)
+    release.join()
     assert harness.store.num_ready < 5000
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from processes import read_until, run, student_command, teacher
+from warm_start import start
 
 from edge_student.calibrate import table
 from edge_student.calibrate.device_profile import make_profile
@@ -519,7 +520,7 @@ def test_a_calibration_that_is_broken_off_leaves_nothing(number: signal.Signals,
     path = tmp_path / "profile.json"
     with teacher(tmp_path / "store") as serving:
         command = calibrate_command(path, "--teacher", serving.address, "--seconds", "30")
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as student:
+        with start(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as student:
             output = read_until(student, "seconds of measuring")
             student.send_signal(number)
             began = time.monotonic()
@@ -538,7 +539,7 @@ def test_a_comm_worker_that_dies_ends_the_calibration(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     with teacher(tmp_path / "store") as serving:
         command = calibrate_command(path, "--teacher", serving.address, "--seconds", "30")
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as student:
+        with start(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as student:
             output = read_until(student, "measuring ")
             (worker,) = (
                 child for child in psutil.Process(student.pid).children() if "edge_student.receive.worker" in child.cmdline()

@@ -259,24 +259,11 @@ def test_an_edge_resumes_after_sigterm(number: signal.Signals, status: int, addr
     assert trained_once(tmp_path)
 
 
-BLIND = """
-import sys
-from edge_student.__main__ import main
-from edge_student.host.sampler import DisturbanceSampler
-
-def after(self):
-    raise RuntimeError("the machine is not to be looked at")
-
-DisturbanceSampler.after = after
-sys.exit(main())
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.promise(number=24)
 def test_a_failure_at_the_end_of_a_run_does_not_prevent_other_files(address: str, whole: Path, tmp_path: Path) -> None:
     command = student_command(address, tmp_path, "--policy", "os-default", *EXACT)
-    blind = [command[0], "-c", BLIND, *command[3:]]
+    blind = [*command[:2], "blind_student", *command[3:]]
     found, output = begin_and_end(blind, f"160 of {CYCLES}", signal.SIGTERM)
     assert found == 0, output
     assert "cleanup also failed: RuntimeError: the machine is not to be looked at" in output

@@ -1,5 +1,6 @@
 """The --help of every command: complete, short sentences, and each default shown once."""
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from edgekd.cli.command import parse
 from edgekd.cli.flags import GROUPS, fields_of, group_of, help_texts, print_help
 
 COMMANDS = {
-    f"{program} {name}": (config_class, summary)
+    f"{program} {name}": (pkgutil.resolve_name(config_class), summary)
     for program, commands in (("edge-student", edge.COMMANDS), ("cloud-teacher", cloud.COMMANDS))
     for name, (config_class, _, summary) in commands.items()
 }

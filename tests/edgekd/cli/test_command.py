@@ -35,8 +35,8 @@ def handlers() -> Iterator[None]:
 
 
 COMMANDS: dict[str, Command] = {
-    "train": (Config, statuses, "Train a student against a teacher."),
-    "calibrate": (Config, statuses, "Measure this device."),
+    "train": (f"{__name__}:Config", statuses, "Train a student against a teacher."),
+    "calibrate": (f"{__name__}:Config", statuses, "Measure this device."),
 }
 
 
