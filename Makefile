@@ -13,8 +13,8 @@ STAMP := .venv/.installed
 DEMO_OUT ?= demo-out
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
-# Two tests at a time: most of them start programs and wait for them. On two cores a third worker would have no core.
-TEST_WORKERS ?= 2
+# Three tests at a time: most of them start programs and wait for them. Two leave a core of two idle for a tenth of the time.
+TEST_WORKERS ?= 3
 FUZZ_SECONDS ?= 60
 SOAK_MINUTES ?= 3
 SOAK_FLAGS ?=

@@ -36,7 +36,8 @@ from edge_student.measure.local_teacher import serve_local_teacher  # noqa: E402
 from edge_student.measure.result_file import write_results  # noqa: E402
 from edge_student.run.worker_process import CommWorkerProcess  # noqa: E402
 from edge_student.settings.student import CompareConfig  # noqa: E402
-from edge_student.training.trainer import BatchSource, Recipe, Schedule, TorchTeam, Trainer  # noqa: E402
+from edge_student.training.torch_team import TorchTeam  # noqa: E402
+from edge_student.training.trainer import BatchSource, Recipe, Schedule, Trainer  # noqa: E402
 from edgekd.data.datasets import load_dataset  # noqa: E402
 from edgekd.data.models import build_model  # noqa: E402
 from scheduler.control.controller import Controller  # noqa: E402

@@ -24,7 +24,6 @@ EXAMPLE_SAMPLES = """\
 class SimulateConfig:
     """Simulate a scenario under several policies."""
 
-    positional: ClassVar[tuple[str, ...]] = ("scenario",)
     examples: ClassVar[str] = f"""\
 Example of a scenario. A task's work is one number for all cycles, or a list with one number per cycle:
 

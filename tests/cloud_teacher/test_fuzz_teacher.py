@@ -145,7 +145,7 @@ def test_any_text_is_a_rate_that_can_be_kept_or_refused(text: str) -> None:
     try:
         rate = parse_rate(text)
     except ValueError as error:
-        assert str(error).startswith("rate limit ")
+        assert str(error).startswith("--rate-limit is ")
         return
     assert text.isascii()
     rate_limiter = RateLimiter(rate)

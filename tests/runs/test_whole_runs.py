@@ -153,6 +153,7 @@ def test_every_native_thread_has_the_logged_mask(policy: str, tmp_path: Path) ->
             worker = comm_worker_of(student)
             samples = []
             while student.poll() is None:
+                time.sleep(0.002)  # reading takes a core, which the run needs
                 before = time.monotonic()
                 comm, comp = read_masks(threads_of(worker)), named_masks(student.pid)
                 samples.append((before, time.monotonic(), comm, comp))
@@ -265,21 +266,16 @@ def test_compare_reports_every_run_and_where_it_came_from(tmp_path: Path) -> Non
         "--teacher-model",
         "cnn:width=2",
     ]
-    flags += ["--cycles", "4", "--repeats", "2", "--policies", "static:1", "--out", str(tmp_path / "out"), "--log-level", "error"]
+    flags += ["--cycles", "4", "--repeats", "1", "--policies", "static:1", "--out", str(tmp_path / "out"), "--log-level", "error"]
     flags += ["--logits", "hybrid", "--cache", str(tmp_path / "cache")]
     command = [sys.executable, "-m", "edge_student", "compare", *flags]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(tmp_path)})
     assert finished.returncode == 0, finished.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     runs = [r for r in report["runs"] if r["attempt"] == 1]  # on a busy machine there are repetitions too
-    assert [(r["policy"], r["repeat"]) for r in runs] == [
-        ("os-default", 0),
-        ("static:1", 0),
-        ("static:1", 1),
-        ("os-default", 1),
-    ]
+    assert [(r["policy"], r["repeat"]) for r in runs] == [("os-default", 0), ("static:1", 0)]
     assert all(r["cycles"] == 4 and r["wall_clock_s"] > 0 and r["disturbance"]["core_s"] > 0 for r in report["runs"])
-    assert sum(r["valid"] for r in report["runs"]) == 4
+    assert all(r["valid"] for r in report["runs"])
     assert report["is_complete"]
     assert all(r["disturbance"]["teacher_cpu_s"] >= 0 and r["disturbance"]["own_cpu_s"] > 0 for r in runs)
     assert len({r["accuracy"] for r in report["runs"]}) == 1

@@ -75,11 +75,11 @@ def test_the_exit_status_follows_the_printed_findings(
 ) -> None:
     monkeypatch.setattr(doctor, "run_torch_check", lambda: TorchCheck(output={"peak_mib": 1, "openmp": ["libgomp.so.1"]}))
     monkeypatch.setattr(doctor, "check_torch", lambda *_: ok("software.torch", "not under test"))
-    status = doctor.look(DoctorConfig(out=tmp_path, cache=tmp_path))
+    status = doctor.check_device(DoctorConfig(out=tmp_path, cache=tmp_path))
     page = capsys.readouterr().out
     assert status == (1 if "\n  problem " in page else 0)
     assert [line for line in page.splitlines() if not line.startswith(" ")][:-1] == AREAS
-    status = doctor.look(DoctorConfig(out=tmp_path, cache=tmp_path, cores="0-4095"))
+    status = doctor.check_device(DoctorConfig(out=tmp_path, cache=tmp_path, cores="0-4095"))
     assert (status, "core 4095 does not exist" in capsys.readouterr().out) == (1, True)
 
 
