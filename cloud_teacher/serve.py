@@ -30,7 +30,6 @@ from edgekd.cli.rate import parse_rate
 from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
 from edgekd.data.models import build_model, load_weights
-from edgekd.errors import WorldError
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +73,8 @@ def precompute(config: PrecomputeConfig) -> int:
     try:
         _set_torch_threads(config.torch_threads)
         teacher = load_teacher(config)
-        store = open_store(config.store, teacher.key, teacher.logits)
+        store = open_store(config.store, teacher.key, teacher.logits, may_be_private=False)
         try:
-            if store.is_private:
-                raise WorldError("another process uses this logit store: let it compute (serve --precompute), or stop it first")
             _log_store(store)
             fill(store)
             print(f"{store.num_ready} of {teacher.key.num_samples} rows are in {config.store.expanduser() / teacher.key.folder}")

@@ -26,6 +26,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from edgekd.errors import WorldError
 from edgekd.files import expanded, find_mismatch, mark_complete, named_by
 
 ROWS_PER_FORWARD = 64
@@ -153,11 +154,11 @@ class LogitStore:
         _write_fully(self._bitmap, np.packbits(self._have).data, 0)
 
 
-def open_store(directory: Path, key: StoreKey, compute: Callable[[Ids], Rows]) -> LogitStore:
+def open_store(directory: Path, key: StoreKey, compute: Callable[[Ids], Rows], *, may_be_private: bool = True) -> LogitStore:
     """Open the store of this teacher and data set under `directory`, and create or rebuild it as needed.
 
-    If another process has locked it, log a warning and return a private store in the temporary folder instead.
-    Raises ValueError if the path cannot be written, and OSError if the disk fails.
+    If another process has locked it, log a warning and return a private store in the temporary folder instead, or raise WorldError
+    unless `may_be_private`. Raises ValueError if the path cannot be written, and OSError if the disk fails.
     """
     folder = expanded(directory) / key.folder
     with named_by("--store"):
@@ -167,6 +168,10 @@ def open_store(directory: Path, key: StoreKey, compute: Callable[[Ids], Rows]) -
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
+        if not may_be_private:
+            raise WorldError(
+                f"another process uses the logit store {folder}: let it compute (serve --precompute), or stop it"
+            ) from None
         logger.warning("another server uses the logit store %s: using a private one, which is deleted on exit", folder)
         return _open_private(key, compute)
     try:

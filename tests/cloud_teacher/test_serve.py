@@ -157,4 +157,4 @@ def test_precompute_does_not_compute_for_a_store_that_would_not_be_kept(
     with (folder / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run_main(monkeypatch, precompute_flags(tmp_path)) == 1
-    assert "another process uses this logit store" in capfd.readouterr().err.splitlines()[-1]
+    assert "another process uses the logit store" in capfd.readouterr().err.splitlines()[-1]
