@@ -275,7 +275,7 @@ def test_compare_reports_every_run_and_where_it_came_from(tmp_path: Path) -> Non
     runs = [r for r in report["runs"] if r["attempt"] == 1]  # on a busy machine there are repetitions too
     assert [(r["policy"], r["repeat"]) for r in runs] == [("os-default", 0), ("static:1", 0)]
     assert all(r["cycles"] == 4 and r["wall_clock_s"] > 0 and r["disturbance"]["core_s"] > 0 for r in report["runs"])
-    assert all(r["valid"] for r in report["runs"])
+    assert sum(r["valid"] for r in report["runs"]) == 2, "the attempts that count"
     assert report["is_complete"]
     assert all(r["disturbance"]["teacher_cpu_s"] >= 0 and r["disturbance"]["own_cpu_s"] > 0 for r in runs)
     assert len({r["accuracy"] for r in report["runs"]}) == 1
