@@ -114,8 +114,8 @@ class Ring:
             ids = np.frombuffer(self._memory, np.int64, count=shape.batch_size, offset=start)
             logits = np.frombuffer(self._memory, _TYPES[shape.logit_bytes], count=num_logits, offset=start + ids_bytes)
             inputs = np.frombuffer(self._memory, np.uint8, count=inputs_bytes, offset=start + ids_bytes + logits.nbytes)
-            logits = logits.reshape(shape.batch_size, shape.num_classes)
-            self._slots.append(Slot(ids, logits, inputs.reshape(shape.batch_size, *shape.input_shape)))  # type: ignore[arg-type]
+            rows = logits.reshape(shape.batch_size, shape.num_classes)
+            self._slots.append(Slot(ids, rows, inputs.reshape(shape.batch_size, *shape.input_shape)))  # type: ignore[arg-type]
 
     @classmethod
     def create(cls, shape: RingShape) -> "Ring":
