@@ -101,7 +101,8 @@ class ServingSettings:
     rate_limit: str | None = None
     """Total payload rate of all streams, for example 100mbit (units: bit, kbit, mbit, gbit). (default: unlimited)"""
     precompute: bool = False
-    """Compute all logits before listening; edges wait meanwhile. Serving then costs almost no computation."""
+    """Compute all logits before listening. Edges cannot connect before, and retry for their --max-wait. Serving then costs
+    almost no computation."""
     background: bool = False
     """Compute all logits while serving. Rows that edges request have priority."""
     max_streams: int = 64

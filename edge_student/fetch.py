@@ -37,7 +37,7 @@ def fetch(config: FetchConfig) -> int:
     finally:
         source.close()
     key = source.cache.key
-    print(f"{source.cache.folder}: {key.num_samples} of {key.num_samples} rows, {num_bytes / 1e6:.2f} MB received")
+    print(f"{source.cache.folder}: {source.cache.num_rows} of {key.num_samples} rows, {num_bytes / 1e6:.2f} MB received")
     return 0
 
 

@@ -39,7 +39,7 @@ Without --policies, `dynamic` is simulated only if cycles x cycles x cores is at
     scenario: Path
     """Scenario file in JSON; - reads stdin."""
     policies: str | None = None
-    """Policies, separated by commas; without it, all that can be simulated in a short time."""
+    """Policies, separated by commas. (default: every policy that simulates in a short time)"""
     random_runs: int = 1000
     """Number of runs of the policy `random`."""
     seed: int = 0
@@ -87,7 +87,7 @@ Example of samples:
 {EXAMPLE_SAMPLES}
 
 Each sample gives the seconds that some work took while comm had "comm_cores" cores and comp had the others: 0..3 in
-"comp" and 1..4 in "comm". f needs samples at 2 distinct core counts, g at 3, and each needs more samples than that.
+"comp" and 1..4 in "comm". f needs 3 samples or more, at 2 or more core counts; g needs 4 at 3 or more.
 A parameter that the samples do not determine gets no value. A note names the missing samples."""
 
     samples: Path

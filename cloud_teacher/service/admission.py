@@ -96,6 +96,6 @@ def _check_digest(field: str, value: str, own: str) -> None:
     if value != own:
         raise RefusedError(
             grpc.StatusCode.FAILED_PRECONDITION,
-            f"{field} is not this server's, which begins with {own[:16]}: the teacher or the data set has changed, "
-            "and logits of two are never mixed; call Describe again and restart the run",
+            f"{field} differs from this server's, {own[:16]}: the teacher or the data set has changed; "
+            "call Describe again and restart the run",
         )

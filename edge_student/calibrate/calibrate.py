@@ -42,11 +42,11 @@ from scheduler.policies.registry import LaunchOptions
 
 logger = logging.getLogger(__name__)
 
-_FIRST_BATCHES = 0.1  # part of --seconds for receiving the batches to train on
+_FIRST_BATCHES_SHARE = 0.1  # of --seconds, for receiving the batches to train on
 
 
 def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
-    """Measure, write the profile and its plot, print the table. Raises ValueError and WorldError before anything is written."""
+    """Measure, write the profile and its plot, print the table. Raises ValueError and WorldError before a file is written."""
     modes = modes_under_test(len(cores))
     device = str(choose_device(config.device))
     make_folder(config.out.parent)
@@ -61,18 +61,19 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
             with _ring(config, described, data) as ring, no_full_collections():
                 worker.use_ring(ring, start=0, stop=FOREVER)
                 with LiveDevice(worker=worker, ring=ring, trainer=trainer, cores=cores, max_threads=max_threads) as live:
-                    live.receive_first(_FIRST_BATCHES * config.seconds)
+                    live.receive_first(_FIRST_BATCHES_SHARE * config.seconds)
                     began = time.monotonic()
                     visits = _measure(live, modes, config)
                     seconds = time.monotonic() - began
-    if live.num_troubles:
-        logger.warning("the link failed %d times during the measurement; the affected batches do not count", live.num_troubles)
+    for note in live.notes:
+        logger.warning(note)
     profile = make_profile(visits, len(cores)) | {
         "fingerprint": fingerprint(cores, os.environ),
         "settings": _settings(config, data, device),
         "software": describe_software(),
         "command": command_line(sys.argv),
         "seconds": seconds,
+        "notes": live.notes,
     }
     _save(config, profile)
     return 0

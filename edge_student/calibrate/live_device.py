@@ -56,8 +56,6 @@ class LiveDevice:
         self._failure: Exception | None = None
         self._num_received = 0
         self._may_use_idle_priority = may_leave_idle_priority()
-        if not self._may_use_idle_priority:
-            logger.warning("the kernel does not allow leaving SCHED_IDLE: compute-first is measured without idle priority")
         self._visit: Visit | None = None
         self._received: list[Slot] = []
         self.num_troubles = 0
@@ -147,10 +145,18 @@ class LiveDevice:
         with self._changed:
             self._comm.apply(hand_over(placement, frozenset()))
             if placement.comm and self._may_use_idle_priority:
-                self._comm.set_idle_priority(placement.is_shared, self._log_refusal)
+                self._comm.set_idle_priority(placement.is_shared, lambda record: None)
 
-    def _log_refusal(self, record: dict[str, Any]) -> None:
-        logger.warning("compute-first is measured without idle priority: %s", record["cause"])
+    @property
+    def notes(self) -> list[str]:
+        """What makes the rates doubtful: a refused scheduling class, and failures of the link."""
+        notes = []
+        if not self._may_use_idle_priority or self._comm.class_refusal:
+            cause = self._comm.class_refusal or "the kernel does not allow leaving SCHED_IDLE"
+            notes.append(f"compute-first was measured without idle priority: {cause}")
+        if self.num_troubles:
+            notes.append(f"the link failed {self.num_troubles} times; the affected batches do not count")
+        return notes
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -82,7 +82,7 @@ class Visit:
     seconds.
 
     The duration of a batch is the time since the previous one. If comm may starve, time without a batch counts too: the time since
-    the last batch if it is longer than every gap before, and the whole visit with at most one batch.
+    the last batch if it is longer than every gap before. With at most one batch, the whole visit counts.
     """
 
     def __init__(self, mode: ModeUnderTest, *, share_s: float, limit_s: float, starved_s: float = 0.0, num_stored: int = 0) -> None:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from edge_student.compare.prediction import predict
@@ -50,13 +51,11 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     profile = load_profile(config, cores, device=str(choose_device(config.device)))
     check_data_and_model(config)
     make_folder(config.out)
-    for name in ("report.json", "report.html"):
-        (config.out / name).unlink(missing_ok=True)
-    shutil.rmtree(config.out / "runs", ignore_errors=True)
     host = describe_host(cores)
     runs: list[dict[str, Any]] = []
     try:
         with teacher(config, cores[0]) as address:
+            _remove_old_files(config.out)  # not earlier, so that a comparison without a teacher leaves the files of the last one
             _run_all(config, address, policies, runs)
     finally:
         if runs:  # an interrupted comparison reports the runs that it has
@@ -65,6 +64,14 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     for run in failed:
         logger.warning("run of %s, repeat %d, does not count: %s", run["policy"], run["repeat"], "; ".join(run["notes"]))
     return 1 if failed else 0
+
+
+def _remove_old_files(out: Path) -> None:
+    """Remove the files of an earlier comparison."""
+    for name in ("report.json", "report.html"):
+        (out / name).unlink(missing_ok=True)
+    if (out / "runs").exists():
+        shutil.rmtree(out / "runs")
 
 
 def check_data_and_model(config: CompareConfig) -> None:

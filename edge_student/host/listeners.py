@@ -15,7 +15,7 @@ _MAPPED = "::ffff:"  # prefix of IPv4 addresses on IPv6 sockets, as gRPC opens t
 
 
 def listening_at(address: str) -> frozenset[int]:
-    """Return the ids of local processes that listen at HOST:PORT, or at one of several: teachers, or local ends of tunnels."""
+    """Return the ids of local processes that listen at HOST:PORT, or at one of several addresses: teachers, or tunnels."""
     addresses = parse_addresses(address, flag="--teacher", lowest_port=1)
     return frozenset[int]().union(*(_listening(host, port) for host, port in addresses))
 

@@ -52,7 +52,7 @@ def run_turns(policies: Sequence[str], repeats: int, run_once: RunOnce, runs: li
             _accept_least_disturbed(runs[start:])
         if due and repeats_disturbed and not has_undisturbed:
             logger.warning(
-                "all %d attempts in this turn were disturbed; disturbed runs are not repeated until a run is undisturbed",
+                "all %d attempts in this turn were disturbed; later turns run each policy once, until a run is undisturbed",
                 MAX_ATTEMPTS,
             )
         repeats_disturbed = has_undisturbed or not due

@@ -63,8 +63,7 @@ def serve_local_teacher(config: HostingConfig, core: int) -> Iterator[str]:
         line = process.stdout.readline()
         if not line.startswith(_ANNOUNCEMENT):
             status = process.wait()
-            cause = f"the teacher did not start (exit status {status}); see its message above"
-            raise ValueError(cause) if status == USER_ERROR else WorldError(cause)
+            raise _failure(f"the teacher did not start (exit status {status}); see its message above", status)
         address = line.removeprefix(_ANNOUNCEMENT).strip()
         logger.info("teacher serves precomputed logits at %s on core %d", address, core)
         yield address
@@ -90,7 +89,7 @@ def trained_weights(config: HostingConfig) -> Path | None:
         command += ["--log-level", config.log_level, "--log-format", config.log_format]
         status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, preexec_fn=end_with_parent).returncode
         if status != 0:
-            raise WorldError(f"training the teacher failed with exit status {status}; see its message above")
+            raise _failure(f"training the teacher failed with exit status {status}; see its message above", status)
         fresh.with_suffix(".json").replace(path.with_suffix(".json"))
         fresh.replace(path)
     return path
@@ -104,6 +103,11 @@ def check_models(config: HostingConfig, private: ImageDataset) -> None:
     names = (config.model,) if config.teacher is not None else (config.model, config.teacher_model)
     for name in names:
         build_model(name, num_classes=private.num_classes, input_shape=private.images.shape[1:], seed=config.seed)
+
+
+def _failure(cause: str, status: int) -> Exception:
+    """Return the error of a program that ended with `status`: ValueError for a user's mistake, else WorldError."""
+    return ValueError(cause) if status == USER_ERROR else WorldError(cause)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

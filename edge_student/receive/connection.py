@@ -119,7 +119,7 @@ class Connection:
         return True
 
     def readmit(self) -> None:
-        """Append the teachers that were not excluded for good to the queue of teachers."""
+        """Append the temporarily excluded teachers to the queue of teachers."""
         self._addresses += self._excluded
         self._excluded.clear()
 

@@ -30,7 +30,7 @@ from edgekd.wire.order import batch_ids
 T = TypeVar("T")
 OnRows = Callable[[npt.NDArray[np.int64], memoryview, Pixels], None]
 
-_MAX_REJECTED_IN_A_ROW = 5
+_MAX_REJECTED = 5
 _MAX_DUPLICATES = 4096  # per batch: enough for a whole batch in chunks of one row
 
 
@@ -57,7 +57,7 @@ class Receiver:
         self._max_streams = 1
         self._stream: ChunkStream | None = None
         self._described: Described | None = None
-        self._rejected_in_a_row = 0
+        self._num_rejected = 0
         self._furthest_row = 0
         self.num_reconnects = 0
         self.num_refused_chunks = 0
@@ -107,11 +107,12 @@ class Receiver:
         Batches must be requested in order; `stop` bounds how far the teacher may run ahead. `between_chunks` may block.
         `on_rows` is called for every accepted chunk: sample ids, int64 [rows]; the rows as encoded; the decoded inputs.
 
-        Raises LinkLostError after `max_wait_s` without progress, RequestRefusedError and BadTeacherError at once.
+        Raises LinkLostError after `max_wait_s` without progress, RequestRefusedError at once, and BadTeacherError after
+        _MAX_REJECTED chunks of this batch were rejected; the last two only if no other teacher is left.
         """
         assert self._described is not None, "describe() comes first"
         slot.sample_ids[:] = batch_ids(self._config.seed, self._described.num_samples, self._config.batch_size, index)
-        self._rejected_in_a_row = self._furthest_row = 0
+        self._num_rejected = self._furthest_row = 0
         return self._retry.call(lambda: self._with_failover(lambda: self._receive_once(index, stop, slot, between_chunks, on_rows)))
 
     def release(self) -> None:
@@ -204,9 +205,9 @@ class Receiver:
 
     def _reject(self, error: ChunkError) -> NoReturn:
         self.num_refused_chunks += 1
-        self._rejected_in_a_row += 1
-        if self._rejected_in_a_row >= _MAX_REJECTED_IN_A_ROW:
-            raise BadTeacherError(f"rejected {self._rejected_in_a_row} chunks in a row, the last one: {error}") from error
+        self._num_rejected += 1
+        if self._num_rejected >= _MAX_REJECTED:
+            raise BadTeacherError(f"rejected {self._num_rejected} chunks of one batch, the last one: {error}") from error
         raise LinkLostError(f"rejected a chunk: {error}") from error
 
     def _translate(self, error: grpc.RpcError) -> Exception:
@@ -223,7 +224,7 @@ class Receiver:
         except (RequestRefusedError, BadTeacherError) as error:
             if not self._connection.exclude(for_good=not isinstance(error, AccessDeniedError)):
                 raise
-            self._rejected_in_a_row = 0  # counts per teacher
+            self._num_rejected = 0  # counts per teacher
             raise LinkLostError(f"{error}; this teacher is not used any more") from error
 
     def _before_next_attempt(self, cause: str, attempt: int) -> None:

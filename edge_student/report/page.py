@@ -30,16 +30,11 @@ def write_page(out: Path) -> Path:
 
     A missing run log or profile is replaced by a sentence that names it.
 
-    Raises OSError if report.json cannot be read or the page cannot be written, ValueError if report.json is not a report.
+    Raises OSError if report.json cannot be read or the page cannot be written.
     """
-    source = out / "report.json"
-    try:
-        report = json.loads(source.read_text(encoding="utf-8"))
-        page = render(report, out)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, jinja2.UndefinedError) as error:
-        raise ValueError(f"{source} is not the report of a comparison ({error!r}); run `edge-student compare` again") from error
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     path = out / "report.html"
-    write_text(path, page)
+    write_text(path, render(report, out))
     return path
 
 
@@ -71,7 +66,7 @@ def _context(report: dict[str, Any], out: Path) -> dict[str, Any]:
         "level": shown_level(row.get(name) for row in summary for name in ("ci_level", "ratio_ci_level")),
         "num_expected": len(policies) * config["repeats"],
         "num_made": len({(run["policy"], run["repeat"]) for run in runs}),
-        "cautions": _cautions(runs),
+        "cautions": disturbance_lines(runs),
         "wall_clock": wall_clock_figure(summary, runs),
         "part_names": PARTS,
         "parts": parts,
@@ -100,14 +95,6 @@ def _notes(run: dict[str, Any]) -> list[str]:
     """Return the notes of a run, plus its disturbances that the notes do not contain."""
     notes: list[str] = run["notes"]
     return [*notes, *(found for found in disturbed_by(run) if not any(found in note for note in notes))]
-
-
-def _cautions(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the disturbance lines of the terminal. Empty for a report of a version with other fields."""
-    try:
-        return disturbance_lines(runs)
-    except (KeyError, TypeError):
-        return []
 
 
 def _is_noted(run: dict[str, Any]) -> bool:

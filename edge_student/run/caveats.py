@@ -13,7 +13,8 @@ from scheduler.model.checked_json import check_keys, listing, shown, whole
 class Caveats:
     """Caveats of a run. `is_ranked` is True if the policy's allocations were applied on all cores, so that times are comparable.
 
-    `num_reconnects`, `num_refused_chunks` and `num_duplicate_chunks` are sums over all receivers; None until a worker has reported.
+    `num_reconnects`, `num_refused_chunks` and `num_duplicate_chunks` are sums over all receivers. The two counts of chunks are None
+    if no worker has reported.
     """
 
     notes: tuple[str, ...] = ()

@@ -46,6 +46,7 @@ class Outcome:
     described: Described
     caveats: Caveats
     prefetch: int
+    comm_is_idle: bool
     max_threads: int
     started: float
     ended: float
@@ -66,7 +67,7 @@ def remove_old_files(out: Path, resumed: ResumeState) -> None:
         (out / "result.json").unlink(missing_ok=True)  # result.json marks the other files as complete
         return
     if (out / checkpoint_file.NEWEST).exists():
-        logger.warning("%s had a checkpoint of an earlier run, which is removed; --resume would have resumed it", out)
+        logger.warning("removing the checkpoint of an earlier run in %s; use --resume to continue such a run", out)
     checkpoint_file.remove(out)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
@@ -95,6 +96,10 @@ def collect_caveats(
         all_notes.append("events.jsonl lacks the records before the checkpoint")
     if loop.comm_troubles:
         all_notes.append(f"the link failed {len(loop.comm_troubles)} times, the first time: {loop.comm_troubles[0]}")
+    if loop.class_refusal:
+        all_notes.append(f"comm kept its scheduling class: {loop.class_refusal}")
+    if loop.late_comm_failure:
+        all_notes.append(f"after the last batch: {loop.late_comm_failure}")
     caveats = Caveats(
         notes=tuple(all_notes),
         is_ranked=not loop.binding_refusals and not loop.cores.changes,
@@ -143,7 +148,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "prefetch": outcome.prefetch,
         "torch_threads": outcome.max_threads,
         "comm_niceness": kind_of(config.policy).launch_options.comm_niceness,
-        "comm_is_idle": kind_of(config.policy).launch_options.comm_is_idle,
+        "comm_is_idle": outcome.comm_is_idle,
         "openmp_wait": spinning_variables(os.environ),
         "valid": outcome.interruption is None and caveats.is_ranked and math.isfinite(loss),
         "notes": list(_notes(outcome)),

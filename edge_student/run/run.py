@@ -124,6 +124,7 @@ class Run:
             recipe = recipe_of(config, data.private.digest, len(data.private.labels))
             check_recipe(resumed, recipe, config.out)
             described = worker.await_description()
+            self._check_class(worker)
             check_teacher(described, data, config.teacher)
             check_same_teacher(resumed, described, config.out)
             # Shape and number of classes are known now, so the profile is checked against these as well.
@@ -180,6 +181,7 @@ class Run:
                 described=described,
                 caveats=caveats(*checkpoints.notes),
                 prefetch=parts.ring.shape.num_slots,
+                comm_is_idle=self._comm_is_idle,
                 max_threads=self._max_threads,
                 started=self._started,
                 ended=self._ended,
@@ -218,6 +220,12 @@ class Run:
         return configure_worker(
             config, config.teacher, launch_options, self._cores, dataset_digest=dataset_digest, run_id=self.run_id
         )
+
+    def _check_class(self, worker: CommWorkerProcess) -> None:
+        """Read the scheduling class of the comm worker, and add a note if the policy wants idle priority and the kernel refused."""
+        self._comm_is_idle = worker.has_idle_priority()
+        if kind_of(self._config.policy).launch_options.comm_is_idle and not self._comm_is_idle:
+            self._notes.append("the kernel refused SCHED_IDLE for comm, which may interrupt training")
 
     def _ring_shape(self, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
         """Return the shape of the ring. Adds a note if --ring-mib allows fewer slots than requested."""

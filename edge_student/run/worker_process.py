@@ -92,6 +92,13 @@ class CommWorkerProcess:
         """Process id of the worker."""
         return self._process.pid
 
+    def has_idle_priority(self) -> bool:
+        """Return whether the worker has the class SCHED_IDLE, as the kernel reports it. False if the worker has exited."""
+        try:
+            return os.sched_getscheduler(self.pid) == os.SCHED_IDLE
+        except ProcessLookupError:
+            return False
+
     def await_description(self) -> Described:
         """Wait for the teacher's description while the worker connects and retries, and return it.
 

@@ -75,7 +75,7 @@ class TrainingSettings:
     lr: float = 0.05
     """Learning rate of SGD."""
     momentum: float = 0.9
-    """Momentum of SGD, 0 to 1."""
+    """Momentum of SGD, at least 0 and below 1."""
     batch_size: int = 32
     """Private samples in one step."""
     seed: int = 0
@@ -85,9 +85,10 @@ class TrainingSettings:
         """Check ranges. Raises ValueError."""
         check_at_least_one("--cycles", self.cycles)
         check_at_least_one("--batch-size", self.batch_size)
-        for flag, weight in (("--alpha", self.alpha), ("--momentum", self.momentum)):
-            if not 0 <= weight <= 1:
-                raise ValueError(f"{flag} is {weight}, must be in 0 .. 1")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"--alpha is {self.alpha}, must be in 0 .. 1")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"--momentum is {self.momentum}, must be at least 0 and below 1")
         for flag, number in (("--temperature", self.temperature), ("--lr", self.lr)):
             if not 0 < number < float("inf"):
                 raise ValueError(f"{flag} is {number}, must be above 0 and finite")

@@ -92,7 +92,9 @@ def make_folder(folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             kind = "a link that leads nowhere" if folder.is_symlink() else "a file"
-            raise ValueError(f"--out: {folder} cannot be a folder, because {kind} has that name, or that of one above it") from None
+            raise ValueError(
+                f"--out is {folder}, must be a folder: it, or a folder above it, is {kind}; name another path"
+            ) from None
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass

@@ -182,7 +182,7 @@ def by_measured_cores(side: SideEstimate, num_cores: int) -> list[float] | None:
         x0, x1 = measured[right - 1], measured[right]
         y0, y1 = rates[right - 1], rates[right]
         result.append(y0 + (y1 - y0) * (cores - x0) / (x1 - x0))
-    return list(accumulate(result, max))  # rounding may make a line through equal values fall
+    return list(accumulate(result, max))  # rounding may break the order by one bit
 
 
 def _non_decreasing(values: list[float], weights: list[float]) -> list[float]:

@@ -22,7 +22,8 @@ class CommSide:
         self._cores: frozenset[int] = frozenset()
         self._may_pin = True
         self._has_idle_priority = False  # by a decision, independent of the priority at start
-        self._class_is_refused = False
+        self.class_refusal = ""
+        """The kernel's reason for refusing a change of the scheduling class; empty if it never did."""
         self.is_held = False
         self.has_ended = False
         self.masks: ThreadMasks = {}
@@ -55,13 +56,13 @@ class CommSide:
 
     def set_idle_priority(self, has_idle_priority: bool, record: Callable[[dict[str, Any]], None]) -> None:
         """Give comm idle priority or take it back. If the kernel refuses, comm keeps its class and the log gets one record."""
-        if self.has_ended or self._class_is_refused or has_idle_priority == self._has_idle_priority:
+        if self.has_ended or self.class_refusal or has_idle_priority == self._has_idle_priority:
             return
         try:
             self._binding.set_idle_priority(has_idle_priority)
             self._has_idle_priority = has_idle_priority
         except BindingRefusedError as error:
-            self._class_is_refused = True
+            self.class_refusal = str(error)
             record({"event": "comm-class-refused", "is_behind": self._has_idle_priority, "cause": str(error)})
 
     def stop_pinning(self, cores: frozenset[int]) -> None:

@@ -68,8 +68,11 @@ class SchedulerLoop:
         self._held_s = 0.0  # of the running task
         self._stopping = threading.Event()
         self._failure: Exception | None = None
+        self._failure_is_raised = False
         self.binding_refusals: list[str] = []
         self.comm_troubles: list[str] = []
+        self.late_comm_failure = ""
+        """The failure of a comm worker that had delivered every batch; empty if there was none. It does not end the run."""
 
     def start(self) -> None:
         """Start both sides. The wall-clock time of the run starts here."""
@@ -108,7 +111,10 @@ class SchedulerLoop:
             self._move_comp()
 
     def finish(self) -> None:
-        """Stop the scheduler thread and restore masks and thread counts. Safe after a failure, and to call twice."""
+        """Stop the scheduler thread and restore masks and thread counts. Safe after a failure, and to call twice.
+
+        Raises a failure of comm or of the scheduler thread that no task has raised.
+        """
         with self._changed:
             self._emit_decision()
             if self._controller.state.comm_is_done and self._thread.is_alive():  # the final event of the worker is in flight
@@ -117,11 +123,13 @@ class SchedulerLoop:
         if self._thread.is_alive():
             self._thread.join()
         self._comp.restore()
+        if not self._failure_is_raised:
+            self._raise_failure()
 
     @property
-    def comm_has_ended(self) -> bool:
-        """Whether the comm worker has received everything and exited."""
-        return self._comm.has_ended
+    def class_refusal(self) -> str:
+        """The kernel's reason for refusing a change of comm's scheduling class; empty if it never did."""
+        return self._comm.class_refusal
 
     @property
     def num_threads_churned(self) -> int:
@@ -133,8 +141,7 @@ class SchedulerLoop:
         why = ""
         with self._changed:
             while True:
-                if self._failure is not None:
-                    raise self._failure
+                self._raise_failure()
                 assert self._decision is not None, "start() comes first"
                 assert self._placement is not None
                 assert self._requested_by is not None
@@ -206,9 +213,8 @@ class SchedulerLoop:
         self._comp.record_cores((), self._requested_by, "layer")
         self._comp.in_use = frozenset()
         while not self._placement.comp:
-            self._continue_handover()  # in every turn: compute never had cores that were given and taken back before it woke
-            if self._failure is not None:
-                raise self._failure
+            self._continue_handover()  # each time: a decision may have given cores and another taken them back
+            self._raise_failure()
             self._changed.wait()
         ended = self._clock()
         self._held_s += ended - waiting_since
@@ -216,7 +222,7 @@ class SchedulerLoop:
         self._record({"event": "wait", "why": "hold", "index": index, "started": waiting_since, "ended": ended})
 
     def _continue_handover(self) -> None:
-        """Compute has left or taken cores: give comm the free ones and tell the controller. Call with the lock held."""
+        """Compute has left or taken cores: comm gets the free ones, and the controller records it. Call with the lock held."""
         self._hand_over()
         if not self._comp.must_move:
             self._controller.comp_has_moved(self._clock())
@@ -286,8 +292,17 @@ class SchedulerLoop:
             work()
         except Exception as error:
             with self._changed:
-                self._failure = error
-                self._changed.notify_all()
+                self._fail(error)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            self._failure_is_raised = True
+            raise self._failure
+
+    def _fail(self, error: Exception) -> None:
+        """Keep the first failure, which the compute worker raises. Call with the lock held."""
+        self._failure = self._failure or error
+        self._changed.notify_all()
 
     def _listen(self) -> None:
         while not self._stopping.is_set() and self._failure is None:
@@ -339,8 +354,12 @@ class SchedulerLoop:
             self._comm.end()
             self._changed.notify_all()
         elif isinstance(event, CommFailed):
-            self._failure = event.error
-            self._changed.notify_all()
+            if self._controller.state.comm_is_done:  # training needs nothing more from the worker
+                self.late_comm_failure = str(event.error)
+                self._comm.end()
+                self._changed.notify_all()
+            else:
+                self._fail(event.error)
         else:
             self.comm_troubles.append(event.cause)
             self._record({"event": "comm-trouble", "time": event.time, "cause": event.cause})

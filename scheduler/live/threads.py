@@ -80,7 +80,9 @@ def set_idle_priority(tid: int, is_idle: bool) -> None:
     except ProcessLookupError:
         return
     except OSError as error:
-        raise BindingRefusedError(error.errno, f"the kernel keeps the class of thread {tid}: {error.strerror}") from error
+        raise BindingRefusedError(
+            error.errno, f"the kernel refused to change the scheduling class of thread {tid}: {error.strerror}"
+        ) from error
 
 
 def may_leave_idle_priority() -> bool:

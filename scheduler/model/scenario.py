@@ -32,7 +32,7 @@ _TASKS = ("forward", "backward", "comm")
 _COMP_ONLY, _COMM_ONLY = "comp-only", "comm-only"
 _INTERVALS, _COUNTS, _SHARES = ("comm_interval", "comp_interval"), ("num_comm", "num_comp"), ("comm_cpu_share", "interval_level")
 _MEASURED = (*_INTERVALS, *_COUNTS, *_SHARES)
-_ORIGIN = ("fingerprint", "settings", "samples", "fit", "software", "command", "seconds")
+_ORIGIN = ("fingerprint", "settings", "samples", "fit", "software", "command", "seconds", "notes")
 _MOST_NAMED = 8
 _SPLIT = re.compile(r"split(?::(?=\d+$)|\((?=\d+\)$))(\d{1,4})\)?")
 

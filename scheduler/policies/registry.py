@@ -96,8 +96,9 @@ _MAX_DIGITS = 4
 def _static(request: PolicyRequest) -> Policy:
     argument, num_cores = request.argument, request.num_cores
     highest = _splits("static", num_cores)
+    name = f"static:{argument}" if argument else "static"
     if not (argument.isascii() and argument.isdecimal() and len(argument) <= _MAX_DIGITS):
-        raise ValueError(f"policy 'static:{argument}': the number of comm cores must follow, 1..{highest}, e.g. static:1")
+        raise ValueError(f"policy {name!r} needs its number of comm cores: static:<c> with c in 1 .. {highest}")
     if not 1 <= int(argument) <= highest:
         raise ValueError(
             f"policy 'static:{argument}': the comm cores must lie in 1..{highest} because this run has {num_cores} cores"

@@ -115,7 +115,7 @@ def test_a_teacher_that_is_replaced_by_another_in_the_middle_ends_the_run(
     assert student.returncode == 2, output
     last = output.strip().splitlines()[-1]
     assert "FAILED_PRECONDITION" in last
-    assert f"{names} is not this server's" in last
+    assert f"{names} differs from this server's" in last
     assert "Traceback" not in output
     received = [record["index"] for record in events(tmp_path / "run") if record.get("task") == "comm"]
     trained = [record["index"] for record in events(tmp_path / "run") if record.get("task") == "backward"]

@@ -89,6 +89,9 @@ def run_of(policy: str, repeat: int, records: list[dict[str, Any]], cycles: int)
     return {
         "policy": policy,
         "repeat": repeat,
+        "attempt": 1,
+        "disturbed": False,
+        "disturbance": None,
         "wall_clock_s": records[-1]["time"] + 0.01,
         "cycles": cycles,
         "accuracy": 0.969,

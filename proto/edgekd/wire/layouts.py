@@ -170,9 +170,9 @@ class TopK(Layout):
         _check_finite(rest)
         _check_finite(values)
         if classes[:, -1].max(initial=0) >= self.num_classes:
-            raise LayoutError(f"names class {classes[:, -1].max()} of {self.num_classes}")
+            raise LayoutError(f"holds class {classes[:, -1].max()}, must be below {self.num_classes}")
         if not (classes[:, 1:] > classes[:, :-1]).all():
-            raise LayoutError("names classes that do not ascend")
+            raise LayoutError("holds a row whose classes do not ascend")
         if not (rest <= values.min(axis=1, initial=np.inf)).all():
             raise LayoutError("has a rest above one of the largest logits")
         out[:] = rest[:, None]

@@ -229,9 +229,9 @@ def test_stream_from_the_store_does_not_wait_for_another_edges_computing(harness
         ({"input_encoding": 77}, Code.INVALID_ARGUMENT, "input encoding 77 is unknown, must be one of 0 (none), 1 (pixels)"),
         ({"teacher_digest": ""}, Code.INVALID_ARGUMENT, "teacher_digest is empty"),
         ({"dataset_digest": ""}, Code.INVALID_ARGUMENT, "dataset_digest is empty"),
-        ({"teacher_digest": "ee" * 32}, Code.FAILED_PRECONDITION, "teacher_digest is not this server's"),
-        ({"dataset_digest": "ee" * 32}, Code.FAILED_PRECONDITION, "dataset_digest is not this server's"),
-        ({"teacher_digest": "e" * 3_000}, Code.FAILED_PRECONDITION, "teacher_digest is not this server's"),
+        ({"teacher_digest": "ee" * 32}, Code.FAILED_PRECONDITION, "teacher_digest differs from this server's"),
+        ({"dataset_digest": "ee" * 32}, Code.FAILED_PRECONDITION, "dataset_digest differs from this server's"),
+        ({"teacher_digest": "e" * 3_000}, Code.FAILED_PRECONDITION, "teacher_digest differs from this server's"),
     ],
 )
 def test_hostile_request_is_refused_and_the_next_call_works(

@@ -80,7 +80,7 @@ def test_invalid_values_in_any_encoding_are_rejected_and_the_batch_requested_aga
 @pytest.mark.promise(number=10)
 def test_a_teacher_that_sends_only_invalid_values_ends_the_run() -> None:
     teacher = ScriptedTeacher(dict.fromkeys(range(100), with_bytes_at(0, float32(np.nan))))
-    with pytest.raises(BadTeacherError, match=r"^rejected 5 chunks in a row, the last one: batch 0: payload holds a NaN"):
+    with pytest.raises(BadTeacherError, match=r"^rejected 5 chunks of one batch, the last one: batch 0: payload holds a NaN"):
         receive_all(teacher, encoding="topk", top_k=2)
 
 

@@ -133,7 +133,7 @@ def test_a_duplicated_chunk_is_dropped_and_counted() -> None:
 
 @pytest.mark.promise(number=10)
 def test_a_teacher_that_keeps_sending_garbage_ends_the_run_with_the_cause() -> None:
-    with pytest.raises(BadTeacherError, match=r"rejected 5 chunks in a row, the last one: batch 0: .*CRC-32"):
+    with pytest.raises(BadTeacherError, match=r"rejected 5 chunks of one batch, the last one: batch 0: .*CRC-32"):
         receive_all(ScriptedTeacher(dict.fromkeys(range(100), changed(crc32=1))))
 
 
@@ -318,7 +318,9 @@ def test_a_teacher_that_sends_endless_duplicates_ends_the_run_with_the_cause(mon
     def again(chunk: teacher_pb2.LogitsChunk) -> list[teacher_pb2.LogitsChunk]:
         return [teacher_pb2.LogitsChunk(batch_index=0, row_start=0)] * 50
 
-    with pytest.raises(BadTeacherError, match=r"rejected 5 chunks in a row, the last one: batch 1: more than 20 duplicate chunks"):
+    with pytest.raises(
+        BadTeacherError, match=r"rejected 5 chunks of one batch, the last one: batch 1: more than 20 duplicate chunks"
+    ):
         receive_all(ScriptedTeacher(dict.fromkeys(range(3, 100), again)))
 
 

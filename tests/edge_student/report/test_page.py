@@ -19,7 +19,6 @@ from edge_student.report.timeline import representative_run, timeline_section
 from edge_student.report.verdict import summarize
 
 BASE = [1.0, 1.1, 1.0, 1.2, 1.0]
-NEARLY = '{"summary": [], "runs": [], "config": {"repeats": 1}, "host": {}, "command": []}'
 SECTIONS = ("policies", "wall-clock", "parts", "timelines", "profile", "disturbances", "again")
 FASTER, ALIKE, SLOWER = [0.8, 0.81, 0.79, 0.8, 0.8], [0.95, 1.05, 1.0, 1.02, 0.97], [1.2, 1.3, 1.1, 1.2, 1.25]
 
@@ -283,7 +282,7 @@ def test_runs_that_do_not_count_or_were_disturbed_are_hollow_and_listed(tmp_path
         "busiest_others": [],
     }
     disturbed["disturbance"] = {**quiet, "throttled": ["core 3 too hot"]}
-    other["disturbance"] = {"seen_by": "another version"}
+    other["disturbance"] = {**quiet, "seen_by": "another version"}
     write_report(tmp_path, report)
     html = page_of(tmp_path)
     assert html.count('<circle class="hollow"') == 3  # two runs and the legend
@@ -348,7 +347,7 @@ def test_hostile_text_of_a_report_is_escaped(tmp_path: Path) -> None:
     report["config"]["model"] = report["config"]["private"] = report["host"]["cpu"] = hostile
     report["software"][hostile] = hostile
     report["command"].append(hostile)
-    report["runs"][0].update(notes=[hostile], valid=False, disturbance={hostile: {hostile: hostile}})
+    report["runs"][0].update(notes=[hostile], valid=False, disturbance={**QUIET, hostile: {hostile: hostile}})
     report["runs"][1]["policy"] = report["summary"][1]["policy"] = report["summary"][1]["verdict"] = hostile
     write_report(tmp_path, report)
     html = page_of(tmp_path)
@@ -412,14 +411,6 @@ def test_a_long_comparison_of_all_policies_stays_small(tmp_path: Path, monkeypat
         monkeypatch.setitem(SPLITS, name, SPLITS.get(name, SPLITS["static:1"]))
     write_comparison(tmp_path, cycles=300, factors=factors, repeats=len(NOISE))
     assert write_page(tmp_path).stat().st_size < 1_000_000
-
-
-@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"summary": [], "runs": []}', NEARLY])
-def test_a_file_that_is_not_a_report_is_a_value_error_with_its_name(tmp_path: Path, text: str) -> None:
-    (tmp_path / "report.json").write_text(text)
-    with pytest.raises(ValueError, match=r"report\.json is not the report of a comparison"):
-        write_page(tmp_path)
-    assert not (tmp_path / "report.html").exists()
 
 
 def test_without_a_report_there_is_no_page(tmp_path: Path) -> None:

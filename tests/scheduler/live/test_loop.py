@@ -262,6 +262,29 @@ def test_a_failure_of_the_comm_worker_is_raised_where_training_waits() -> None:
     assert rig.comp_binding.is_restored
 
 
+def test_a_failure_after_the_last_batch_is_noted_and_training_goes_on() -> None:
+    rig = Rig("static:1", cycles=1)
+    rig.loop.start()
+    rig.comm.events.put(BatchArrived(index=0, started=0.0, ended=0.0, cpu_s=0.0, num_bytes=1))
+    rig.comm.events.put(CommFailed(error=ConnectionError("killed")))
+    rig.train(1)
+    rig.loop.finish()
+    assert rig.loop.late_comm_failure == "killed"
+    assert [record["task"] for record in rig.of("task") if record["task"] != "comm"] == ["forward", "backward"]
+
+
+def test_a_failure_that_no_task_has_raised_is_raised_at_the_end() -> None:
+    rig = Rig("static:1", cycles=2)
+    rig.loop.start()
+    rig.comm.events.put(CommFailed(error=ConnectionError("gave up")))
+    with rig.loop._changed:
+        assert rig.loop._changed.wait_for(lambda: rig.loop._failure is not None, 10)
+    with pytest.raises(ConnectionError, match="gave up"):
+        rig.loop.finish()
+    assert rig.comp_binding.is_restored
+    rig.loop.finish()
+
+
 @pytest.mark.promise(number=23)
 @pytest.mark.parametrize("side", ["comm_binding", "comp_binding"])
 def test_a_refused_mask_is_recorded_and_the_run_goes_on_unpinned(side: str) -> None:
@@ -669,7 +692,7 @@ def test_cores_that_go_after_everything_was_received_are_missed_as_well() -> Non
     rig.loop.start()
     rig.comm.deliver(0, 1, 2)
     with rig.loop._changed:
-        assert rig.loop._changed.wait_for(lambda: rig.loop.comm_has_ended, 10)
+        assert rig.loop._changed.wait_for(lambda: rig.loop._comm.has_ended, 10)
         assert rig.loop.cores.now == CORES
     world.cores = frozenset({5, 7})
     with rig.loop._changed:
