@@ -34,6 +34,8 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url "$(TORCH_INDEX)" torch torchvision)
 	$(BIN)/python -m pip install --editable '.[dev]'
+	@$(BIN)/python -c 'import torchvision' \
+	    || { echo "torch and torchvision do not fit together: install both from one index, see docs/install.md" >&2; exit 1; }
 	touch $@
 
 demo: $(STAMP) ## compare the policies on this machine (local teacher, digits): prints the table, writes demo-out/

@@ -32,7 +32,7 @@ from edgekd.cli.progress import Progress
 from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
 from edgekd.errors import WorldError
-from edgekd.files import make_folder, write_json
+from edgekd.files import make_folder, remove_if_empty, write_json
 from scheduler.model.scenario import Profile
 from scheduler.policies.registry import POLICIES, kind_of, make_policy
 
@@ -50,28 +50,32 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     policies = choose_policies(config, len(cores))
     profile = load_profile(config, cores, device=str(choose_device(config.device)))
     check_data_and_model(config)
-    make_folder(config.out)
+    is_new = make_folder(config.out)
     host = describe_host(cores)
     runs: list[dict[str, Any]] = []
     try:
         with teacher(config, cores[0]) as address:
-            _remove_old_files(config.out)  # not earlier, so that a comparison without a teacher leaves the files of the last one
             _run_all(config, address, policies, runs)
     finally:
         if runs:  # an interrupted comparison reports the runs that it has
             _report(config, host, policies, runs, predict_all(profile, policies, runs, config.cycles))
+        else:
+            remove_if_empty(config.out / "runs")
+            if is_new:
+                remove_if_empty(config.out)
     failed = [run for run in runs if not run["valid"] and not run["disturbed"]]
     for run in failed:
         logger.warning("run of %s, repeat %d, does not count: %s", run["policy"], run["repeat"], "; ".join(run["notes"]))
     return 1 if failed else 0
 
 
-def _remove_old_files(out: Path) -> None:
-    """Remove the files of an earlier comparison."""
+def _remove_old_files(out: Path, first_run: str) -> None:
+    """Remove the files of an earlier comparison, all but the folder of the first run of this one."""
     for name in ("report.json", "report.html"):
         (out / name).unlink(missing_ok=True)
-    if (out / "runs").exists():
-        shutil.rmtree(out / "runs")
+    for folder in (out / "runs").iterdir():
+        if folder != out / first_run:
+            shutil.rmtree(folder)
 
 
 def check_data_and_model(config: CompareConfig) -> None:
@@ -165,6 +169,8 @@ def _run_all(config: CompareConfig, address: str | None, policies: Sequence[str]
         def run_once(policy: str, repeat: int, attempt: int) -> dict[str, Any]:
             progress.describe(policy if attempt == 1 else f"{policy}, attempt {attempt}")
             run = _run_once(config, address, policy, repeat, attempt)
+            if not runs:  # not earlier, so that a comparison that cannot run leaves the files of the last one
+                _remove_old_files(config.out, run["folder"])
             if attempt == 1:
                 progress.advance()
             return run

@@ -139,7 +139,8 @@ def _describe_untrusted(error: ssl.SSLCertVerificationError, host: str, tls: Tls
 def _describe_alert(error: ssl.SSLError, where: str, tls: TlsFiles) -> Cause:
     reason = error.reason or ""
     if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"):
-        return Cause(f"{where} uses plaintext, but this edge uses TLS: omit --tls-ca, --tls-cert and --tls-key", True)
+        remedy = "check the port; if the teacher uses plaintext, omit --tls-ca, --tls-cert and --tls-key"
+        return Cause(f"{where} is no teacher with TLS: {remedy}", True)
     if "CERTIFICATE_REQUIRED" in reason or (tls.cert is None and "HANDSHAKE_FAILURE" in reason):
         return Cause(f"{where} requires a client certificate: give --tls-cert and --tls-key", True)
     if "CERTIFICATE_EXPIRED" in reason:

@@ -49,7 +49,7 @@ from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
 from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.models import check_model
-from edgekd.files import claim_folder, make_folder
+from edgekd.files import claim_folder, make_folder, remove_if_empty
 from edgekd.wire.identity import new_run_id
 from scheduler.control.controller import Controller
 from scheduler.live.binding import CommBinding, CompBinding
@@ -81,8 +81,9 @@ class Run:
         self._config = config
         self._cores = cores
         self._signals = signals or SignalHandler()
-        make_folder(config.out)
         with ExitStack() as lock:
+            if make_folder(config.out):
+                lock.callback(remove_if_empty, config.out)
             lock.callback(os.close, claim_folder(config.out))
             self._resumed = load_resume_state(config) if config.resume else ResumeState()
             self.run_id = self._resumed.run_id or new_run_id()

@@ -2,11 +2,15 @@
 
 SIGTERM raises Terminated; SIGINT (Ctrl-C) and SIGHUP (lost terminal) raise KeyboardInterrupt. All are raised in the main thread.
 Within `deferred()` a signal is stored and raised at the end of the block. Within `allowed()` it is raised at once again.
+A signal shortly after another one is the same request: an exception in the handling of the first one could lose results.
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_SAME_REQUEST_S = 1.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -19,6 +23,7 @@ class SignalHandler:
     def __init__(self) -> None:
         self._is_deferred = False
         self._pending: type[KeyboardInterrupt] | None = None
+        self._last_raised = -_SAME_REQUEST_S
 
     def install(self) -> None:
         """Handle SIGTERM, SIGINT and SIGHUP. SIGHUP stays ignored if it is ignored already, as under nohup."""
@@ -31,7 +36,8 @@ class SignalHandler:
         kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self._is_deferred:
             self._pending = self._pending or kind
-        else:
+        elif time.monotonic() - self._last_raised >= _SAME_REQUEST_S:
+            self._last_raised = time.monotonic()
             raise kind
 
     @contextmanager

@@ -82,12 +82,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> bool:
     """Create the folder of --out and write a test file, so that a path without write access fails before the work starts.
 
+    Returns whether the folder is new.
     Raises ValueError if a file has that name or access is denied, and OSError naming the folder if the disk fails.
     """
     with named_by("--out"):
+        is_new = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -100,6 +102,13 @@ def make_folder(folder: Path) -> None:
                 pass
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(folder)) from error
+    return is_new
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a command that failed before it wrote a file."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def claim_folder(folder: Path) -> int:

@@ -38,7 +38,8 @@ def check_keys(data: Any, *, required: tuple[str, ...], optional: tuple[str, ...
     missing = [key for key in required if key not in data]
     unknown = [_plain(key) for key in data if key not in (*required, *optional)]
     if missing:
-        raise ValueError(f"{where}: missing {', '.join(missing)}")
+        also = f", and unknown {', '.join(unknown)}" if unknown else ""
+        raise ValueError(f"{where}: missing {', '.join(missing)}{also}")
     if unknown:
         raise ValueError(f"{where}: unknown {', '.join(unknown)}; the keys are {', '.join((*required, *optional))}")
 

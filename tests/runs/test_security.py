@@ -88,7 +88,11 @@ def assert_refused(finished: subprocess.CompletedProcess[str], fragment: str) ->
         ("mutual", "foreign", "it rejects the certificate"),
         ("mutual", "wrong authority", "the teacher's certificate is not signed by the CA in --tls-ca"),
         ("mutual", "wrong name", "the teacher's certificate is not valid for 127.0.0.2"),
-        ("plain", "right", "uses plaintext, but this edge uses TLS: omit --tls-ca, --tls-cert and --tls-key"),
+        (
+            "plain",
+            "right",
+            "is no teacher with TLS: check the port; if the teacher uses plaintext, omit --tls-ca, --tls-cert and --tls-key",
+        ),
     ],
 )
 def test_18_a_rejected_edge_exits_with_the_cause_within_seconds(

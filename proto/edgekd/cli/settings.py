@@ -230,15 +230,13 @@ def _kind(hint: Any) -> str:
     known = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     if hint in known:
         return known[hint]
-    if hint is None or hint is types.NoneType:
-        return "None"
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, arguments))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return "one of " + ", ".join(str(member.value) for member in hint)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return " or ".join(map(_kind, arguments))
+        return " or ".join(_kind(argument) for argument in arguments if argument is not types.NoneType)
     if typing.get_origin(hint) in (tuple, list):
         return f"a list, each {_kind(arguments[0])}"
     return str(hint)

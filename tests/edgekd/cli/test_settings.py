@@ -135,7 +135,7 @@ def test_a_flag_can_disable_a_setting_of_the_file(toml: Path) -> None:
         ((*REQUIRED, "--alpha"), "--alpha needs a value: a number; see edge-student train --help"),
         (
             (*REQUIRED, "--max-wait", "1.5"),
-            "--max-wait is '1.5', must be a whole number or None; see edge-student train --help",
+            "--max-wait is '1.5', must be a whole number; see edge-student train --help",
         ),
         (
             (*REQUIRED, "--cores", "1", "x", "--level", "info"),
@@ -171,7 +171,7 @@ def test_a_mistake_is_named_with_its_rule(argv: tuple[str, ...], message: str) -
         ("alpha.x = 1", "alpha is a table, must be a number"),
         ("alpha = true", "alpha is true, must be a number"),
         ("precompute = 'yes'", "precompute is 'yes', must be true or false"),
-        ("max_wait = 1.5", "max_wait is '1.5', must be a whole number or None; see edge-student train --help"),
+        ("max_wait = 1.5", "max_wait is '1.5', must be a whole number; see edge-student train --help"),
         ("level = 'loud'", "level is 'loud', must be one of info, debug; see edge-student train --help"),
     ],
 )
