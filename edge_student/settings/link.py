@@ -85,8 +85,8 @@ class LinkSettings(SecuritySettings, LogSettings):
     """Folder of this edge's logit caches, one per teacher, data set and encoding. Offline training also accepts the folder of one
     cache."""
     public_inputs: PublicInputs = "local"
-    """Source of the public images: local reads this edge's own copy of the data set, stream receives pixels, stored receives the
-    teacher's JPEG or PNG files."""
+    """Source of the public images: local reads this edge's copy, stream receives pixels, stored receives the teacher's JPEG or PNG
+    files."""
     window: int = 64
     """Batches in one request."""
     max_wait: float = 60.0

@@ -94,9 +94,8 @@ def make_folder(folder: Path) -> bool:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             kind = "a link that leads nowhere" if folder.is_symlink() else "a file"
-            raise ValueError(
-                f"--out is {folder}, must be a folder: it, or a folder above it, is {kind}; name another path"
-            ) from None
+            cause = f"it, or a folder above it, is {kind}; name another path"
+            raise ValueError(f"--out: {folder} must be a folder, but {cause}") from None
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass

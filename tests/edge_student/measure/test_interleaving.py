@@ -64,7 +64,7 @@ def test_after_a_turn_without_a_quiet_run_nothing_is_repeated_until_there_is_one
     assert order_of(runs)[-3:] == [("os-default", 2, 1), ("b", 2, 1), ("b", 2, 2)]
     assert sum(run["valid"] for run in runs) == 6
     assert is_complete(["os-default", "b"], 3, runs)
-    assert caplog.text.count("not repeated until a run is undisturbed") == 1
+    assert caplog.text.count("run each policy once, until a run is undisturbed") == 1
 
 
 def test_the_slow_are_not_repeated_and_the_fast_are_not_kept_only_the_disturbed() -> None:
