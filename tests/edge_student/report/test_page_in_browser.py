@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from synthetic_comparison import profile, write_comparison, write_report
+from synthetic_comparison import QUIET, profile, write_comparison, write_report
 
 from edge_student.report.page import write_page
 
@@ -79,7 +79,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written["command"].append("--out=" + "long" * 60)
     written["runs"][4].update(valid=False, notes=["/a/path/without/any/blank" * 6])
     for run in written["runs"]:
-        run["disturbance"] = {f"counter_{n}": list(range(8)) for n in range(12)}
+        run["disturbance"] = QUIET | {f"counter_{n}": list(range(8)) for n in range(12)}
     write_report(out, written)
     return write_page(out)
 
