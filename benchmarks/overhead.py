@@ -36,8 +36,10 @@ from edge_student.measure.local_teacher import serve_local_teacher  # noqa: E402
 from edge_student.measure.result_file import write_results  # noqa: E402
 from edge_student.run.worker_process import CommWorkerProcess  # noqa: E402
 from edge_student.settings.student import CompareConfig  # noqa: E402
+from edge_student.training.recipe import Recipe  # noqa: E402
+from edge_student.training.team_trainer import TeamTrainer  # noqa: E402
 from edge_student.training.torch_team import TorchTeam  # noqa: E402
-from edge_student.training.trainer import BatchSource, Recipe, Schedule, Trainer  # noqa: E402
+from edge_student.training.trainer import BatchSource, Schedule, Trainer  # noqa: E402
 from edgekd.data.datasets import load_dataset  # noqa: E402
 from edgekd.data.models import build_model  # noqa: E402
 from scheduler.control.controller import Controller  # noqa: E402
@@ -96,7 +98,7 @@ def make_trainer(size: int) -> Trainer:
     recipe = Recipe(
         alpha=0.1, temperature=4, lr=0.01, momentum=0.9, batch_size=PRIVATE_BATCH, public_batch=PUBLIC_BATCH, seed=0, device="cpu"
     )
-    trainer = Trainer(student=student, private=private, public=public, recipe=recipe)
+    trainer = TeamTrainer(student=student, private=private, public=public, recipe=recipe)
     trainer.warm_up(NUM_CLASSES)
     return trainer
 

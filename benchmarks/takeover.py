@@ -36,8 +36,9 @@ from edge_student.measure.local_teacher import serve_local_teacher  # noqa: E402
 from edge_student.measure.result_file import write_results  # noqa: E402
 from edge_student.run.worker_process import CommWorkerProcess  # noqa: E402
 from edge_student.settings.student import CompareConfig  # noqa: E402
+from edge_student.training.recipe import Recipe  # noqa: E402
+from edge_student.training.team_trainer import TeamTrainer  # noqa: E402
 from edge_student.training.torch_team import TorchTeam  # noqa: E402
-from edge_student.training.trainer import Recipe, Trainer  # noqa: E402
 from edgekd.data.datasets import load_dataset  # noqa: E402
 from edgekd.data.models import build_model, weights_digest  # noqa: E402
 from scheduler.control.controller import Controller  # noqa: E402
@@ -100,12 +101,12 @@ def dataset(settings: Settings, split: str) -> str:
     return f"synthetic:classes={NUM_CLASSES},size={settings.size},samples=512:{split}"
 
 
-def make_trainer(settings: Settings) -> Trainer:
+def make_trainer(settings: Settings) -> TeamTrainer:
     private, public = load_dataset(dataset(settings, "private")), load_dataset(dataset(settings, "public"))
     student = build_model(settings.model, num_classes=NUM_CLASSES, input_shape=private.images.shape[1:], seed=0)
     batch = settings.batch
     recipe = Recipe(alpha=0.1, temperature=4, lr=0.01, momentum=0.9, batch_size=batch, public_batch=batch, seed=0, device="cpu")
-    trainer = Trainer(student=student, private=private, public=public, recipe=recipe)
+    trainer = TeamTrainer(student=student, private=private, public=public, recipe=recipe)
     trainer.warm_up(NUM_CLASSES)
     return trainer
 

@@ -11,8 +11,10 @@ import math
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from multiprocessing import reduction
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -144,6 +146,10 @@ class Ring:
             raise ValueError(f"descriptor {fd} is not an EdgeKD ring: magic {magic!r}, {os.fstat(fd).st_size} bytes")
         return cls(fd, shape)
 
+    def __reduce__(self) -> "tuple[Callable[[Any], Ring], tuple[Any]]":
+        """Map the same memory in a child process that the ring is passed to."""
+        return _attach, (reduction.DupFd(self.fd),)
+
     def slot(self, batch_index: int) -> Slot:
         """Return the slot of a batch: views into the ring, not copies."""
         return self._slots[batch_index % self.shape.num_slots]
@@ -183,3 +189,7 @@ class Ring:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _attach(descriptor: Any) -> Ring:
+    return Ring.attach(descriptor.detach())

@@ -48,6 +48,7 @@ class Outcome:
     prefetch: int
     comm_is_idle: bool
     max_threads: int
+    num_shards: int
     started: float
     ended: float
     disturbance: dict[str, Any] | None
@@ -147,6 +148,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "num_threads_churned": outcome.loop.num_threads_churned,
         "prefetch": outcome.prefetch,
         "torch_threads": outcome.max_threads,
+        "shards": outcome.num_shards,
         "comm_niceness": kind_of(config.policy).launch_options.comm_niceness,
         "comm_is_idle": outcome.comm_is_idle,
         "openmp_wait": spinning_variables(os.environ),

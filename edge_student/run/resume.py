@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Flags that the weights depend on, besides the data sets' digests.
 _RECIPE = ("model", "alpha", "temperature", "lr", "momentum", "batch_size", "public_batch", "seed", "encoding", "top_k")
+_FORMER = {"shards": 1}
+"""Values of flags that did not exist when a checkpoint was written."""
 _KEYS = (
     *("run_id", "recipe", "teacher", "num_cycles", "totals", "marks", "wall_clock_s", "events_bytes", "loss", "resumed_at"),
     "learnt",
@@ -54,15 +56,20 @@ class ResumeState:
     controller_state: Any = None
     snapshot: Mapping[str, torch.Tensor] | None = None
 
+    @property
+    def num_shards(self) -> int | None:
+        """The number of shards of the run so far; None for a new run."""
+        return None if self.recipe is None else int(self.recipe.get("shards", _FORMER["shards"]))
+
 
 def flags_of(config: TrainConfig) -> dict[str, Any]:
     """Return the flags that the weights depend on, as plain values by flag name. Needs no data set."""
     return {**{name: getattr(config, name) for name in _RECIPE}, "encoding": config.encoding.value}
 
 
-def recipe_of(config: TrainConfig, private_digest: str, num_private: int) -> dict[str, Any]:
+def recipe_of(config: TrainConfig, private_digest: str, num_private: int, num_shards: int) -> dict[str, Any]:
     """Return all that the weights depend on, except teacher and public data, as plain values by flag name."""
-    return {**flags_of(config), "private": private_digest, "private_samples": num_private}
+    return {**flags_of(config), "private": private_digest, "private_samples": num_private, "shards": num_shards}
 
 
 def load_resume_state(config: TrainConfig) -> ResumeState:
@@ -88,7 +95,7 @@ def load_resume_state(config: TrainConfig) -> ResumeState:
 def check_recipe(resumed: ResumeState, recipe: Mapping[str, Any], out: Path) -> None:
     """Raise CheckpointError, with flag and both values, if a resumed run has another recipe than its checkpoint."""
     for name, value in recipe.items():
-        if resumed.recipe is None or resumed.recipe.get(name) == value:
+        if resumed.recipe is None or resumed.recipe.get(name, _FORMER.get(name)) == value:
             continue
         flag = f"--{name.replace('_', '-')}"
         if name == "private":

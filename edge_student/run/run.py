@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -32,11 +32,12 @@ from edge_student.run.resume import (
 )
 from edge_student.run.setup import (
     check_teacher,
+    choose_shards,
     configure_worker,
     limit_torch_threads,
     load_training_data,
-    make_trainer,
     no_full_collections,
+    open_trainer,
     ring_shape,
 )
 from edge_student.run.signals import SignalHandler
@@ -44,6 +45,8 @@ from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import TrainConfig
 from edge_student.training.torch_team import TorchTeam
 from edge_student.training.trainer import Trainer
+from edge_student.workers.server import start_server
+from edge_student.workers.sharded_trainer import ShardedTrainer
 from edgekd.cli.progress import Progress
 from edgekd.data.datasets import load_dataset
 from edgekd.data.devices import choose_device
@@ -52,7 +55,7 @@ from edgekd.data.models import check_model
 from edgekd.files import claim_folder, make_folder, remove_if_empty
 from edgekd.wire.identity import new_run_id
 from scheduler.control.controller import Controller
-from scheduler.live.binding import CommBinding, CompBinding
+from scheduler.live.binding import CommBinding, CompBinding, WorkersBinding
 from scheduler.live.loop import SchedulerLoop
 from scheduler.policies.registry import kind_of, make_policy
 
@@ -91,6 +94,7 @@ class Run:
             self._device = str(choose_device(config.device))
             self._profile = load_profile(config, cores, device=self._device)
             check_model(config.model)  # here, so that a wrong name is rejected before the worker starts
+            self._num_shards = choose_shards(config, self._device, self._resumed.num_shards)
             self._policy = make_policy(config.policy, num_cores=len(cores), seed=config.seed, profile=self._profile)
             self._buffer = EventBuffer()
             self._sampler = DisturbanceSampler(cores, teacher=config.teacher)
@@ -116,13 +120,15 @@ class Run:
             logger.info("all %d cycles are trained already: nothing to do", config.cycles)
             return result
         self._max_threads = limit_torch_threads(config.torch_threads)
+        if self._num_shards > 1:
+            start_server()
         # Without a teacher, the public data set identifies the cache. With one, data is loaded while the worker connects.
         data = load_training_data(config) if config.teacher is None else None
         digest = data.public.digest if data is not None and data.public is not None else ""
         with CommWorkerProcess(self._configure(digest)) as worker:
             # The test data is loaded here too, so that a missing file ends the run before the training.
             data, test = data or load_training_data(config), load_dataset(config.test_dataset)
-            recipe = recipe_of(config, data.private.digest, len(data.private.labels))
+            recipe = recipe_of(config, data.private.digest, len(data.private.labels), self._num_shards)
             check_recipe(resumed, recipe, config.out)
             described = worker.await_description()
             self._check_class(worker)
@@ -131,17 +137,17 @@ class Run:
             # Shape and number of classes are known now, so the profile is checked against these as well.
             shape = data.private.images.shape[1:]
             load_profile(config, self._cores, device=self._device, input_shape=shape, num_classes=described.num_classes)
-            trainer = make_trainer(config, data, described.num_classes, self._device, self._signals.deferred)
             ring = Ring.create(self._ring_shape(described.num_classes, shape))
-            try:
+            opened = open_trainer(
+                config, data, ring, device=self._device, num_shards=self._num_shards, defer_signals=self._signals.deferred
+            )
+            with closing(ring), opened as trainer:
                 ring.set_consumed(resumed.num_cycles)
                 worker.use_ring(ring, start=resumed.num_cycles, stop=config.cycles)
                 controller = self._make_controller(ring, resumed)
                 resume_training(resumed, trainer, controller, config)
                 with self._signals.deferred():
                     return self._train_and_save(Parts(worker, ring, trainer, controller), recipe, described, test)
-            finally:
-                ring.close()
 
     def _train_and_save(self, parts: Parts, recipe: dict[str, Any], described: Described, test: ImageDataset) -> dict[str, Any]:
         """Train, measure the accuracy and save. Signals are deferred, except while cycles or the accuracy are computed."""
@@ -184,6 +190,7 @@ class Run:
                 prefetch=parts.ring.shape.num_slots,
                 comm_is_idle=self._comm_is_idle,
                 max_threads=self._max_threads,
+                num_shards=self._num_shards,
                 started=self._started,
                 ended=self._ended,
                 disturbance=self._disturbance,
@@ -257,9 +264,14 @@ class Run:
             cores=self._cores,
             comm_port=parts.worker,
             comm_binding=CommBinding(parts.worker.pid),
-            comp_binding=CompBinding(TorchTeam(), max_threads=self._max_threads),
+            comp_binding=self._bind_compute(parts.trainer),
             record=self._buffer.record,
         )
+
+    def _bind_compute(self, trainer: Trainer) -> CompBinding | WorkersBinding:
+        if isinstance(trainer, ShardedTrainer):
+            return WorkersBinding(trainer)
+        return CompBinding(TorchTeam(), max_threads=self._max_threads)
 
     def _train(self, parts: Parts, loop: SchedulerLoop, checkpoints: CheckpointWriter) -> BaseException | None:
         """Run all cycles between two readings of the counters. Returns the exception that ended them, to be raised after saving."""

@@ -9,9 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from edge_student.ipc.messages import Configure, Described
-from edge_student.ipc.ring import RingShape
+from edge_student.ipc.ring import Ring, RingShape
 from edge_student.settings.student import StudentConfig
-from edge_student.training.trainer import Recipe, Trainer, check_same_shape
+from edge_student.training.batches import check_same_shape
+from edge_student.training.recipe import Recipe
+from edge_student.training.team_trainer import TeamTrainer
+from edge_student.training.trainer import Trainer
+from edge_student.workers.divisible import check_divisible
+from edge_student.workers.sharded_trainer import ShardedTrainer
+from edge_student.workers.shared_dataset import SharedDataset
+from edge_student.workers.shared_model import ModelNotDivisible
 from edgekd.data.datasets import load_dataset
 from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.models import build_model
@@ -94,17 +101,64 @@ def check_teacher(described: Described, data: TrainingData, address: str | None)
         )
 
 
-def make_trainer(
+def choose_shards(config: StudentConfig, device: str, former: int | None) -> int:
+    """Return the number of shards: --shards, else that of the run that is resumed (`former`, None for a new run), else 1.
+
+    Raises ValueError for several shards on a GPU.
+    """
+    num_shards = config.shards or former or 1
+    if num_shards > 1 and device != "cpu":
+        raise ValueError(f"--shards is {num_shards}, but the device is {device}: shards are for the CPU; omit it")
+    return num_shards
+
+
+@contextmanager
+def open_trainer(
     config: StudentConfig,
     data: TrainingData,
-    num_classes: int,
+    ring: Ring,
+    *,
     device: str,
+    num_shards: int,
     defer_signals: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Trainer:
-    """Build the student and return its trainer, warmed up. See `Trainer` for `defer_signals`."""
+) -> Iterator[Trainer]:
+    """Build the student and yield its trainer, warmed up. A trainer with several shards has its own processes until the end.
+
+    See `TeamTrainer` for `defer_signals`. Raises ValueError for a model that cannot be trained in shards.
+    """
+    num_classes, shape = ring.shape.num_classes, data.private.images.shape[1:]
+    student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
+    if num_shards == 1:
+        yield _team_trainer(config, data, student, num_classes, device, defer_signals)
+        return
+    private = SharedDataset(data.private)
+    public = None if data.public is None else SharedDataset(data.public)
+    try:
+        check_divisible(student, shape)
+        trainer = ShardedTrainer(
+            student=student,
+            private=private,
+            public=public,
+            ring=ring,
+            recipe=_recipe(config, device),
+            num_shards=num_shards,
+            defer_signals=defer_signals,
+        )
+    except ModelNotDivisible as error:
+        raise ValueError(f"--shards is {num_shards}, but model {config.model} needs --shards 1: {error}") from None
+    with trainer:
+        yield trainer
+
+
+def make_trainer(config: StudentConfig, data: TrainingData, num_classes: int, device: str) -> TeamTrainer:
+    """Build the student and return a trainer with one team of threads, warmed up."""
     shape = data.private.images.shape[1:]
     student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
-    recipe = Recipe(
+    return _team_trainer(config, data, student, num_classes, device, nullcontext)
+
+
+def _recipe(config: StudentConfig, device: str) -> Recipe:
+    return Recipe(
         alpha=config.alpha,
         temperature=config.temperature,
         lr=config.lr,
@@ -114,7 +168,19 @@ def make_trainer(
         seed=config.seed,
         device=device,
     )
-    trainer = Trainer(student=student, private=data.private, public=data.public, recipe=recipe, defer_signals=defer_signals)
+
+
+def _team_trainer(
+    config: StudentConfig,
+    data: TrainingData,
+    student: torch.nn.Module,
+    num_classes: int,
+    device: str,
+    defer_signals: Callable[[], AbstractContextManager[None]],
+) -> TeamTrainer:
+    trainer = TeamTrainer(
+        student=student, private=data.private, public=data.public, recipe=_recipe(config, device), defer_signals=defer_signals
+    )
     trainer.warm_up(num_classes)
     return trainer
 

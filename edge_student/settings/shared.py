@@ -13,6 +13,7 @@ from edgekd.cli.device_names import Device
 from edgekd.wire.limits import MAX_BATCH_SIZE
 
 _MAX_SEED = 2**64 - 1
+_MAX_SHARDS = 64
 _MAX_PRIVATE_BATCH = 1 << 16
 """Private samples in one step: more than any board holds in memory."""
 _MAX_RING_MIB = 1 << 20
@@ -78,6 +79,9 @@ class TrainingSettings:
     """Momentum of SGD, at least 0 and below 1."""
     batch_size: int = 32
     """Private samples in one step."""
+    shards: int | None = None
+    """Parts of every batch, each computed by a process of one thread. Results depend on their number, not on the cores. With 1, one
+    team of threads computes the whole batch. (default: 1)"""
     seed: int = 0
     """Seed of the initial weights, of both sample orders and of the policy `random`."""
 
@@ -92,6 +96,9 @@ class TrainingSettings:
         for flag, number in (("--temperature", self.temperature), ("--lr", self.lr)):
             if not 0 < number < float("inf"):
                 raise ValueError(f"{flag} is {number}, must be above 0 and finite")
+        if self.shards is not None and not 1 <= self.shards <= min(_MAX_SHARDS, self.batch_size):
+            most = min(_MAX_SHARDS, self.batch_size)
+            raise ValueError(f"--shards is {self.shards}, must be in 1 .. {most}: each has a private row")
         if self.batch_size > _MAX_PRIVATE_BATCH:
             raise ValueError(f"--batch-size is {self.batch_size}, must be at most {_MAX_PRIVATE_BATCH}")
         if not 0 <= self.seed < _MAX_SEED:

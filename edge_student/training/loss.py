@@ -29,8 +29,12 @@ def combined_loss(
     *,
     alpha: float,
     temperature: float,
+    private_share: float = 1.0,
+    public_share: float = 1.0,
 ) -> torch.Tensor:
     """Return L = alpha * L_p + (1 - alpha) * L_d (Eq. 1): L_p on the private batch, L_d on the public batch; a scalar.
+
+    Of a shard, the rows' shares of the two batches are its weights: the losses of all shards then add up to that of the batch.
 
     Raises ValueError unless 0 <= alpha <= 1 and temperature > 0.
     """
@@ -40,4 +44,4 @@ def combined_loss(
         raise ValueError(f"temperature is {temperature}, must be above 0")
     private = prediction_loss(private_logits, labels)
     public = distillation_loss(public_logits, teacher_logits, temperature)
-    return alpha * private + (1.0 - alpha) * public
+    return (alpha * private_share) * private + ((1.0 - alpha) * public_share) * public

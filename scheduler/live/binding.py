@@ -87,6 +87,70 @@ class CommBinding:
         return self.apply(self._mask)
 
 
+class ComputeWorkers(Protocol):
+    """The processes that compute, one for each shard."""
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The process ids, in the order of shards. A worker that was killed is replaced."""
+
+
+class WorkersBinding:
+    """Pins compute workers of one thread each. It can be called from any thread at any moment, also in the middle of a task.
+
+    With a core for each, every worker is pinned to one. With fewer, all workers share all cores, and the kernel balances them.
+    """
+
+    num_churned = 0
+
+    def __init__(self, workers: ComputeWorkers) -> None:
+        self._workers = workers
+        self._cores: tuple[int, ...] = ()
+        self._pids: tuple[int, ...] = ()
+        self._original = frozenset(os.sched_getaffinity(0))
+
+    def leave_alone(self, tid: int) -> None:
+        """Do nothing: no thread of this process is bound."""
+
+    def apply(self, cores: Iterable[int]) -> ThreadMasks:
+        """Run the workers on exactly these cores, the first worker on the highest. Return the masks read back.
+
+        The result is empty if nothing has changed.
+        """
+        requested, pids = tuple(sorted(cores, reverse=True)), self._workers.pids
+        assert requested, "compute without cores waits at its boundary and is not bound"
+        if (requested, pids) == (self._cores, self._pids):
+            return {}
+        shared = frozenset(requested)
+        masks: ThreadMasks = {}
+        for n, pid in enumerate(pids):
+            masks |= _pin_process(pid, frozenset({requested[n]}) if len(requested) >= len(pids) else shared)
+        self._cores, self._pids = requested, pids
+        return masks
+
+    def forget(self) -> None:
+        """Forget the masks, because the kernel may have changed them: the next `apply` sets them again."""
+        self._cores = ()
+
+    def restore(self) -> ThreadMasks:
+        """Let the workers run on all cores again, and return the masks read back. A mask that the kernel refuses stays as it is."""
+        masks: ThreadMasks = {}
+        if self._pids:
+            for pid in self._workers.pids:
+                with contextlib.suppress(BindingRefusedError):
+                    masks |= _pin_process(pid, self._original)
+        self._cores, self._pids = (), ()
+        return masks
+
+
+def _pin_process(pid: int, cores: frozenset[int]) -> ThreadMasks:
+    """Pin all threads of a process and return the masks read back; empty if it has exited."""
+    tids = threads_of(pid)
+    for tid in tids:
+        set_mask(tid, cores)
+    return read_masks(tids)
+
+
 class CompBinding:
     """Resizes the OpenMP team of the calling thread and pins it, one thread to one core.
 

@@ -6,7 +6,7 @@ but `bind` are called under the loop's lock: finding the threads of the team can
 
 from collections.abc import Callable
 
-from scheduler.live.binding import CompBinding
+from scheduler.live.binding import CompBinding, WorkersBinding
 from scheduler.live.records import Record, of_bound
 from scheduler.live.threads import ThreadMasks
 from scheduler.model.handover import Handover
@@ -17,7 +17,7 @@ from scheduler.model.state import Decision
 class CompSide:
     """One compute worker: the cores it is bound to, the cores its task uses now, and whether it has to move."""
 
-    def __init__(self, binding: CompBinding, record: Callable[[Record], None], clock: Callable[[], float]) -> None:
+    def __init__(self, binding: CompBinding | WorkersBinding, record: Callable[[Record], None], clock: Callable[[], float]) -> None:
         self._binding = binding
         self._record = record
         self._clock = clock

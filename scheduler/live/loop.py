@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from scheduler.control.controller import Controller
-from scheduler.live.binding import CommBinding, CompBinding
+from scheduler.live.binding import CommBinding, CompBinding, WorkersBinding
 from scheduler.live.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommPort
 from scheduler.live.comm_side import CommSide
 from scheduler.live.comp_side import CompSide
@@ -45,7 +45,7 @@ class SchedulerLoop:
         cores: Sequence[int],
         comm_port: CommPort,
         comm_binding: CommBinding,
-        comp_binding: CompBinding,
+        comp_binding: CompBinding | WorkersBinding,
         record: Callable[[Record], None],
         clock: Callable[[], float] = time.monotonic,
         usable: Callable[[frozenset[int]], frozenset[int]] = usable_of,

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from edge_student.training.trainer import Recipe
+from edge_student.training.recipe import Recipe
 from edgekd.data.datasets import load_dataset
 from edgekd.data.models import build_model
 from scheduler.model.state import Task

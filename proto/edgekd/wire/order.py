@@ -44,7 +44,7 @@ def permutation(seed: int, num_samples: int, epoch: int) -> npt.NDArray[np.int64
     """
     if not 0 <= seed <= _MASK:
         raise ValueError(f"seed is {seed}, must be in 0 .. 2^64-1")
-    base = (_mix(_mix(seed) + epoch) + _ID_OFFSET) & _MASK
+    base = (mix(mix(seed) + epoch) + _ID_OFFSET) & _MASK
     keys = _mix_array(np.arange(num_samples, dtype=np.uint64) + np.uint64(base))
     # mix is a bijection, so the keys are distinct and every sort gives the same order.
     order = np.argsort(keys).astype(np.int64, copy=False)
@@ -52,7 +52,7 @@ def permutation(seed: int, num_samples: int, epoch: int) -> npt.NDArray[np.int64
     return order
 
 
-def _mix(z: int) -> int:
+def mix(z: int) -> int:
     """Apply the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014) to one integer, modulo 2^64."""
     z &= _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
@@ -61,7 +61,7 @@ def _mix(z: int) -> int:
 
 
 def _mix_array(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Apply `_mix` to uint64 [n]; numpy arrays wrap around modulo 2^64."""
+    """Apply `mix` to uint64 [n]; numpy arrays wrap around modulo 2^64."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

@@ -25,7 +25,7 @@ from edge_student.run.checkpoint_writer import CheckpointWriter
 from edge_student.run.resume import ResumeState
 from edge_student.run.signals import SignalHandler, Terminated
 from edge_student.settings.student import TrainConfig
-from edge_student.training.trainer import Trainer
+from edge_student.training.team_trainer import TeamTrainer
 from edgekd.files import claim_folder
 
 CYCLES = 400
@@ -49,14 +49,14 @@ class Noisy(torch.nn.Module):
         return self.last(self.drop(self.normal(images)).flatten(1)) * (1 + self.calls / 100)
 
 
-def noisy_trainer() -> Trainer:
+def noisy_trainer() -> TeamTrainer:
     torch.manual_seed(11)
-    trainer = Trainer(student=Noisy(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    trainer = TeamTrainer(student=Noisy(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
     trainer.enable_snapshots()
     return trainer
 
 
-def state(trainer: Trainer) -> dict[str, bytes]:
+def state(trainer: TeamTrainer) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in trainer.snapshot().items()}
 
 
@@ -146,7 +146,7 @@ def test_a_snapshot_without_a_weight_or_a_random_state_is_refused() -> None:
 
 def test_a_signal_in_a_step_is_raised_after_it_was_counted() -> None:
     signals = SignalHandler()
-    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE, defer_signals=signals.deferred)
+    trainer = TeamTrainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE, defer_signals=signals.deferred)
     trainer.enable_snapshots()
     step = trainer._optimizer.step
     seen: list[int] = []
@@ -161,7 +161,7 @@ def test_a_signal_in_a_step_is_raised_after_it_was_counted() -> None:
         trainer.train(5, Boundaries(), Logits(), lambda done: None)
     assert (seen, trainer.num_cycles) == ([0], 1)
 
-    untorn = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    untorn = TeamTrainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
     untorn.train(1, Boundaries(), Logits(), lambda done: None)
     assert {k: v.tolist() for k, v in trainer.student.state_dict().items()} == {
         k: v.tolist() for k, v in untorn.student.state_dict().items()

@@ -6,7 +6,7 @@ import torch
 from small_training import PRIVATE, PUBLIC, RECIPE, TEST, Boundaries, Logits, student
 
 from edge_student.training.loss import combined_loss
-from edge_student.training.trainer import Trainer
+from edge_student.training.team_trainer import TeamTrainer
 from edgekd.data.datasets import load_dataset
 from edgekd.data.tensors import to_input
 from edgekd.wire.order import batch_ids
@@ -15,7 +15,7 @@ from scheduler.model.state import Task
 
 def test_three_cycles_are_three_steps_of_sgd_on_equation_1() -> None:
     torch.set_num_threads(1)
-    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    trainer = TeamTrainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
     boundaries = Boundaries()
     trainer.train(3, boundaries, Logits(), lambda done: None)
     assert boundaries.tasks == [Task.FORWARD, Task.BACKWARD] * 3
@@ -37,14 +37,14 @@ def test_three_cycles_are_three_steps_of_sgd_on_equation_1() -> None:
 
 
 def test_warming_up_changes_neither_weights_nor_statistics() -> None:
-    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    trainer = TeamTrainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
     before = {name: tensor.clone() for name, tensor in trainer.student.state_dict().items()}
     trainer.warm_up(10)
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.student.state_dict().items())
 
 
 def test_accuracy_is_the_fraction_that_is_right() -> None:
-    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    trainer = TeamTrainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
     with torch.no_grad():
         predicted = trainer.student.eval()(to_input(TEST.images)).argmax(1).numpy()
     assert trainer.accuracy(TEST) == pytest.approx((predicted == TEST.labels).mean())
@@ -53,4 +53,4 @@ def test_accuracy_is_the_fraction_that_is_right() -> None:
 def test_images_of_two_shapes_are_refused_by_name() -> None:
     other = load_dataset("synthetic:classes=10,size=16,samples=20:public")
     with pytest.raises(ValueError, match="shapes must be equal"):
-        Trainer(student=student(), private=PRIVATE, public=other, recipe=RECIPE)
+        TeamTrainer(student=student(), private=PRIVATE, public=other, recipe=RECIPE)

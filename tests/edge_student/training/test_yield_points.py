@@ -10,8 +10,8 @@ import torch
 from small_training import PRIVATE, PUBLIC, RECIPE, TEST, Boundaries, Logits, student
 from torch import nn
 
+from edge_student.training.team_trainer import TeamTrainer
 from edge_student.training.torch_team import TorchTeam
-from edge_student.training.trainer import Trainer
 from edge_student.training.yield_points import (
     GAP_S,
     NO_YIELD_POINTS,
@@ -163,7 +163,7 @@ class Resizing(Boundaries):
 
 def trained(schedule: Boundaries, model: nn.Module, points: YieldPoints) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
-    trainer = Trainer(student=model, private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    trainer = TeamTrainer(student=model, private=PRIVATE, public=PUBLIC, recipe=RECIPE)
     trainer._yield_points = points
     trainer.train(3, schedule, Logits(), lambda done: None)
     torch.set_num_threads(1)
@@ -187,14 +187,14 @@ def test_a_team_sized_between_two_layers_keeps_its_size_in_both_passes() -> None
 
 
 def test_a_trainer_asks_everywhere_until_its_warm_up_has_measured() -> None:
-    trainer = Trainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
+    trainer = TeamTrainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
     assert trainer._yield_points == every_layer(trainer.student)
     trainer.warm_up(10)
     assert trainer._yield_points.forward <= every_layer(trainer.student).forward
     assert reached_by_accuracy(trainer) == 0
 
 
-def reached_by_accuracy(trainer: Trainer) -> int:
+def reached_by_accuracy(trainer: TeamTrainer) -> int:
     schedule = Resizing(1)
     trainer.train(1, schedule, Logits(), lambda done: None)
     before = len(schedule.found)

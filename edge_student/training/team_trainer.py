@@ -1,0 +1,173 @@
+"""Trains with one team of threads, cycle by cycle, each cycle a Forward and a Backward.
+
+A cycle is one forward over [private batch ; public batch], one backward and one SGD step (Eq. 1 and 2). The trainer is independent
+of receiver, scheduler and cores: it can block only in `Schedule`, around each task and between layers.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from copy import deepcopy
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edge_student.training.accuracy import accuracy
+from edge_student.training.batches import ALL_ROWS, Batches
+from edge_student.training.loss import combined_loss
+from edge_student.training.recipe import Recipe
+from edge_student.training.rollback import RollbackState, restore_generators
+from edge_student.training.sgd import Sgd
+from edge_student.training.trainer import BatchSource, Schedule, check_tensors
+from edge_student.training.yield_points import NO_YIELD_POINTS, every_layer, find_yield_points, interruptible
+from edgekd.data.image_dataset import ImageDataset
+from edgekd.data.tensors import to_input
+from edgekd.wire.layouts import Decoded
+from scheduler.model.state import Task
+
+
+class TeamTrainer:
+    """Trains `student` on `private` data and on a teacher's logits of `public` data. Call `warm_up()`, then `train()`.
+
+    `public` is None if its inputs are received with the logits. A signal handler may raise anywhere except within `defer_signals`,
+    a context that encloses the optimiser step and its bookkeeping. Raises ValueError if the two data sets differ in shape.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: torch.nn.Module,
+        private: ImageDataset,
+        public: ImageDataset | None,
+        recipe: Recipe,
+        defer_signals: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.student = student.to(recipe.device)
+        self._batches = Batches(private, public, recipe)
+        self._recipe = recipe
+        self._optimizer = self._make_optimizer(self.student)
+        # On a GPU one thread only queues the layers, so changing its cores within a pass has no use.
+        self._is_on_cpu = torch.device(recipe.device).type == "cpu"
+        self._yield_points = every_layer(self.student) if self._is_on_cpu else NO_YIELD_POINTS
+        self._defer_signals = defer_signals
+        self._rollback: RollbackState | None = None
+        self.num_cycles = 0
+        """Number of cycles with a completed optimiser step."""
+        self.last_loss = float("nan")
+
+    def warm_up(self, num_classes: int) -> None:
+        """Run two steps on a copy, so that threads exist and kernels are chosen before the clock starts.
+
+        On the CPU the second step also measures the yield points; without a warm-up, every layer is one.
+        """
+        student = deepcopy(self.student).train()
+        optimizer = self._make_optimizer(student)
+        teacher_logits = np.zeros((self._recipe.public_batch, num_classes), np.float32)
+        public_inputs = np.zeros((self._recipe.public_batch, *self._batches.input_shape), np.uint8)
+
+        def step() -> None:
+            logits, labels = self._forward(student, 0, public_inputs)
+            self._differentiate(optimizer, logits, labels, teacher_logits)
+            optimizer.step()
+
+        step()
+        if self._is_on_cpu:
+            self._yield_points = find_yield_points(student, step)
+        else:
+            step()
+
+    def train(
+        self, cycles: int, schedule: Schedule, source: BatchSource, on_cycle: Callable[[int], None], *, start: int = 0
+    ) -> None:
+        """Run cycles `start` .. `cycles` - 1. After an exception, `num_cycles` is the number of completed cycles."""
+        self.student.train()
+        self.num_cycles = start
+        with interruptible(self.student, self._yield_points, schedule.between_layers):
+            for cycle in range(start, cycles):
+                with schedule.task(Task.FORWARD):
+                    logits, labels = self._forward(self.student, cycle, self._batches.received(cycle, source))
+                with ExitStack() as signals_deferred:  # step, count and record are done together or not at all
+                    with schedule.task(Task.BACKWARD):
+                        loss = self._differentiate(self._optimizer, logits, labels, source.logits(cycle))
+                        signals_deferred.enter_context(self._defer_signals())
+                        self._optimizer.step()
+                        self.last_loss = loss.item()
+                    self.num_cycles = cycle + 1
+                    if self._rollback is not None:
+                        self._rollback.save()
+                on_cycle(self.num_cycles)
+
+    def enable_snapshots(self) -> None:
+        """Keep the rollback state after each cycle from now on, so that `snapshot` can be called at any moment."""
+        self._rollback = RollbackState(self.student, self._recipe.device)
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """Return copies of all state that the next cycles depend on, as of the end of cycle `num_cycles`, for `restore`.
+
+        Parameters and momentum change only in a step and are current. A Forward changes buffers and generators, so these come from
+        the rollback state.
+        """
+        assert self._rollback is not None, "call enable_snapshots() first"
+        student = {f"student.{name}": tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items()}
+        buffers = {f"student.{name}": tensor.cpu().clone() for name, tensor in self._rollback.buffers.items()}
+        momentum = {f"momentum.{n}": tensor.cpu().clone() for n, tensor in self._optimizer.momentum.items()}
+        random = {f"random.{name}": state.clone() for name, state in self._rollback.generators.items()}
+        return student | {name: buffers[name] for name in student.keys() & buffers.keys()} | momentum | random
+
+    def restore(self, snapshot: Mapping[str, torch.Tensor], num_cycles: int) -> None:
+        """Restore a `snapshot` taken after `num_cycles` cycles.
+
+        Raises ValueError if it is of another student; the weights are then unchanged.
+        """
+        parts: dict[str, dict[str, torch.Tensor]] = {"student": {}, "momentum": {}, "random": {}}
+        for name, tensor in snapshot.items():
+            part, _, rest = name.partition(".")
+            if part not in parts:
+                raise ValueError(f"'{name}' is not part of a snapshot")
+            parts[part][rest] = tensor
+        expected = self.student.state_dict()
+        parameters = {str(n): parameter for n, parameter in enumerate(self.student.parameters())}
+        check_tensors(parts["student"], expected, is_complete=True)
+        check_tensors(parts["momentum"], parameters, is_complete=False)
+        restore_generators(parts["random"], self._recipe.device)
+        self.student.load_state_dict(parts["student"])
+        self._optimizer.momentum = {int(n): tensor for n, tensor in parts["momentum"].items()}
+        self.num_cycles = num_cycles
+
+    def accuracy(self, test: ImageDataset) -> float:
+        """Return the fraction of `test` that the student classifies correctly."""
+        return accuracy(self.student, test, self._recipe.device)
+
+    def _forward(
+        self, student: torch.nn.Module, cycle: int, received: npt.NDArray[np.uint8] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of [private ; public] and the private labels."""
+        images, labels = self._batches.rows(cycle, ALL_ROWS, received)
+        logits = student(to_input(images).to(self._recipe.device))
+        if logits.is_cuda:
+            torch.cuda.synchronize()  # a task ends when its work is done, not when it is queued
+        return logits, torch.from_numpy(labels).to(self._recipe.device)
+
+    def _differentiate(
+        self,
+        optimizer: Sgd,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        teacher_logits: Decoded,
+    ) -> torch.Tensor:
+        """Compute the gradients and return the loss, a scalar. `teacher_logits` is not used after the return."""
+        recipe = self._recipe
+        loss = combined_loss(
+            logits[: recipe.batch_size],
+            labels,
+            logits[recipe.batch_size :],
+            torch.from_numpy(teacher_logits).to(recipe.device, torch.float32),
+            alpha=recipe.alpha,
+            temperature=recipe.temperature,
+        )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _make_optimizer(self, student: torch.nn.Module) -> Sgd:
+        return Sgd(student.parameters(), lr=self._recipe.lr, momentum=self._recipe.momentum)

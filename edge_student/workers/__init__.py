@@ -1,0 +1,1 @@
+"""Compute workers: processes of one thread that each compute one shard of every batch."""

@@ -1,0 +1,178 @@
+"""The board on which the trainer and its compute workers record how far they are, and the bells with which they wake each other.
+
+A word of the board has one writer. Whoever changes a word rings the bells of those who may wait for it. Ringing and waiting are
+system calls, which are also the memory barrier between the processes.
+"""
+
+import os
+import select
+from collections.abc import Callable, Sequence
+from multiprocessing import reduction
+from typing import Any
+
+from edge_student.workers.shared_arrays import SharedArrays
+
+
+class Bell:
+    """A wake-up call for one waiting process: an eventfd(2). A ring before the wait is not lost."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if fd is None else fd
+
+    def ring(self) -> None:
+        """Wake the process that waits, or that waits next."""
+        os.eventfd_write(self.fd, 1)
+
+    def wait(self, others: Sequence[int] = (), timeout_s: float | None = None) -> list[int]:
+        """Wait for a ring or until one of the descriptors `others` is readable, and return the readable ones.
+
+        An empty list means a ring, or that `timeout_s` seconds have passed.
+        """
+        poll = select.poll()
+        for fd in (self.fd, *others):
+            poll.register(fd, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000)]
+        if self.fd in ready:
+            os.eventfd_read(self.fd)
+            ready.remove(self.fd)
+        return ready
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __reduce__(self) -> tuple[Callable[..., "Bell"], tuple[Any, ...]]:
+        return _attach, (reduction.DupFd(self.fd),)
+
+
+def _attach(descriptor: Any) -> Bell:
+    return Bell(descriptor.detach())
+
+
+class Board:
+    """The state of `num_shards` compute workers.
+
+    A cycle has two phases, numbered 2 * cycle for its Forward and 2 * cycle + 1 for its Backward with the optimiser step.
+    """
+
+    def __init__(self, num_shards: int) -> None:
+        self.num_shards = num_shards
+        per_worker = ("int64", (num_shards,))
+        self._words = SharedArrays(
+            {
+                "granted": ("int64", (1,)),
+                "ready": per_worker,
+                "done": per_worker,
+                "gradients": per_worker,
+                "begun": per_worker,
+                "stepped": per_worker,
+                "loss": ("float64", (num_shards,)),
+            }
+        )
+        self.trainer_bell = Bell()
+        self.worker_bells = [Bell() for _ in range(num_shards)]
+
+    def grant(self, num_phases: int) -> None:
+        """Let the workers compute the phases below `num_phases`."""
+        self._words["granted"][0] = num_phases
+        for bell in self.worker_bells:
+            bell.ring()
+
+    @property
+    def num_granted(self) -> int:
+        """Number of phases that the workers may compute."""
+        return int(self._words["granted"][0])
+
+    def is_ready(self, worker: int) -> bool:
+        """Whether the worker, or one that it replaces, has warmed up."""
+        return bool(self._words["ready"][worker])
+
+    def set_ready(self, worker: int) -> None:
+        """Record that the worker has warmed up."""
+        self._words["ready"][worker] = 1
+        self.trainer_bell.ring()
+
+    @property
+    def are_all_ready(self) -> bool:
+        """Whether all workers have warmed up."""
+        return bool(self._words["ready"].all())
+
+    @property
+    def num_done(self) -> int:
+        """Number of phases that all workers have completed."""
+        return int(self._words["done"].min())
+
+    def done_by(self, worker: int) -> int:
+        """Return the number of phases that one worker has completed."""
+        return int(self._words["done"][worker])
+
+    def set_done(self, worker: int, num_phases: int) -> None:
+        """Record the number of phases that `worker` has completed, and wake the trainer."""
+        self._words["done"][worker] = num_phases
+        self.trainer_bell.ring()
+
+    @property
+    def num_gradients(self) -> int:
+        """Number of cycles whose gradients all workers have written."""
+        return int(self._words["gradients"].min())
+
+    def num_gradients_of(self, worker: int) -> int:
+        """Return the number of cycles whose gradients one worker has written."""
+        return int(self._words["gradients"][worker])
+
+    def set_gradients(self, worker: int, num_cycles: int) -> None:
+        """Record the number of cycles whose gradients `worker` has written, and wake the other workers."""
+        self._words["gradients"][worker] = num_cycles
+        for other, bell in enumerate(self.worker_bells):
+            if other != worker:
+                bell.ring()
+
+    def progress_of(self, worker: int) -> "StepProgress":
+        """Return the progress of one worker within the optimiser step."""
+        return StepProgress(self._words, worker)
+
+    def set_loss(self, worker: int, loss: float) -> None:
+        """Record the worker's part of the loss."""
+        self._words["loss"][worker] = loss
+
+    @property
+    def loss(self) -> float:
+        """The loss of the last cycle: the sum of the workers' parts, in their order."""
+        return float(sum(self._words["loss"].tolist()))
+
+    def restart(self, num_cycles: int) -> None:
+        """Set all words to the state after `num_cycles` complete cycles. No worker may run."""
+        self._words["granted"][:] = self._words["done"][:] = 2 * num_cycles
+        self._words["gradients"][:] = num_cycles
+        self._words["begun"][:] = self._words["stepped"][:] = 0
+
+
+class StepProgress:
+    """How far one worker is in the optimiser step of its part of the parameters, in elements.
+
+    `begun` > `stepped` means that the elements from `stepped` up to `begun` may be half updated.
+    """
+
+    def __init__(self, words: SharedArrays, worker: int) -> None:
+        self._begun, self._stepped = words["begun"], words["stepped"]
+        self._worker = worker
+
+    @property
+    def begun(self) -> int:
+        """Number of elements whose update has begun."""
+        return int(self._begun[self._worker])
+
+    @begun.setter
+    def begun(self, num_elements: int) -> None:
+        self._begun[self._worker] = num_elements
+
+    @property
+    def stepped(self) -> int:
+        """Number of elements whose update is complete."""
+        return int(self._stepped[self._worker])
+
+    @stepped.setter
+    def stepped(self, num_elements: int) -> None:
+        self._stepped[self._worker] = num_elements

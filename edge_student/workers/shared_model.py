@@ -1,0 +1,173 @@
+"""A model whose parameters and buffers lie in shared memory, and its transfer to the compute workers.
+
+Parameters, momentum and the gradients of each shard are flat float32 arrays with the same order of elements. The optimiser step is
+elementwise, so each worker steps its own slice of them.
+"""
+
+import io
+import pickle
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from edge_student.workers.shared_arrays import SharedArrays
+
+_BUFFER_ALIGNMENT = 8
+
+
+class ModelNotDivisible(ValueError):
+    """The model cannot be trained by several workers. The message names the cause."""
+
+
+class Part(NamedTuple):
+    """The place of one tensor in a flat array: elements `start` .. `stop` - 1, and its shape."""
+
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+
+class SharedModel:
+    """The shared state of one model with `num_shards` workers. Build it in the trainer; `student` uses the shared memory then.
+
+    Arrays of `arrays`:
+
+    - parameters, momentum: float32 [P]
+    - gradients: float32 [shards, P]; has_gradient: uint8 [shards, parameters]
+    - undo: float32 [shards, 2, chunk], the part of parameters and momentum that the step is updating
+    - buffers: float32 [B], the float32 buffers after the last cycle; shard_buffers: float32 [shards, B], after a shard's Forward
+    - other_buffers: uint8 [bytes], the buffers of other types; other_shard_buffers: uint8 [shards, bytes]
+
+    Raises ModelNotDivisible for parameters that are not float32 on the CPU, and for a model that cannot be pickled.
+    """
+
+    def __init__(self, student: nn.Module, num_shards: int, chunk: int) -> None:
+        parameters, buffers = list(student.parameters()), list(_unique(student.buffers()))
+        for tensor in (*parameters, *buffers):
+            if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+                raise ModelNotDivisible(f"a tensor of the model is {tensor.layout} on {tensor.device}")
+        if any(parameter.dtype != torch.float32 for parameter in parameters):
+            raise ModelNotDivisible("a parameter of the model is not float32")
+        self.parameters, size = _places(parameters)
+        floats = [buffer for buffer in buffers if buffer.dtype == torch.float32]
+        others = [buffer for buffer in buffers if buffer.dtype != torch.float32]
+        self._buffers, buffer_size = _places(floats)
+        self._others, other_size = _byte_places(others)
+        self._other_types = [buffer.dtype for buffer in others]
+        self.arrays = SharedArrays(
+            {
+                "parameters": ("float32", (size,)),
+                "momentum": ("float32", (size,)),
+                "gradients": ("float32", (num_shards, size)),
+                "has_gradient": ("uint8", (num_shards, len(parameters))),
+                "undo": ("float32", (num_shards, 2, chunk)),
+                "buffers": ("float32", (buffer_size,)),
+                "shard_buffers": ("float32", (num_shards, buffer_size)),
+                "other_buffers": ("uint8", (other_size,)),
+                "other_shard_buffers": ("uint8", (num_shards, other_size)),
+            }
+        )
+        order = [*parameters, *floats, *others]
+        self._pickled = _dump(student, order)
+        views = self._views(self.arrays["buffers"], self.arrays["other_buffers"])
+        for tensor, view in zip(order, views, strict=True):
+            view.copy_(tensor.detach())
+            tensor.data = view
+
+    def load(self, worker: int) -> nn.Module:
+        """Return the model in a worker: the shared parameters, and buffers in the worker's own row."""
+        views = self._views(self.arrays["shard_buffers"][worker], self.arrays["other_shard_buffers"][worker])
+        num_parameters = len(self.parameters)
+        return _load(self._pickled, views, num_parameters)
+
+    def buffers_of(self, worker: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """Return the worker's own row of the float32 buffers, and of the bytes of the others."""
+        return self.arrays["shard_buffers"][worker], self.arrays["other_shard_buffers"][worker]
+
+    def gradient_views(self, worker: int) -> list[torch.Tensor]:
+        """Return the places of the worker's gradients, one tensor for each parameter."""
+        flat = torch.from_numpy(self.arrays["gradients"][worker])
+        return [flat[part.start : part.stop].view(part.shape) for part in self.parameters]
+
+    def momentum_views(self) -> list[torch.Tensor]:
+        """Return the momentum of each parameter."""
+        flat = torch.from_numpy(self.arrays["momentum"])
+        return [flat[part.start : part.stop].view(part.shape) for part in self.parameters]
+
+    def _views(self, floats: npt.NDArray[np.float32], others: npt.NDArray[np.uint8]) -> list[torch.Tensor]:
+        flat = torch.from_numpy(self.arrays["parameters"])
+        views = [flat[part.start : part.stop].view(part.shape) for part in self.parameters]
+        flat = torch.from_numpy(floats)
+        views += [flat[part.start : part.stop].view(part.shape) for part in self._buffers]
+        flat = torch.from_numpy(others)
+        for part, kind in zip(self._others, self._other_types, strict=True):
+            views.append(flat[part.start : part.stop].view(kind).view(part.shape))
+        return views
+
+
+class _Pickler(pickle.Pickler):
+    """Replaces the parameters and buffers of a model with their numbers. Tensors that two modules share keep one number."""
+
+    def __init__(self, file: io.BytesIO, tensors: Sequence[torch.Tensor]) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
+        self._requires_grad = [tensor.requires_grad for tensor in tensors]
+
+    def persistent_id(self, obj: Any) -> tuple[int, bool] | None:
+        number = self._numbers.get(id(obj)) if isinstance(obj, torch.Tensor) else None
+        return None if number is None else (number, self._requires_grad[number])
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, views: Sequence[torch.Tensor], num_parameters: int) -> None:
+        super().__init__(file)
+        self._views = views
+        self._num_parameters = num_parameters
+        self._made: dict[int, torch.Tensor] = {}
+
+    def persistent_load(self, pid: Any) -> torch.Tensor:
+        number, requires_grad = pid
+        if number not in self._made:
+            view = self._views[number]
+            is_parameter = number < self._num_parameters
+            self._made[number] = nn.Parameter(view, requires_grad=requires_grad) if is_parameter else view
+        return self._made[number]
+
+
+def _dump(student: nn.Module, tensors: Sequence[torch.Tensor]) -> bytes:
+    file = io.BytesIO()
+    try:
+        _Pickler(file, tensors).dump(student)
+    except Exception as error:  # objects of the user's model may raise anything
+        raise ModelNotDivisible(f"the model cannot be sent to another process ({error})") from error
+    return file.getvalue()
+
+
+def _load(pickled: bytes, views: Sequence[torch.Tensor], num_parameters: int) -> nn.Module:
+    model: nn.Module = _Unpickler(io.BytesIO(pickled), views, num_parameters).load()
+    return model
+
+
+def _unique(tensors: Any) -> list[torch.Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def _places(tensors: Sequence[torch.Tensor]) -> tuple[list[Part], int]:
+    parts, start = [], 0
+    for tensor in tensors:
+        parts.append(Part(start, start + tensor.numel(), tuple(tensor.shape)))
+        start += tensor.numel()
+    return parts, start
+
+
+def _byte_places(tensors: Sequence[torch.Tensor]) -> tuple[list[Part], int]:
+    parts, start = [], 0
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        parts.append(Part(start, start + size, tuple(tensor.shape)))
+        start += -(-size // _BUFFER_ALIGNMENT) * _BUFFER_ALIGNMENT
+    return parts, start

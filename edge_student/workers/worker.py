@@ -1,0 +1,111 @@
+"""The process of one compute worker. It has one thread and follows the board until it is killed or told to stop.
+
+A worker that was killed is replaced by a new process, which reads from the board where to continue.
+"""
+
+import os
+import signal
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+import torch
+
+from edge_student.host.memory import keep_freed_memory
+from edge_student.ipc.parent_death import die_with_parent
+from edge_student.ipc.ring import Ring
+from edge_student.training.batches import Batches
+from edge_student.training.recipe import Recipe
+from edge_student.workers.board import Board
+from edge_student.workers.shard import Rows, Shard
+from edge_student.workers.shared_dataset import SharedDataset
+from edge_student.workers.shared_model import SharedModel
+from edge_student.workers.step import ShardStep, combine_buffers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a worker needs, as it is passed to its process. `keeps_memory`: see `keep_freed_memory`."""
+
+    number: int
+    board: Board
+    model: SharedModel
+    private: SharedDataset
+    public: SharedDataset | None
+    ring: Ring
+    recipe: Recipe
+    keeps_memory: bool
+
+
+def work(assignment: Assignment, errors: Connection) -> None:
+    """Run one worker. An exception is sent through `errors` as text; the process ends then."""
+    os.setsid()  # a terminal's Ctrl-C reaches only the trainer
+    die_with_parent(signal.SIGKILL)
+    if assignment.keeps_memory:
+        keep_freed_memory()
+    torch.set_num_threads(1)
+    try:
+        Worker(assignment).run()
+    except Exception:
+        errors.send(traceback.format_exc())
+
+
+class Worker:
+    """Computes the granted phases in order."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        recipe = assignment.recipe
+        self._number = assignment.number
+        self._board = assignment.board
+        self._model = assignment.model
+        self._ring = assignment.ring
+        self._bell = self._board.worker_bells[self._number]
+        rows = [Rows(number=n, num_shards=self._board.num_shards) for n in range(self._board.num_shards)]
+        public = None if assignment.public is None else assignment.public.dataset
+        self._batches = Batches(assignment.private.dataset, public, recipe)
+        self._shard = Shard(self._model, rows[self._number], self._batches, recipe)
+        self._rows_of_shards = [each.of(recipe.batch_size) + each.of(recipe.public_batch) for each in rows]
+        self._step = ShardStep(
+            self._model, self._number, self._board.progress_of(self._number), lr=recipe.lr, momentum=recipe.momentum
+        )
+
+    def run(self) -> None:
+        """Compute phases for ever."""
+        if not self._board.is_ready(self._number):
+            self._warm_up()
+            self._board.set_ready(self._number)
+        while True:
+            self._await_work()
+            # If a killed worker had completed this Forward, its results are lost and it is repeated.
+            cycle = self._board.done_by(self._number) // 2
+            if self._board.num_gradients_of(self._number) <= cycle:
+                self._shard.forward(cycle, self._batches.received(cycle, self._ring))
+                self._board.set_done(self._number, 2 * cycle + 1)
+                self._await_grant(2 * cycle + 1)
+                self._board.set_loss(self._number, self._shard.backward(self._ring.logits(cycle)))
+                self._step.reset()
+                self._board.set_gradients(self._number, cycle + 1)
+            while self._board.num_gradients <= cycle:
+                self._bell.wait()
+            self._step.run()
+            if self._number == 0:
+                combine_buffers(self._model, self._rows_of_shards)
+            self._board.set_done(self._number, 2 * cycle + 2)
+
+    def _warm_up(self) -> None:
+        """Compute a shard twice before the run's clock starts, so that kernels are chosen and memory is there."""
+        shape = self._ring.shape
+        logits = np.zeros((shape.batch_size, shape.num_classes), np.float32)
+        for _ in range(2):
+            self._shard.forward(0, self._batches.received(0, self._ring))
+            self._shard.backward(logits)
+
+    def _await_work(self) -> None:
+        """Wait until a phase that is not done is granted."""
+        while self._board.num_granted <= self._board.done_by(self._number):
+            self._bell.wait()
+
+    def _await_grant(self, phase: int) -> None:
+        while self._board.num_granted <= phase:
+            self._bell.wait()
