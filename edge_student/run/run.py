@@ -253,7 +253,7 @@ class Run:
             num_cores=len(self._cores),
             prefetch=prefetch_limit(ring.shape.num_slots, self._config.cycles),
             profile=self._profile,
-            comp_moves_at_boundaries=True,
+            comp_moves_at_boundaries=self._num_shards == 1,
             inputs_travel=self._config.input_encoding is not None,
             done=resumed.num_cycles,
         )

@@ -8,6 +8,7 @@ It does not import torch: the caller passes the compute worker's team as an obje
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Collection, Iterable
 from typing import Protocol
@@ -102,6 +103,7 @@ class WorkersBinding:
     """
 
     num_churned = 0
+    moves_at_once = True
 
     def __init__(self, workers: ComputeWorkers) -> None:
         self._workers = workers
@@ -128,6 +130,14 @@ class WorkersBinding:
         self._cores, self._pids = requested, pids
         return masks
 
+    def hold(self) -> None:
+        """Stop the workers where they are, until `release`."""
+        self._send(signal.SIGSTOP)
+
+    def release(self) -> None:
+        """Let the workers run on."""
+        self._send(signal.SIGCONT)
+
     def forget(self) -> None:
         """Forget the masks, because the kernel may have changed them: the next `apply` sets them again."""
         self._cores = ()
@@ -141,6 +151,11 @@ class WorkersBinding:
                     masks |= _pin_process(pid, self._original)
         self._cores, self._pids = (), ()
         return masks
+
+    def _send(self, number: signal.Signals) -> None:
+        for pid in self._workers.pids:
+            with contextlib.suppress(ProcessLookupError):  # killed, and about to be replaced
+                os.kill(pid, number)
 
 
 def _pin_process(pid: int, cores: frozenset[int]) -> ThreadMasks:
@@ -163,6 +178,8 @@ class CompBinding:
     threads need. If the kernel allows it (`may_leave_idle_priority`), they get the class SCHED_IDLE meanwhile.
     """
 
+    moves_at_once = False
+
     def __init__(self, team: ThreadTeam, *, max_threads: int, scan_every_s: float = SCAN_EVERY_S) -> None:
         self._team = team
         self._scan_every_s = scan_every_s
@@ -183,6 +200,12 @@ class CompBinding:
         self._members = self._pool
         self._known = threads_of(self._pid)
         self._num_known = len(self._known)
+
+    def hold(self) -> None:
+        """Do nothing: the calling thread holds itself at its next layer or task."""
+
+    def release(self) -> None:
+        """Do nothing, see `hold`."""
 
     def leave_alone(self, tid: int) -> None:
         """Never change this thread of our process."""

@@ -29,7 +29,33 @@ class CompSide:
         self.must_move = False
         """Whether compute has to move in the middle of its task. May be read without the lock."""
         self.masks: ThreadMasks = {}
-        """Core masks of the team's threads, as read back from the kernel."""
+        """Core masks of compute's threads, as read back from the kernel."""
+        self.moves_at_once = binding.moves_at_once
+        """Whether compute takes new cores in the middle of a task, from any thread."""
+        self.is_held = False
+
+    def apply_at_once(self, placement: Placement, decision: Decision) -> None:
+        """Give compute its cores of `placement` now, or hold it if there are none. For compute that `moves_at_once`.
+
+        Raises BindingRefusedError.
+        """
+        if placement.comp:
+            self.bind(placement, decision, "any")
+            self.release()
+        elif not self.is_held:
+            self._binding.hold()
+            self.is_held = True
+            self.record_cores((), decision, "any")
+
+    def release(self) -> None:
+        """Let compute run on if it is held."""
+        if self.is_held:
+            self._binding.release()
+            self.is_held = False
+
+    def occupy(self, cores: tuple[int, ...]) -> None:
+        """Note that a task begins on these cores. Comm gets none of them before `leave`, unless compute moves at once."""
+        self.in_use = frozenset() if self.moves_at_once else frozenset(cores)
 
     def bind(self, placement: Placement, decision: Decision, where: str) -> None:
         """Bind the team of the calling thread, and record a change of cores with the `decision` that first requested it.
@@ -80,4 +106,5 @@ class CompSide:
 
     def restore(self) -> None:
         """Restore every mask and the thread count to their values before the first `bind`."""
+        self.release()
         self._binding.restore()

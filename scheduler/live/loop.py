@@ -66,6 +66,8 @@ class SchedulerLoop:
         self._last_strategy = ""
         self._requested_by: Decision | None = None  # the decision that first gave compute the cores of `_placement`
         self._held_s = 0.0  # of the running task
+        self._held_since: float | None = None  # compute that moves at once is held in the middle of a task since then
+        self._task_runs = False
         self._stopping = threading.Event()
         self._failure: Exception | None = None
         self._failure_is_raised = False
@@ -92,6 +94,9 @@ class SchedulerLoop:
         started = self._clock()
         yield
         ended = self._clock()
+        with self._changed:
+            self._end_hold(ended)
+            self._task_runs = False
         held = {"held_s": self._held_s} if self._held_s else {}
         self._record({"event": "task", "task": task.value, "index": index, "started": started, "ended": ended, **held})
         self._held_s = 0.0
@@ -155,12 +160,14 @@ class SchedulerLoop:
                 self._comp.record_wait(placement, requested_by)
                 self._controller.comp_has_moved(self._clock())
                 self._changed.wait()
-            self._comp.in_use = frozenset(placement.comp)
+            self._comp.occupy(placement.comp)
+            self._task_runs = True
             self._controller.comp_has_moved(self._clock())
         if why:
             waited = {"started": waiting_since, "ended": self._clock()}
             self._record({"event": "wait", "why": why, "index": state.next_comp_index, **waited})
-        self._bind_comp(placement, requested_by, "task")
+        if not self._comp.moves_at_once:
+            self._bind_comp(placement, requested_by, "task")
         return state.next_comp_index
 
     def _bind_comp(self, placement: Placement, requested_by: Decision, where: str) -> None:
@@ -250,8 +257,36 @@ class SchedulerLoop:
             self._requested_by = decision
         if decision.reason in _CHOSEN:
             self._comm.set_idle_priority(self._placement.is_shared, self._record_now)
+        if self._comp.moves_at_once:
+            self._move_workers(decision.time)
         self._hand_over()
         self._changed.notify_all()
+
+    def _move_workers(self, time: float) -> None:
+        """Give the compute workers the cores of the last decision, now. Call with the lock held."""
+        assert self._placement is not None
+        assert self._requested_by is not None
+        try:
+            self._comp.apply_at_once(self._placement, self._requested_by)
+        except CoresGoneError as error:
+            self.cores.suspect(error, self._placement.comp)
+        except BindingRefusedError as error:
+            self._stop_pinning(error)
+        if not self._task_runs:
+            return
+        if self._comp.is_held and self._held_since is None:
+            self._held_since = time
+        elif not self._comp.is_held:
+            self._end_hold(time)
+
+    def _end_hold(self, time: float) -> None:
+        """Record a hold in the middle of a task, if there was one. Call with the lock held."""
+        if self._held_since is None:
+            return
+        started, self._held_since = self._held_since, None
+        self._held_s += time - started
+        index = self._controller.state.next_comp_index
+        self._record({"event": "wait", "why": "hold", "index": index, "started": started, "ended": time})
 
     def _record_now(self, record: Record) -> None:
         self._record({"time": self._clock(), **record})
@@ -302,6 +337,7 @@ class SchedulerLoop:
     def _fail(self, error: Exception) -> None:
         """Keep the first failure, which the compute worker raises. Call with the lock held."""
         self._failure = self._failure or error
+        self._comp.release()  # the task that is held ends, and the next one raises
         self._changed.notify_all()
 
     def _listen(self) -> None:

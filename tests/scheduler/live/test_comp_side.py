@@ -33,6 +33,7 @@ class FakeBinding:
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.num_churned = 2
+        self.moves_at_once = False
 
     def apply(self, cores: tuple[int, ...]) -> ThreadMasks:
         is_new = not self.calls or self.calls[-1] != cores

@@ -60,6 +60,7 @@ class FakeBinding:
         self.side = side
         self.order = order
         self.num_churned = 0
+        self.moves_at_once = False
         self.has_idle_priority = False
         self.class_refusal: BindingRefusedError | None = None
         self.is_restored = False
@@ -81,6 +82,12 @@ class FakeBinding:
     def pin_new_threads(self) -> None:
         return None
 
+    def hold(self) -> None:
+        self.order.append((self.side, ()))
+
+    def release(self) -> None:
+        self.order.append((self.side, (-1,)))
+
     def forget(self) -> None:
         self.is_restored = False
 
@@ -95,18 +102,19 @@ class FakeBinding:
 class Rig:
     """A loop with one policy and fakes for all its collaborators."""
 
-    def __init__(self, policy: str | Policy, *, cycles: int, prefetch: int | None = None) -> None:
+    def __init__(self, policy: str | Policy, *, cycles: int, prefetch: int | None = None, moves_at_once: bool = False) -> None:
         self.comm = FakeComm(cycles)
         self.order: list[tuple[str, tuple[int, ...]]] = []
         self.comm_binding = FakeBinding("comm", self.order)
         self.comp_binding = FakeBinding("comp", self.order)
+        self.comp_binding.moves_at_once = moves_at_once
         self.records: list[dict[str, Any]] = []
         self.controller = Controller(
             policy=make_policy(policy, num_cores=len(CORES), seed=0) if isinstance(policy, str) else policy,
             cycles=cycles,
             num_cores=len(CORES),
             prefetch=prefetch,
-            comp_moves_at_boundaries=True,
+            comp_moves_at_boundaries=not moves_at_once,
         )
         self.loop = SchedulerLoop(
             controller=self.controller,
@@ -283,6 +291,62 @@ def test_a_failure_that_no_task_has_raised_is_raised_at_the_end() -> None:
         rig.loop.finish()
     assert rig.comp_binding.is_restored
     rig.loop.finish()
+
+
+def test_workers_move_in_the_middle_of_a_task_by_the_thread_that_decides() -> None:
+    rig = Rig(Scripted(HALF, WIDE), cycles=3, moves_at_once=True)
+    rig.loop.start()
+    with rig.loop.task(Task.FORWARD):
+        rig.order.clear()
+        rig.comm.deliver(0)
+        rig.has_decided(2)
+        assert rig.order == [("comp", (3, 5, 7)), ("comm", (2,))]
+    rig.loop.finish()
+    bound = rig.of("comp-bound")[-1]
+    assert (bound["cores"], bound["where"], bound["decision"]) == ([3, 5, 7], "any", 1)
+    assert rig.comp_binding.is_restored
+
+
+def test_workers_without_cores_are_held_in_the_middle_of_a_task_and_released() -> None:
+    rig = Rig(Scripted(HALF, NOTHING, HALF), cycles=4, moves_at_once=True)
+    rig.loop.start()
+    with rig.loop.task(Task.FORWARD):
+        rig.comm.deliver(0)
+        rig.has_decided(2)
+        assert rig.order[-2][1] == () or rig.order[-1][1] == ()
+        rig.comm.deliver(1)
+        rig.has_decided(3)
+    rig.loop.finish()
+    assert ("comp", (-1,)) in rig.order
+    (wait,) = rig.of("wait")
+    (forward,) = (record for record in rig.of("task") if record["task"] == "forward")
+    assert wait["why"] == "hold"
+    assert forward["held_s"] == wait["ended"] - wait["started"]
+
+
+def test_held_workers_are_released_if_comm_fails() -> None:
+    rig = Rig(Scripted(HALF, NOTHING), cycles=4, moves_at_once=True)
+    rig.loop.start()
+    with rig.loop.task(Task.FORWARD):
+        rig.comm.deliver(0)
+        rig.has_decided(2)
+        rig.comm.events.put(CommFailed(error=ConnectionError("gave up")))
+        with rig.loop._changed:
+            assert rig.loop._changed.wait_for(lambda: ("comp", (-1,)) in rig.order, 10)
+    with pytest.raises(ConnectionError, match="gave up"), rig.loop.task(Task.BACKWARD):
+        pass
+    rig.loop.finish()
+
+
+@pytest.mark.parametrize("policy", ["os-default", "static:1", "random", "comm-priority", "comp-priority", "dynamic", "adaptive"])
+def test_every_policy_trains_workers_to_the_end(policy: str) -> None:
+    rig = Rig(policy, cycles=4, moves_at_once=True)
+    rig.loop.start()
+    rig.comm.deliver(0, 1, 2, 3)
+    rig.train(4)
+    rig.loop.finish()
+    assert [record["index"] for record in rig.of("task") if record["task"] == "backward"] == [0, 1, 2, 3]
+    assert rig.comp_binding.is_restored
 
 
 @pytest.mark.promise(number=23)

@@ -1,0 +1,108 @@
+"""Real processes, pinned and held by `WorkersBinding`."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from scheduler.live.binding import WorkersBinding
+from scheduler.live.threads import allowed_cores
+
+ALLOWED = tuple(sorted(allowed_cores()))
+LOW, HIGH = ALLOWED[0], ALLOWED[-1]
+TWO_CORES = pytest.mark.skipif(len(ALLOWED) < 2, reason="needs two cores to tell one from the other")
+
+
+class Workers:
+    """Programs that only wait."""
+
+    def __init__(self, number: int) -> None:
+        self.processes = [self._start() for _ in range(number)]
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return tuple(process.pid for process in self.processes)
+
+    def replace(self, number: int) -> None:
+        self.processes[number].kill()
+        self.processes[number].wait()
+        self.processes[number] = self._start()
+
+    def masks(self) -> list[set[int]]:
+        return [os.sched_getaffinity(pid) for pid in self.pids]
+
+    def states(self) -> list[str]:
+        return [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in self.pids]
+
+    def _start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", "import signal; print(flush=True); signal.pause()"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()  # the program runs
+        return process
+
+
+@contextmanager
+def bound(number: int) -> Iterator[tuple[Workers, WorkersBinding]]:
+    workers = Workers(number)
+    try:
+        yield workers, WorkersBinding(workers)
+    finally:
+        for process in workers.processes:
+            process.kill()
+            process.communicate()
+
+
+@TWO_CORES
+def test_every_worker_gets_a_core_of_its_own_and_all_share_fewer() -> None:
+    with bound(2) as (workers, binding):
+        masks = binding.apply((LOW, HIGH))
+        assert workers.masks() == [{HIGH}, {LOW}]
+        assert masks == {workers.pids[0]: (HIGH,), workers.pids[1]: (LOW,)}
+        assert binding.apply((HIGH, LOW)) == {}
+        binding.apply((HIGH,))
+        assert workers.masks() == [{HIGH}, {HIGH}]
+        binding.restore()
+        assert workers.masks() == [set(ALLOWED)] * 2
+
+
+@TWO_CORES
+def test_a_worker_that_took_the_place_of_another_is_pinned_by_the_next_call() -> None:
+    with bound(2) as (workers, binding):
+        binding.apply((LOW, HIGH))
+        workers.replace(0)
+        assert workers.masks()[0] == set(ALLOWED)
+        binding.apply((LOW, HIGH))
+        assert workers.masks() == [{HIGH}, {LOW}]
+
+
+def test_forgotten_masks_are_set_again() -> None:
+    with bound(1) as (workers, binding):
+        binding.apply((LOW,))
+        os.sched_setaffinity(workers.pids[0], ALLOWED)
+        assert binding.apply((LOW,)) == {}
+        binding.forget()
+        binding.apply((LOW,))
+        assert workers.masks() == [{LOW}]
+
+
+def test_held_workers_stand_still_until_they_are_released() -> None:
+    with bound(2) as (workers, binding):
+        binding.hold()
+        assert workers.states() == ["T", "T"]
+        binding.release()
+        assert "T" not in workers.states()
+
+
+def test_an_exited_worker_is_no_error() -> None:
+    with bound(2) as (workers, binding):
+        workers.processes[1].kill()
+        workers.processes[1].wait()
+        assert list(binding.apply((LOW,))) == [workers.pids[0]]
+        binding.hold()
+        binding.release()
+        binding.restore()
