@@ -29,7 +29,7 @@ class Workers:
 
     def replace(self, number: int) -> None:
         self.processes[number].kill()
-        self.processes[number].wait()
+        self.processes[number].communicate()
         self.processes[number] = self._start()
 
     def masks(self) -> list[set[int]]:
@@ -93,6 +93,8 @@ def test_forgotten_masks_are_set_again() -> None:
 def test_held_workers_stand_still_until_they_are_released() -> None:
     with bound(2) as (workers, binding):
         binding.hold()
+        for pid in workers.pids:
+            os.waitpid(pid, os.WUNTRACED)  # a stop takes effect when the process next runs
         assert workers.states() == ["T", "T"]
         binding.release()
         assert "T" not in workers.states()
