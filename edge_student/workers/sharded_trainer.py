@@ -106,7 +106,7 @@ class ShardedTrainer:
     def snapshot(self) -> dict[str, torch.Tensor]:
         """Return copies of all state that the next cycles depend on, as of the end of cycle `num_cycles`, for `restore`.
 
-        Random numbers are drawn anew for every cycle and shard, so they are no part of the state.
+        Every cycle and shard has its own random stream, so random numbers are no part of the state.
         """
         student = {f"student.{name}": tensor.detach().clone() for name, tensor in self.student.state_dict().items()}
         momentum = {f"momentum.{n}": tensor.clone() for n, tensor in enumerate(self._model.momentum_views())}
