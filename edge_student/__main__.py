@@ -36,7 +36,7 @@ def train(config: TrainConfig) -> int:
         if (config.shards or 1) > 1:
             from edge_student.workers.server import start_server
 
-            start_server()  # its import of torch, which takes a second, and the one below go on at the same time
+            start_server(config.model)  # its import of torch, which takes a second, and the one below go on at the same time
         # This import loads torch, which reads environment variables and the core mask when it is loaded.
         from edge_student.run.run import Run
 

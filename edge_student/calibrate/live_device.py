@@ -107,6 +107,13 @@ class LiveDevice:
         """Return the public inputs of a batch, uint8 [public batch, channels, height, width]. Called by the trainer."""
         return self._received[batch_index].inputs
 
+    def has_batch(self, index: int) -> bool:
+        """Return True: all batches are received before a visit."""
+        return True
+
+    def complete_cycle(self) -> None:
+        """Do nothing: a visit that fails ends the measurement."""
+
     def between_layers(self) -> None:
         """Do nothing: the mode does not change within a visit. Called by the trainer."""
 

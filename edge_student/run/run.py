@@ -45,7 +45,6 @@ from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import TrainConfig
 from edge_student.training.torch_team import TorchTeam
 from edge_student.training.trainer import Trainer
-from edge_student.workers.server import start_server
 from edge_student.workers.sharded_trainer import ShardedTrainer
 from edgekd.cli.progress import Progress
 from edgekd.data.datasets import load_dataset
@@ -120,8 +119,6 @@ class Run:
             logger.info("all %d cycles are trained already: nothing to do", config.cycles)
             return result
         self._max_threads = limit_torch_threads(config.torch_threads)
-        if self._num_shards > 1:
-            start_server()
         # Without a teacher, the public data set identifies the cache. With one, data is loaded while the worker connects.
         data = load_training_data(config) if config.teacher is None else None
         digest = data.public.digest if data is not None and data.public is not None else ""

@@ -15,7 +15,6 @@ from edge_student.training.batches import check_same_shape
 from edge_student.training.recipe import Recipe
 from edge_student.training.team_trainer import TeamTrainer
 from edge_student.training.trainer import Trainer
-from edge_student.workers.divisible import check_divisible
 from edge_student.workers.sharded_trainer import ShardedTrainer
 from edge_student.workers.shared_dataset import SharedDataset
 from edge_student.workers.shared_model import ModelNotDivisible
@@ -134,7 +133,6 @@ def open_trainer(
     private = SharedDataset(data.private)
     public = None if data.public is None else SharedDataset(data.public)
     try:
-        check_divisible(student, shape)
         trainer = ShardedTrainer(
             student=student,
             private=private,

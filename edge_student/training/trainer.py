@@ -19,6 +19,12 @@ class Schedule(Protocol):
     def task(self, task: Task) -> AbstractContextManager[None]:
         """Return a context for one task; entering it may block."""
 
+    def has_batch(self, index: int) -> bool:
+        """Return whether the Comm of this cycle is done. Never blocks."""
+
+    def complete_cycle(self) -> None:
+        """Report the tasks of the present cycle as done, after an exception at which compute completed them. Never blocks."""
+
     def between_layers(self) -> None:
         """Pause or move compute if needed.
 

@@ -109,9 +109,11 @@ class Board:
         return int(self._words["done"][worker])
 
     def set_done(self, worker: int, num_phases: int) -> None:
-        """Record the number of phases that `worker` has completed, and wake the trainer."""
+        """Record the number of phases that `worker` has completed, and wake the trainer; after a step, also the other workers."""
         self._words["done"][worker] = num_phases
         self.trainer_bell.ring()
+        if num_phases % 2 == 0:
+            self._ring_others(worker)
 
     @property
     def num_gradients(self) -> int:
@@ -125,6 +127,9 @@ class Board:
     def set_gradients(self, worker: int, num_cycles: int) -> None:
         """Record the number of cycles whose gradients `worker` has written, and wake the other workers."""
         self._words["gradients"][worker] = num_cycles
+        self._ring_others(worker)
+
+    def _ring_others(self, worker: int) -> None:
         for other, bell in enumerate(self.worker_bells):
             if other != worker:
                 bell.ring()

@@ -1,4 +1,4 @@
-"""Whether a model gives the same outputs for a batch in shards as for the whole batch."""
+"""What a model allows: batches in shards, and torch's memory format channels_last."""
 
 import copy
 
@@ -26,3 +26,16 @@ def check_divisible(student: nn.Module, input_shape: tuple[int, ...]) -> None:
             parts[first::2] = model(inputs[first::2])
     if not torch.allclose(whole, parts, rtol=_TOLERANCE, atol=_TOLERANCE * float(whole.abs().max())):
         raise ModelNotDivisible("an output of the model depends on the other rows of its batch")
+
+
+def allows_channels_last(student: nn.Module, input_shape: tuple[int, ...]) -> bool:
+    """Return whether the model gives the same outputs in the memory format channels_last. One that calls `view` may raise."""
+    inputs = torch.rand((_ROWS, *input_shape), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    model = copy.deepcopy(student).eval()
+    with torch.inference_mode():
+        whole = model(inputs)
+        try:
+            found = model.to(memory_format=torch.channels_last)(inputs.contiguous(memory_format=torch.channels_last))
+        except RuntimeError:
+            return False
+    return torch.allclose(whole, found, rtol=_TOLERANCE, atol=_TOLERANCE * float(whole.abs().max()))

@@ -8,7 +8,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import NamedTuple
 
 from edge_student.workers.board import Board
-from edge_student.workers.server import CONTEXT
+from edge_student.workers.server import CONTEXT, start_server
 from edge_student.workers.worker import Assignment, work
 from edgekd.errors import WorldError
 
@@ -38,6 +38,7 @@ class WorkerPool:
         """A text for every worker that was replaced."""
 
     def __enter__(self) -> "WorkerPool":
+        start_server()
         for number in range(self._board.num_shards):
             self._workers.append(self._start(number))
         return self

@@ -6,10 +6,14 @@ from multiprocessing import forkserver
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def start_server() -> None:
-    """Start the process in the background, so that it imports torch while the caller goes on.
+_LIBRARIES = ("torchvision", "timm")
 
-    A forked worker shares the memory of that import, which a new program would need for itself.
+
+def start_server(model: str = "") -> None:
+    """Start the process in the background, so that it imports torch, and the library of `model`, while the caller goes on.
+
+    A forked worker shares the memory of these imports, which a new program would need for itself. Without effect if it runs.
     """
-    CONTEXT.set_forkserver_preload(["edge_student.workers.worker"])
+    library = model.partition(":")[0]
+    CONTEXT.set_forkserver_preload(["edge_student.workers.worker", *([library] if library in _LIBRARIES else [])])
     forkserver.ensure_running()

@@ -30,10 +30,19 @@ class Rows:
         """Return the number of rows of this shard in a part of `size` rows."""
         return len(range(self.number, size, self.num_shards))
 
+    def total(self, recipe: Recipe) -> int:
+        """Return the number of rows of this shard in a batch."""
+        return self.of(recipe.batch_size) + self.of(recipe.public_batch)
+
     @property
     def slice(self) -> slice:
         """The rows as a slice of the part."""
         return slice(self.number, None, self.num_shards)
+
+
+def rows_of(num_shards: int) -> list[Rows]:
+    """Return the rows of each shard."""
+    return [Rows(number=number, num_shards=num_shards) for number in range(num_shards)]
 
 
 class Shard:
@@ -63,7 +72,10 @@ class Shard:
         images, labels = self._batches.rows(cycle, self._rows.slice, public_inputs)
         torch.default_generator.manual_seed(mix(mix(mix(self._recipe.seed) + cycle) + self._rows.number) >> 1)
         self._labels = torch.from_numpy(labels)
-        self._logits = self._student(to_input(images))
+        inputs = to_input(images)
+        if self._model.is_channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        self._logits = self._student(inputs)
 
     def backward(self, teacher_logits: Decoded) -> float:
         """Write the gradients of the shard's part of the loss to shared memory, and return that part.

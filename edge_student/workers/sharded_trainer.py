@@ -10,10 +10,12 @@ from edge_student.training.accuracy import accuracy
 from edge_student.training.recipe import Recipe
 from edge_student.training.trainer import BatchSource, Schedule, check_tensors
 from edge_student.workers.board import Board
+from edge_student.workers.divisible import allows_channels_last, check_divisible
 from edge_student.workers.pool import WorkerPool
+from edge_student.workers.shard import rows_of
 from edge_student.workers.shared_dataset import SharedDataset
 from edge_student.workers.shared_model import SharedModel
-from edge_student.workers.step import CHUNK
+from edge_student.workers.step import CHUNK, ShardStep, combine_buffers
 from edge_student.workers.worker import Assignment
 from edgekd.data.image_dataset import ImageDataset
 from scheduler.model.state import Task
@@ -39,9 +41,12 @@ class ShardedTrainer:
     ) -> None:
         self.student = student
         self._ring = ring
+        self._has_inputs = public is not None
         self._recipe = recipe
         self._board = Board(num_shards)
-        self._model = SharedModel(student, num_shards, CHUNK)
+        shape = private.dataset.images.shape[1:]
+        check_divisible(student, shape)
+        self._model = SharedModel(student, num_shards, CHUNK, is_channels_last=allows_channels_last(student, shape))
         self._defer_signals = defer_signals
 
         def assign(number: int) -> Assignment:
@@ -82,23 +87,22 @@ class ShardedTrainer:
     def train(
         self, cycles: int, schedule: Schedule, source: BatchSource, on_cycle: Callable[[int], None], *, start: int = 0
     ) -> None:
-        """Run cycles `start` .. `cycles` - 1. After an exception, `num_cycles` is the number of completed cycles.
+        """Run cycles `start` .. `cycles` - 1. After an exception, `num_cycles` is the number of completed cycles, and the
+        workers have ended.
 
         The workers read the ring of the constructor, so `source` must be that ring.
         """
         assert source is self._ring, "the workers have mapped another ring"
         self._board.restart(start)
         self.num_cycles = start
-        for cycle in range(start, cycles):
-            with schedule.task(Task.FORWARD):
-                self._compute(2 * cycle + 1)
-            with ExitStack() as signals_deferred:  # step, count and record are done together or not at all
-                with schedule.task(Task.BACKWARD):
-                    signals_deferred.enter_context(self._defer_signals())
-                    self._compute(2 * cycle + 2)
-                    self.last_loss = self._board.loss
-                self.num_cycles = cycle + 1
-            on_cycle(self.num_cycles)
+        try:
+            for cycle in range(start, cycles):
+                self._train_cycle(cycle, schedule, is_last=cycle + 1 == cycles)
+                on_cycle(self.num_cycles)
+        except BaseException:
+            with self._defer_signals():
+                self._end_in_whole_cycle(schedule)
+            raise
 
     def enable_snapshots(self) -> None:
         """Do nothing: parameters and buffers change at the end of a cycle only."""
@@ -108,8 +112,8 @@ class ShardedTrainer:
 
         Every cycle and shard has its own random stream, so random numbers are no part of the state.
         """
-        student = {f"student.{name}": tensor.detach().clone() for name, tensor in self.student.state_dict().items()}
-        momentum = {f"momentum.{n}": tensor.clone() for n, tensor in enumerate(self._model.momentum_views())}
+        student = {f"student.{name}": _copy(tensor) for name, tensor in self.student.state_dict().items()}
+        momentum = {f"momentum.{n}": _copy(tensor) for n, tensor in enumerate(self._model.momentum_views())}
         return student | momentum
 
     def restore(self, snapshot: Mapping[str, torch.Tensor], num_cycles: int) -> None:
@@ -131,6 +135,39 @@ class ShardedTrainer:
         """Return the fraction of `test` that the student classifies correctly."""
         return accuracy(self.student, test, self._recipe.device)
 
-    def _compute(self, num_phases: int) -> None:
-        self._board.grant(num_phases)
-        self._pool.await_phases(num_phases)
+    def _train_cycle(self, cycle: int, schedule: Schedule, *, is_last: bool) -> None:
+        """Train one cycle. Phases are granted as early as possible, so that workers need not wait for this thread between them."""
+        forward, backward = 2 * cycle + 1, 2 * cycle + 2
+        with schedule.task(Task.FORWARD):
+            self._board.grant(backward if schedule.has_batch(cycle) else forward)
+            self._pool.await_phases(forward)
+        with ExitStack() as signals_deferred:  # count and record are done together or not at all
+            with schedule.task(Task.BACKWARD):
+                goes_on = not is_last and (self._has_inputs or schedule.has_batch(cycle + 1))
+                self._board.grant(backward + 1 if goes_on else backward)
+                self._pool.await_phases(backward)
+                signals_deferred.enter_context(self._defer_signals())
+            self._count(cycle + 1)
+
+    def _count(self, num_cycles: int) -> None:
+        self.num_cycles = num_cycles
+        self.last_loss = self._board.loss
+
+    def _end_in_whole_cycle(self, schedule: Schedule) -> None:
+        """End the workers, and complete the step of this cycle if one of them may have begun it."""
+        self._pool.close()
+        cycle = self.num_cycles
+        if self._board.num_gradients <= cycle:
+            return
+        recipe = self._recipe
+        for worker in range(self._board.num_shards):
+            if self._board.done_by(worker) < 2 * cycle + 2:
+                progress = self._board.progress_of(worker)
+                ShardStep(self._model, worker, progress, lr=recipe.lr, momentum=recipe.momentum).run()
+        combine_buffers(self._model, [rows.total(recipe) for rows in rows_of(self._board.num_shards)])
+        schedule.complete_cycle()
+        self._count(cycle + 1)
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -18,7 +18,7 @@ from edge_student.ipc.ring import Ring
 from edge_student.training.batches import Batches
 from edge_student.training.recipe import Recipe
 from edge_student.workers.board import Board
-from edge_student.workers.shard import Rows, Shard
+from edge_student.workers.shard import Shard, rows_of
 from edge_student.workers.shared_dataset import SharedDataset
 from edge_student.workers.shared_model import SharedModel
 from edge_student.workers.step import ShardStep, combine_buffers
@@ -61,11 +61,11 @@ class Worker:
         self._model = assignment.model
         self._ring = assignment.ring
         self._bell = self._board.worker_bells[self._number]
-        rows = [Rows(number=n, num_shards=self._board.num_shards) for n in range(self._board.num_shards)]
+        rows = rows_of(self._board.num_shards)
         public = None if assignment.public is None else assignment.public.dataset
         self._batches = Batches(assignment.private.dataset, public, recipe)
         self._shard = Shard(self._model, rows[self._number], self._batches, recipe)
-        self._rows_of_shards = [each.of(recipe.batch_size) + each.of(recipe.public_batch) for each in rows]
+        self._rows_of_shards = [each.total(recipe) for each in rows]
         self._step = ShardStep(
             self._model, self._number, self._board.progress_of(self._number), lr=recipe.lr, momentum=recipe.momentum
         )
@@ -102,8 +102,9 @@ class Worker:
             self._shard.backward(logits)
 
     def _await_work(self) -> None:
-        """Wait until a phase that is not done is granted."""
-        while self._board.num_granted <= self._board.done_by(self._number):
+        """Wait until a phase that is not done is granted, and all workers have taken the step before it."""
+        board = self._board
+        while board.num_granted <= (done := board.done_by(self._number)) or board.num_done < done // 2 * 2:
             self._bell.wait()
 
     def _await_grant(self, phase: int) -> None:

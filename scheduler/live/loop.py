@@ -68,6 +68,7 @@ class SchedulerLoop:
         self._held_s = 0.0  # of the running task
         self._held_since: float | None = None  # compute that moves at once is held in the middle of a task since then
         self._task_runs = False
+        self._task_started = 0.0
         self._stopping = threading.Event()
         self._failure: Exception | None = None
         self._failure_is_raised = False
@@ -91,9 +92,23 @@ class SchedulerLoop:
         Raises the error that made the comm worker fail.
         """
         index = self._enter(task)
-        started = self._clock()
+        self._task_started = self._clock()
         yield
-        ended = self._clock()
+        self._complete(task, index)
+
+    def has_batch(self, index: int) -> bool:
+        """Return whether comm has delivered this batch. Never blocks."""
+        return self._controller.state.num_comm > index
+
+    def complete_cycle(self) -> None:
+        """Report the tasks of the present cycle as done, after an exception at which compute completed them. Never blocks."""
+        state = self._controller.state
+        for task in (Task.FORWARD, Task.BACKWARD)[state.num_forward - state.num_backward :]:
+            self._complete(task, state.next_comp_index)
+            self._task_started = self._clock()
+
+    def _complete(self, task: Task, index: int) -> None:
+        started, ended = self._task_started, self._clock()
         with self._changed:
             self._end_hold(ended)
             self._task_runs = False

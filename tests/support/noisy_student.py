@@ -1,7 +1,13 @@
 """A student whose training depends on more than its parameters: batch normalisation, dropout, stochastic depth, a counter."""
 
 import torch
-from torchvision.ops import StochasticDepth
+
+
+class RandomDepth(torch.nn.Module):
+    """Leaves out the block for half of the rows in training: stochastic depth."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * torch.bernoulli(torch.full((len(inputs), 1), 0.5)) if self.training else inputs
 
 
 class NoisyStudent(torch.nn.Module):
@@ -12,7 +18,7 @@ class NoisyStudent(torch.nn.Module):
         self.features = torch.nn.Sequential(
             torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.5)
         )
-        self.block = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), StochasticDepth(0.5, "row"))
+        self.block = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), RandomDepth())
         self.head = torch.nn.Linear(16, 10)
         self.unused = torch.nn.Parameter(torch.ones(3))
         self.register_buffer("constant", torch.tensor([0.1, float("inf")]))

@@ -31,6 +31,12 @@ class Boundaries:
         self.tasks.append(task)
         return nullcontext()
 
+    def has_batch(self, index: int) -> bool:
+        return True
+
+    def complete_cycle(self) -> None:
+        self.tasks.append(Task.BACKWARD)
+
     def between_layers(self) -> None:
         pass
 
