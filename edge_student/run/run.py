@@ -32,7 +32,6 @@ from edge_student.run.resume import (
 )
 from edge_student.run.setup import (
     check_teacher,
-    choose_shards,
     configure_worker,
     limit_torch_threads,
     load_training_data,
@@ -40,6 +39,7 @@ from edge_student.run.setup import (
     open_trainer,
     ring_shape,
 )
+from edge_student.run.shards import choose_shards
 from edge_student.run.signals import SignalHandler
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import TrainConfig
@@ -93,7 +93,7 @@ class Run:
             self._device = str(choose_device(config.device))
             self._profile = load_profile(config, cores, device=self._device)
             check_model(config.model)  # here, so that a wrong name is rejected before the worker starts
-            self._num_shards = choose_shards(config, self._device, self._resumed.num_shards)
+            self._num_shards = choose_shards(config, config.policy, len(cores), self._resumed.num_shards)
             self._policy = make_policy(config.policy, num_cores=len(cores), seed=config.seed, profile=self._profile)
             self._buffer = EventBuffer()
             self._sampler = DisturbanceSampler(cores, teacher=config.teacher)
@@ -136,9 +136,16 @@ class Run:
             load_profile(config, self._cores, device=self._device, input_shape=shape, num_classes=described.num_classes)
             ring = Ring.create(self._ring_shape(described.num_classes, shape))
             opened = open_trainer(
-                config, data, ring, device=self._device, num_shards=self._num_shards, defer_signals=self._signals.deferred
+                config,
+                data,
+                ring,
+                device=self._device,
+                num_shards=self._num_shards,
+                keeps_memory=kind_of(config.policy).launch_options.keeps_memory,
+                defer_signals=self._signals.deferred,
             )
             with closing(ring), opened as trainer:
+                recipe |= self._note_shards(trainer)
                 ring.set_consumed(resumed.num_cycles)
                 worker.use_ring(ring, start=resumed.num_cycles, stop=config.cycles)
                 controller = self._make_controller(ring, resumed)
@@ -155,7 +162,8 @@ class Run:
         log = EventFile(config.out / "events.jsonl", num_bytes=resumed.events_bytes, totals=resumed.totals)
 
         def caveats(*more: str) -> Caveats:
-            return collect_caveats(loop, log, resumed, parts.worker.finished, (*self._notes, *more))
+            replaced = trainer.replaced if isinstance(trainer, ShardedTrainer) else []
+            return collect_caveats(loop, log, resumed, parts.worker.finished, (*self._notes, *replaced, *more))
 
         checkpoints = CheckpointWriter(
             config=config,
@@ -231,6 +239,13 @@ class Run:
         self._comm_is_idle = worker.has_idle_priority()
         if kind_of(self._config.policy).launch_options.comm_is_idle and not self._comm_is_idle:
             self._notes.append("the kernel refused SCHED_IDLE for comm, which may interrupt training")
+
+    def _note_shards(self, trainer: Trainer) -> dict[str, int]:
+        """Return the part of the recipe that is known only now. Adds a note if the model cannot be trained in shards."""
+        if trainer.num_shards != self._num_shards:
+            self._notes.append("one team of threads trained the model, because it cannot be trained in shards")
+        self._num_shards = trainer.num_shards
+        return {"shards": trainer.num_shards}
 
     def _ring_shape(self, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
         """Return the shape of the ring. Adds a note if --ring-mib allows fewer slots than requested."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from edge_student.host.memory import keep_freed_memory
 from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import Ring, RingShape
 from edge_student.settings.student import StudentConfig
@@ -100,17 +101,6 @@ def check_teacher(described: Described, data: TrainingData, address: str | None)
         )
 
 
-def choose_shards(config: StudentConfig, device: str, former: int | None) -> int:
-    """Return the number of shards: --shards, else that of the run that is resumed (`former`, None for a new run), else 1.
-
-    Raises ValueError for several shards on a GPU.
-    """
-    num_shards = config.shards or former or 1
-    if num_shards > 1 and device != "cpu":
-        raise ValueError(f"--shards is {num_shards}, but the device is {device}: shards are for the CPU; omit it")
-    return num_shards
-
-
 @contextmanager
 def open_trainer(
     config: StudentConfig,
@@ -119,15 +109,19 @@ def open_trainer(
     *,
     device: str,
     num_shards: int,
+    keeps_memory: bool = True,
     defer_signals: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Trainer]:
     """Build the student and yield its trainer, warmed up. A trainer with several shards has its own processes until the end.
 
-    See `TeamTrainer` for `defer_signals`. Raises ValueError for a model that cannot be trained in shards.
+    See `TeamTrainer` for `defer_signals`. A model that cannot be trained in shards is trained with one team, and logged; with
+    --shards it raises ValueError.
     """
     num_classes, shape = ring.shape.num_classes, data.private.images.shape[1:]
     student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
     if num_shards == 1:
+        if keeps_memory:
+            keep_freed_memory()
         yield _team_trainer(config, data, student, num_classes, device, defer_signals)
         return
     private = SharedDataset(data.private)
@@ -140,10 +134,15 @@ def open_trainer(
             ring=ring,
             recipe=_recipe(config, device),
             num_shards=num_shards,
+            keeps_memory=keeps_memory,
             defer_signals=defer_signals,
         )
     except ModelNotDivisible as error:
-        raise ValueError(f"--shards is {num_shards}, but model {config.model} needs --shards 1: {error}") from None
+        if config.shards is not None:
+            raise ValueError(f"--shards is {num_shards}, but model {config.model} needs --shards 1: {error}") from None
+        logger.warning("model %s is trained with one team of threads, as with --shards 1: %s", config.model, error)
+        yield _team_trainer(config, data, student, num_classes, device, defer_signals)
+        return
     with trainer:
         yield trainer
 

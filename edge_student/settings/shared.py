@@ -81,7 +81,8 @@ class TrainingSettings:
     """Private samples in one step."""
     shards: int | None = None
     """Parts of every batch, each computed by a process of one thread. Results depend on their number, not on the cores. With 1, one
-    team of threads computes the whole batch. (default: 1)"""
+    team of threads computes the whole batch. (default: one per core; 1 with --torch-threads, and for the policies os-default and
+    os-tuned)"""
     seed: int = 0
     """Seed of the initial weights, of both sample orders and of the policy `random`."""
 
@@ -146,8 +147,7 @@ class ComputeSettings(CoreSettings):
     help_group: ClassVar[str] = "cores"
 
     torch_threads: int | None = None
-    """Maximum number of threads of the training step. With 1, results do not depend on the core split.
-    (default: one per core)"""
+    """Train with one team of at most this number of threads instead of shards. With 1, results do not depend on the core split."""
     device: Device = "cpu"
     """Device that trains the student. auto selects a GPU if there is one."""
     profile: Path | None = None

@@ -51,6 +51,7 @@ class TeamTrainer:
         self._yield_points = every_layer(self.student) if self._is_on_cpu else NO_YIELD_POINTS
         self._defer_signals = defer_signals
         self._rollback: RollbackState | None = None
+        self.num_shards = 1
         self.num_cycles = 0
         """Number of cycles with a completed optimiser step."""
         self.last_loss = float("nan")

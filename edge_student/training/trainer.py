@@ -46,6 +46,8 @@ class Trainer(Protocol):
     """Trains a student cycle by cycle."""
 
     student: torch.nn.Module
+    num_shards: int
+    """Number of shards of a batch, 1 for one team of threads."""
     num_cycles: int
     """Number of cycles with a completed optimiser step."""
     last_loss: float

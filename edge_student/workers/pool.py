@@ -97,7 +97,7 @@ class WorkerPool:
                 raise WorkerFailed(f"{cause}; see its message above")
             if len(self.replaced) >= MAX_REPLACED:
                 raise WorldError(f"{cause}, after {MAX_REPLACED} others were replaced: is there too little memory?")
-            self.replaced.append(cause)
+            self.replaced.append(f"{cause} and was replaced")
             logger.warning("%s; another one takes its place", cause)
             worker.errors.close()
             self._workers[number] = self._start(number)

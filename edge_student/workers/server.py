@@ -1,7 +1,9 @@
 """The process from which compute workers are forked. Importing this module does not import torch."""
 
 import multiprocessing
+import os
 from multiprocessing import forkserver
+from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -17,3 +19,15 @@ def start_server(model: str = "") -> None:
     library = model.partition(":")[0]
     CONTEXT.set_forkserver_preload(["edge_student.workers.worker", *([library] if library in _LIBRARIES else [])])
     forkserver.ensure_running()
+
+
+def leave_server_to_trainer() -> None:
+    """Let the fork server end with the trainer, and this worker, which it has forked, with the server.
+
+    By default the server lives as long as one process that it has forked, for the sake of processes that those may start. After a
+    SIGKILL of the trainer, server and workers would then keep each other alive. To be called in the worker.
+    """
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]  # there is no public name
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None

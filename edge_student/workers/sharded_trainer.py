@@ -62,6 +62,7 @@ class ShardedTrainer:
             )
 
         self._pool = WorkerPool(self._board, assign)
+        self.num_shards = num_shards
         self.num_cycles = 0
         """Number of cycles with a completed optimiser step."""
         self.last_loss = float("nan")

@@ -18,6 +18,7 @@ from edge_student.ipc.ring import Ring
 from edge_student.training.batches import Batches
 from edge_student.training.recipe import Recipe
 from edge_student.workers.board import Board
+from edge_student.workers.server import leave_server_to_trainer
 from edge_student.workers.shard import Shard, rows_of
 from edge_student.workers.shared_dataset import SharedDataset
 from edge_student.workers.shared_model import SharedModel
@@ -41,6 +42,7 @@ class Assignment:
 def work(assignment: Assignment, errors: Connection) -> None:
     """Run one worker. An exception is sent through `errors` as text; the process ends then."""
     os.setsid()  # a terminal's Ctrl-C reaches only the trainer
+    leave_server_to_trainer()
     die_with_parent(signal.SIGKILL)
     if assignment.keeps_memory:
         keep_freed_memory()

@@ -48,12 +48,15 @@ class LaunchOptions:
     `comm_niceness` is the niceness of the comm worker, 0 (as training) to 19 (lowest priority). With `comm_is_idle` the comm
     worker also runs in the kernel's idle class (SCHED_IDLE, sched(7)): with niceness alone it preempts training when it wakes.
     `spin_count` is the number of rounds that a thread of the training team spins before it sleeps (libgomp's GOMP_SPINCOUNT).
-    None: the default of the runtime.
+    None: the default of the runtime. With `has_team` one team of threads trains, as in a plain program, unless the user asks for
+    shards. With `keeps_memory` a process keeps the memory that it frees, where malloc would return it to the kernel in every step.
     """
 
     comm_niceness: int = 0
     comm_is_idle: bool = False
     spin_count: int | None = None
+    has_team: bool = False
+    keeps_memory: bool = True
 
 
 IDLE_PRIORITY = LaunchOptions(comm_niceness=LOWEST_PRIORITY, comm_is_idle=True)
@@ -134,15 +137,22 @@ def _splits(name: str, num_cores: int) -> int:
 POLICIES: dict[str, PolicyKind] = {
     "os-default": PolicyKind(
         usage="os-default",
-        sentence="the kernel schedules comm and training on all cores and nothing is pinned; this is the baseline",
+        sentence="a plain torch program: one team of threads trains, the kernel schedules everything; this is the baseline",
         make=lambda request: Unpinned("os-default"),
+        launch_options=LaunchOptions(has_team=True, keeps_memory=False),
+        may_unpin=True,
+    ),
+    "os-workers": PolicyKind(
+        usage="os-workers",
+        sentence="one process per shard trains and the kernel schedules everything; this is the gain without a scheduler",
+        make=lambda request: Unpinned("os-workers"),
         may_unpin=True,
     ),
     "os-tuned": PolicyKind(
         usage="os-tuned",
         sentence="nothing is pinned, comm has the lowest priority and OpenMP threads spin less; this is tuning without a scheduler",
         make=lambda request: Unpinned("os-tuned"),
-        launch_options=LaunchOptions(comm_niceness=LOWEST_PRIORITY, spin_count=SHORT_SPIN),
+        launch_options=LaunchOptions(comm_niceness=LOWEST_PRIORITY, spin_count=SHORT_SPIN, has_team=True),
         may_unpin=True,
     ),
     "static": PolicyKind(

@@ -16,6 +16,8 @@ from warm_start import WarmProgram, is_module, run_warm, start
 
 TINY = ["--private", "digits:private", "--private-samples", "64", "--model", "cnn:width=4", "--batch-size", "8"]
 TINY += ["--public-batch", "16", "--seed", "5", "--log-level", "info"]
+# Compute workers import torch, which takes most of the time of such a short run. tests/runs/test_sharded_runs.py has them.
+TINY += ["--shards", "1"]
 
 
 class TeacherProcess:

@@ -1,0 +1,113 @@
+"""Whole runs with compute workers: the weights depend on the number of shards, whatever happens to cores and processes."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import events, read_until, run, student_command, train, weights
+from warm_start import start
+
+from scheduler.live.threads import allowed_cores
+
+pytestmark = pytest.mark.slow
+TWO_CORES = pytest.mark.skipif(len(allowed_cores()) < 2, reason="needs two cores to split them")
+TWO_SHARDS = ("--shards", "2", "--cycles", "30")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    result = train(address, out, "--policy", "os-default", *TWO_SHARDS)
+    assert (result["cycles"], result["shards"], result["valid"], result["notes"]) == (30, 2, True, [])
+    return out
+
+
+def compute_workers_of(pid: int) -> list[psutil.Process]:
+    """Return the compute workers of a run: what its fork server has started."""
+    running = [child for child in psutil.Process(pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+    servers = [child for child in running if "forkserver" in " ".join(child.cmdline())]
+    return [child for server in servers for child in server.children()]
+
+
+@pytest.mark.parametrize("policy", ["os-workers", "static:1", "random", "comm-priority", "compute-first", "dynamic", "adaptive"])
+@TWO_CORES
+def test_a_policy_moves_workers_never_results(policy: str, address: str, undisturbed: Path, tmp_path: Path) -> None:
+    result = train(address, tmp_path, "--policy", policy, *TWO_SHARDS)
+    assert weights(tmp_path) == weights(undisturbed)
+    assert (result["policy"], result["shards"]) == (policy, 2)
+    log = events(tmp_path)
+    for task in ("comm", "forward", "backward"):
+        assert [record["index"] for record in log if record.get("task") == task] == list(range(30))
+
+
+def test_one_core_gives_the_weights_of_two(address: str, undisturbed: Path, tmp_path: Path) -> None:
+    train(address, tmp_path, "--policy", "os-workers", "--cores", str(min(allowed_cores())), *TWO_SHARDS)
+    assert weights(tmp_path) == weights(undisturbed)
+
+
+def test_a_run_without_flags_has_a_shard_for_each_core_and_plain_torch_has_one(address: str, tmp_path: Path) -> None:
+    def shards(*flags: str) -> int:
+        command = student_command(address, tmp_path, "--cycles", "2", *flags)
+        where = command.index("--shards")
+        assert run(command[:where] + command[where + 2 :]).returncode == 0
+        return int(json.loads((tmp_path / "result.json").read_text())["shards"])
+
+    assert shards("--policy", "os-workers") == min(len(allowed_cores()), 3)  # 24 rows, at least 8 in a shard
+    assert shards("--policy", "os-default") == 1
+    assert shards("--policy", "os-workers", "--torch-threads", "2") == 1
+
+
+@TWO_CORES
+def test_a_killed_compute_worker_is_replaced(address: str, undisturbed: Path, tmp_path: Path) -> None:
+    process = start(student_command(address, tmp_path, "--policy", "static:1", *TWO_SHARDS), stderr=subprocess.PIPE)
+    try:
+        output = read_until(process, "3 of 30")
+        victim = compute_workers_of(process.pid)[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        output += process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, output
+    assert "another one takes its place" in output
+    assert weights(tmp_path) == weights(undisturbed)
+    notes = json.loads((tmp_path / "result.json").read_text())["notes"]
+    assert len(notes) == 1
+    assert "was replaced" in notes[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_resumes_with_other_cores_and_the_same_weights(
+    number: signal.Signals, address: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    flags = ("--policy", "os-workers", "--checkpoint-every", "0.01", *TWO_SHARDS)
+    process = start(student_command(address, tmp_path, *flags), stderr=subprocess.PIPE)
+    try:
+        output = read_until(process, "9 of 30")
+        workers = compute_workers_of(process.pid)
+        process.send_signal(number)
+        output += process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == (0 if number == signal.SIGTERM else -signal.SIGKILL), output
+    assert workers
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []  # no worker outlives the run
+    command = student_command(address, tmp_path, *flags, "--resume", "--cores", str(min(allowed_cores())))
+    where = command.index("--shards")
+    finished = run(command[:where] + command[where + 2 :])  # the checkpoint says how many shards
+    assert finished.returncode == 0, finished.stderr
+    assert weights(tmp_path) == weights(undisturbed)
+    assert [record["index"] for record in events(tmp_path) if record.get("task") == "backward"] == list(range(30))
+
+
+def test_another_number_of_shards_is_refused_when_a_run_resumes(address: str, tmp_path: Path) -> None:
+    train(address, tmp_path, "--policy", "os-workers", "--shards", "2", "--cycles", "3")
+    refused = run(student_command(address, tmp_path, "--policy", "os-workers", "--shards", "3", "--cycles", "4", "--resume"))
+    assert refused.returncode == 2
+    assert "--shards is 3, must be 2 as in the checkpoint" in refused.stderr
