@@ -33,7 +33,7 @@ _BEST_OF, _STEPS = 3, 100  # runs that measure the time of a step, and their cyc
 _BUSIER = 1.5  # approximate duration of a cycle with comm, in steps without comm
 
 # On two cores `static:1` and `random` make the same decisions as `dynamic`, so they are not measured.
-POLICIES = "os-default,os-tuned,comm-priority,comp-priority,compute-first,dynamic,adaptive"
+POLICIES = "os-default,os-tuned,os-workers,comm-priority,comp-priority,compute-first,dynamic,adaptive"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -137,7 +137,7 @@ def policies_of(num_cores: int) -> tuple[str, ...]:
     """Return the policies to compare. The fixed splits give comm one core, a quarter, and half."""
     splits = sorted({1, max(num_cores // 4, 1), num_cores // 2})
     fixed = (f"static:{comm}" for comm in splits)
-    return (BASELINE, "os-tuned", *fixed, "comp-priority", "compute-first", "dynamic", "adaptive")
+    return (BASELINE, "os-tuned", "os-workers", *fixed, "comp-priority", "compute-first", "dynamic", "adaptive")
 
 
 def plan(settings: Settings) -> list[Job]:

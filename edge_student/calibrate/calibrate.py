@@ -8,30 +8,31 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from edge_student.calibrate.device_profile import make_profile
-from edge_student.calibrate.live_device import FOREVER, LiveDevice
+from edge_student.calibrate.live_device import FOREVER, MOST_BATCHES, LiveDevice
 from edge_student.calibrate.table import describe_findings, print_calibration, profile_figure
 from edge_student.calibrate.visits import ModeUnderTest, Visit, measure, modes_under_test
 from edge_student.host.fingerprint import fingerprint
 from edge_student.host.provenance import command_line, describe_software
-from edge_student.ipc.messages import Described
 from edge_student.ipc.ring import Ring
 from edge_student.measure.local_teacher import check_models, teacher
 from edge_student.run.profile_match import settings_of
 from edge_student.run.setup import (
     TrainingData,
+    bind_compute,
     check_teacher,
     configure_worker,
     limit_torch_threads,
     load_training_data,
-    make_trainer,
     no_full_collections,
+    open_trainer,
     ring_shape,
 )
+from edge_student.run.shards import choose_shards
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import CalibrateConfig
 from edgekd.cli.progress import Progress
@@ -53,14 +54,19 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
     data = load_training_data(config)
     check_models(config, data.private)
     max_threads = limit_torch_threads(config.torch_threads)
+    num_shards = choose_shards(config, "adaptive", len(cores), None)
     with teacher(config, cores[0]) as address:
         with CommWorkerProcess(configure_worker(config, address, LaunchOptions(), cores, run_id=new_run_id())) as worker:
             described = worker.await_description()
             check_teacher(described, data, address)
-            trainer = make_trainer(config, data, described.num_classes, device)
-            with _ring(config, described, data) as ring, no_full_collections():
+            ring = Ring.create(ring_shape(config, described.num_classes, data.private.images.shape[1:]))
+            kept = Ring.create(replace(ring.shape, num_slots=min(MOST_BATCHES, ring.shape.num_slots)))
+            opened = open_trainer(config, data, kept, device=device, num_shards=num_shards)
+            with closing(ring), closing(kept), opened as trainer, no_full_collections():
+                num_shards = trainer.num_shards
                 worker.use_ring(ring, start=0, stop=FOREVER)
-                with LiveDevice(worker=worker, ring=ring, trainer=trainer, cores=cores, max_threads=max_threads) as live:
+                compute = bind_compute(trainer, max_threads)
+                with LiveDevice(worker=worker, ring=ring, kept=kept, trainer=trainer, compute=compute, cores=cores) as live:
                     live.receive_first(_FIRST_BATCHES_SHARE * config.seconds)
                     began = time.monotonic()
                     visits = _measure(live, modes, config)
@@ -69,7 +75,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
         logger.warning(note)
     profile = make_profile(visits, len(cores)) | {
         "fingerprint": fingerprint(cores, os.environ),
-        "settings": _settings(config, data, device),
+        "settings": _settings(config, data, device, num_shards),
         "software": describe_software(),
         "command": command_line(sys.argv),
         "seconds": seconds,
@@ -91,10 +97,10 @@ def _measure(live: LiveDevice, modes: tuple[ModeUnderTest, ...], config: Calibra
         return measure(live, modes, seconds=config.seconds, window=config.window, clock=time.monotonic, on_visit=show)
 
 
-def _settings(config: CalibrateConfig, data: TrainingData, device: str) -> dict[str, Any]:
+def _settings(config: CalibrateConfig, data: TrainingData, device: str, num_shards: int) -> dict[str, Any]:
     """Return the settings that the rates depend on, with the teacher and its rate limit."""
     shape, num_classes = data.private.images.shape[1:], data.private.num_classes
-    held_for = settings_of(config, device=device, input_shape=shape, num_classes=num_classes)
+    held_for = settings_of(config, device=device, num_shards=num_shards, input_shape=shape, num_classes=num_classes)
     return {**held_for, "teacher": config.teacher or "embedded", "rate_limit": config.rate_limit}
 
 
@@ -109,12 +115,3 @@ def _save(config: CalibrateConfig, profile: dict[str, Any]) -> None:
     for line in describe_findings(profile):
         print(line)
     print(f"written to {config.out}, drawn in {' and '.join(str(path) for path in plots)}; give it to train with --profile")
-
-
-@contextmanager
-def _ring(config: CalibrateConfig, described: Described, data: TrainingData) -> Iterator[Ring]:
-    ring = Ring.create(ring_shape(config, described.num_classes, data.private.images.shape[1:]))
-    try:
-        yield ring
-    finally:
-        ring.close()

@@ -11,17 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from edge_student.calibrate.visits import Visit
-from edge_student.ipc.ring import Ring, Slot
+from edge_student.ipc.ring import Ring
 from edge_student.run.worker_process import CommWorkerProcess
-from edge_student.training.torch_team import TorchTeam
 from edge_student.training.trainer import Trainer
 from edgekd.errors import WorldError
-from edgekd.wire.layouts import Decoded
-from scheduler.live.binding import CommBinding, CompBinding
+from scheduler.live.binding import CommBinding, CompBinding, WorkersBinding
 from scheduler.live.comm_port import BatchArrived, CommEnded, CommFailed, CommTrouble
 from scheduler.live.comm_side import CommSide
 from scheduler.live.threads import may_leave_idle_priority, name_this_thread
@@ -34,21 +29,28 @@ logger = logging.getLogger(__name__)
 FOREVER = 1 << 60
 """More batches than any run receives."""
 
-_MOST_BATCHES = 8
+MOST_BATCHES = 8
+"""Number of received batches that are kept for training."""
 _POLL_S = 0.25
-
-
-class _VisitOver(Exception):
-    """Ends the training loop between two cycles."""
 
 
 class LiveDevice:
     """Both sides on `cores`. A context manager for the compute thread: call `receive_first()`, then `stay()` for every visit."""
 
-    def __init__(self, *, worker: CommWorkerProcess, ring: Ring, trainer: Trainer, cores: Sequence[int], max_threads: int) -> None:
-        self._worker, self._ring, self._trainer, self._cores = worker, ring, trainer, tuple(cores)
+    def __init__(
+        self,
+        *,
+        worker: CommWorkerProcess,
+        ring: Ring,
+        kept: Ring,
+        trainer: Trainer,
+        compute: CompBinding | WorkersBinding,
+        cores: Sequence[int],
+    ) -> None:
+        """`worker` receives into `ring`. `trainer` reads the batches that are `kept`."""
+        self._worker, self._ring, self._kept, self._trainer, self._cores = worker, ring, kept, trainer, tuple(cores)
         self._comm = CommSide(worker, CommBinding(worker.pid))
-        self._comp_binding = CompBinding(TorchTeam(), max_threads=max_threads)
+        self._comp_binding = compute
         self._changed = threading.Condition()
         self._listener = threading.Thread(target=self._listen, name="edgekd-listener", daemon=True)
         self._listener_is_known = threading.Event()
@@ -57,7 +59,7 @@ class LiveDevice:
         self._num_received = 0
         self._may_use_idle_priority = may_leave_idle_priority()
         self._visit: Visit | None = None
-        self._received: list[Slot] = []
+        self._num_kept = 0
         self.num_troubles = 0
 
     def __enter__(self) -> "LiveDevice":
@@ -71,8 +73,8 @@ class LiveDevice:
         self._comp_binding.restore()
 
     def receive_first(self, timeout_s: float) -> None:
-        """Receive the batches to train on: at most 8 within `timeout_s` seconds, and at least one without a timeout."""
-        wanted = min(_MOST_BATCHES, self._ring.shape.num_slots)
+        """Receive the batches to train on: as many as are kept within `timeout_s` seconds, and at least one without a timeout."""
+        wanted = self._kept.shape.num_slots
         self._worker.go()
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -81,7 +83,9 @@ class LiveDevice:
                 self._changed.wait(_POLL_S)
             num_batches = min(self._num_received, wanted)
         # Copied before any slot is freed, so that the comm worker cannot overwrite them.
-        self._received = [self._ring.slot(index).copy() for index in range(num_batches)]
+        for index in range(num_batches):
+            self._kept.slot(index).fill(self._ring.slot(index))
+        self._num_kept = num_batches
         self._worker.free_slots(FOREVER)
 
     def stay(self, visit: Visit) -> None:
@@ -92,20 +96,12 @@ class LiveDevice:
             self._visit = visit
         try:
             if visit.mode.has_comp:
-                self._train()
+                self._train(visit)
             else:
                 self._wait(visit)
         finally:
             with self._changed:
                 self._visit = None
-
-    def logits(self, batch_index: int) -> Decoded:
-        """Return the logits of a batch, [public batch, classes]. Called by the trainer."""
-        return self._received[batch_index].logits
-
-    def inputs(self, batch_index: int) -> npt.NDArray[np.uint8]:
-        """Return the public inputs of a batch, uint8 [public batch, channels, height, width]. Called by the trainer."""
-        return self._received[batch_index].inputs
 
     def has_batch(self, index: int) -> bool:
         """Return True: all batches are received before a visit."""
@@ -125,17 +121,14 @@ class LiveDevice:
             self._raise_failure()
             assert self._visit is not None
             self._visit.task_boundary(task, now)
-            if task is Task.FORWARD and self._visit.is_over(now):
-                raise _VisitOver
         self._comp_binding.apply(self._comp_cores)
         yield
 
-    def _train(self) -> None:
-        try:
-            while True:
-                self._trainer.train(len(self._received), self, self, lambda num_cycles: None)
-        except _VisitOver:
-            pass
+    def _train(self, visit: Visit) -> None:
+        cycle = 0
+        while not visit.is_over(time.monotonic()):
+            self._trainer.train(cycle + 1, self, self._kept, lambda num_cycles: None, start=cycle)
+            cycle = (cycle + 1) % self._num_kept
 
     def _wait(self, visit: Visit) -> None:
         with self._changed:

@@ -48,7 +48,7 @@ def compare_policies(config: CompareConfig, cores: tuple[int, ...]) -> int:
     Raises ValueError for a wrong setting, WorldError if the teacher or the first run fails.
     """
     policies = choose_policies(config, len(cores))
-    profile = load_profile(config, cores, device=str(choose_device(config.device)))
+    profile = load_profile(config, cores, device=str(choose_device(config.device)), num_shards=None)
     check_data_and_model(config)
     is_new = make_folder(config.out)
     host = describe_host(cores)

@@ -87,9 +87,10 @@ class Slot(NamedTuple):
     logits: Decoded
     inputs: npt.NDArray[np.uint8]
 
-    def copy(self) -> "Slot":
-        """Return a copy in separate memory."""
-        return Slot(self.sample_ids.copy(), self.logits.copy(), self.inputs.copy())
+    def fill(self, other: "Slot") -> None:
+        """Copy the arrays of another slot into this one."""
+        for own, given in zip(self, other, strict=True):
+            own[:] = given
 
     @classmethod
     def empty(cls, shape: RingShape) -> "Slot":

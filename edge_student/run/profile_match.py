@@ -30,17 +30,23 @@ _SAME_WORK = (
     "streams",
     "device",
     "torch_threads",
+    "shards",
 )
 """Settings that must be equal."""
 
-_MAY_BE_UNKNOWN = ("input_shape", "num_classes")
+_MAY_BE_UNKNOWN = ("input_shape", "num_classes", "shards")
 """Settings that are compared only if both sides have a value."""
 
 
 def settings_of(
-    config: StudentConfig, *, device: str, input_shape: Sequence[int] | None = None, num_classes: int | None = None
+    config: StudentConfig,
+    *,
+    device: str,
+    num_shards: int | None,
+    input_shape: Sequence[int] | None = None,
+    num_classes: int | None = None,
 ) -> dict[str, Any]:
-    """Return the settings that rates depend on. `device` is the chosen one. An unknown shape or number of classes is None."""
+    """Return the settings that rates depend on. `device` and `num_shards` are the chosen ones. What is unknown yet is None."""
     return {
         "model": config.model,
         "batch_size": config.batch_size,
@@ -54,6 +60,7 @@ def settings_of(
         "streams": config.streams,
         "device": device,
         "torch_threads": config.torch_threads,
+        "shards": num_shards,
     }
 
 
@@ -91,6 +98,7 @@ def load_profile(
     cores: Sequence[int],
     *,
     device: str,
+    num_shards: int | None,
     input_shape: Sequence[int] | None = None,
     num_classes: int | None = None,
 ) -> Profile | None:
@@ -100,7 +108,7 @@ def load_profile(
     """
     if config.profile is None:
         return None
-    settings = settings_of(config, device=device, input_shape=input_shape, num_classes=num_classes)
+    settings = settings_of(config, device=device, num_shards=num_shards, input_shape=input_shape, num_classes=num_classes)
     if not config.profile.exists():
         raise ValueError(f"--profile {config.profile}: no such file; create it with `edge-student calibrate`")
     try:

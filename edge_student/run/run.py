@@ -31,6 +31,7 @@ from edge_student.run.resume import (
     resume_training,
 )
 from edge_student.run.setup import (
+    bind_compute,
     check_teacher,
     configure_worker,
     limit_torch_threads,
@@ -43,7 +44,6 @@ from edge_student.run.shards import choose_shards
 from edge_student.run.signals import SignalHandler
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import TrainConfig
-from edge_student.training.torch_team import TorchTeam
 from edge_student.training.trainer import Trainer
 from edge_student.workers.sharded_trainer import ShardedTrainer
 from edgekd.cli.progress import Progress
@@ -54,7 +54,7 @@ from edgekd.data.models import check_model
 from edgekd.files import claim_folder, make_folder, remove_if_empty
 from edgekd.wire.identity import new_run_id
 from scheduler.control.controller import Controller
-from scheduler.live.binding import CommBinding, CompBinding, WorkersBinding
+from scheduler.live.binding import CommBinding
 from scheduler.live.loop import SchedulerLoop
 from scheduler.policies.registry import kind_of, make_policy
 
@@ -91,9 +91,11 @@ class Run:
             self.run_id = self._resumed.run_id or new_run_id()
             """Identifies this run at both ends. A resumed run keeps its id."""
             self._device = str(choose_device(config.device))
-            self._profile = load_profile(config, cores, device=self._device)
             check_model(config.model)  # here, so that a wrong name is rejected before the worker starts
             self._num_shards = choose_shards(config, config.policy, len(cores), self._resumed.num_shards)
+            # Plain torch does not follow the rates of a profile, so that a profile for shards is no mistake there.
+            has_team = kind_of(config.policy).launch_options.has_team
+            self._profile = load_profile(config, cores, device=self._device, num_shards=None if has_team else self._num_shards)
             self._policy = make_policy(config.policy, num_cores=len(cores), seed=config.seed, profile=self._profile)
             self._buffer = EventBuffer()
             self._sampler = DisturbanceSampler(cores, teacher=config.teacher)
@@ -133,7 +135,9 @@ class Run:
             check_same_teacher(resumed, described, config.out)
             # Shape and number of classes are known now, so the profile is checked against these as well.
             shape = data.private.images.shape[1:]
-            load_profile(config, self._cores, device=self._device, input_shape=shape, num_classes=described.num_classes)
+            load_profile(
+                config, self._cores, device=self._device, num_shards=None, input_shape=shape, num_classes=described.num_classes
+            )
             ring = Ring.create(self._ring_shape(described.num_classes, shape))
             opened = open_trainer(
                 config,
@@ -276,14 +280,9 @@ class Run:
             cores=self._cores,
             comm_port=parts.worker,
             comm_binding=CommBinding(parts.worker.pid),
-            comp_binding=self._bind_compute(parts.trainer),
+            comp_binding=bind_compute(parts.trainer, self._max_threads),
             record=self._buffer.record,
         )
-
-    def _bind_compute(self, trainer: Trainer) -> CompBinding | WorkersBinding:
-        if isinstance(trainer, ShardedTrainer):
-            return WorkersBinding(trainer)
-        return CompBinding(TorchTeam(), max_threads=self._max_threads)
 
     def _train(self, parts: Parts, loop: SchedulerLoop, checkpoints: CheckpointWriter) -> BaseException | None:
         """Run all cycles between two readings of the counters. Returns the exception that ended them, to be raised after saving."""

@@ -15,6 +15,7 @@ from edge_student.settings.student import StudentConfig
 from edge_student.training.batches import check_same_shape
 from edge_student.training.recipe import Recipe
 from edge_student.training.team_trainer import TeamTrainer
+from edge_student.training.torch_team import TorchTeam
 from edge_student.training.trainer import Trainer
 from edge_student.workers.sharded_trainer import ShardedTrainer
 from edge_student.workers.shared_dataset import SharedDataset
@@ -22,6 +23,7 @@ from edge_student.workers.shared_model import ModelNotDivisible
 from edgekd.data.datasets import load_dataset
 from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.models import build_model
+from scheduler.live.binding import CompBinding, WorkersBinding
 from scheduler.policies.registry import LaunchOptions
 
 logger = logging.getLogger(__name__)
@@ -147,13 +149,6 @@ def open_trainer(
         yield trainer
 
 
-def make_trainer(config: StudentConfig, data: TrainingData, num_classes: int, device: str) -> TeamTrainer:
-    """Build the student and return a trainer with one team of threads, warmed up."""
-    shape = data.private.images.shape[1:]
-    student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
-    return _team_trainer(config, data, student, num_classes, device, nullcontext)
-
-
 def _recipe(config: StudentConfig, device: str) -> Recipe:
     return Recipe(
         alpha=config.alpha,
@@ -188,6 +183,13 @@ def ring_shape(config: StudentConfig, num_classes: int, input_shape: tuple[int, 
     slot = config.slot_shape(batch_size=config.public_batch, num_classes=num_classes, input_shape=input_shape)
     max_slots = max(1, (config.ring_mib << 20) // slot.slot_bytes)
     return replace(slot, num_slots=min(num_slots, max_slots))
+
+
+def bind_compute(trainer: Trainer, max_threads: int) -> CompBinding | WorkersBinding:
+    """Return what gives a trainer its cores. A team has at most `max_threads` threads."""
+    if isinstance(trainer, ShardedTrainer):
+        return WorkersBinding(trainer)
+    return CompBinding(TorchTeam(), max_threads=max_threads)
 
 
 def limit_torch_threads(limit: int | None) -> int:

@@ -54,8 +54,8 @@ class TrainConfig(StudentConfig):
     """Teacher address HOST:PORT. Several addresses with the same logits, separated by commas, allow failover. Required unless
     --logits is offline."""
     policy: str = field(default="dynamic", metadata={"group": "cores"})
-    """Scheduling policy: os-default, os-tuned, static:<c>, random, comm-priority, comp-priority, compute-first, dynamic or
-    adaptive."""
+    """Scheduling policy: os-default, os-tuned, os-workers, static:<c>, random, comm-priority, comp-priority, compute-first,
+    dynamic or adaptive."""
     out: Path = field(default=Path("runs/train"), metadata={"group": "output"})
     """Folder for the results, logs and checkpoints of the run. Files of an earlier run are replaced, except with --resume."""
     resume: bool = field(default=False, metadata={"group": "output"})

@@ -27,7 +27,7 @@ def leave_server_to_trainer() -> None:
     By default the server lives as long as one process that it has forked, for the sake of processes that those may start. After a
     SIGKILL of the trainer, server and workers would then keep each other alive. To be called in the worker.
     """
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]  # there is no public name
+    server: Any = forkserver._forkserver  # there is no public name
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)
         server._forkserver_alive_fd = None

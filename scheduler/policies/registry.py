@@ -142,17 +142,17 @@ POLICIES: dict[str, PolicyKind] = {
         launch_options=LaunchOptions(has_team=True, keeps_memory=False),
         may_unpin=True,
     ),
-    "os-workers": PolicyKind(
-        usage="os-workers",
-        sentence="one process per shard trains and the kernel schedules everything; this is the gain without a scheduler",
-        make=lambda request: Unpinned("os-workers"),
-        may_unpin=True,
-    ),
     "os-tuned": PolicyKind(
         usage="os-tuned",
         sentence="nothing is pinned, comm has the lowest priority and OpenMP threads spin less; this is tuning without a scheduler",
         make=lambda request: Unpinned("os-tuned"),
         launch_options=LaunchOptions(comm_niceness=LOWEST_PRIORITY, spin_count=SHORT_SPIN, has_team=True),
+        may_unpin=True,
+    ),
+    "os-workers": PolicyKind(
+        usage="os-workers",
+        sentence="one process per shard trains and the kernel schedules everything; this is the gain without a scheduler",
+        make=lambda request: Unpinned("os-workers"),
         may_unpin=True,
     ),
     "static": PolicyKind(

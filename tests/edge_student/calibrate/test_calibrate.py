@@ -505,7 +505,7 @@ def test_a_device_is_measured_and_its_profile_is_used(tmp_path: Path) -> None:
             assert output in finished.stdout
         assert sorted(file.name for file in path.parent.iterdir()) == ["profile.json", "profile.png", "profile.svg"]
         for policy in ("adaptive", "dynamic"):
-            flags = ["--policy", policy, "--profile", str(path), "--cycles", "10", "--cores", cores]
+            flags = ["--policy", policy, "--profile", str(path), "--cycles", "10", "--cores", cores, "--shards", "2"]
             trained = run(student_command(serving.address, tmp_path / policy, *flags))
             assert trained.returncode == 0, trained.stderr
     fitted = run([sys.executable, "-m", "scheduler", "fit", str(path)])

@@ -20,7 +20,7 @@ HERE: dict[str, Any] = {
     "openmp": ["libgomp.so.1"],
     "spinning": {},
 }
-WORK = settings_of(StudentConfig(private="digits:private"), device="cpu", input_shape=(1, 8, 8), num_classes=10)
+WORK = settings_of(StudentConfig(private="digits:private"), device="cpu", num_shards=2, input_shape=(1, 8, 8), num_classes=10)
 
 
 def test_the_same_device_and_work_raise_nothing() -> None:
@@ -98,5 +98,5 @@ def test_another_data_set_of_the_same_shape_raises_nothing() -> None:
 
 
 def test_an_unknown_shape_raises_nothing() -> None:
-    early = settings_of(StudentConfig(private="digits:private"), device="cpu")
+    early = settings_of(StudentConfig(private="digits:private"), device="cpu", num_shards=2)
     check_profile({"settings": WORK}, fingerprint=HERE, settings=early)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekd.wire.order import _mix, batch_ids, permutation
+from edgekd.wire.order import batch_ids, mix, permutation
 
 LARGEST_SEED = 2**64 - 1
 
@@ -27,7 +27,7 @@ def by_the_letter_of_the_schema(seed: int, epoch: int, num_samples: int) -> list
 
 def test_the_mixer_is_the_published_splitmix64() -> None:
     """Its first output for seed 0, which every implementation documents."""
-    assert _mix(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF
+    assert mix(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF
 
 
 @pytest.mark.parametrize(

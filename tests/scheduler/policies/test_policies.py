@@ -51,7 +51,7 @@ def forced(decision: Decision, num_cores: int) -> tuple[Allocation, Reason] | No
 
 
 def test_the_suite_knows_every_policy() -> None:
-    fixed = ["os-default", "os-tuned", "static:1", "random", "comm-priority", "comp-priority", "compute-first"]
+    fixed = ["os-default", "os-tuned", "os-workers", "static:1", "random", "comm-priority", "comp-priority", "compute-first"]
     assert [*fixed, "dynamic", "adaptive"] == EVERY_NAME
     assert POLICIES["static"].names(4) == ("static:1", "static:2", "static:3")
 
@@ -288,7 +288,7 @@ def test_without_a_profile_a_planner_ends_near_one_that_has_it(name: str) -> Non
 @pytest.mark.parametrize(
     ("name", "num_cores", "words"),
     [
-        ("fastest", 4, "policy 'fastest' is unknown; the policies are os-default, os-tuned, static:<c>, random, comm"),
+        ("fastest", 4, "policy 'fastest' is unknown; the policies are os-default, os-tuned, os-workers, static:<c>, random"),
         ("", 4, "policy '' is unknown"),
         ("static:5", 4, "policy 'static:5': the comm cores must lie in 1..3 because this run has 4 cores"),
         ("static:0", 4, "policy 'static:0': the comm cores must lie in 1..3"),
@@ -335,7 +335,7 @@ def test_every_kind_of_policy_has_a_sentence() -> None:
 def test_policies_fit_their_protocol() -> None:
     policies: dict[str, Policy] = {name: make_policy(name, num_cores=4, seed=0) for name in EVERY_NAME}
     unpinned = {name for name, policy in policies.items() if not policy.is_work_conserving}
-    assert {"os-default", "os-tuned"} <= unpinned <= {name for name, kind in POLICIES.items() if kind.may_unpin}
+    assert {"os-default", "os-tuned", "os-workers"} <= unpinned <= {name for name, kind in POLICIES.items() if kind.may_unpin}
     assert {"dynamic", "adaptive"} <= {name for name, policy in policies.items() if policy.needs_rates}
 
 

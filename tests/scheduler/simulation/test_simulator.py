@@ -255,7 +255,7 @@ def test_a_run_without_any_work_takes_no_time() -> None:
 
 def test_every_policy_but_the_kernels_can_be_simulated() -> None:
     every_name = {name for kind in POLICIES.values() for name in kind.names(4)}
-    assert set(simulable_policies(run_of())) == every_name - {"os-default", "os-tuned", "compute-first"}
+    assert set(simulable_policies(run_of())) == every_name - {"os-default", "os-tuned", "os-workers", "compute-first"}
     with pytest.raises(ValueError, match="policy 'os-default' leaves the cores to the kernel"):
         simulate(run_of(), "os-default")
     with pytest.raises(ValueError, match=r"policy 'static:4': the comm cores must lie in 1\.\.3"):
