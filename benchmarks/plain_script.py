@@ -1,0 +1,93 @@
+"""What a user would write without EdgeKD: a thread that receives, a queue, and a plain torch loop. It is a baseline of regimes.py.
+
+    python benchmarks/plain_script.py --teacher HOST:PORT [--private digits:private] [--cycles 200]
+
+Only data sets, models and the protocol are EdgeKD's, so that it trains the same student on the same batches. It checks nothing,
+survives nothing, and leaves threads, cores and malloc as they are. It prints JSON: the seconds of the cycles and the accuracy.
+"""
+
+import json
+import queue
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from edge_student.settings.shared import BufferSettings, DataSettings, ModelSettings, TrainingSettings
+from edgekd.cli.command import parse
+from edgekd.data.datasets import load_dataset
+from edgekd.data.models import build_model
+from edgekd.data.tensors import to_input
+from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
+from edgekd.wire.order import batch_ids
+
+WINDOW = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings(DataSettings, ModelSettings, TrainingSettings, BufferSettings):
+    """Train a student with a plain torch program."""
+
+    teacher: str
+    """Address of the teacher, HOST:PORT, without TLS."""
+
+
+def receive(settings: Settings, batches: "queue.Queue[torch.Tensor]") -> None:
+    """Put the logits of every cycle, [public batch, classes], into the queue."""
+    stub = teacher_pb2_grpc.TeacherStub(grpc.insecure_channel(settings.teacher))
+    described = stub.Describe(teacher_pb2.DescribeRequest())
+    for start in range(0, settings.cycles, WINDOW):
+        request = teacher_pb2.StreamLogitsRequest(
+            start=start,
+            count=min(WINDOW, settings.cycles - start),
+            batch_size=settings.public_batch,
+            seed=settings.seed,
+            teacher_digest=described.teacher_digest,
+            dataset_digest=described.dataset_digest,
+            encoding=teacher_pb2.ENCODING_FLOAT32,
+        )
+        parts: list[bytes] = []
+        for chunk in stub.StreamLogits(request):
+            parts.append(chunk.payload)
+            if chunk.row_start + chunk.num_rows == settings.public_batch:
+                rows = np.frombuffer(b"".join(parts), np.float32).reshape(settings.public_batch, -1)
+                batches.put(torch.from_numpy(rows.copy()))
+                parts.clear()
+
+
+def main() -> None:
+    settings = parse(Settings, sys.argv[1:], prog="plain_script.py", description="Train a student with a plain torch program.")
+    private, public = load_dataset(settings.private), load_dataset(settings.public_dataset)
+    student = build_model(settings.model, num_classes=private.num_classes, input_shape=private.images.shape[1:], seed=settings.seed)
+    optimizer = torch.optim.SGD(student.parameters(), lr=settings.lr, momentum=settings.momentum)
+    batches: queue.Queue[torch.Tensor] = queue.Queue(maxsize=16)
+    threading.Thread(target=receive, args=(settings, batches), daemon=True).start()
+    started, size, scale = time.monotonic(), settings.batch_size, settings.temperature
+    for cycle in range(settings.cycles):
+        ids = batch_ids(settings.seed + 1, len(private.labels), size, cycle)
+        public_ids = batch_ids(settings.seed, len(public.labels), settings.public_batch, cycle)
+        logits = student(to_input(np.concatenate([private.images[ids], public.images[public_ids]])))
+        teacher = F.log_softmax(batches.get() / scale, dim=1)
+        distilled = (
+            F.kl_div(F.log_softmax(logits[size:] / scale, dim=1), teacher, reduction="batchmean", log_target=True) * scale**2
+        )
+        loss = (
+            settings.alpha * F.cross_entropy(logits[:size], torch.from_numpy(private.labels[ids]))
+            + (1 - settings.alpha) * distilled
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    seconds, test = time.monotonic() - started, load_dataset(settings.test_dataset)
+    with torch.inference_mode():
+        right = (student.eval()(to_input(test.images)).argmax(dim=1).numpy() == test.labels).mean()
+    print(json.dumps({"wall_clock_s": seconds, "accuracy": float(right), "loss": loss.item()}))
+
+
+if __name__ == "__main__":
+    main()
