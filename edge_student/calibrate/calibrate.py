@@ -59,6 +59,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
         with CommWorkerProcess(configure_worker(config, address, LaunchOptions(), cores, run_id=new_run_id())) as worker:
             described = worker.await_description()
             check_teacher(described, data, address)
+            data = data.share() if num_shards > 1 else data
             ring = Ring.create(ring_shape(config, described.num_classes, data.private.images.shape[1:]))
             kept = Ring.create(replace(ring.shape, num_slots=min(MOST_BATCHES, ring.shape.num_slots)))
             opened = open_trainer(config, data, kept, device=device, num_shards=num_shards)

@@ -127,6 +127,7 @@ class Run:
         with CommWorkerProcess(self._configure(digest)) as worker:
             # The test data is loaded here too, so that a missing file ends the run before the training.
             data, test = data or load_training_data(config), load_dataset(config.test_dataset)
+            data = data.share() if self._num_shards > 1 else data
             recipe = recipe_of(config, data.private.digest, len(data.private.labels), self._num_shards)
             check_recipe(resumed, recipe, config.out)
             described = worker.await_description()

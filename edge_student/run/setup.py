@@ -59,10 +59,20 @@ def configure_worker(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """The two data sets of a training step. `public` is None if its inputs are received with the logits."""
+    """The two data sets of a training step. `public` is None if its inputs are received with the logits.
+
+    `shared` has them in shared memory for compute workers, once they are there.
+    """
 
     private: ImageDataset
     public: ImageDataset | None
+    shared: tuple[SharedDataset, SharedDataset | None] | None = None
+
+    def share(self) -> "TrainingData":
+        """Return the same data sets in shared memory, so that trainer and workers have one copy."""
+        private = SharedDataset(self.private)
+        public = None if self.public is None else SharedDataset(self.public)
+        return TrainingData(private=private.dataset, public=None if public is None else public.dataset, shared=(private, public))
 
 
 def load_training_data(config: StudentConfig) -> TrainingData:
@@ -116,8 +126,8 @@ def open_trainer(
 ) -> Iterator[Trainer]:
     """Build the student and yield its trainer, warmed up. A trainer with several shards has its own processes until the end.
 
-    See `TeamTrainer` for `defer_signals`. A model that cannot be trained in shards is trained with one team, and logged; with
-    --shards it raises ValueError.
+    `data` must be shared for several shards. See `TeamTrainer` for `defer_signals`. A model that cannot be trained in shards is
+    trained with one team, and logged; with --shards it raises ValueError.
     """
     num_classes, shape = ring.shape.num_classes, data.private.images.shape[1:]
     student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
@@ -126,8 +136,8 @@ def open_trainer(
             keep_freed_memory()
         yield _team_trainer(config, data, student, num_classes, device, defer_signals)
         return
-    private = SharedDataset(data.private)
-    public = None if data.public is None else SharedDataset(data.public)
+    assert data.shared is not None, "compute workers read shared data sets"
+    private, public = data.shared
     try:
         trainer = ShardedTrainer(
             student=student,

@@ -53,7 +53,7 @@ class TrainConfig(StudentConfig):
     teacher: str | None = field(default=None, metadata={"group": "receiving"})
     """Teacher address HOST:PORT. Several addresses with the same logits, separated by commas, allow failover. Required unless
     --logits is offline."""
-    policy: str = field(default="dynamic", metadata={"group": "cores"})
+    policy: str = field(default="adaptive", metadata={"group": "cores"})
     """Scheduling policy: os-default, os-tuned, os-workers, static:<c>, random, comm-priority, comp-priority, compute-first,
     dynamic or adaptive."""
     out: Path = field(default=Path("runs/train"), metadata={"group": "output"})
