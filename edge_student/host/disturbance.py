@@ -87,6 +87,10 @@ def describe(before: Reading, after: Reading, cores: Sequence[int], teacher: Col
     }
 
 
+DISTURBED = "disturbed: "
+"""Beginning of a run's note on a finding."""
+
+
 def findings(disturbance: Mapping[str, Any] | None) -> list[str]:
     """Return one sentence per disturbance of a run; empty if there was none, or if the counters are missing."""
     if disturbance is None:

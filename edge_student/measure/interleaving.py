@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edge_student.host.disturbance import findings, severity
+from edge_student.host.disturbance import DISTURBED, findings, severity
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ def _is_disturbed(run_once: RunOnce, policy: str, repeat: int, attempt: int, run
     run = run_once(policy, repeat, attempt)
     found = findings(run["disturbance"]) if run["valid"] else []
     run = {**run, "attempt": attempt, "disturbed": bool(found), "valid": run["valid"] and not found}
-    runs.append({**run, "notes": [*run["notes"], *(f"disturbed: {finding}" for finding in found)]})
+    notes = [*run["notes"], *(f"{DISTURBED}{finding}" for finding in found)]
+    runs.append({**run, "notes": list(dict.fromkeys(notes))})
     if found:
         logger.info("%s, repeat %d, attempt %d, was disturbed: %s", policy, repeat, attempt, "; ".join(found))
     return bool(found)

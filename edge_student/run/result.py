@@ -12,6 +12,7 @@ from typing import Any
 from edge_student.events.buffer import EventBuffer, moment
 from edge_student.events.log_file import EventFile
 from edge_student.events.perfetto import to_trace
+from edge_student.host.disturbance import DISTURBED, findings
 from edge_student.host.environment import spinning_variables
 from edge_student.host.provenance import describe_host, describe_software
 from edge_student.ipc.messages import Described, Finished
@@ -171,6 +172,9 @@ def _notes(outcome: Outcome) -> list[str]:
         )
     if trainer.num_cycles and not math.isfinite(trainer.last_loss):
         notes.append(f"the loss is {trainer.last_loss}: training diverged; try a smaller --lr")
+        logger.warning(notes[-1])
+    for found in findings(outcome.disturbance):
+        notes.append(f"{DISTURBED}{found}")
         logger.warning(notes[-1])
     if outcome.interruption is not None:
         notes.append(f"interrupted: {type(outcome.interruption).__name__}: {outcome.interruption}")

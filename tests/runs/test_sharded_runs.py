@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import events, read_until, run, student_command, train, weights
+from processes import events, notes_of, read_until, run, student_command, train, weights
 from warm_start import start
 
 from scheduler.live.threads import allowed_cores
@@ -22,7 +22,7 @@ TWO_SHARDS = ("--shards", "2", "--cycles", "30")
 def undisturbed(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
     result = train(address, out, "--policy", "os-default", *TWO_SHARDS)
-    assert (result["cycles"], result["shards"], result["valid"], result["notes"]) == (30, 2, True, [])
+    assert (result["cycles"], result["shards"], result["valid"], notes_of(result)) == (30, 2, True, [])
     return out
 
 
@@ -75,7 +75,7 @@ def test_a_killed_compute_worker_is_replaced(address: str, undisturbed: Path, tm
     assert process.returncode == 0, output
     assert "another one takes its place" in output
     assert weights(tmp_path) == weights(undisturbed)
-    notes = json.loads((tmp_path / "result.json").read_text())["notes"]
+    notes = notes_of(json.loads((tmp_path / "result.json").read_text()))
     assert len(notes) == 1
     assert "was replaced" in notes[0]
 

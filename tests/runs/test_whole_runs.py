@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import comm_worker_of, events, read_until, run, student_command, teacher, train, weights
+from processes import comm_worker_of, events, notes_of, read_until, run, student_command, teacher, train, weights
 from warm_start import start
 
 from scheduler.live.threads import allowed_cores, read_masks, threads_of
@@ -26,7 +26,7 @@ ONE_THREAD = ("--torch-threads", "1")
 def undisturbed(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
     result = train(address, out, "--policy", "os-default", "--cycles", "20", *ONE_THREAD)
-    assert (result["cycles"], result["valid"], result["notes"]) == (20, True, [])
+    assert (result["cycles"], result["valid"], notes_of(result)) == (20, True, [])
     return out
 
 

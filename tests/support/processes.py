@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 from warm_start import WarmProgram, is_module, run_warm, start
 
+from edge_student.host.disturbance import DISTURBED
+
 TINY = ["--private", "digits:private", "--private-samples", "64", "--model", "cnn:width=4", "--batch-size", "8"]
 TINY += ["--public-batch", "16", "--seed", "5", "--log-level", "info"]
 # Compute workers import torch, which takes most of the time of such a short run. tests/runs/test_sharded_runs.py has them.
@@ -82,6 +84,11 @@ def train(address: str, out: Path, *flags: str) -> dict[str, Any]:
     finished = run(student_command(address, out, *flags))
     assert finished.returncode == 0, finished.stderr
     return json.loads((out / "result.json").read_text())
+
+
+def notes_of(result: dict[str, Any]) -> list[str]:
+    """Return the notes of a run without those on other programs, such as other tests."""
+    return [note for note in result["notes"] if not note.startswith(DISTURBED)]
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
