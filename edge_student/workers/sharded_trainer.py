@@ -162,10 +162,12 @@ class ShardedTrainer:
             return
         recipe = self._recipe
         for worker in range(self._board.num_shards):
-            if self._board.done_by(worker) < 2 * cycle + 2:
-                progress = self._board.progress_of(worker)
-                ShardStep(self._model, worker, progress, lr=recipe.lr, momentum=recipe.momentum).run()
-        combine_buffers(self._model, [rows.total(recipe) for rows in rows_of(self._board.num_shards)])
+            if self._board.done_by(worker) >= 2 * cycle + 2:
+                continue
+            progress = self._board.progress_of(worker)
+            ShardStep(self._model, worker, progress, lr=recipe.lr, momentum=recipe.momentum).run()
+            if worker == 0:  # otherwise the buffers are combined, and a Forward of the next cycle may have changed the shards' own
+                combine_buffers(self._model, [rows.total(recipe) for rows in rows_of(self._board.num_shards)])
         schedule.complete_cycle()
         self._count(cycle + 1)
 
