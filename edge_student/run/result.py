@@ -175,7 +175,7 @@ def _notes(outcome: Outcome) -> list[str]:
         logger.warning(notes[-1])
     for found in findings(outcome.disturbance):
         notes.append(f"{DISTURBED}{found}")
-        logger.warning(notes[-1])
+        logger.info(notes[-1])
     if outcome.interruption is not None:
         notes.append(f"interrupted: {type(outcome.interruption).__name__}: {outcome.interruption}")
     return notes
