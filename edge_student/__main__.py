@@ -27,14 +27,14 @@ def train(config: TrainConfig) -> int:
     """Train one student under one policy."""
     start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     signals = SignalHandler()
-    from edge_student.run.shards import default_shards
+    from edge_student.run.shards import choose_shards
     from scheduler.policies.registry import kind_of
 
     try:
         signals.install()
         config.check_secrets()
         cores = settle(os.environ, config.cores, kind_of(config.policy).launch_options.spin_count)
-        if (config.shards or default_shards(config, config.policy, len(cores))) > 1:
+        if choose_shards(config, config.policy, len(cores), former=None) > 1:
             from edge_student.workers.server import start_server
 
             start_server(config.model)  # its import of torch, which takes a second, and the one below go on at the same time

@@ -40,6 +40,10 @@ class StudentConfig(DataSettings, ModelSettings, TrainingSettings, ComputeSettin
         self.check_cores()
         self.check_buffer()
         self.check_link_settings()
+        if self.shards is not None and self.shards > self.public_batch:
+            raise ValueError(f"--shards is {self.shards}, must be at most {self.public_batch}: each has a row of --public-batch")
+        if self.shards is not None and self.shards > 1 and self.device != "cpu":
+            raise ValueError(f"--shards is {self.shards}, but --device is {self.device}: shards are for the CPU; omit it")
         check_at_least_one("--prefetch", self.prefetch)
         check_at_least_one("--streams", self.streams)
         if self.streams is not None and self.streams > MAX_STRIDE:

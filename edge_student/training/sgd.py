@@ -10,6 +10,28 @@ import torch
 from torch.optim.sgd import sgd
 
 
+def descend(
+    parameters: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    buffers: list[torch.Tensor | None],
+    *,
+    lr: float,
+    momentum: float,
+) -> None:
+    """Update parameters and momentum `buffers` in place by Eq. 2. A buffer that is None is created, and put into the list."""
+    sgd(
+        parameters,
+        gradients,
+        buffers,
+        weight_decay=0.0,
+        momentum=momentum,
+        lr=lr,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+    )
+
+
 class Sgd:
     """SGD over `parameters`. Parameters without a gradient do not change. Results are bit-identical to torch.optim.SGD."""
 
@@ -40,16 +62,7 @@ class Sgd:
         """Take one step against the gradients."""
         updated = [n for n, parameter in enumerate(self._parameters) if parameter.grad is not None]
         buffers = [self._buffers[n] for n in updated]
-        sgd(
-            [self._parameters[n] for n in updated],
-            [gradient for n in updated if (gradient := self._parameters[n].grad) is not None],
-            buffers,
-            weight_decay=0.0,
-            momentum=self._momentum,
-            lr=self._lr,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
+        gradients = [gradient for n in updated if (gradient := self._parameters[n].grad) is not None]
+        descend([self._parameters[n] for n in updated], gradients, buffers, lr=self._lr, momentum=self._momentum)
         for n, buffer in zip(updated, buffers, strict=True):
             self._buffers[n] = buffer

@@ -18,7 +18,7 @@ from edge_student.training.loss import combined_loss
 from edge_student.training.recipe import Recipe
 from edge_student.training.rollback import RollbackState, restore_generators
 from edge_student.training.sgd import Sgd
-from edge_student.training.trainer import BatchSource, Schedule, check_tensors
+from edge_student.training.trainer import BatchSource, Schedule, check_tensors, split_snapshot
 from edge_student.training.yield_points import NO_YIELD_POINTS, every_layer, find_yield_points, interruptible
 from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.tensors import to_input
@@ -120,12 +120,7 @@ class TeamTrainer:
 
         Raises ValueError if it is of another student; the weights are then unchanged.
         """
-        parts: dict[str, dict[str, torch.Tensor]] = {"student": {}, "momentum": {}, "random": {}}
-        for name, tensor in snapshot.items():
-            part, _, rest = name.partition(".")
-            if part not in parts:
-                raise ValueError(f"'{name}' is not part of a snapshot")
-            parts[part][rest] = tensor
+        parts = split_snapshot(snapshot)
         expected = self.student.state_dict()
         parameters = {str(n): parameter for n, parameter in enumerate(self.student.parameters())}
         check_tensors(parts["student"], expected, is_complete=True)

@@ -73,6 +73,17 @@ class Trainer(Protocol):
         """Return the fraction of `test` that the student classifies correctly."""
 
 
+def split_snapshot(snapshot: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the tensors of the parts student, momentum and random, by name. Raises ValueError for a tensor of another part."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"student": {}, "momentum": {}, "random": {}}
+    for name, tensor in snapshot.items():
+        part, _, rest = name.partition(".")
+        if part not in parts:
+            raise ValueError(f"'{name}' is not part of a snapshot")
+        parts[part][rest] = tensor
+    return parts
+
+
 def check_tensors(given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, is_complete: bool) -> None:
     """Raise ValueError for the first tensor that is unexpected, of another shape or type, or (if `is_complete`) missing."""
     wrong = sorted(given.keys() - expected.keys()) or (sorted(expected.keys() - given.keys()) if is_complete else [])

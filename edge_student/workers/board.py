@@ -147,6 +147,12 @@ class Board:
         """The loss of the last cycle: the sum of the workers' parts, in their order."""
         return float(sum(self._words["loss"].tolist()))
 
+    def close(self) -> None:
+        """Close the descriptors. The words stay readable."""
+        self._words.close()
+        for bell in (self.trainer_bell, *self.worker_bells):
+            bell.close()
+
     def restart(self, num_cycles: int) -> None:
         """Set all words to the state after `num_cycles` complete cycles. No worker may run."""
         self._words["granted"][:] = self._words["done"][:] = 2 * num_cycles

@@ -28,7 +28,7 @@ class _Running(NamedTuple):
 
 
 class WorkerPool:
-    """One process for each shard. Use as a context manager, which ends them in all cases."""
+    """One process for each shard, from `start` to `close`."""
 
     def __init__(self, board: Board, assign: Callable[[int], Assignment]) -> None:
         self._board = board
@@ -37,14 +37,11 @@ class WorkerPool:
         self.replaced: list[str] = []
         """A text for every worker that was replaced."""
 
-    def __enter__(self) -> "WorkerPool":
+    def start(self) -> None:
+        """Start the processes."""
         start_server()
         for number in range(self._board.num_shards):
             self._workers.append(self._start(number))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def pids(self) -> tuple[int, ...]:

@@ -6,8 +6,6 @@ from multiprocessing import forkserver
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-
-
 _LIBRARIES = ("torchvision", "timm")
 
 

@@ -96,8 +96,6 @@ class Shard:
             private_share=num_private / recipe.batch_size,
             public_share=rows.of(recipe.public_batch) / recipe.public_batch,
         )
-        for parameter in self._parameters:
-            parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         self._logits = self._labels = None
         self._write_gradients()

@@ -1,4 +1,4 @@
-"""Trains a student with one process for each shard of a batch. It has the interface of `Trainer`, which trains with one team."""
+"""A `Trainer` with one process for each shard of a batch."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -8,21 +8,21 @@ import torch
 from edge_student.ipc.ring import Ring
 from edge_student.training.accuracy import accuracy
 from edge_student.training.recipe import Recipe
-from edge_student.training.trainer import BatchSource, Schedule, check_tensors
+from edge_student.training.trainer import BatchSource, Schedule, check_tensors, split_snapshot
 from edge_student.workers.board import Board
 from edge_student.workers.divisible import allows_channels_last, check_divisible
 from edge_student.workers.pool import WorkerPool
-from edge_student.workers.shard import rows_of
 from edge_student.workers.shared_dataset import SharedDataset
 from edge_student.workers.shared_model import SharedModel
-from edge_student.workers.step import CHUNK, ShardStep, combine_buffers
+from edge_student.workers.step import CHUNK, ShardStep
 from edge_student.workers.worker import Assignment
 from edgekd.data.image_dataset import ImageDataset
 from scheduler.model.state import Task
 
 
 class ShardedTrainer:
-    """Trains `student` with `num_shards` workers, which read the batches of `ring`. Use as a context manager.
+    """Trains `student` with `num_shards` workers, which read the batches of `ring`. Use as a context manager: its end ends
+    the workers, and closes the data sets. They and the model stay readable in this process.
 
     Raises ModelNotDivisible for a model that several processes cannot train.
     """
@@ -42,6 +42,7 @@ class ShardedTrainer:
         self.student = student
         self._ring = ring
         self._has_inputs = public is not None
+        self._datasets = (private,) if public is None else (private, public)
         self._recipe = recipe
         self._board = Board(num_shards)
         shape = private.dataset.images.shape[1:]
@@ -68,12 +69,19 @@ class ShardedTrainer:
         self.last_loss = float("nan")
 
     def __enter__(self) -> "ShardedTrainer":
-        self._pool.__enter__()
-        self._pool.await_ready()
+        with ExitStack() as on_failure:
+            on_failure.push(self)
+            self._pool.start()
+            self._pool.await_ready()
+            on_failure.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.close()
+        self._board.close()
+        self._model.arrays.close()
+        for dataset in self._datasets:
+            dataset.close()
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -122,8 +130,8 @@ class ShardedTrainer:
 
         Raises ValueError if it is of another student; the weights are then unchanged.
         """
-        student = {name.removeprefix("student."): tensor for name, tensor in snapshot.items() if name.startswith("student.")}
-        momentum = {name.removeprefix("momentum."): tensor for name, tensor in snapshot.items() if name.startswith("momentum.")}
+        parts = split_snapshot(snapshot)
+        student, momentum = parts["student"], parts["momentum"]
         views = {str(n): view for n, view in enumerate(self._model.momentum_views())}
         check_tensors(student, self.student.state_dict(), is_complete=True)
         check_tensors(momentum, views, is_complete=True)
@@ -160,14 +168,10 @@ class ShardedTrainer:
         cycle = self.num_cycles
         if self._board.num_gradients <= cycle:
             return
-        recipe = self._recipe
         for worker in range(self._board.num_shards):
-            if self._board.done_by(worker) >= 2 * cycle + 2:
-                continue
-            progress = self._board.progress_of(worker)
-            ShardStep(self._model, worker, progress, lr=recipe.lr, momentum=recipe.momentum).run()
-            if worker == 0:  # otherwise the buffers are combined, and a Forward of the next cycle may have changed the shards' own
-                combine_buffers(self._model, [rows.total(recipe) for rows in rows_of(self._board.num_shards)])
+            # Not that of a worker which has taken its step: a Forward of the next cycle may have changed the shards' buffers since.
+            if self._board.done_by(worker) < 2 * cycle + 2:
+                ShardStep(self._model, worker, self._board.progress_of(worker), self._recipe).run()
         schedule.complete_cycle()
         self._count(cycle + 1)
 

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.optim.sgd import sgd
 
+from edge_student.training.recipe import Recipe
+from edge_student.training.sgd import descend
 from edge_student.workers.board import StepProgress
+from edge_student.workers.shard import rows_of
 from edge_student.workers.shared_model import SharedModel
 
 CHUNK = 1 << 16
@@ -21,10 +23,16 @@ _LINE = 16  # float32 values in a cache line
 
 
 class ShardStep:
-    """SGD with momentum (Eq. 2) on the slice of one worker. Results depend on the number of shards, not on the worker's process."""
+    """SGD with momentum (Eq. 2) on the slice of one worker; the first worker also combines the buffers.
 
-    def __init__(self, model: SharedModel, worker: int, progress: StepProgress, *, lr: float, momentum: float) -> None:
+    Results depend on the number of shards, not on the worker's process.
+    """
+
+    def __init__(self, model: SharedModel, worker: int, progress: StepProgress, recipe: Recipe) -> None:
         arrays = model.arrays
+        self._model = model
+        self._combines_buffers = worker == 0
+        self._recipe = recipe
         self._parameters = torch.from_numpy(arrays["parameters"])
         self._momentum = torch.from_numpy(arrays["momentum"])
         self._gradients = torch.from_numpy(arrays["gradients"])
@@ -32,7 +40,6 @@ class ShardStep:
         self._undo = torch.from_numpy(arrays["undo"][worker])
         self._places = model.parameters
         self._progress = progress
-        self._lr, self._factor = lr, momentum
         num_shards, size = self._gradients.shape
         self._start, self._stop = (_boundary(n, num_shards, size) for n in (worker, worker + 1))
         self._sum = torch.empty(CHUNK)
@@ -49,6 +56,8 @@ class ShardStep:
                 self._keep(start, stop)
             self._update(start, stop)
             self._progress.stepped = stop - self._start
+        if self._combines_buffers:
+            combine_buffers(self._model, [rows.total(self._recipe) for rows in rows_of(len(self._gradients))])
 
     def reset(self) -> None:
         """Prepare for the step of the next cycle."""
@@ -60,17 +69,9 @@ class ShardStep:
         gradient.copy_(self._gradients[0, start:stop])
         for shard in range(1, len(self._gradients)):  # floating-point sums depend on the order, so it is fixed
             gradient.add_(self._gradients[shard, start:stop])
-        sgd(
-            [self._parameters[start:stop]],
-            [gradient],
-            [self._momentum[start:stop]],
-            weight_decay=0.0,
-            momentum=self._factor,
-            lr=self._lr,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
+        recipe = self._recipe
+        parameters, momentum = self._parameters[start:stop], self._momentum[start:stop]
+        descend([parameters], [gradient], [momentum], lr=recipe.lr, momentum=recipe.momentum)
 
     def _keep(self, start: int, stop: int) -> None:
         self._undo[0, : stop - start].copy_(self._parameters[start:stop])

@@ -22,7 +22,7 @@ from edge_student.workers.server import leave_server_to_trainer
 from edge_student.workers.shard import Shard, rows_of
 from edge_student.workers.shared_dataset import SharedDataset
 from edge_student.workers.shared_model import SharedModel
-from edge_student.workers.step import ShardStep, combine_buffers
+from edge_student.workers.step import ShardStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +63,10 @@ class Worker:
         self._model = assignment.model
         self._ring = assignment.ring
         self._bell = self._board.worker_bells[self._number]
-        rows = rows_of(self._board.num_shards)
         public = None if assignment.public is None else assignment.public.dataset
         self._batches = Batches(assignment.private.dataset, public, recipe)
-        self._shard = Shard(self._model, rows[self._number], self._batches, recipe)
-        self._rows_of_shards = [each.total(recipe) for each in rows]
-        self._step = ShardStep(
-            self._model, self._number, self._board.progress_of(self._number), lr=recipe.lr, momentum=recipe.momentum
-        )
+        self._shard = Shard(self._model, rows_of(self._board.num_shards)[self._number], self._batches, recipe)
+        self._step = ShardStep(self._model, self._number, self._board.progress_of(self._number), recipe)
 
     def run(self) -> None:
         """Compute phases for ever."""
@@ -91,8 +87,6 @@ class Worker:
             while self._board.num_gradients <= cycle:
                 self._bell.wait()
             self._step.run()
-            if self._number == 0:
-                combine_buffers(self._model, self._rows_of_shards)
             self._board.set_done(self._number, 2 * cycle + 2)
 
     def _warm_up(self) -> None:

@@ -29,7 +29,7 @@ def fresh() -> tuple[SharedModel, Board]:
 
 
 def steps(model: SharedModel, board: Board) -> list[ShardStep]:
-    return [ShardStep(model, n, board.progress_of(n), lr=RECIPE.lr, momentum=RECIPE.momentum) for n in range(SHARDS)]
+    return [ShardStep(model, n, board.progress_of(n), RECIPE) for n in range(SHARDS)]
 
 
 @pytest.fixture(autouse=True)
