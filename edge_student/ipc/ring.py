@@ -89,8 +89,9 @@ class Slot(NamedTuple):
 
     def fill(self, other: "Slot") -> None:
         """Copy the arrays of another slot into this one."""
-        for own, given in zip(self, other, strict=True):
-            own[:] = given
+        self.sample_ids[:] = other.sample_ids
+        self.logits[:] = other.logits
+        self.inputs[:] = other.inputs
 
     @classmethod
     def empty(cls, shape: RingShape) -> "Slot":
