@@ -43,7 +43,7 @@ from edge_student.training.trainer import BatchSource, Schedule, Trainer  # noqa
 from edgekd.data.datasets import load_dataset  # noqa: E402
 from edgekd.data.models import build_model  # noqa: E402
 from scheduler.control.controller import Controller  # noqa: E402
-from scheduler.live.binding import CommBinding, CompBinding  # noqa: E402
+from scheduler.live.binding import CommBinding, TeamBinding  # noqa: E402
 from scheduler.live.loop import SchedulerLoop  # noqa: E402
 from scheduler.model.state import Task  # noqa: E402
 from scheduler.policies.registry import make_policy  # noqa: E402
@@ -73,9 +73,6 @@ class Bare:
 
     def task(self, task: Task) -> AbstractContextManager[None]:
         return nullcontext()
-
-    def between_layers(self) -> None:
-        pass
 
 
 class InMemory:
@@ -130,7 +127,7 @@ def time_orchestrated(settings: Settings, address: str) -> float:
             cores=CORES,
             comm_port=worker,
             comm_binding=CommBinding(worker.pid),
-            comp_binding=CompBinding(TorchTeam(), max_threads=len(CORES)),
+            comp_binding=TeamBinding(TorchTeam(), max_threads=len(CORES)),
             record=EventBuffer().record,
         )
         try:

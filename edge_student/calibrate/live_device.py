@@ -16,7 +16,7 @@ from edge_student.ipc.ring import Ring
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.training.trainer import Trainer
 from edgekd.errors import WorldError
-from scheduler.live.binding import CommBinding, CompBinding, WorkersBinding
+from scheduler.live.binding import CommBinding, TeamBinding, WorkersBinding
 from scheduler.live.comm_port import BatchArrived, CommEnded, CommFailed, CommTrouble
 from scheduler.live.comm_side import CommSide
 from scheduler.live.threads import may_leave_idle_priority, name_this_thread
@@ -44,7 +44,7 @@ class LiveDevice:
         ring: Ring,
         kept: Ring,
         trainer: Trainer,
-        compute: CompBinding | WorkersBinding,
+        compute: TeamBinding | WorkersBinding,
         cores: Sequence[int],
     ) -> None:
         """`worker` receives into `ring`. `trainer` reads the batches that are `kept`."""
@@ -109,9 +109,6 @@ class LiveDevice:
 
     def complete_cycle(self) -> None:
         """Do nothing: a visit that fails ends the measurement."""
-
-    def between_layers(self) -> None:
-        """Do nothing: the mode does not change within a visit. Called by the trainer."""
 
     @contextmanager
     def task(self, task: Task) -> Iterator[None]:

@@ -146,7 +146,6 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "num_reconnects": caveats.num_reconnects,
         "num_refused_chunks": caveats.num_refused_chunks,
         "num_duplicate_chunks": caveats.num_duplicate_chunks,
-        "num_threads_churned": outcome.loop.num_threads_churned,
         "prefetch": outcome.prefetch,
         "torch_threads": outcome.max_threads,
         "shards": outcome.num_shards,

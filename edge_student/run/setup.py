@@ -23,7 +23,7 @@ from edge_student.workers.shared_model import ModelNotDivisible
 from edgekd.data.datasets import load_dataset
 from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.models import build_model
-from scheduler.live.binding import CompBinding, WorkersBinding
+from scheduler.live.binding import TeamBinding, WorkersBinding
 from scheduler.policies.registry import LaunchOptions
 
 logger = logging.getLogger(__name__)
@@ -195,11 +195,11 @@ def ring_shape(config: StudentConfig, num_classes: int, input_shape: tuple[int, 
     return replace(slot, num_slots=min(num_slots, max_slots))
 
 
-def bind_compute(trainer: Trainer, max_threads: int) -> CompBinding | WorkersBinding:
+def bind_compute(trainer: Trainer, max_threads: int) -> TeamBinding | WorkersBinding:
     """Return what gives a trainer its cores. A team has at most `max_threads` threads."""
     if isinstance(trainer, ShardedTrainer):
         return WorkersBinding(trainer)
-    return CompBinding(TorchTeam(), max_threads=max_threads)
+    return TeamBinding(TorchTeam(), max_threads=max_threads)
 
 
 def limit_torch_threads(limit: int | None) -> int:

@@ -1,1 +1,1 @@
-"""The training step: loss, optimizer, yield points within a step, and rollback of an unfinished step."""
+"""The training step: loss, optimizer and rollback of an unfinished step."""

@@ -1,7 +1,7 @@
 """Trains with one team of threads, cycle by cycle, each cycle a Forward and a Backward.
 
 A cycle is one forward over [private batch ; public batch], one backward and one SGD step (Eq. 1 and 2). The trainer is independent
-of receiver, scheduler and cores: it can block only in `Schedule`, around each task and between layers.
+of receiver, scheduler and cores: it can block only in `Schedule`, around each task.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,6 @@ from edge_student.training.recipe import Recipe
 from edge_student.training.rollback import RollbackState, restore_generators
 from edge_student.training.sgd import Sgd
 from edge_student.training.trainer import BatchSource, Schedule, check_tensors, split_snapshot
-from edge_student.training.yield_points import NO_YIELD_POINTS, every_layer, find_yield_points, interruptible
 from edgekd.data.image_dataset import ImageDataset
 from edgekd.data.tensors import to_input
 from edgekd.wire.layouts import Decoded
@@ -46,9 +45,6 @@ class TeamTrainer:
         self._batches = Batches(private, public, recipe)
         self._recipe = recipe
         self._optimizer = self._make_optimizer(self.student)
-        # On a GPU one thread only queues the layers, so changing its cores within a pass has no use.
-        self._is_on_cpu = torch.device(recipe.device).type == "cpu"
-        self._yield_points = every_layer(self.student) if self._is_on_cpu else NO_YIELD_POINTS
         self._defer_signals = defer_signals
         self._rollback: RollbackState | None = None
         self.num_shards = 1
@@ -57,25 +53,15 @@ class TeamTrainer:
         self.last_loss = float("nan")
 
     def warm_up(self, num_classes: int) -> None:
-        """Run two steps on a copy, so that threads exist and kernels are chosen before the clock starts.
-
-        On the CPU the second step also measures the yield points; without a warm-up, every layer is one.
-        """
+        """Run two steps on a copy, so that threads exist and kernels are chosen before the clock starts."""
         student = deepcopy(self.student).train()
         optimizer = self._make_optimizer(student)
         teacher_logits = np.zeros((self._recipe.public_batch, num_classes), np.float32)
         public_inputs = np.zeros((self._recipe.public_batch, *self._batches.input_shape), np.uint8)
-
-        def step() -> None:
+        for _ in range(2):
             logits, labels = self._forward(student, 0, public_inputs)
             self._differentiate(optimizer, logits, labels, teacher_logits)
             optimizer.step()
-
-        step()
-        if self._is_on_cpu:
-            self._yield_points = find_yield_points(student, step)
-        else:
-            step()
 
     def train(
         self, cycles: int, schedule: Schedule, source: BatchSource, on_cycle: Callable[[int], None], *, start: int = 0
@@ -83,20 +69,19 @@ class TeamTrainer:
         """Run cycles `start` .. `cycles` - 1. After an exception, `num_cycles` is the number of completed cycles."""
         self.student.train()
         self.num_cycles = start
-        with interruptible(self.student, self._yield_points, schedule.between_layers):
-            for cycle in range(start, cycles):
-                with schedule.task(Task.FORWARD):
-                    logits, labels = self._forward(self.student, cycle, self._batches.received(cycle, source))
-                with ExitStack() as signals_deferred:  # step, count and record are done together or not at all
-                    with schedule.task(Task.BACKWARD):
-                        loss = self._differentiate(self._optimizer, logits, labels, source.logits(cycle))
-                        signals_deferred.enter_context(self._defer_signals())
-                        self._optimizer.step()
-                        self.last_loss = loss.item()
-                    self.num_cycles = cycle + 1
-                    if self._rollback is not None:
-                        self._rollback.save()
-                on_cycle(self.num_cycles)
+        for cycle in range(start, cycles):
+            with schedule.task(Task.FORWARD):
+                logits, labels = self._forward(self.student, cycle, self._batches.received(cycle, source))
+            with ExitStack() as signals_deferred:  # step, count and record are done together or not at all
+                with schedule.task(Task.BACKWARD):
+                    loss = self._differentiate(self._optimizer, logits, labels, source.logits(cycle))
+                    signals_deferred.enter_context(self._defer_signals())
+                    self._optimizer.step()
+                    self.last_loss = loss.item()
+                self.num_cycles = cycle + 1
+                if self._rollback is not None:
+                    self._rollback.save()
+            on_cycle(self.num_cycles)
 
     def enable_snapshots(self) -> None:
         """Keep the rollback state after each cycle from now on, so that `snapshot` can be called at any moment."""

@@ -25,12 +25,6 @@ class Schedule(Protocol):
     def complete_cycle(self) -> None:
         """Report the tasks of the present cycle as done, after an exception at which compute completed them. Never blocks."""
 
-    def between_layers(self) -> None:
-        """Pause or move compute if needed.
-
-        The trainer calls it often within a task, while no parallel operation runs. May block.
-        """
-
 
 class BatchSource(Protocol):
     """Access to received batches, after their Comm task is done."""

@@ -52,8 +52,8 @@ class Controller:
     ) -> None:
         """Create a controller for one run.
 
-        `comp_moves_at_boundaries`: decisions take effect by the hand-over of a live run: training keeps its cores until its task
-        ends or `comp_has_moved` is called. Without it, a decision takes effect at once, as in the paper's model.
+        `comp_moves_at_boundaries`: training keeps its cores until its task ends, as one team of threads does in a live run. Without
+        it, a decision takes effect at once, as in the paper's model and with compute workers.
         `inputs_travel`: a Forward needs its Comm (see `State`). Policies plan as if it did not.
         `done`: completed cycles, for a resumed run.
 
@@ -101,16 +101,6 @@ class Controller:
         self._story.append((event, decision))
         return decision
 
-    def comp_has_moved(self, time: float) -> None:
-        """Record that from `time` (seconds) on both sides hold the cores of the last decision.
-
-        This is not an event and causes no decision. The live loop calls it when compute has moved in the middle of a task.
-        """
-        if self._in_force == self.allocation:
-            return
-        self._attribute_until(time)
-        self._in_force = self.allocation
-
     def rates(self) -> dict[str, Any]:
         """Return the learnt rates for the log.
 
@@ -152,7 +142,11 @@ class Controller:
         """Attribute the time since the last event, then apply the event."""
         if isinstance(event, Started) != (self.allocation is None):
             raise BrokenInvariant("a run starts with exactly one Started")
-        self._attribute_until(event.time)
+        if not math.isfinite(event.time) or event.time < self._time:
+            raise BrokenInvariant(f"event time is {event.time}, must be finite and at least {self._time}")
+        if self._in_force is not None:
+            self._attribute(event.time - self._time, self._in_force)
+        self._time = event.time
         if isinstance(event, TaskDone):
             assert self._in_force is not None
             after = self.state.after(event.task)
@@ -161,13 +155,6 @@ class Controller:
         elif not isinstance(event, Started):
             self.num_cores = event.num_cores
             self._must_look = True
-
-    def _attribute_until(self, time: float) -> None:
-        if not math.isfinite(time) or time < self._time:
-            raise BrokenInvariant(f"event time is {time}, must be finite and at least {self._time}")
-        if self._in_force is not None:
-            self._attribute(time - self._time, self._in_force)
-        self._time = time
 
     def _comp_is_running(self) -> bool:
         """Return whether training is in the middle of a task and therefore keeps its cores."""

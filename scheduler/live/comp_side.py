@@ -1,15 +1,14 @@
 """The compute half of the live loop: applies decisions to the calling compute worker and to the kernel.
 
-It remembers the cores that compute was last bound to. The loop decides when compute waits and when it may leave a task. All methods
-but `bind` are called under the loop's lock: finding the threads of the team can take 20 ms.
+It remembers the cores that compute was last bound to. The loop decides when compute waits. All methods but `bind` are called under
+the loop's lock.
 """
 
 from collections.abc import Callable
 
-from scheduler.live.binding import CompBinding, WorkersBinding
+from scheduler.live.binding import TeamBinding, WorkersBinding
 from scheduler.live.records import Record, of_bound
 from scheduler.live.threads import ThreadMasks
-from scheduler.model.handover import Handover
 from scheduler.model.placement import Placement
 from scheduler.model.state import Decision
 
@@ -17,7 +16,7 @@ from scheduler.model.state import Decision
 class CompSide:
     """One compute worker: the cores it is bound to, the cores its task uses now, and whether it has to move."""
 
-    def __init__(self, binding: CompBinding | WorkersBinding, record: Callable[[Record], None], clock: Callable[[], float]) -> None:
+    def __init__(self, binding: TeamBinding | WorkersBinding, record: Callable[[Record], None], clock: Callable[[], float]) -> None:
         self._binding = binding
         self._record = record
         self._clock = clock
@@ -25,9 +24,7 @@ class CompSide:
         self._is_pinned = False
         self._may_pin = True
         self.in_use: frozenset[int] = frozenset()
-        """Cores of the running task, with the cores that it is moving to. Comm must get none of them."""
-        self.must_move = False
-        """Whether compute has to move in the middle of its task. May be read without the lock."""
+        """Cores that the running task keeps until its end. Comm must get none of them."""
         self.masks: ThreadMasks = {}
         """Core masks of compute's threads, as read back from the kernel."""
         self.moves_at_once = binding.moves_at_once
@@ -54,7 +51,7 @@ class CompSide:
             self.is_held = False
 
     def occupy(self, cores: tuple[int, ...]) -> None:
-        """Note that a task begins on these cores. Comm gets none of them before `leave`, unless compute moves at once."""
+        """Note that a task begins on these cores. Comm gets none of them before its end, unless compute moves at once."""
         self.in_use = frozenset() if self.moves_at_once else frozenset(cores)
 
     def bind(self, placement: Placement, decision: Decision, where: str) -> None:
@@ -82,15 +79,6 @@ class CompSide:
         if self._cores and not placement.comp:
             self.record_cores((), decision, "task")
 
-    def apply(self, handover: Handover) -> None:
-        """Carry out the effect of `handover` on compute: set `must_move`."""
-        self.must_move = handover.comp_must_move and self._may_pin
-
-    @property
-    def num_churned(self) -> int:
-        """Number of times the runtime replaced threads of the team."""
-        return self._binding.num_churned
-
     def leave_alone(self, tid: int) -> None:
         """Exclude one thread of this process from the team."""
         self._binding.leave_alone(tid)
@@ -102,7 +90,6 @@ class CompSide:
     def stop_pinning(self) -> None:
         """Never pin compute again. The next `bind` restores its masks."""
         self._may_pin = False
-        self.must_move = False
 
     def restore(self) -> None:
         """Restore every mask and the thread count to their values before the first `bind`."""

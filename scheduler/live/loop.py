@@ -1,9 +1,9 @@
 """The live loop: passes real events to the controller and applies its decisions to the kernel.
 
 Two threads share one lock. The compute worker wraps every task in `with loop.task(...)`: it reports the task boundary, waits while
-it has no logits or no cores, and binds itself. Inside a task it calls `loop.between_layers()`. The scheduler thread receives the
-events of the comm worker through a CommPort. The thread that receives an event also passes it to the controller. Comm is pinned at
-once; compute moves when its layer or task ends (see scheduler/model/handover.py).
+it has no logits or no cores. The scheduler thread receives the events of the comm worker through a CommPort. The thread that
+receives an event also passes it to the controller, pins comm and moves compute workers, all at once. One team of threads moves when
+its task ends (see scheduler/model/handover.py).
 
 The loop knows neither the names of policies nor the content of a batch nor the training step.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from scheduler.control.controller import Controller
-from scheduler.live.binding import CommBinding, CompBinding, WorkersBinding
+from scheduler.live.binding import CommBinding, TeamBinding, WorkersBinding
 from scheduler.live.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommPort
 from scheduler.live.comm_side import CommSide
 from scheduler.live.comp_side import CompSide
@@ -34,8 +34,8 @@ _CHOSEN = frozenset({Reason.POLICY, Reason.LEARNING, Reason.UNMANAGED})
 class SchedulerLoop:
     """Runs one controller against one comm worker and the calling compute worker, on `cores`.
 
-    Usage, all in the compute thread: call `start()`, wrap each task in `with task(...)`, call `between_layers()` inside, then call
-    `finish()`. `record` receives the log record by record. Times are seconds of `clock`.
+    Usage, all in the compute thread: call `start()`, wrap each task in `with task(...)`, then call `finish()`. `record` receives
+    the log record by record. Times are seconds of `clock`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SchedulerLoop:
         cores: Sequence[int],
         comm_port: CommPort,
         comm_binding: CommBinding,
-        comp_binding: CompBinding | WorkersBinding,
+        comp_binding: TeamBinding | WorkersBinding,
         record: Callable[[Record], None],
         clock: Callable[[], float] = time.monotonic,
         usable: Callable[[frozenset[int]], frozenset[int]] = usable_of,
@@ -121,15 +121,6 @@ class SchedulerLoop:
                 self._comm_port.free_slots(index + 1)
             self._decide(TaskDone(task=task, time=self._clock()))  # not `ended`: another event may have been decided since
 
-    def between_layers(self) -> None:
-        """Move compute to new cores in the middle of a task, or wait if it gets none.
-
-        Call it in the compute thread where no parallel operation runs. Without new cores it costs one attribute access. Raises the
-        error that made the comm worker fail, if compute waits.
-        """
-        if self._comp.must_move:
-            self._move_comp()
-
     def finish(self) -> None:
         """Stop the scheduler thread and restore masks and thread counts. Safe after a failure, and to call twice.
 
@@ -151,11 +142,6 @@ class SchedulerLoop:
         """The kernel's reason for refusing a change of comm's scheduling class; empty if it never did."""
         return self._comm.class_refusal
 
-    @property
-    def num_threads_churned(self) -> int:
-        """Number of times the runtime replaced threads of the team."""
-        return self._comp.num_churned
-
     def _enter(self, task: Task) -> int:
         waiting_since = self._clock()
         why = ""
@@ -173,29 +159,27 @@ class SchedulerLoop:
                 else:
                     break
                 self._comp.record_wait(placement, requested_by)
-                self._controller.comp_has_moved(self._clock())
                 self._changed.wait()
             self._comp.occupy(placement.comp)
             self._task_runs = True
-            self._controller.comp_has_moved(self._clock())
         if why:
             waited = {"started": waiting_since, "ended": self._clock()}
             self._record({"event": "wait", "why": why, "index": state.next_comp_index, **waited})
         if not self._comp.moves_at_once:
-            self._bind_comp(placement, requested_by, "task")
+            self._bind_team(placement, requested_by)
         return state.next_comp_index
 
-    def _bind_comp(self, placement: Placement, requested_by: Decision, where: str) -> None:
-        """Bind compute to its part of `placement`. Call without the lock."""
+    def _bind_team(self, placement: Placement, requested_by: Decision) -> None:
+        """Bind the team of the calling thread to its part of `placement`. Call without the lock."""
         try:
-            self._comp.bind(placement, requested_by, where)
+            self._comp.bind(placement, requested_by, "task")
         except BindingRefusedError as error:
             self._handle_refusal(error, placement)
 
     def _handle_refusal(self, error: BindingRefusedError, placement: Placement) -> None:
         """Handle a refused mask.
 
-        If cores are gone, compute is bound again at its next layer. Otherwise pinning stops for the rest of the run.
+        If cores are gone, compute is bound again at its next task. Otherwise pinning stops for the rest of the run.
         """
         if isinstance(error, CoresGoneError):
             with self._changed:
@@ -208,52 +192,10 @@ class SchedulerLoop:
         if self.binding_refusals:
             self._comp.restore()  # undo masks that were set before the refusal
 
-    def _move_comp(self) -> None:
-        """Leave and take cores, in the middle of a task, until compute has the cores of the last decision."""
-        while True:
-            with self._changed:
-                if not self._comp.must_move:
-                    return
-                self._wait_for_cores()
-                assert self._placement is not None
-                assert self._requested_by is not None
-                placement, requested_by = self._placement, self._requested_by
-                self._comp.in_use |= frozenset(placement.comp)
-            self._bind_comp(placement, requested_by, "layer")
-            with self._changed:
-                self._comp.in_use = frozenset(placement.comp)
-                self._continue_handover()
-
-    def _wait_for_cores(self) -> None:
-        """Wait until a decision gives compute a core. Its own cores go to comm meanwhile. Call with the lock held."""
-        assert self._placement is not None
-        if self._placement.comp:
-            return
-        assert self._decision is not None
-        assert self._requested_by is not None
-        waiting_since = self._clock()
-        self._comp.record_cores((), self._requested_by, "layer")
-        self._comp.in_use = frozenset()
-        while not self._placement.comp:
-            self._continue_handover()  # each time: a decision may have given cores and another taken them back
-            self._raise_failure()
-            self._changed.wait()
-        ended = self._clock()
-        self._held_s += ended - waiting_since
-        index = self._decision.state.next_comp_index
-        self._record({"event": "wait", "why": "hold", "index": index, "started": waiting_since, "ended": ended})
-
-    def _continue_handover(self) -> None:
-        """Compute has left or taken cores: comm gets the free ones, and the controller records it. Call with the lock held."""
-        self._hand_over()
-        if not self._comp.must_move:
-            self._controller.comp_has_moved(self._clock())
-
     def _hand_over(self) -> None:
-        """Carry out the effects that the placement has on both sides now. Call with the lock held."""
+        """Carry out the effect that the placement has on comm now. Call with the lock held."""
         assert self._placement is not None
         handover = hand_over(self._placement, self._comp.in_use)
-        self._comp.apply(handover)
         try:
             self._comm.apply(handover)
         except CoresGoneError as error:
@@ -262,7 +204,7 @@ class SchedulerLoop:
             self._stop_pinning(error)
 
     def _decide(self, event: Event) -> None:
-        """Have an event decided, pin or hold comm, and tell compute whether to move. Call with the lock held."""
+        """Have an event decided, pin or hold comm, and move compute workers. Call with the lock held."""
         decision = self._controller.handle(event)
         self._emit_decision()
         self._decision = decision

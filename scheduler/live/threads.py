@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import threading
-import time
 from collections.abc import Iterable
 
 ThreadMasks = dict[int, tuple[int, ...]]
@@ -131,18 +130,6 @@ def read_masks(tids: Iterable[int]) -> ThreadMasks:
         with contextlib.suppress(ProcessLookupError):
             masks[tid] = tuple(sorted(os.sched_getaffinity(tid)))
     return masks
-
-
-def cpu_ns(tid: int) -> int:
-    """Return the CPU time of one thread of this process in ns, up to now even while it runs; 0 if it has exited.
-
-    The clock id is that of pthread_getcpuclockid(3): the complement of the thread id, shifted, with the bits for "thread" and
-    "sched".
-    """
-    try:
-        return time.clock_gettime_ns((~tid << 3) | 6)
-    except OSError:
-        return 0
 
 
 def name_this_thread(name: str) -> int:

@@ -1,8 +1,8 @@
 """The hand-over of cores: the effects of a placement while compute still uses cores of an earlier one.
 
-Compute leaves a core only between two layers or tasks. A thread team that shrinks inside a parallel operation spins on the lost
-cores. Comm gets no core before compute has left it. The live loop carries the effects out, the controller attributes
-time by them, and `calibrate` switches modes with them.
+A team of threads keeps its cores until its task ends, because a team that shrinks inside a parallel operation spins on the lost
+cores. Comm gets no core before compute has left it. Compute workers leave cores at once and use none of an earlier placement. The
+live loop carries the effects out, the controller attributes time by them, and `calibrate` switches modes with them.
 """
 
 from __future__ import annotations
@@ -28,27 +28,21 @@ class CommEffect(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
-    """The effects on both sides now. `comm_cores` is empty for HOLD and KEEP.
-
-    With `comp_must_move`, compute uses other cores than the placement gives it. It moves at its next layer, and the next hand-over
-    follows then.
-    """
+    """The effect on comm now. `comm_cores` is empty for HOLD and KEEP."""
 
     comm: CommEffect
     comm_cores: frozenset[int] = frozenset()
-    comp_must_move: bool = False
 
 
 def hand_over(placement: Placement, comp_in_use: frozenset[int]) -> Handover:
-    """Return the effects of `placement` while compute uses the cores `comp_in_use`, none if it waits or is between two tasks."""
-    moves = placement.is_pinned and bool(comp_in_use) and comp_in_use != frozenset(placement.comp)
+    """Return the effect of `placement` while compute uses the cores `comp_in_use`, none if it waits or is between two tasks."""
     if not placement.comm:
-        return Handover(comm=CommEffect.HOLD, comp_must_move=moves)
+        return Handover(comm=CommEffect.HOLD)
     if not placement.is_pinned:
         return Handover(comm=CommEffect.UNPIN, comm_cores=placement.comm)
     free = placement.comm - comp_in_use
     if not free and placement.is_shared:
         free = placement.comm
     if not free:
-        return Handover(comm=CommEffect.KEEP, comp_must_move=moves)
-    return Handover(comm=CommEffect.PIN, comm_cores=free, comp_must_move=moves)
+        return Handover(comm=CommEffect.KEEP)
+    return Handover(comm=CommEffect.PIN, comm_cores=free)

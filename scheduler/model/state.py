@@ -157,7 +157,7 @@ class Allocation:
     @classmethod
     @cache
     def all_comm(cls, num_cores: int) -> Allocation:
-        """Return the allocation of every core to comm; training waits at its next yield point or task."""
+        """Return the allocation of every core to comm; training waits."""
         return cls(comm=num_cores, comp=0)
 
     @classmethod

@@ -37,9 +37,6 @@ class Boundaries:
     def complete_cycle(self) -> None:
         self.tasks.append(Task.BACKWARD)
 
-    def between_layers(self) -> None:
-        pass
-
 
 def student() -> torch.nn.Module:
     return build_model("cnn:width=2", num_classes=10, input_shape=(1, 8, 8), seed=4)

@@ -31,13 +31,11 @@ def drive(
     share_unpinned: float = 0.5,
     max_events: int = 10_000,
     comp_moves_at_boundaries: bool = False,
-    layer: float = math.inf,
 ) -> Run:
     """Run to the end. Unpinned, both sides get `share_unpinned` of their rates alone.
 
     With `comp_moves_at_boundaries` training keeps its cores to the end of a task, and comm gets the free cores of its allocation,
-    as in a live run. `layer` is the duration of a layer, after which training moves during its task. The rates of each side are
-    then those of its own cores.
+    as in a live run with one team of threads. The rates of each side are then those of its own cores.
     """
     mirror = State.initial(cycles=controller.state.cycles, prefetch=controller.state.prefetch)
     now = start
@@ -46,7 +44,6 @@ def drive(
     left = {"comm": work.comm, "comp": work.forward}
     in_force = decision.allocation
     began: dict[str, float | None] = {"comm": None, "comp": None}
-    moves = math.inf
     while not mirror.comp_is_done:
         speed = dict(zip(("comm", "comp"), _speeds(in_force, rates, share_unpinned), strict=True))
         if mirror.comm_is_done or mirror.comm_is_blocked:
@@ -59,14 +56,9 @@ def drive(
         need = {side: left[side] / speed[side] if speed[side] else math.inf for side in speed}
         side = min(need, key=lambda name: need[name])
         assert math.isfinite(need[side]), f"the run stalls: {decision}"
-        passes = min(need[side], moves - now)
-        now += passes
+        now += need[side]
         for other in speed:
-            left[other] = max(left[other] - speed[other] * passes, 0.0)
-        if now == moves:
-            controller.comp_has_moved(now)
-            in_force, moves = decision.allocation, math.inf
-            continue
+            left[other] = max(left[other] - speed[other] * need[side], 0.0)
         task = Task.COMM if side == "comm" else next_comp(mirror)
         comp_goes_on = task is Task.COMM and speed["comp"] > 0
         mirror = mirror.after(task)
@@ -80,9 +72,8 @@ def drive(
         run.decisions.append(decision)
         if comp_moves_at_boundaries and comp_goes_on:
             in_force = _until_the_boundary(in_force, decision.allocation, rates.num_cores)
-            moves = min(moves, now + layer)
         else:
-            in_force, moves = decision.allocation, math.inf
+            in_force = decision.allocation
         assert len(run.decisions) < max_events
     run.makespan = now - start
     return run

@@ -279,68 +279,44 @@ def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch
         assert rate == pytest.approx(rates.comm[int(cores)], rel=0.1), learnt
 
 
-@pytest.mark.parametrize("layer", [0.03, 0.3, math.inf])
+@pytest.mark.parametrize("moves_at_boundaries", [True, False])
 @pytest.mark.parametrize("seed", range(5))
-def test_estimates_are_exact_for_tasks_that_change_their_cores(layer: float, seed: int) -> None:
+def test_estimates_are_exact_for_tasks_that_change_their_cores(moves_at_boundaries: bool, seed: int) -> None:
     """`random` draws a split at every event, so most tasks change their cores. The equations of all tasks hold."""
     rates = RateTable(comm=(0.0, 0.9, 1.5, 1.8, 2.0), comp=(3.4, 2.7, 1.9, 1.0, 0.0))
     policy = make_policy("random", num_cores=4, seed=seed)
-    controller = Controller(policy=policy, cycles=8, num_cores=4, comp_moves_at_boundaries=True)
-    drive(controller, rates, Workload(forward=0.3, backward=0.7, comm=0.5), comp_moves_at_boundaries=True, layer=layer)
+    controller = Controller(policy=policy, cycles=8, num_cores=4, comp_moves_at_boundaries=moves_at_boundaries)
+    drive(controller, rates, Workload(forward=0.3, backward=0.7, comm=0.5), comp_moves_at_boundaries=moves_at_boundaries)
     works = {Task.FORWARD: 0.3, Task.BACKWARD: 0.7, Task.COMM: 0.5}
     for side, rate_of in ((controller.estimates.comm, rates.comm), (controller.estimates.comp, rates.comp[::-1])):
         for task, seconds in side.recent:
             assert sum(rate_of[cores] * spent for (cores, _), spent in seconds.items()) == pytest.approx(works[task], rel=1e-9)
 
 
-def test_a_moved_task_is_attributed_to_the_cores_it_had_and_for_how_long() -> None:
-    """The split is decided at 1 s and takes effect at 2 s. Until then comm has one core, because training still uses the others."""
+def test_a_task_that_moves_is_attributed_to_the_cores_it_had_and_for_how_long() -> None:
+    probe = Probe(Allocation.split(1, 4), Allocation.split(3, 4), Allocation.all_comm(4), Allocation.split(2, 4))
+    controller = Controller(policy=probe, cycles=4, num_cores=4)
+    controller.handle(Started(time=0.0))
+    for time in (1.0, 2.5, 4.0):
+        controller.handle(done(Task.COMM, time))
+    controller.handle(done(Task.FORWARD, 6.0))
+    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 1.0, Share(1): 1.5, Share(2): 2.0})]
+    assert list(controller.estimates.comm.recent) == [
+        (Task.COMM, {Share(1): 1.0}),
+        (Task.COMM, {Share(3): 1.5}),
+        (Task.COMM, {Share(4): 1.5}),
+    ]
+
+
+def test_a_team_keeps_its_cores_to_the_end_of_its_task_and_comm_gets_the_free_ones() -> None:
     probe = Probe(Allocation.split(1, 4), Allocation.split(3, 4))
     controller = Controller(policy=probe, cycles=3, num_cores=4, comp_moves_at_boundaries=True)
     controller.handle(Started(time=0.0))
     controller.handle(done(Task.COMM, 1.0))
-    controller.comp_has_moved(2.0)
-    controller.handle(done(Task.COMM, 2.5))
-    controller.handle(done(Task.FORWARD, 6.0))
-    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 2.0, Share(1): 4.0})]
-    assert list(controller.estimates.comm.recent) == [
-        (Task.COMM, {Share(1): 1.0}),
-        (Task.COMM, {Share(1): 1.0, Share(3): 0.5}),
-    ]
-
-
-def test_a_task_that_was_held_in_its_middle_has_only_the_time_it_ran() -> None:
-    probe = Probe(Allocation.split(1, 4), Allocation.all_comm(4), Allocation.split(2, 4))
-    controller = Controller(policy=probe, cycles=4, num_cores=4, comp_moves_at_boundaries=True)
-    controller.handle(Started(time=0.0))
-    controller.handle(done(Task.COMM, 1.0))
-    controller.comp_has_moved(1.5)
-    controller.handle(done(Task.COMM, 4.0))
-    controller.comp_has_moved(4.0)
-    controller.handle(done(Task.FORWARD, 6.0))
-    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 1.5, Share(2): 2.0})]
-    assert list(controller.estimates.comm.recent)[1] == (Task.COMM, {Share(1): 0.5, Share(4): 2.5})
-
-
-def test_a_move_makes_no_decision_and_attributes_no_time_twice() -> None:
-    """If decisions take effect at once, repeated move events change nothing."""
-    probe = Probe(Allocation.split(1, 4))
-    controller = Controller(policy=probe, cycles=3, num_cores=4)
-    controller.handle(Started(time=0.0))
-    for time in (0.25, 0.5):
-        controller.comp_has_moved(time)
-    assert len(probe.views) == 1
-    assert controller.handle(done(Task.FORWARD, 1.0)).sequence == 1
-    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 1.0})]
-
-
-def test_moving_back_in_time_breaks_an_invariant() -> None:
-    probe = Probe(Allocation.split(1, 4), Allocation.split(2, 4))
-    controller = Controller(policy=probe, cycles=3, num_cores=4, comp_moves_at_boundaries=True)
-    controller.handle(Started(time=0.0))
-    controller.handle(done(Task.COMM, 1.0))
-    with pytest.raises(BrokenInvariant, match=r"event time is 0\.5, must be finite and at least 1\.0"):
-        controller.comp_has_moved(0.5)
+    controller.handle(done(Task.FORWARD, 3.0))
+    controller.handle(done(Task.COMM, 3.5))
+    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 3.0})]
+    assert list(controller.estimates.comm.recent)[1] == (Task.COMM, {Share(1): 2.0, Share(3): 0.5})
 
 
 @pytest.mark.parametrize("policy", ["comm-priority", "comp-priority", "static:2", "dynamic"])

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from scheduler.live.binding import CommBinding, CompBinding
+from scheduler.live.binding import CommBinding
 from scheduler.live.threads import BindingRefusedError, allowed_cores, read_masks, set_mask, threads_of
 
 TWO_CORES = pytest.mark.skipif(len(allowed_cores()) < 2, reason="needs two cores to tell one from the other")
@@ -22,152 +22,52 @@ def run_in_process(script: str) -> str:
 
 
 PRELUDE = """
-import os, torch
+import os, threading, torch
 from edge_student.training.torch_team import TorchTeam
-from scheduler.live.binding import CompBinding
-from scheduler.live.threads import allowed_cores, cpu_ns, read_masks, threads_of
+from scheduler.live.binding import TeamBinding
+from scheduler.live.threads import allowed_cores, read_masks, threads_of
 cores = tuple(sorted(allowed_cores()))[:2]
 torch.set_num_threads(2)
+torch.zeros(1 << 20).add_(1)  # the team exists
 before = read_masks(threads_of(os.getpid()))
-binding = CompBinding(TorchTeam(), max_threads=2)
-def team_by_clock():
-    x = torch.zeros(1 << 20)
-    for _ in range(500): x.add_(1)  # the team is born, and threads that have left it stop spinning
-    clocks = {tid: cpu_ns(tid) for tid in threads_of(os.getpid())}
-    for _ in range(50): x.add_(1)
-    return {tid for tid, spent in clocks.items() if cpu_ns(tid) > spent}
+binding = TeamBinding(TorchTeam(), max_threads=2)
 """
 
 
 @TWO_CORES
-def test_the_openmp_team_sits_one_to_one_on_the_compute_cores() -> None:
-    run_in_process(
-        PRELUDE
-        + """
-binding.apply(cores)
-masks = read_masks(threads_of(os.getpid()))
-team = team_by_clock()
-assert team == set(binding.team), (team, binding.team)
-assert sorted(masks[tid] for tid in team) == [(core,) for core in cores], masks
-assert torch.get_num_threads() == 2
-"""
-    )
-
-
-@TWO_CORES
-def test_a_smaller_share_leaves_no_thread_on_the_lost_cores_and_a_larger_one_spreads_again() -> None:
+def test_a_team_has_a_thread_for_each_core_and_one_mask_for_all_threads() -> None:
     run_in_process(
         PRELUDE
         + """
 for share in (cores, cores[1:], cores, cores[:1], cores):
-    binding.apply(share)
-    masks = read_masks(threads_of(os.getpid()))
+    assert set(binding.apply(share).values()) == {share}
     assert torch.get_num_threads() == len(share)
-    assert all(set(mask) <= set(share) for mask in masks.values()), (share, masks)
-    team = team_by_clock()
-    assert sorted(read_masks(team).values()) == [(core,) for core in share], (share, read_masks(team))
+    torch.zeros(1 << 20).add_(1)
+    masks = read_masks(threads_of(os.getpid()))
+    assert len(masks) > 1 and set(masks.values()) == {share}, (share, masks)
+    assert binding.apply(share) == {}, "nothing has changed"
+    binding.forget()
+    assert set(binding.apply(share).values()) == {share}
 """
     )
 
 
 @TWO_CORES
-@pytest.mark.parametrize("end", ["binding.apply(cores)", "binding.restore()"])
-def test_a_thread_that_the_team_leaves_out_yields_to_everybody_until_it_is_needed_again(end: str) -> None:
+def test_threads_that_start_later_have_the_mask_of_the_team() -> None:
     run_in_process(
         PRELUDE
-        + f"""
-from scheduler.live.threads import may_leave_idle_priority
-member = binding.team[1]
-def classes():
-    return [os.sched_getscheduler(tid) for tid in (os.getpid(), member)]
-binding.apply(cores)
-assert classes() == [os.SCHED_OTHER, os.SCHED_OTHER]
-binding.apply(cores[:1])
-assert classes() == [os.SCHED_OTHER, os.SCHED_IDLE if may_leave_idle_priority() else os.SCHED_OTHER]
-{end}
-assert classes() == [os.SCHED_OTHER, os.SCHED_OTHER]
+        + """
+binding.apply(cores[1:])
+masks = []
+thread = threading.Thread(target=lambda: masks.append(os.sched_getaffinity(threading.get_native_id())))
+thread.start(); thread.join()
+assert masks == [{cores[1]}], masks
 """
     )
 
 
 @TWO_CORES
-def test_without_the_privilege_to_come_back_no_thread_yields() -> None:
-    run_in_process(
-        PRELUDE.replace(
-            "binding = ",
-            "import scheduler.live.threads as t;"
-            "t.os.sched_setscheduler = lambda *_: (_ for _ in ()).throw(PermissionError(1, 'no'));"
-            " binding = ",
-        )
-        + """
-binding.apply(cores[:1])
-binding.apply(cores)
-assert {os.sched_getscheduler(tid) for tid in threads_of(os.getpid())} == {os.SCHED_OTHER}
-"""
-    )
-
-
-WIDE = """
-import os, torch
-from edge_student.training.torch_team import TorchTeam
-import scheduler.live.binding
-from scheduler.live.binding import CompBinding
-from scheduler.live.threads import cpu_ns, threads_of
-masks = {}
-def set_mask(tid, cores):  # more cores than this machine may have: only remembered
-    masks[tid] = cores
-scheduler.live.binding.set_mask = set_mask
-lingering = set()
-scheduler.live.binding.threads_of = lambda pid: threads_of(pid) | lingering
-torch.set_num_threads(4)
-binding = CompBinding(TorchTeam(), max_threads=4)
-def work():
-    x = torch.zeros(1 << 20)
-    for _ in range(100): x.add_(1)
-    clocks = {tid: cpu_ns(tid) for tid in threads_of(os.getpid())}
-    for _ in range(50): x.add_(1)
-    return {tid for tid, spent in clocks.items() if cpu_ns(tid) > spent}
-"""
-
-
-@pytest.mark.parametrize("smaller", [2, 3])
-def test_a_team_that_grows_again_has_new_threads_and_none_of_those_that_were_left_out(smaller: int) -> None:
-    """libgomp ends surplus threads of a team of two or more. On busy cores such a thread can take long to exit."""
-    run_in_process(
-        WIDE
-        + f"""
-binding.apply(range(4))
-first = set(work())
-assert first == set(binding.team), (first, binding.team)
-binding.apply(range({smaller}))
-assert set(work()) == set(binding.team)
-lingering |= first - set(binding.team)
-binding.apply(range(4))
-last = set(work())
-assert last == set(binding.team), (last, binding.team)
-assert last != first, "this libgomp keeps its threads: then the test proves nothing"
-assert sorted(tuple(masks[tid]) for tid in last) == [(0,), (1,), (2,), (3,)], masks
-"""
-    )
-
-
-def test_a_team_that_was_one_thread_for_a_while_is_the_same_afterwards() -> None:
-    run_in_process(
-        WIDE
-        + """
-binding.apply(range(4))
-first = set(work())
-binding.apply([3])
-work()
-binding.apply(range(4))
-assert first == set(binding.team) == set(work())
-assert sorted(tuple(masks[tid]) for tid in first) == [(0,), (1,), (2,), (3,)]
-"""
-    )
-
-
-@TWO_CORES
-def test_restoring_puts_back_masks_and_thread_count() -> None:
+def test_restoring_resets_masks_and_thread_count() -> None:
     run_in_process(
         PRELUDE
         + """
@@ -177,7 +77,6 @@ after = read_masks(threads_of(os.getpid()))
 assert torch.get_num_threads() == 2
 assert all(after[tid] == mask for tid, mask in before.items()), (before, after)
 assert len(set(after.values())) == 1, after
-assert len(team_by_clock()) == 2
 """
     )
 
@@ -190,12 +89,12 @@ def test_changes_before_a_refused_mask_are_undone() -> None:
 import scheduler.live.binding as module
 from scheduler.live.threads import BindingRefusedError
 real, asked = module.set_mask, []
-def refuse_the_third(tid, wanted):
+def refuse_the_second(tid, wanted):
     asked.append(tid)
-    if len(asked) == 3:
+    if len(asked) == 2:
         raise BindingRefusedError(1, "no")
     return real(tid, wanted)
-module.set_mask = refuse_the_third
+module.set_mask = refuse_the_second
 try:
     binding.apply(cores[:1])
 except BindingRefusedError:
@@ -212,15 +111,16 @@ assert all(after[tid] == mask for tid, mask in before.items()), (before, after)
     )
 
 
-def test_one_thread_at_most_means_one_thread_on_any_share() -> None:
+@TWO_CORES
+def test_a_limit_of_threads_holds_on_any_number_of_cores() -> None:
     run_in_process(
         PRELUDE
         + """
 torch.set_num_threads(1)
-binding = CompBinding(TorchTeam(), max_threads=1)
+binding = TeamBinding(TorchTeam(), max_threads=1)
 binding.apply(cores)
 assert torch.get_num_threads() == 1
-assert read_masks([os.getpid()])[os.getpid()] == (cores[-1],)
+assert read_masks([os.getpid()])[os.getpid()] == cores
 """
     )
 
@@ -230,7 +130,6 @@ def test_a_thread_that_is_left_alone_keeps_its_mask() -> None:
     run_in_process(
         PRELUDE
         + """
-import threading
 stop, born, tids = threading.Event(), threading.Event(), []
 def wait():
     tids.append(threading.get_native_id()); born.set(); stop.wait()
@@ -241,49 +140,6 @@ assert read_masks(tids)[tids[0]] == next(iter(before.values())), read_masks(tids
 stop.set(); thread.join()
 """
     )
-
-
-class ChurningTeam:
-    """A team whose second thread changes at every operation, as oneDNN does with small work on many cores."""
-
-    def size(self) -> int:
-        return 2
-
-    def resize(self, num_threads: int) -> None:
-        pass
-
-    def exercise(self) -> None:
-        pass
-
-
-def test_masks_are_shared_where_threads_keep_being_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scheduler.live import binding
-
-    born = iter(range(100, 200))
-    threads = {"now": frozenset({1})}
-    pinned: dict[int, frozenset[int]] = {}
-    clocks: dict[int, int] = {}
-    monkeypatch.setattr(binding.os, "getpid", lambda: 1)
-    monkeypatch.setattr(binding, "threads_of", lambda pid: threads["now"])
-    monkeypatch.setattr(binding, "set_mask", lambda tid, cores: pinned.update({tid: cores}) or True)
-    monkeypatch.setattr(binding.os, "sched_getaffinity", lambda tid: {0, 1})
-    monkeypatch.setattr(binding, "cpu_ns", lambda tid: clocks.setdefault(tid, 0))
-    comp = CompBinding(ChurningTeam(), max_threads=2, scan_every_s=0.0)
-
-    def run_parallel() -> None:
-        for tid in threads["now"]:
-            clocks[tid] = clocks.get(tid, 0) + 1000
-
-    monkeypatch.setattr(ChurningTeam, "exercise", lambda self: run_parallel())
-    masks = []
-    for _ in range(5):
-        member = next(born)
-        threads["now"] = frozenset({1, member})
-        comp.apply((0, 1))
-        masks.append((pinned[1], pinned[member]))
-    assert masks[0] == (frozenset({1}), frozenset({0})), "one thread to one core"
-    assert masks[-1] == (frozenset({0, 1}), frozenset({0, 1})), "one mask for all, or new threads are born onto the master's core"
-    assert comp.num_churned == 3, "from then on nobody looks"
 
 
 def test_a_mask_that_the_kernel_cuts_down_is_a_refusal() -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from scheduler.live.comp_side import CompSide
 from scheduler.live.threads import ThreadMasks
-from scheduler.model.handover import CommEffect, Handover
 from scheduler.model.placement import Placement, place
 from scheduler.model.state import Allocation, Decision, Reason, State
 
@@ -32,7 +31,6 @@ class FakeBinding:
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
-        self.num_churned = 2
         self.moves_at_once = False
 
     def apply(self, cores: tuple[int, ...]) -> ThreadMasks:
@@ -90,7 +88,7 @@ def test_a_change_of_cores_is_recorded_with_its_decision_and_masks(bound: Bound)
 def test_the_same_cores_are_bound_again_but_recorded_once(bound: Bound) -> None:
     bound.bind(SPLIT, 0)
     bound.bind(SPLIT, 1)
-    assert bound.binding.calls == [(3, 5, 7)] * 2  # the binding also looks for new threads
+    assert bound.binding.calls == [(3, 5, 7)] * 2
     assert bound.recorded() == [(0, [3, 5, 7])]
     assert bound.side.masks == {1: (3, 5, 7)}
 
@@ -117,20 +115,9 @@ def test_a_wait_is_recorded_only_if_compute_had_cores(bound: Bound) -> None:
     assert bound.recorded() == [(1, [3, 5, 7]), (3, []), (5, [3, 5, 7])]
 
 
-@pytest.mark.parametrize("must_move", [True, False])
-def test_a_handover_sets_whether_compute_must_move(must_move: bool, bound: Bound) -> None:
-    bound.side.must_move = not must_move
-    bound.side.apply(Handover(comm=CommEffect.KEEP, comp_must_move=must_move))
-    assert bound.side.must_move is must_move
-
-
-def test_after_the_end_of_pinning_compute_is_restored_and_never_moves(bound: Bound) -> None:
+def test_after_the_end_of_pinning_compute_is_restored_and_never_bound_again(bound: Bound) -> None:
     bound.bind(SPLIT, 0)
-    bound.side.apply(Handover(comm=CommEffect.KEEP, comp_must_move=True))
     bound.side.stop_pinning()
-    assert not bound.side.must_move
-    bound.side.apply(Handover(comm=CommEffect.KEEP, comp_must_move=True))
-    assert not bound.side.must_move
     bound.bind(SPLIT, 1)
     bound.bind(SPLIT, 2)
     assert bound.binding.calls == [(3, 5, 7), "restore"]
@@ -141,4 +128,3 @@ def test_the_rest_goes_to_the_binding(bound: Bound) -> None:
     bound.side.forget()
     bound.side.restore()
     assert bound.binding.calls == [77, "forget", "restore"]
-    assert bound.side.num_churned == 2

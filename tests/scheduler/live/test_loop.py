@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from scheduler.control.controller import Controller
-from scheduler.control.side_rates import Share
 from scheduler.live.comm_port import BatchArrived, CommEnded, CommEvent, CommFailed, CommTrouble
 from scheduler.live.core_count import CoreCount
 from scheduler.live.loop import SchedulerLoop
@@ -59,7 +58,6 @@ class FakeBinding:
     def __init__(self, side: str, order: list[tuple[str, tuple[int, ...]]]) -> None:
         self.side = side
         self.order = order
-        self.num_churned = 0
         self.moves_at_once = False
         self.has_idle_priority = False
         self.class_refusal: BindingRefusedError | None = None
@@ -396,60 +394,31 @@ def test_a_task_that_raises_is_not_reported_as_done() -> None:
     assert [record["event"] for record in rig.records] == ["comp-bound", "decision"]
 
 
-class NoLock:
-    """Replaces the lock in tests where no thread may take it."""
-
-    def __enter__(self) -> None:
-        raise AssertionError("the lock was taken")
-
-    def __exit__(self, *_: object) -> None:
-        raise AssertionError
-
-
-@pytest.mark.parametrize("policy", ["static:1", "os-default", "compute-first"])
-def test_between_layers_nothing_happens_when_nothing_has_changed(policy: str) -> None:
-    rig = Rig(policy, cycles=2)
-    rig.loop.start()
-    with rig.loop.task(Task.FORWARD):
-        rig.comm.deliver(0)
-        rig.has_decided(2)
-        before, logged = list(rig.order), len(rig.records)
-        lock, rig.loop._changed = rig.loop._changed, NoLock()  # type: ignore[assignment]
-        rig.loop.between_layers()
-        rig.loop._changed = lock
-        assert (rig.order, len(rig.records)) == (before, logged)
-    rig.loop.finish()
-
-
-def test_compute_leaves_cores_between_two_layers_and_only_then_comm_gets_them() -> None:
+def test_a_team_keeps_its_cores_until_its_task_ends_and_only_then_comm_gets_them() -> None:
     rig = Rig(Scripted(WIDE, NARROW), cycles=3)
     rig.loop.start()
     with rig.loop.task(Task.FORWARD):
         assert rig.order == [("comm", (2,)), ("comp", (3, 5, 7))]
         rig.comm.deliver(0)
         rig.has_decided(2)
-        assert len(rig.order) == 2, "compute is in a layer"
-        rig.loop.between_layers()
-        assert rig.order[2:] == [("comp", (7,)), ("comm", (2, 3, 5))]
-        rig.loop.between_layers()
-        assert len(rig.order) == 4
+        assert len(rig.order) == 2
+    with rig.loop.task(Task.BACKWARD):
+        assert rig.order[2:] == [("comm", (2, 3, 5)), ("comp", (7,))]
     rig.loop.finish()
     first, second = rig.of("comp-bound")
-    decided = rig.decisions()
     assert (first["decision"], first["cores"], first["where"]) == (0, [3, 5, 7], "task")
-    assert (second["decision"], second["cores"], second["where"]) == (1, [7], "layer")
-    assert (second["effective"], second["decided"]) == ({1: (7,)}, decided[1]["time"])
-    assert decided[1]["time"] <= second["time"] <= rig.of("task")[-1]["ended"]
+    assert (second["decision"], second["cores"], second["where"]) == (1, [7], "task")
+    assert (second["effective"], second["decided"]) == ({1: (7,)}, rig.decisions()[1]["time"])
 
 
-def test_comm_leaves_cores_at_once_and_compute_takes_them_between_two_layers() -> None:
+def test_comm_leaves_cores_at_once_and_a_team_takes_them_with_its_next_task() -> None:
     rig = Rig(Scripted(NARROW, WIDE), cycles=3)
     rig.loop.start()
     with rig.loop.task(Task.FORWARD):
         rig.comm.deliver(0)
         rig.has_decided(2)
         assert rig.order[2:] == [("comm", (2,))]
-        rig.loop.between_layers()
+    with rig.loop.task(Task.BACKWARD):
         assert rig.order[3:] == [("comp", (3, 5, 7))]
     rig.loop.finish()
 
@@ -460,36 +429,10 @@ def test_a_decision_that_was_taken_back_moves_nothing() -> None:
     with rig.loop.task(Task.FORWARD):
         rig.comm.deliver(0, 1)
         rig.has_decided(3)
-        rig.loop.between_layers()
-        assert [side for side, _ in rig.order].count("comp") == 1
+    with rig.loop.task(Task.BACKWARD):
+        pass
     rig.loop.finish()
     assert len(rig.of("comp-bound")) == 1
-
-
-def test_the_decision_that_asked_first_is_the_one_whose_delay_counts() -> None:
-    rig = Rig(Scripted(HALF, NARROW), cycles=4)
-    rig.loop.start()
-    with rig.loop.task(Task.FORWARD):
-        rig.comm.deliver(0, 1, 2)
-        rig.has_decided(4)
-        rig.loop.between_layers()
-    rig.loop.finish()
-    assert [bound["decision"] for bound in rig.of("comp-bound")] == [0, 1]
-
-
-def test_comm_has_idle_priority_as_soon_as_compute_has_every_core() -> None:
-    rig = Rig(Scripted(WIDE, IDLE_PRIORITY, WIDE), cycles=4)
-    rig.loop.start()
-    with rig.loop.task(Task.FORWARD):
-        rig.comm.deliver(0)
-        rig.has_decided(2)
-        rig.loop.between_layers()
-        assert rig.order[2:] == [("comp", CORES), ("comm", CORES)]
-        rig.comm.deliver(1)
-        rig.has_decided(3)
-        rig.loop.between_layers()
-        assert rig.order[4:] == [("comp", (3, 5, 7)), ("comm", (2,))]
-    rig.loop.finish()
 
 
 def test_unpinning_restores_masks_and_comm_has_idle_priority_only_while_it_shares() -> None:
@@ -535,130 +478,6 @@ def test_a_refused_idle_priority_is_requested_once_and_comm_keeps_running() -> N
     rig.loop.finish()
 
 
-def test_a_new_decision_while_compute_moves_is_followed_before_the_layer_begins() -> None:
-    rig = Rig(Scripted(WIDE, NARROW, HALF), cycles=4)
-    rig.loop.start()
-    with rig.loop.task(Task.FORWARD):
-        rig.comm.deliver(0)
-        rig.has_decided(2)
-        bind = rig.comp_binding.apply
-
-        def bind_slowly(cores: Iterable[int]) -> dict[int, tuple[int, ...]]:
-            rig.comp_binding.apply = bind  # type: ignore[method-assign]
-            rig.comm.deliver(1)
-            rig.has_decided(3)
-            assert rig.order[2:] == [], "compute has not left yet"
-            return bind(cores)
-
-        rig.comp_binding.apply = bind_slowly  # type: ignore[method-assign]
-        rig.loop.between_layers()
-        assert rig.order[2:] == [("comp", (7,)), ("comm", (2, 3)), ("comp", (5, 7))]
-    rig.loop.finish()
-
-
-def test_compute_without_cores_is_held_between_two_layers() -> None:
-    rig = Rig(Scripted(HALF, NOTHING, WIDE), cycles=3)
-    rig.loop.start()
-    bind = rig.comm_binding.apply
-
-    def bind_and_receive(cores: Iterable[int]) -> dict[int, tuple[int, ...]]:
-        """Comm has every core, so compute is held until the next batch arrives."""
-        rig.comm_binding.apply = bind  # type: ignore[method-assign]
-        rig.comm.deliver(1)
-        return bind(cores)
-
-    with rig.loop.task(Task.FORWARD):
-        rig.comm.deliver(0)
-        rig.has_decided(2)
-        rig.comm_binding.apply = bind_and_receive  # type: ignore[method-assign]
-        rig.loop.between_layers()
-        assert rig.order[2:] == [("comm", CORES), ("comm", (2,)), ("comp", (3, 5, 7))]
-    rig.loop.finish()
-    assert [(bound["cores"], bound["where"]) for bound in rig.of("comp-bound")] == [
-        ([5, 7], "task"),
-        ([], "layer"),
-        ([3, 5, 7], "layer"),
-    ]
-    (wait,) = rig.of("wait")
-    (task,) = [record for record in rig.of("task") if record["task"] == "forward"]
-    assert (wait["why"], wait["index"]) == ("hold", 0)
-    assert task["held_s"] == wait["ended"] - wait["started"] <= task["ended"] - task["started"]
-
-
-def test_cores_given_and_taken_back_before_compute_woke_up_were_never_its_own() -> None:
-    rig = Rig(Scripted(HALF, NOTHING, WIDE, NOTHING, HALF), cycles=5)
-    rig.loop.start()
-    seen_in_force: list[Allocation | None] = []
-    wait = rig.loop._changed.wait
-
-    def sleep_until_the_next(timeout: float | None = None) -> bool:
-        """Sleeps while the state is WIDE. It then sees NOTHING again, and then HALF."""
-        rig.loop._changed.wait = wait  # type: ignore[method-assign]
-        rig.comm.deliver(1, 2)
-        rig.has_decided(4)
-        rig.loop._changed.wait = look  # type: ignore[method-assign]
-        return True
-
-    def look(timeout: float | None = None) -> bool:
-        seen_in_force.append(rig.controller._in_force)
-        rig.loop._changed.wait = wait  # type: ignore[method-assign]
-        rig.comm.deliver(3)
-        return wait(timeout)
-
-    with rig.loop.task(Task.FORWARD):
-        rig.comm.deliver(0)
-        rig.has_decided(2)
-        rig.loop._changed.wait = sleep_until_the_next  # type: ignore[method-assign]
-        rig.loop.between_layers()
-    rig.loop.finish()
-    assert seen_in_force == [NOTHING]
-    assert [bound["cores"] for bound in rig.of("comp-bound")] == [[5, 7], [], [5, 7]]
-
-
-def test_the_controller_learns_the_cores_of_a_moved_task() -> None:
-    rig = Rig(Scripted(HALF, NARROW), cycles=3)
-    rig.loop.start()
-    with rig.loop.task(Task.FORWARD):
-        rig.comm.deliver(0)
-        rig.has_decided(2)
-        rig.loop.between_layers()
-    rig.loop.finish()
-    ((task, seconds),) = rig.controller.estimates.comp.recent
-    assert (task, list(seconds)) == (Task.FORWARD, [Share(2), Share(1)])
-
-
-def test_a_failure_is_raised_where_compute_is_held() -> None:
-    rig = Rig(Scripted(HALF, NOTHING), cycles=3)
-    rig.loop.start()
-
-    def forward() -> None:
-        with rig.loop.task(Task.FORWARD):
-            rig.comm.deliver(0)
-            rig.has_decided(2)
-            rig.comm.events.put(CommFailed(error=ConnectionError("gave up")))
-            rig.loop.between_layers()
-
-    with pytest.raises(ConnectionError, match="gave up"):
-        forward()
-    rig.loop.finish()
-    assert [record["task"] for record in rig.of("task")] == ["comm"]
-    assert rig.comp_binding.is_restored
-
-
-@pytest.mark.parametrize("side", ["comm_binding", "comp_binding"])
-def test_after_a_refusal_compute_moves_no_more(side: str) -> None:
-    rig = Rig(Scripted(WIDE, HALF, NARROW, NOTHING), cycles=5)
-    rig.loop.start()
-    with rig.loop.task(Task.FORWARD):
-        getattr(rig, side).refusal = BindingRefusedError(1, "the kernel refused")
-        for index in range(3):
-            rig.comm.deliver(index)
-            rig.has_decided(2 + index)
-            rig.loop.between_layers()
-    rig.loop.finish()
-    assert len(rig.loop.binding_refusals) == 1
-
-
 class World:
     """Cores that a test takes away and returns."""
 
@@ -689,11 +508,13 @@ def test_after_a_loss_of_cores_both_sides_are_bound_to_the_remaining_cores() -> 
         assert rig.order[-2:] == [("comm", (2, 3)), ("comp", (5, 7))]
         world.cores = frozenset({3, 7})
         count(rig)
-        rig.loop.between_layers()
-        assert rig.order[-2:] == [("comp", (7,)), ("comm", (3,))] or rig.order[-2:] == [("comm", (3,)), ("comp", (7,))]
+        rig.comm.deliver(0)
+        rig.has_decided(3)
+    with rig.loop.task(Task.BACKWARD):
+        assert rig.order[-2:] == [("comm", (3,)), ("comp", (7,))]
         world.cores = frozenset(CORES)
         count(rig)
-        rig.loop.between_layers()
+    with rig.loop.task(Task.FORWARD):
         assert set(rig.order[-2:]) == {("comm", (2, 3)), ("comp", (5, 7))}
     rig.loop.finish()
     changes = [(record["before"], record["cores"]) for record in rig.of("cores-changed")]

@@ -33,18 +33,18 @@ def test_between_tasks_both_sides_get_their_cores_at_once() -> None:
 
 
 def test_comm_gets_no_core_before_compute_has_left_it() -> None:
-    assert at(Allocation.split(3, 4), 3, 5, 7) == Handover(comm=CommEffect.PIN, comm_cores=frozenset({2}), comp_must_move=True)
-    assert at(Allocation.split(1, 4), *CORES) == Handover(comm=CommEffect.KEEP, comp_must_move=True)
+    assert at(Allocation.split(3, 4), 3, 5, 7) == Handover(comm=CommEffect.PIN, comm_cores=frozenset({2}))
+    assert at(Allocation.split(1, 4), *CORES) == Handover(comm=CommEffect.KEEP)
 
 
 def test_comm_that_loses_every_core_is_held_at_once() -> None:
-    assert at(Allocation.all_comp(4), 7) == Handover(comm=CommEffect.HOLD, comp_must_move=True)
+    assert at(Allocation.all_comp(4), 7) == Handover(comm=CommEffect.HOLD)
 
 
 def test_comm_shares_the_cores_that_compute_keeps() -> None:
     shared = Allocation.sharing("compute-first", 4)
     assert at(shared, *CORES) == Handover(comm=CommEffect.PIN, comm_cores=ALL)
-    assert at(shared, 5, 7) == Handover(comm=CommEffect.PIN, comm_cores=frozenset({2, 3}), comp_must_move=True)
+    assert at(shared, 5, 7) == Handover(comm=CommEffect.PIN, comm_cores=frozenset({2, 3}))
 
 
 @pytest.mark.parametrize(("before", "after"), list(product(ALLOCATIONS, repeat=2)))
@@ -53,7 +53,6 @@ def test_cores_never_belong_to_both_sides_unless_they_are_shared(before: Allocat
     handover = hand_over(place(after, CORES), in_use)
     overlaps = bool(handover.comm_cores & in_use)
     assert not overlaps or not after.pinned or after.shared is not None
-    assert handover.comp_must_move == (after.pinned and bool(in_use) and in_use != frozenset(place(after, CORES).comp))
 
 
 class Scripted:
@@ -72,7 +71,7 @@ class Scripted:
 
 @pytest.mark.parametrize(("before", "after"), list(product(ALLOCATIONS[:3] + ALLOCATIONS[5:6], repeat=2)))
 def test_the_controller_attributes_time_to_the_cores_that_the_hand_over_grants(before: Allocation, after: Allocation) -> None:
-    controller = Controller(policy=Scripted(before, after, after), cycles=4, num_cores=4, comp_moves_at_boundaries=True)
+    controller = Controller(policy=Scripted(before, after, after, after), cycles=4, num_cores=4, comp_moves_at_boundaries=True)
     controller.handle(Started(time=0.0))
     controller.handle(TaskDone(task=Task.COMM, time=1.0))
     handover = hand_over(place(after, CORES), frozenset(place(before, CORES).comp))
@@ -83,5 +82,5 @@ def test_the_controller_attributes_time_to_the_cores_that_the_hand_over_grants(b
         assert in_force == before
     else:
         assert in_force.comm == len(handover.comm_cores)
-    controller.comp_has_moved(1.5)
+    controller.handle(TaskDone(task=Task.FORWARD, time=1.5))
     assert controller._in_force == after
