@@ -142,7 +142,7 @@ class LiveDevice:
         with self._changed:
             self._comm.apply(hand_over(placement, frozenset()))
             if placement.comm and self._may_use_idle_priority:
-                self._comm.set_idle_priority(placement.is_shared, lambda record: None)
+                self._comm.set_idle_priority(placement.comm_is_idle, lambda record: None)
 
     @property
     def notes(self) -> list[str]:

@@ -16,6 +16,7 @@ class DisturbanceSampler:
         self._address = teacher
         self._machine = machine or Machine()
         self._before: Reading | None = None
+        self._last: Reading | None = None
         self._teacher: frozenset[int] = frozenset()
 
     def before(self) -> None:
@@ -23,7 +24,13 @@ class DisturbanceSampler:
         if self._address is not None:
             self._teacher = frozenset(self._machine.listening_at(self._address))
         slow = self._read_slow()
-        self._before = Reading(**slow, **self._read_fast())
+        self._before = self._last = Reading(**slow, **self._read_fast())
+
+    def since_last(self) -> dict[str, Any]:
+        """Take a reading in between; return the disturbance since the reading before it."""
+        assert self._last is not None, "call before() first"
+        former, self._last = self._last, Reading(**self._read_fast(), **self._read_slow())
+        return describe(former, self._last, self._cores, self._teacher)
 
     def after(self) -> dict[str, Any]:
         """Take the second reading; return the disturbance between both, in the format of `disturbance.describe`."""

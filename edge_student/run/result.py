@@ -12,12 +12,13 @@ from typing import Any
 from edge_student.events.buffer import EventBuffer, moment
 from edge_student.events.log_file import EventFile
 from edge_student.events.perfetto import to_trace
-from edge_student.host.disturbance import DISTURBED, findings
+from edge_student.host.disturbance import DISTURBED
 from edge_student.host.environment import spinning_variables
 from edge_student.host.provenance import describe_host, describe_software
 from edge_student.ipc.messages import Described, Finished
 from edge_student.run import checkpoint_file
 from edge_student.run.caveats import Caveats
+from edge_student.run.promise import Promise
 from edge_student.run.resume import ResumeState
 from edge_student.settings.student import TrainConfig, jsonable
 from edge_student.training.trainer import Trainer
@@ -34,6 +35,7 @@ class Outcome:
     """Data of a run that has ended. Times are of the monotonic clock.
 
     `resumed` is the state at the start in this process. `interruption` is the exception that ended the run early, or None.
+    `disturbances` has a sentence for each disturbance by other programs.
     """
 
     config: TrainConfig
@@ -53,6 +55,8 @@ class Outcome:
     started: float
     ended: float
     disturbance: dict[str, Any] | None
+    disturbances: list[str]
+    promise: Promise
     accuracy: float | None
     interruption: BaseException | None
 
@@ -172,7 +176,16 @@ def _notes(outcome: Outcome) -> list[str]:
     if trainer.num_cycles and not math.isfinite(trainer.last_loss):
         notes.append(f"the loss is {trainer.last_loss}: training diverged; try a smaller --lr")
         logger.warning(notes[-1])
-    for found in findings(outcome.disturbance):
+    broken = outcome.promise.broken(
+        trainer.num_cycles - outcome.resumed.num_cycles,
+        outcome.ended,
+        outcome.loop.logits_wait_s,
+        [*outcome.disturbances, *outcome.caveats.notes],
+    )
+    if broken is not None:
+        notes.append(broken)
+        logger.warning(broken)
+    for found in outcome.disturbances:
         notes.append(f"{DISTURBED}{found}")
         logger.info(notes[-1])
     if outcome.interruption is not None:

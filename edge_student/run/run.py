@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 from edge_student.events.buffer import EventBuffer
 from edge_student.events.log_file import EventFile
+from edge_student.host.disturbance import findings
 from edge_student.host.sampler import DisturbanceSampler
 from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import Ring, RingShape, prefetch_limit
 from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_writer import CheckpointWriter
 from edge_student.run.profile_match import load_profile
+from edge_student.run.promise import Promise
 from edge_student.run.result import Outcome, collect_caveats, load_finished_result, remove_old_files, save
 from edge_student.run.resume import (
     ResumeState,
@@ -42,6 +44,7 @@ from edge_student.run.setup import (
 )
 from edge_student.run.shards import choose_shards
 from edge_student.run.signals import SignalHandler
+from edge_student.run.watch import Watch
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import TrainConfig
 from edge_student.training.trainer import Trainer
@@ -100,6 +103,8 @@ class Run:
             self._buffer = EventBuffer()
             self._sampler = DisturbanceSampler(cores, teacher=config.teacher)
             self._disturbance: dict[str, Any] | None = None
+            self._disturbances: list[str] = []
+            self._promise = Promise(config.cycles)
             self._started = self._ended = 0.0
             self._notes: list[str] = []
             self._lock = lock.pop_all()
@@ -204,6 +209,8 @@ class Run:
                 started=self._started,
                 ended=self._ended,
                 disturbance=self._disturbance,
+                disturbances=findings(self._disturbance) or self._disturbances,
+                promise=self._promise,
                 accuracy=accuracy,
                 interruption=interruption,
             )
@@ -290,7 +297,10 @@ class Run:
         progress = Progress(self._config.policy, self._config.cycles)
         with no_full_collections():
             self._sampler.before()
-            interruption = self._run_cycles(parts, loop, checkpoints, progress)
+            with self._watch(parts, loop) as watch:
+                interruption = self._run_cycles(parts, loop, checkpoints, progress)
+            self._notes += watch.notes
+            self._disturbances = watch.disturbances
             steps = [self._read_disturbance, loop.finish, lambda: checkpoints.end(self._ended), progress.close]
             if interruption is not None:  # last, because the reading can take seconds while the caller waits for the end
                 steps = [*steps[1:], steps[0]]
@@ -303,11 +313,13 @@ class Run:
 
         def on_cycle(num_cycles: int) -> None:
             progress.reach(num_cycles)
+            self._promise.on_cycle(num_cycles - start, time.monotonic(), loop.logits_wait_s)
             with self._signals.deferred():
                 checkpoints.on_cycle()
 
         self._started = time.monotonic()
         checkpoints.begin(self._started)
+        self._promise.begin(self._started)
         self._buffer.record({"event": "start", "time": self._started, "clock_monotonic_s": self._started, "cycle": start})
         try:
             with self._signals.allowed():
@@ -318,6 +330,16 @@ class Run:
         finally:
             self._ended = time.monotonic()
         return None
+
+    def _watch(self, parts: Parts, loop: SchedulerLoop) -> Watch:
+        """Watch the comm worker and the compute workers, except those that are meant to stand still."""
+
+        def workers() -> dict[int, str]:
+            comm = {} if loop.comm_has_ended else {parts.worker.pid: "the comm worker"}
+            pids = parts.trainer.pids if isinstance(parts.trainer, ShardedTrainer) and not loop.holds_compute else ()
+            return comm | {pid: f"the worker of shard {number}" for number, pid in enumerate(pids)}
+
+        return Watch(workers=workers, sampler=self._sampler, max_silence_s=self._config.max_silence)
 
     def _read_disturbance(self) -> None:
         self._disturbance = self._sampler.after()

@@ -94,7 +94,8 @@ class ComputeWorkers(Protocol):
 class WorkersBinding:
     """Pins compute workers of one thread each. It can be called from any thread at any moment, also in the middle of a task.
 
-    With a core for each, every worker is pinned to one. With fewer, all workers share all cores, and the kernel balances them.
+    With a core for each, every worker is pinned to one. With fewer, all workers share all cores, and the kernel balances them. A
+    worker of idle priority may use all cores, so that it moves to one where another worker has finished its part.
     """
 
     moves_at_once = True
@@ -102,26 +103,30 @@ class WorkersBinding:
     def __init__(self, workers: ComputeWorkers) -> None:
         self._workers = workers
         self._cores: tuple[int, ...] = ()
+        self._num_idle = 0
         self._pids: tuple[int, ...] = ()
         self._original = frozenset(os.sched_getaffinity(0))
 
     def leave_alone(self, tid: int) -> None:
         """Do nothing: no thread of this process is bound."""
 
-    def apply(self, cores: Iterable[int]) -> ThreadMasks:
-        """Run the workers on exactly these cores, the first worker on the highest. Return the masks read back.
+    def apply(self, cores: Iterable[int], num_idle: int = 0) -> ThreadMasks:
+        """Run the workers on exactly these cores, the first worker on the highest, the last `num_idle` workers at idle priority.
 
-        The result is empty if nothing has changed.
+        Return the masks read back; empty if nothing has changed.
         """
         requested, pids = tuple(sorted(cores, reverse=True)), self._workers.pids
         assert requested, "compute without cores waits at its boundary and is not bound"
-        if (requested, pids) == (self._cores, self._pids):
+        if (requested, num_idle, pids) == (self._cores, self._num_idle, self._pids):
             return {}
-        shared = frozenset(requested)
+        shared, first_idle = frozenset(requested), len(pids) - min(num_idle, len(pids) - 1)
         masks: ThreadMasks = {}
         for n, pid in enumerate(pids):
-            masks |= _pin_process(pid, frozenset({requested[n]}) if len(requested) >= len(pids) else shared)
-        self._cores, self._pids = requested, pids
+            is_alone = len(requested) >= len(pids) and n < first_idle and not os.environ.get("EXP_SHARED")
+            masks |= _pin_process(pid, frozenset({requested[n]}) if is_alone else shared)
+            for tid in threads_of(pid):
+                set_idle_priority(tid, n >= first_idle)
+        self._cores, self._num_idle, self._pids = requested, num_idle, pids
         return masks
 
     def hold(self) -> None:
@@ -188,13 +193,14 @@ class TeamBinding:
         """Never change this thread of our process."""
         self._foreign.add(tid)
 
-    def apply(self, cores: Iterable[int]) -> ThreadMasks:
+    def apply(self, cores: Iterable[int], num_idle: int = 0) -> ThreadMasks:
         """Run compute on exactly these cores, with at most one thread per core. Return the masks read back.
 
         The result is empty if nothing has changed.
         """
         requested = frozenset(cores)
         assert requested, "compute without cores waits at its boundary and is not bound"
+        assert not num_idle, "a team of threads has one priority"
         if requested == self._cores:
             return {}
         num_threads = min(len(requested), self._max_threads)

@@ -62,7 +62,7 @@ class CompSide:
         is_pinned = placement.is_pinned and self._may_pin
         if not (is_pinned or self._is_pinned):
             return
-        masks = self._binding.apply(placement.comp) if is_pinned else self._binding.restore()
+        masks = self._binding.apply(placement.comp, placement.num_idle_workers) if is_pinned else self._binding.restore()
         self._is_pinned = is_pinned
         if masks:
             self.masks = masks

@@ -74,6 +74,8 @@ class SchedulerLoop:
         self._failure_is_raised = False
         self.binding_refusals: list[str] = []
         self.comm_troubles: list[str] = []
+        self.logits_wait_s = 0.0
+        """Seconds that training has waited for logits."""
         self.late_comm_failure = ""
         """The failure of a comm worker that had delivered every batch; empty if there was none. It does not end the run."""
 
@@ -138,6 +140,16 @@ class SchedulerLoop:
             self._raise_failure()
 
     @property
+    def comm_has_ended(self) -> bool:
+        """Whether the comm worker has delivered every batch and exits."""
+        return self._comm.has_ended
+
+    @property
+    def holds_compute(self) -> bool:
+        """Whether compute workers are stopped now, because a decision gives them no cores."""
+        return self._comp.is_held
+
+    @property
     def class_refusal(self) -> str:
         """The kernel's reason for refusing a change of comm's scheduling class; empty if it never did."""
         return self._comm.class_refusal
@@ -164,6 +176,8 @@ class SchedulerLoop:
             self._task_runs = True
         if why:
             waited = {"started": waiting_since, "ended": self._clock()}
+            if why == "logits":
+                self.logits_wait_s += waited["ended"] - waiting_since
             self._record({"event": "wait", "why": why, "index": state.next_comp_index, **waited})
         if not self._comp.moves_at_once:
             self._bind_team(placement, requested_by)
@@ -213,7 +227,7 @@ class SchedulerLoop:
         if former is None or former.comp != self._placement.comp:
             self._requested_by = decision
         if decision.reason in _CHOSEN:
-            self._comm.set_idle_priority(self._placement.is_shared, self._record_now)
+            self._comm.set_idle_priority(self._placement.comm_is_idle, self._record_now)
         if self._comp.moves_at_once:
             self._move_workers(decision.time)
         self._hand_over()

@@ -9,21 +9,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from scheduler.model.state import Allocation
+from scheduler.model.state import ELASTIC, Allocation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """The core ids of both sides. With `is_pinned` False both sides may use every core, and no mask is set.
 
-    With `is_shared` comm may run on the cores of comp, at idle priority. `comp` is ordered, because each thread of the training
-    team gets its own core.
+    With `is_shared` comm may run on the cores of comp: at idle priority, or at normal priority beside `num_idle_workers` compute
+    workers of idle priority. `comp` is ordered, because each compute worker gets its own core.
     """
 
     comm: frozenset[int]
     comp: tuple[int, ...]
     is_pinned: bool
     is_shared: bool = False
+    num_idle_workers: int = 0
+
+    @property
+    def comm_is_idle(self) -> bool:
+        """Whether comm has idle priority."""
+        return self.is_shared and not self.num_idle_workers
 
 
 def place(allocation: Allocation, cores: Sequence[int]) -> Placement:
@@ -46,4 +52,5 @@ def _place(allocation: Allocation, cores: tuple[int, ...]) -> Placement:
         comp=tuple(ids[len(ids) - allocation.comp :]),
         is_pinned=allocation.pinned,
         is_shared=allocation.shared is not None,
+        num_idle_workers=allocation.comm if allocation.shared == ELASTIC else 0,
     )

@@ -13,7 +13,10 @@ from functools import cache
 from typing import TypeAlias
 
 COMPUTE_FIRST = "compute-first"
-"""The shared mode of a real device: both sides use every core, and comm has idle priority."""
+"""Both sides use every core, and comm has idle priority."""
+
+ELASTIC = "elastic"
+"""Compute uses every core. On comm's cores a compute worker has idle priority and uses the time that comm leaves."""
 
 
 class BrokenInvariant(AssertionError):
@@ -177,6 +180,12 @@ class Allocation:
     def sharing(cls, mode: str, num_cores: int) -> Allocation:
         """Return the allocation of every core to both sides, in the shared mode with this name."""
         return cls(comm=num_cores, comp=num_cores, shared=mode)
+
+    @classmethod
+    @cache
+    def elastic(cls, comm_cores: int, num_cores: int) -> Allocation:
+        """Return the allocation of `comm_cores` cores to comm and every core to comp, in the shared mode elastic."""
+        return cls(comm=comm_cores, comp=num_cores, shared=ELASTIC)
 
     def __str__(self) -> str:
         if not self.pinned:

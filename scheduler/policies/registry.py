@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from scheduler.model.scenario import Profile
-from scheduler.model.state import COMPUTE_FIRST
+from scheduler.model.state import COMPUTE_FIRST, ELASTIC
 from scheduler.policies.adaptive import Adaptive
 from scheduler.policies.dynamic import HORIZON, Dynamic
-from scheduler.policies.simple import CommPriority, CompPriority, ComputeFirst, Random, Static, Unpinned
+from scheduler.policies.simple import CommPriority, CompPriority, ComputeFirst, Elastic, Random, Static, Unpinned
 from scheduler.policies.view import Policy
 
 LOWEST_PRIORITY = 19
@@ -183,6 +183,12 @@ POLICIES: dict[str, PolicyKind] = {
         make=lambda request: ComputeFirst(),
         launch_options=IDLE_PRIORITY,
         shared_mode=COMPUTE_FIRST,
+    ),
+    ELASTIC: PolicyKind(
+        usage=ELASTIC,
+        sentence="comm has a core of its own, and a compute worker at the lowest priority uses the time that comm leaves there",
+        make=lambda request: Elastic(),
+        shared_mode=ELASTIC,
     ),
     "dynamic": PolicyKind(
         usage="dynamic",

@@ -6,7 +6,7 @@ import random
 from typing import Any, ClassVar
 
 from scheduler.model.checked_json import check_keys, is_whole, listing, shown
-from scheduler.model.state import COMPUTE_FIRST, Allocation
+from scheduler.model.state import COMPUTE_FIRST, ELASTIC, Allocation
 from scheduler.policies.view import View
 
 
@@ -106,3 +106,15 @@ class ComputeFirst:
     def choose(self, view: View) -> Allocation:
         """Return the shared allocation compute-first."""
         return Allocation.sharing(COMPUTE_FIRST, view.num_cores)
+
+
+class Elastic:
+    """Compute uses every core. On comm's cores it has idle priority, so comm takes what it needs at once and compute the rest."""
+
+    name: ClassVar[str] = ELASTIC
+    is_work_conserving: ClassVar[bool] = True
+    needs_rates: ClassVar[bool] = False
+
+    def choose(self, view: View) -> Allocation:
+        """Return the shared allocation elastic."""
+        return Allocation.elastic(max(view.num_cores // 4, 1), view.num_cores)

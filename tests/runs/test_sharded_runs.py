@@ -111,3 +111,28 @@ def test_another_number_of_shards_is_refused_when_a_run_resumes(address: str, tm
     refused = run(student_command(address, tmp_path, "--policy", "os-workers", "--shards", "3", "--cycles", "4", "--resume"))
     assert refused.returncode == 2
     assert "--shards is 3, must be 2 as in the checkpoint" in refused.stderr
+
+
+@pytest.mark.promise(number=28)
+@pytest.mark.parametrize("side", ["comm", "compute"])
+@TWO_CORES
+def test_a_stopped_worker_is_named_and_continued_within_the_silence_limit(
+    side: str, address: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    flags = ("--policy", "static:1", "--max-silence", "1", "--prefetch", "1", *TWO_SHARDS)
+    process = start(student_command(address, tmp_path, *flags), stderr=subprocess.PIPE)
+    try:
+        output = read_until(process, "3 of 30")
+        comm = [child for child in psutil.Process(process.pid).children() if "receive.worker" in " ".join(child.cmdline())]
+        victim = comm[0] if side == "comm" else compute_workers_of(process.pid)[1]
+        victim.suspend()
+        output += process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, output
+    assert weights(tmp_path) == weights(undisturbed)
+    name = "the comm worker" if side == "comm" else "the worker of shard 1"
+    expected = f"{name} (process {victim.pid}) was stopped by a signal or a debugger for 1 s; it got SIGCONT"
+    assert expected in output
+    assert expected in notes_of(json.loads((tmp_path / "result.json").read_text()))
