@@ -69,7 +69,9 @@ def calibrate(config: CalibrateConfig) -> int:
     """Measure this device's rates in each mode and save a device profile."""
     start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     config.check_secrets()
-    cores = settle(os.environ, config.cores)
+    from scheduler.policies.registry import SHORT_SPIN
+
+    cores = settle(os.environ, config.cores, SHORT_SPIN)
     from edge_student.calibrate.calibrate import calibrate as measure_and_save
 
     return measure_and_save(config, cores)

@@ -20,11 +20,10 @@ from scheduler.policies.view import Policy
 LOWEST_PRIORITY = 19
 """The highest niceness, which is the lowest priority."""
 
-SHORT_SPIN = 30_000
-"""Rounds that a thread of libgomp spins, about 0.1 ms; the default of libgomp is ten times as many.
+SHORT_SPIN = 1_000
+"""Rounds that a thread of libgomp spins at a barrier before it sleeps, some microseconds; the default is 300 times as many.
 
-Threads that share cores with others then yield earlier, and sleep at more barriers. On a virtual machine, where waking a thread is
-slow, a step takes up to 10 % longer.
+A thread that spins holds a core that another thread of its team may need.
 """
 
 
@@ -54,7 +53,7 @@ class LaunchOptions:
 
     comm_niceness: int = 0
     comm_is_idle: bool = False
-    spin_count: int | None = None
+    spin_count: int | None = SHORT_SPIN
     has_team: bool = False
     keeps_memory: bool = True
 
@@ -139,14 +138,14 @@ POLICIES: dict[str, PolicyKind] = {
         usage="os-default",
         sentence="a plain torch program: one team of threads trains, the kernel schedules everything; this is the baseline",
         make=lambda request: Unpinned("os-default"),
-        launch_options=LaunchOptions(has_team=True, keeps_memory=False),
+        launch_options=LaunchOptions(spin_count=None, has_team=True, keeps_memory=False),
         may_unpin=True,
     ),
     "os-tuned": PolicyKind(
         usage="os-tuned",
         sentence="nothing is pinned, comm has the lowest priority and OpenMP threads spin less; this is tuning without a scheduler",
         make=lambda request: Unpinned("os-tuned"),
-        launch_options=LaunchOptions(comm_niceness=LOWEST_PRIORITY, spin_count=SHORT_SPIN, has_team=True),
+        launch_options=LaunchOptions(comm_niceness=LOWEST_PRIORITY, has_team=True),
         may_unpin=True,
     ),
     "os-workers": PolicyKind(

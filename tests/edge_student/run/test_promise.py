@@ -24,7 +24,9 @@ def promise_of_100_cycles(first_waits_s: float = 0.0) -> Promise:
         (30.0, 12.5, ["the link"], "training waited 12.5 s for logits; the link"),
     ],
 )
-def test_a_run_that_takes_twice_as_long_as_promised_says_why(took: float, waits_s: float, causes: list[str], note: str | None) -> None:
+def test_a_run_that_takes_twice_as_long_as_promised_says_why(
+    took: float, waits_s: float, causes: list[str], note: str | None
+) -> None:
     found = promise_of_100_cycles().broken(100, 50.0 + took, waits_s, causes)
     assert found == note if note is None else found is not None and found.endswith(note)
 
