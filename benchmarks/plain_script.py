@@ -31,38 +31,29 @@ WINDOW = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings(DataSettings, ModelSettings, TrainingSettings, BufferSettings):
-    """Train a student with a plain torch program."""
-
     teacher: str
     """Address of the teacher, HOST:PORT, without TLS."""
 
 
 def receive(settings: Settings, batches: "queue.Queue[torch.Tensor]") -> None:
     """Put the logits of every cycle, [public batch, classes], into the queue."""
-    stub = teacher_pb2_grpc.TeacherStub(grpc.insecure_channel(settings.teacher))
+    stub, size = teacher_pb2_grpc.TeacherStub(grpc.insecure_channel(settings.teacher)), settings.public_batch
     described = stub.Describe(teacher_pb2.DescribeRequest())
+    request = teacher_pb2.StreamLogitsRequest(batch_size=size, seed=settings.seed, encoding=teacher_pb2.ENCODING_FLOAT32)
+    request.teacher_digest, request.dataset_digest = described.teacher_digest, described.dataset_digest
+    parts: list[bytes] = []
     for start in range(0, settings.cycles, WINDOW):
-        request = teacher_pb2.StreamLogitsRequest(
-            start=start,
-            count=min(WINDOW, settings.cycles - start),
-            batch_size=settings.public_batch,
-            seed=settings.seed,
-            teacher_digest=described.teacher_digest,
-            dataset_digest=described.dataset_digest,
-            encoding=teacher_pb2.ENCODING_FLOAT32,
-        )
-        parts: list[bytes] = []
+        request.start, request.count = start, min(WINDOW, settings.cycles - start)
         for chunk in stub.StreamLogits(request):
             parts.append(chunk.payload)
-            if chunk.row_start + chunk.num_rows == settings.public_batch:
-                rows = np.frombuffer(b"".join(parts), np.float32).reshape(settings.public_batch, -1)
-                batches.put(torch.from_numpy(rows.copy()))
+            if chunk.row_start + chunk.num_rows == size:
+                batches.put(torch.from_numpy(np.frombuffer(b"".join(parts), np.float32).reshape(size, -1).copy()))
                 parts.clear()
 
 
 def main() -> None:
     settings = parse(Settings, sys.argv[1:], prog="plain_script.py", description="Train a student with a plain torch program.")
-    private, public = load_dataset(settings.private), load_dataset(settings.public_dataset)
+    private, public, test = map(load_dataset, (settings.private, settings.public_dataset, settings.test_dataset))
     student = build_model(settings.model, num_classes=private.num_classes, input_shape=private.images.shape[1:], seed=settings.seed)
     optimizer = torch.optim.SGD(student.parameters(), lr=settings.lr, momentum=settings.momentum)
     batches: queue.Queue[torch.Tensor] = queue.Queue(maxsize=16)
@@ -72,18 +63,14 @@ def main() -> None:
         ids = batch_ids(settings.seed + 1, len(private.labels), size, cycle)
         public_ids = batch_ids(settings.seed, len(public.labels), settings.public_batch, cycle)
         logits = student(to_input(np.concatenate([private.images[ids], public.images[public_ids]])))
-        teacher = F.log_softmax(batches.get() / scale, dim=1)
-        distilled = (
-            F.kl_div(F.log_softmax(logits[size:] / scale, dim=1), teacher, reduction="batchmean", log_target=True) * scale**2
-        )
-        loss = (
-            settings.alpha * F.cross_entropy(logits[:size], torch.from_numpy(private.labels[ids]))
-            + (1 - settings.alpha) * distilled
-        )
+        labelled = F.cross_entropy(logits[:size], torch.from_numpy(private.labels[ids]))
+        soft, teacher = F.log_softmax(logits[size:] / scale, dim=1), F.log_softmax(batches.get() / scale, dim=1)
+        distilled = F.kl_div(soft, teacher, reduction="batchmean", log_target=True) * scale**2
         optimizer.zero_grad()
+        loss = settings.alpha * labelled + (1 - settings.alpha) * distilled
         loss.backward()
         optimizer.step()
-    seconds, test = time.monotonic() - started, load_dataset(settings.test_dataset)
+    seconds = time.monotonic() - started
     with torch.inference_mode():
         right = (student.eval()(to_input(test.images)).argmax(dim=1).numpy() == test.labels).mean()
     print(json.dumps({"wall_clock_s": seconds, "accuracy": float(right), "loss": loss.item()}))

@@ -1,291 +1,240 @@
-"""Compares the policies in a grid of regimes: the CPU cost of comm, the rate of the link, and the size of the student.
+"""Compares the policies, a plain torch program and other checkouts in a grid of regimes.
 
-A cell is one `edge-student compare` against a running teacher with all logits computed, one thread, and the lowest core under every
-policy. A "balanced" link delivers a batch in the time of a training step, which is measured first on this machine. A "bottleneck"
-has half that rate. links.py limits the rate.
+A regime is a student, the bytes of logits per batch, the rate of the link, and the number of neighbours: processes that run
+`while True: pass`. Its name ends with +1 for one neighbour. In each repeat every contestant trains once, as a process of its own
+against the same teacher, in an order that rotates by one per repeat. The teacher has all logits computed, one thread, and the
+lowest core under every policy. A "balanced" link delivers a batch in the time of a training step with one team of threads, which is
+measured first on this machine. A "bottleneck" has half that rate. links.py limits the rate.
 
-    python benchmarks/regimes.py [--repeats 5] [--sizes small,large] [--comm light,medium,heavy] [--json FILE] [--figure FILE.png]
+    python benchmarks/regimes.py [--repeats 5] [--students cnn,resnet18] [--comm light,1MB,5MB] [--links unlimited,balanced]
+        [--neighbours 0,1] [--other before=../edgekd-old:dynamic] [--json FILE] [--figure FILE.png]
 
-Each run takes `--seconds`, plus 3 to 4 s to start. Run it on a quiet machine.
+The contestant `plain` is plain_script.py. Its clock includes the connection and the first step, which `edge-student train` does
+before its clock starts. The cycles of a regime are those that os-default trains in `--seconds` without neighbours. With neighbours
+they are the same, so a run takes longer. Each run also takes 3 to 4 s to start. Run it on a quiet machine.
 """
 
-import json
+import contextlib
+import math
 import signal
-import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contestants import PLAIN, Contestant, contestants
 from links import Link
+from neighbours import neighbours
+from regime_report import draw, print_tables, rows_of, summarize
 
-from edge_student.measure.intervals import median_interval
+from edge_student.host.disturbance import DISTURBED
 from edge_student.measure.result_file import write_results
 from edge_student.report.verdict import BASELINE
 from edgekd.cli.command import parse
 from scheduler.live.threads import allowed_cores
+from scheduler.policies.registry import make_policy
 
 CORES = tuple(sorted(allowed_cores()))
-_BEST_OF, _STEPS = 3, 100  # runs that measure the time of a step, and their cycles
-_BUSIER = 1.5  # approximate duration of a cycle with comm, in steps without comm
-
-# On two cores `static:1` and `random` make the same decisions as `dynamic`, so they are not measured.
-POLICIES = "os-default,os-tuned,os-workers,comm-priority,comp-priority,compute-first,dynamic,adaptive"
+_BEST_OF, _STEPS_S = 3, 1.0  # runs that measure a step, and their least seconds
+_FIRST_CYCLES, _PROBE = 10, 1 / 8  # the run that determines the cycles takes at least this part of --seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Compare policies in a grid of regimes: CPU cost of comm, rate of the link, size of the student."""
-
     repeats: int = 5
-    """Runs of each policy in each cell."""
+    """Runs of each contestant in each cell."""
     seconds: float = 8.0
-    """Approximate duration of a run in seconds. It must be long compared with the learning phase of adaptive."""
-    sizes: str = "small,large"
-    """Students, comma-separated: small (a step takes a few ms), large (some tens of ms)."""
-    comm: str = "light,medium,heavy"
-    """CPU costs of comm, comma-separated."""
-    links: str = "unlimited,balanced,bottleneck"
-    """Rates of the link, comma-separated."""
-    policies: str = POLICIES
+    """Approximate seconds of a run of os-default without neighbours. They must be many compared with the learning of adaptive."""
+    students: str = "cnn,mobilenet_v3_small,resnet18"
+    """Students, comma-separated: these three, or any --model of edge-student."""
+    comm: str = "light,1MB,5MB"
+    """Bytes of logits per batch, comma-separated: light (100 classes), 1MB, 5MB."""
+    links: str = "unlimited,balanced"
+    """Rates of the link, comma-separated: unlimited, balanced, bottleneck."""
+    neighbours: str = "0,1"
+    """Numbers of busy processes beside the runs, comma-separated."""
+    policies: str = "os-default,os-tuned,os-workers,static:1,compute-first,dynamic,adaptive"
     """Policies to compare, comma-separated."""
-    keep: Path | None = None
-    """Folder for the comparison of every cell, including report.html; without it, only the results are kept."""
+    other: str | None = None
+    """Policies of other checkouts to compare, comma-separated: NAME=PATH:POLICY."""
     json: Path | None = None
     """Result file."""
     figure: Path | None = None
     """File of the heat map, .png or .svg."""
 
+    def __post_init__(self) -> None:
+        for flag, text, allowed in (("--comm", self.comm, BYTES), ("--links", self.links, RATES)):
+            for name in text.split(","):
+                if name not in allowed:
+                    raise ValueError(f"{flag} has {name!r}, must be one of {', '.join(allowed)}")
+        if not all(count.isdecimal() for count in self.neighbours.split(",")):
+            raise ValueError(f"--neighbours is {self.neighbours}, must be numbers, comma-separated")
+        for name in self.policies.split(","):
+            make_policy(name, num_cores=len(CORES), seed=0)  # rejects an unknown or impossible policy
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Student:
-    """A student model and its batch sizes."""
+    """A student model, its batch sizes and its input. The defaults are those of a --model that is not in STUDENTS."""
 
     model: str
-    batch_size: int
-    public_batch: int
+    batch_size: int = 16
+    public_batch: int = 32
+    size: int = 32
+    channels: int = 3
 
 
 STUDENTS = {
-    "small": Student(model="cnn:width=8", batch_size=8, public_batch=32),
-    "large": Student(model="cnn:width=24", batch_size=32, public_batch=64),
+    "cnn": Student(model="cnn", public_batch=64, size=28, channels=1),
+    "mobilenet_v3_small": Student(model="torchvision:mobilenet_v3_small"),
+    "resnet18": Student(model="torchvision:resnet18"),
 }
-# The classes determine the bytes of a batch: 32 or 64 rows with one float32 per class.
-CLASSES = {
-    ("small", "light"): 100,
-    ("small", "medium"): 3000,
-    ("small", "heavy"): 12000,
-    ("large", "light"): 100,
-    ("large", "medium"): 1500,
-    ("large", "heavy"): 6000,  # more classes would also make the step longer, so the relative cost of comm would not rise
-}
+BYTES = {"light": None, "1MB": 1_000_000, "5MB": 5_000_000}  # 1MB is the load of the paper's Raspberry Pi
+_LIGHT_CLASSES = 100
+RATES = {"unlimited": None, "balanced": 1.0, "bottleneck": 0.5}  # in batches per step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
     """One regime, with the rate of its link and its number of cycles."""
 
-    size: str
+    student: str
     comm: str
-    link: str
-    rate_mbit: float | None
-    cycles: int
+    link: str = "unlimited"
+    rate_mbit: float | None = None
+    neighbours: int = 0
+    cycles: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.size}-{self.comm}-{self.link}"
+        return f"{self.student}-{self.comm}-{self.link}" + (f"+{self.neighbours}" if self.neighbours else "")
 
     @property
-    def student(self) -> Student:
-        return STUDENTS[self.size]
+    def spec(self) -> Student:
+        return STUDENTS.get(self.student) or Student(model=self.student)
 
     @property
-    def dataset(self) -> str:
-        return f"synthetic:classes={CLASSES[self.size, self.comm]},size=32,samples=1024"
+    def classes(self) -> int:
+        """Number of classes, each a float32 in every row of a batch."""
+        num_bytes = BYTES[self.comm]  # thousands of classes make the student's last layer large, which lengthens its step too
+        return _LIGHT_CLASSES if num_bytes is None else round(num_bytes / (4 * self.spec.public_batch))
 
     @property
     def batch_bytes(self) -> int:
-        return 4 * self.student.public_batch * CLASSES[self.size, self.comm]
+        return 4 * self.spec.public_batch * self.classes
+
+    @property
+    def dataset(self) -> str:
+        return f"synthetic:classes={self.classes},size={self.spec.size},samples=1024,channels={self.spec.channels}"
 
     def flags(self) -> list[str]:
-        student = self.student
-        flags = ["--private", f"{self.dataset}:private", "--model", student.model, "--cycles", str(self.cycles)]
-        flags += ["--batch-size", str(student.batch_size), "--public-batch", str(student.public_batch)]
-        return [*flags, "--prefetch", "16", "--log-level", "warning"]
+        """Return the flags that edge-student and plain_script.py share."""
+        flags = ["--private", f"{self.dataset}:private", "--model", self.spec.model, "--cycles", str(self.cycles)]
+        return [*flags, "--batch-size", str(self.spec.batch_size), "--public-batch", str(self.spec.public_batch)]
 
 
-def step_s(cell: Cell, link: Link, folder: Path) -> float:
-    """Measure the seconds of a training step without concurrent comm: the mean step of the best of several runs."""
-    seconds = []
-    with link.teacher(CORES[0], cell.dataset, None, folder / "store") as address:
-        for _ in range(_BEST_OF):
-            out = folder / "step"
-            command = [sys.executable, "-m", "edge_student", "train", "--teacher", address, "--out", str(out), *cell.flags()]
-            command = [*command, "--policy", "comm-priority", "--prefetch", str(cell.cycles), "--ring-mib", "4096"]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-            result = json.loads((out / "result.json").read_text())
-            seconds.append((result["forward_s"] + result["backward_s"]) / result["cycles"])
-    return float(min(seconds))
+def long_enough(seconds_of: Callable[[int], float], least_s: float) -> tuple[int, float]:
+    """Return a number of cycles that takes at least `least_s`, and its seconds. `seconds_of` runs a number of cycles."""
+    cycles = _FIRST_CYCLES
+    while (seconds := seconds_of(cycles)) < least_s:
+        cycles = math.ceil(cycles * min(10, 1.5 * least_s / seconds))
+    return cycles, seconds
 
 
-def cells(settings: Settings, link: Link, folder: Path) -> list[Cell]:
-    """Return the grid, with link rates that are balanced or a bottleneck on this machine."""
-    found = []
-    for size, comm in product(settings.sizes.split(","), settings.comm.split(",")):
-        free = Cell(size=size, comm=comm, link="unlimited", rate_mbit=None, cycles=_STEPS)
-        seconds = step_s(free, link, folder / f"{size}-{comm}")
-        balanced = 8e-6 * free.batch_bytes / seconds
-        print(f"{size}, comm {comm}: a step takes {seconds * 1e3:.1f} ms, balanced is {balanced:.2f} Mbit/s", file=sys.stderr)
-        rates = {"unlimited": None, "balanced": balanced, "bottleneck": balanced / 2}
+def step_s(cell: Cell, link: Link, store: Path) -> float:
+    """Measure the seconds of a training step with one team, without concurrent comm: the mean step of the best of several runs."""
+    with link.teacher(CORES[0], cell.dataset, None, store) as address:
+
+        def seconds_of(cycles: int) -> float:
+            alone = ["--prefetch", str(cycles), "--ring-mib", "4096", "--shards", "1"]
+            probe = Contestant(name="the run that measures a step", policy="comm-priority")
+            result = probe.run(address, replace(cell, cycles=cycles).flags(), alone)
+            return float(result["forward_s"] + result["backward_s"])
+
+        cycles, seconds = long_enough(seconds_of, _STEPS_S)
+        return min(seconds, *(seconds_of(cycles) for _ in range(_BEST_OF - 1))) / cycles
+
+
+def cycles_for(cell: Cell, address: str, seconds: float) -> int:
+    """Return the number of cycles that os-default trains in about `seconds`."""
+
+    def seconds_of(cycles: int) -> float:
+        result = Contestant(name=BASELINE, policy=BASELINE).run(address, replace(cell, cycles=cycles).flags())
+        return float(result["wall_clock_s"])
+
+    cycles, measured_s = long_enough(seconds_of, _PROBE * seconds)
+    return max(round(seconds * cycles / measured_s), _FIRST_CYCLES)
+
+
+def measure_grid(settings: Settings, link: Link, folder: Path) -> Generator[dict[str, Any], None, None]:
+    """Measure and yield each cell. The quiet cell of a regime comes first."""
+    counts = sorted({int(count) for count in settings.neighbours.split(",")})
+    for number, (student, comm) in enumerate(product(settings.students.split(","), settings.comm.split(","))):
+        free, balanced, store = Cell(student=student, comm=comm), math.nan, folder / str(number)
+        if settings.links != "unlimited":
+            seconds = step_s(free, link, store)
+            balanced = 8e-6 * free.batch_bytes / seconds
+            print(f"{free.name}: a step takes {seconds * 1e3:.1f} ms, balanced is {balanced:.2f} Mbit/s", file=sys.stderr)
         for name in settings.links.split(","):
-            cycle_s = _BUSIER * seconds * (2 if name == "bottleneck" else 1)
-            cycles = max(round(settings.seconds / cycle_s), _STEPS)
-            found.append(Cell(size=size, comm=comm, link=name, rate_mbit=rates[name], cycles=cycles))
-    return found
+            part, quiet = RATES[name], None
+            cell = replace(free, link=name, rate_mbit=None if part is None else part * balanced)
+            with link.teacher(CORES[0], cell.dataset, cell.rate_mbit, store) as address:
+                cell = replace(cell, cycles=cycles_for(cell, address, settings.seconds))
+                for count in counts:
+                    result = measure(replace(cell, neighbours=count), settings, address)
+                    quiet = result if count == 0 else quiet
+                    yield {**result, "rows": rows_of(result, quiet)}
 
 
-def measure(cell: Cell, settings: Settings, link: Link, folder: Path) -> dict[str, Any]:
-    """Run one comparison. Returns the cell's settings, and each policy's wall-clocks in the order of repeats."""
-    out = (settings.keep or folder) / cell.name
-    with link.teacher(CORES[0], cell.dataset, cell.rate_mbit, folder / f"{cell.size}-{cell.comm}" / "store") as address:
-        command = [sys.executable, "-m", "edge_student", "compare", "--teacher", address, *cell.flags(), "--out", str(out)]
-        command += ["--policies", settings.policies, "--repeats", str(settings.repeats)]
-        status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL).returncode
-    if status not in (0, 1):
-        raise SystemExit(f"{cell.name}: compare ended with exit status {status}")
-    report = json.loads((out / "report.json").read_text())
-    names = list(dict.fromkeys(run["policy"] for run in report["runs"]))
-    valid = [run for run in report["runs"] if run["valid"]]
-    wall = {name: {run["repeat"]: run["wall_clock_s"] for run in valid if run["policy"] == name} for name in names}
-    repeats = sorted(set.intersection(*(set(clocks) for clocks in wall.values())))
-    if not repeats:
-        raise SystemExit(f"{cell.name}: no repeat has a valid run of every policy; see the notes of the runs with --keep")
-    settings_of_cell = {**asdict(cell), "batch_bytes": cell.batch_bytes, "dataset": cell.dataset, "flags": cell.flags()}
+def measure(cell: Cell, settings: Settings, address: str) -> dict[str, Any]:
+    """Run every contestant in every repeat. Returns the cell's settings, and the wall-clocks in the order of repeats."""
+    order = contestants(settings.policies, settings.other)
+    runs: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in order}
+    with neighbours(cell.neighbours):
+        for repeat in range(settings.repeats):
+            first = repeat % len(order)
+            for contestant in (*order[first:], *order[:first]):
+                runs[contestant.name].append(contestant.run(address, cell.flags()))
+    clocks = {name: [run["wall_clock_s"] for run in found] for name, found in runs.items()}
+    policies = settings.policies.split(",")
+    notes = [run.get("notes", ()) for found in runs.values() for run in found]
     return {
         "name": cell.name,
-        "settings": settings_of_cell,
-        "policies": {name: [wall[name][repeat] for repeat in repeats] for name in names},
-        "comm_cpu_share": comm_cpu_share(report["runs"]),
-        "num_disturbed": sum(bool(run.get("disturbed")) for run in report["runs"]),
+        "settings": {**asdict(cell), "batch_bytes": cell.batch_bytes, "dataset": cell.dataset, "flags": cell.flags()},
+        "policies": {name: clocks[name] for name in policies},
+        "others": {name: seconds for name, seconds in clocks.items() if name not in policies},
+        "commits": {name: found[0]["software"]["commit"] for name, found in runs.items() if name not in (PLAIN, *policies)},
+        "comm_cpu_share": comm_cpu_share(runs.get(BASELINE, ())),
+        "num_disturbed": sum(any(note.startswith(DISTURBED) for note in found) for found in notes),
+        "num_runs": len(notes),
     }
 
 
-def comm_cpu_share(runs: list[dict[str, Any]]) -> float | None:
-    """Return comm's CPU seconds per second of training tasks under the baseline, or None without a valid run."""
-    valid = [run for run in runs if run["policy"] == BASELINE and run["valid"]]
-    shares = [run["comm_cpu_s"] / (run["forward_s"] + run["backward_s"]) for run in valid]
+def comm_cpu_share(runs: Sequence[dict[str, Any]]) -> float | None:
+    """Return comm's CPU seconds per second of training tasks, the median of the runs, or None without a run."""
+    shares = [run["comm_cpu_s"] / (run["forward_s"] + run["backward_s"]) for run in runs]
     return float(np.median(shares)) if shares else None
-
-
-def regrets(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Compare each policy with the best policy in hindsight, which has the least median, and paired with the baselines."""
-    clocks = {name: np.array(seconds) for name, seconds in cell["policies"].items()}
-    best = min((name for name in clocks), key=lambda name: float(np.median(clocks[name])))
-    found: dict[str, dict[str, Any]] = {}
-    for name, seconds in clocks.items():
-        found[name] = {"median_s": float(np.median(seconds)), "regret": float(np.median(seconds) / np.median(clocks[best]))}
-        if len(seconds) > 1:
-            found[name]["regret held out"] = held_out_regret(clocks, name)
-        for base in (BASELINE, "os-tuned"):
-            if base in clocks:
-                ratios = seconds / clocks[base]
-                found[name][f"vs {base}"] = float(np.median(ratios))
-                interval = median_interval(ratios.tolist())
-                found[name][f"vs {base} interval"] = interval and asdict(interval)
-    return found
-
-
-def held_out_regret(clocks: dict[str, np.ndarray], name: str) -> float:
-    """Return the median over repeats of the ratio of `name` to the policy that is best in the other repeats.
-
-    The least of several noisy medians is biased below the true one, so even equal policies show a regret. Choosing the best policy
-    without the repeat in which it is compared removes this bias.
-    """
-    ratios = []
-    for repeat in range(len(clocks[name])):
-        best = min(clocks, key=lambda other: float(np.median(np.delete(clocks[other], repeat))))
-        ratios.append(clocks[name][repeat] / clocks[best][repeat])
-    return float(np.median(ratios))
-
-
-def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the geometric mean and the worst value over all cells, for each policy."""
-    names = list(results[0]["policies"])
-    summary = {}
-    for name in names:
-        row: dict[str, Any] = {}
-        for figure in ("regret", "regret held out", f"vs {BASELINE}", "vs os-tuned"):
-            values = [cell["regrets"][name][figure] for cell in results if figure in cell["regrets"][name]]
-            if values:
-                row[figure] = {"geometric_mean": float(np.exp(np.mean(np.log(values)))), "worst": max(values)}
-        summary[name] = row
-    return summary
-
-
-def print_tables(results: list[dict[str, Any]]) -> None:
-    """Print two Markdown tables: each policy's ratio to the baseline with its interval, and its regret."""
-    names = list(results[0]["policies"])
-    titles = {
-        f"wall-clock / {BASELINE}": _shown_ratio,
-        "wall-clock / best policy of the cell, medians (best chosen in the other repeats)": _shown_regret,
-    }
-    for title, show in titles.items():
-        print(f"\n{title}\n\n| cell | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-        for cell in results:
-            print(f"| {cell['name']} | {' | '.join(show(cell['regrets'][name]) for name in names)} |")
-
-
-def _shown_ratio(row: dict[str, Any]) -> str:
-    interval = row[f"vs {BASELINE} interval"]
-    return f"{row[f'vs {BASELINE}']:.2f}" + (f" ({interval['low']:.2f} .. {interval['high']:.2f})" if interval else "")
-
-
-def _shown_regret(row: dict[str, Any]) -> str:
-    held_out = f" ({row['regret held out']:.2f})" if "regret held out" in row else ""
-    return f"{row['regret']:.2f}{held_out}"
-
-
-def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Draw two heat maps with a row per cell and a column per policy: the ratio to the baseline, and the regret."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names, rows = list(results[0]["policies"]), [cell["name"] for cell in results]
-    size = 4 + 1.6 * len(names), 1.2 + 0.36 * len(rows)
-    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
-    colours = {f"vs {BASELINE}": ("PuOr_r", 0.6), "regret": ("Oranges", 1.0)}
-    titles = {f"vs {BASELINE}": f"wall-clock / {BASELINE}", "regret": "wall-clock / best policy of the cell"}
-    for axis, (quantity, (colour, least)) in zip(axes, colours.items(), strict=True):
-        values = np.array([[cell["regrets"][name][quantity] for name in names] for cell in results])
-        image = axis.imshow(values, cmap=colour, vmin=least, vmax=1.4, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            is_on_dark = image.norm(value) > 0.8 or (image.norm(value) < 0.2 and least < 1)
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if is_on_dark else "black")
-        axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
-        axis.set_yticks(range(len(rows)), rows)
-        axis.set_title(titles[quantity])
-        figure.colorbar(image, ax=axis, shrink=0.8)
-    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
     settings = parse(Settings, sys.argv[1:], prog="regimes.py", description="Compare policies in a grid of regimes.")
+    contestants(settings.policies, settings.other)  # rejects mistakes before the first measurement
     results: list[dict[str, Any]] = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM removes the namespace too
-    with tempfile.TemporaryDirectory() as name, Link() as link:
-        folder = Path(name)
-        grid = cells(settings, link, folder)
-        for number, cell in enumerate(grid, start=1):
-            result = measure(cell, settings, link, folder)
-            result["regrets"] = regrets(result)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM ends the neighbours and the namespace too
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Link() as link,
+        contextlib.closing(measure_grid(settings, link, Path(name))) as grid,
+    ):
+        for result in grid:
             results.append(result)
-            shown = ", ".join(f"{policy} {row[f'vs {BASELINE}']:.2f}" for policy, row in result["regrets"].items())
-            print(f"{number} of {len(grid)}, {cell.name}: {shown}", file=sys.stderr, flush=True)
+            base = f"vs {PLAIN}"
+            shown = ", ".join(f"{contestant} {row[base]:.2f}" for contestant, row in result["rows"].items())
+            print(f"{result['name']}, {base}: {shown}", file=sys.stderr, flush=True)
             save(settings, results, link)
     print_tables(results)
     if settings.figure is not None:
@@ -301,8 +250,6 @@ def save(settings: Settings, results: list[dict[str, Any]], link: Link) -> None:
         "summary": summarize(results),
     }
     write_results(settings.json, cores=CORES, settings=settings, results=report)
-    if settings.json is None and sys.stdout.isatty():
-        print(json.dumps(report["summary"], indent=2))
 
 
 if __name__ == "__main__":
