@@ -38,7 +38,7 @@ class StuckProcesses:
         self._since: dict[int, tuple[float, int]] = {}  # process id -> the first moment, and the CPU time then
 
     def look(self, pids: Iterable[int], now: float) -> dict[int, str]:
-        """Return the state of each process that has been stuck for the limit at `now` (seconds), and count anew for these."""
+        """Return the state of each process that has been stuck for the limit at `now` (seconds), and count again for these."""
         found, former, self._since = {}, self._since, {}
         for pid in pids:
             seen = self._read(pid)

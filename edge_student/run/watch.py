@@ -77,7 +77,7 @@ class Watch:
                     self._sample(now - sampled)
                     sampled, next_sample = now, now + self._sample_s
         except Exception as error:  # the run does not depend on the watch
-            self.notes.append(f"nobody watched the run after a failure of the watch: {type(error).__name__}: {error}")
+            self.notes.append(f"the run was not watched after a failure of the watch: {type(error).__name__}: {error}")
             logger.exception("the watch of the run has failed; the run goes on")
 
     def _end_silence(self, now: float) -> None:

@@ -59,7 +59,7 @@ class TrainConfig(StudentConfig):
     --logits is offline."""
     policy: str = field(default="adaptive", metadata={"group": "cores"})
     """Scheduling policy: os-default, os-tuned, os-workers, static:<c>, random, comm-priority, comp-priority, compute-first,
-    dynamic or adaptive."""
+    elastic, dynamic or adaptive."""
     out: Path = field(default=Path("runs/train"), metadata={"group": "output"})
     """Folder for the results, logs and checkpoints of the run. Files of an earlier run are replaced, except with --resume."""
     resume: bool = field(default=False, metadata={"group": "output"})

@@ -10,8 +10,9 @@ from edge_student.training.accuracy import accuracy
 from edge_student.training.recipe import Recipe
 from edge_student.training.trainer import BatchSource, Schedule, check_tensors, split_snapshot
 from edge_student.workers.board import Board
-from edge_student.workers.divisible import allows_channels_last, check_divisible
+from edge_student.workers.divisible import check_divisible, prefers_channels_last
 from edge_student.workers.pool import WorkerPool
+from edge_student.workers.shard import rows_of
 from edge_student.workers.shared_dataset import SharedDataset
 from edge_student.workers.shared_model import SharedModel
 from edge_student.workers.step import CHUNK, ShardStep
@@ -47,7 +48,8 @@ class ShardedTrainer:
         self._board = Board(num_shards)
         shape = private.dataset.images.shape[1:]
         check_divisible(student, shape)
-        self._model = SharedModel(student, num_shards, CHUNK, is_channels_last=allows_channels_last(student, shape))
+        num_rows = rows_of(num_shards)[0].total(recipe)
+        self._model = SharedModel(student, num_shards, CHUNK, is_channels_last=prefers_channels_last(student, shape, num_rows))
         self._defer_signals = defer_signals
 
         def assign(number: int) -> Assignment:

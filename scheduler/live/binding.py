@@ -16,6 +16,7 @@ from typing import Protocol
 from scheduler.live.threads import (
     BindingRefusedError,
     ThreadMasks,
+    may_leave_idle_priority,
     num_threads_of,
     read_masks,
     set_idle_priority,
@@ -104,6 +105,7 @@ class WorkersBinding:
         self._workers = workers
         self._cores: tuple[int, ...] = ()
         self._num_idle = 0
+        self._may_set_idle = may_leave_idle_priority()
         self._pids: tuple[int, ...] = ()
         self._original = frozenset(os.sched_getaffinity(0))
 
@@ -113,7 +115,8 @@ class WorkersBinding:
     def apply(self, cores: Iterable[int], num_idle: int = 0) -> ThreadMasks:
         """Run the workers on exactly these cores, the first worker on the highest, the last `num_idle` workers at idle priority.
 
-        Return the masks read back; empty if nothing has changed.
+        Return the masks read back; empty if nothing has changed. Without the right to leave idle priority again
+        (`may_leave_idle_priority`) all workers keep normal priority.
         """
         requested, pids = tuple(sorted(cores, reverse=True)), self._workers.pids
         assert requested, "compute without cores waits at its boundary and is not bound"
@@ -122,10 +125,10 @@ class WorkersBinding:
         shared, first_idle = frozenset(requested), len(pids) - min(num_idle, len(pids) - 1)
         masks: ThreadMasks = {}
         for n, pid in enumerate(pids):
-            is_alone = len(requested) >= len(pids) and n < first_idle and not os.environ.get("EXP_SHARED")
+            is_alone = len(requested) >= len(pids) and n < first_idle
             masks |= _pin_process(pid, frozenset({requested[n]}) if is_alone else shared)
-            for tid in threads_of(pid):
-                set_idle_priority(tid, n >= first_idle)
+            if self._may_set_idle:
+                set_idle_priority(pid, n >= first_idle)
         self._cores, self._num_idle, self._pids = requested, num_idle, pids
         return masks
 
@@ -148,6 +151,8 @@ class WorkersBinding:
             for pid in self._workers.pids:
                 with contextlib.suppress(BindingRefusedError):
                     masks |= _pin_process(pid, self._original)
+                    if self._may_set_idle:
+                        set_idle_priority(pid, False)
         self._cores, self._pids = (), ()
         return masks
 

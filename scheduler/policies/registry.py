@@ -118,6 +118,11 @@ def _dynamic(request: PolicyRequest) -> Policy:
     return Dynamic(request.horizon)
 
 
+def _elastic(request: PolicyRequest) -> Policy:
+    _splits("elastic", request.num_cores)
+    return Elastic()
+
+
 def _adaptive(request: PolicyRequest) -> Policy:
     _splits("adaptive", request.num_cores)
     return Adaptive()
@@ -186,7 +191,7 @@ POLICIES: dict[str, PolicyKind] = {
     ELASTIC: PolicyKind(
         usage=ELASTIC,
         sentence="comm has a core of its own, and a compute worker at the lowest priority uses the time that comm leaves there",
-        make=lambda request: Elastic(),
+        make=_elastic,
         shared_mode=ELASTIC,
     ),
     "dynamic": PolicyKind(

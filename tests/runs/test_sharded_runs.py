@@ -16,6 +16,8 @@ from scheduler.live.threads import allowed_cores
 pytestmark = pytest.mark.slow
 TWO_CORES = pytest.mark.skipif(len(allowed_cores()) < 2, reason="needs two cores to split them")
 TWO_SHARDS = ("--shards", "2", "--cycles", "30")
+FOUR_SHARDS = ("--shards", "4", "--cycles", "4")
+RANDOM_NETS = ["torchvision:mobilenet_v3_small", "tests.support.noisy_student:make"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,9 @@ def compute_workers_of(pid: int) -> list[psutil.Process]:
     return [child for server in servers for child in server.children()]
 
 
-@pytest.mark.parametrize("policy", ["os-workers", "static:1", "random", "comm-priority", "compute-first", "dynamic", "adaptive"])
+@pytest.mark.parametrize(
+    "policy", ["os-workers", "static:1", "random", "comm-priority", "compute-first", "elastic", "dynamic", "adaptive"]
+)
 @TWO_CORES
 def test_a_policy_moves_workers_never_results(policy: str, address: str, undisturbed: Path, tmp_path: Path) -> None:
     result = train(address, tmp_path, "--policy", policy, *TWO_SHARDS)
@@ -44,6 +48,30 @@ def test_a_policy_moves_workers_never_results(policy: str, address: str, undistu
         assert [record["index"] for record in log if record.get("task") == task] == list(range(30))
 
 
+@pytest.fixture(scope="module")
+def random_nets(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Weights of nets with dropout, batch normalisation and stochastic depth, trained with four workers that nothing disturbs."""
+    found = {}
+    for model in RANDOM_NETS:
+        out = tmp_path_factory.mktemp("random-net")
+        train(address, out, "--policy", "os-workers", "--model", model, *FOUR_SHARDS)
+        found[model] = weights(out)
+    return found
+
+
+@pytest.mark.promise(number=34)
+@pytest.mark.parametrize("model", RANDOM_NETS)
+@pytest.mark.parametrize("policy", ["os-default", "static:1", "elastic", "dynamic", "adaptive"])
+@TWO_CORES
+def test_four_workers_of_a_random_net_give_equal_weights_on_two_cores(
+    policy: str, model: str, address: str, random_nets: dict[str, bytes], tmp_path: Path
+) -> None:
+    cores = ",".join(map(str, sorted(allowed_cores())[:2]))
+    train(address, tmp_path, "--policy", policy, "--model", model, "--cores", cores, *FOUR_SHARDS)
+    assert weights(tmp_path) == random_nets[model]
+
+
+@pytest.mark.promise(number=34)
 def test_one_core_gives_the_weights_of_two(address: str, undisturbed: Path, tmp_path: Path) -> None:
     train(address, tmp_path, "--policy", "os-workers", "--cores", str(min(allowed_cores())), *TWO_SHARDS)
     assert weights(tmp_path) == weights(undisturbed)
@@ -61,6 +89,7 @@ def test_a_run_without_flags_has_a_shard_for_each_core_and_plain_torch_has_one(a
     assert shards("--policy", "os-workers", "--torch-threads", "2") == 1
 
 
+@pytest.mark.promise(number=29)
 @TWO_CORES
 def test_a_killed_compute_worker_is_replaced(address: str, undisturbed: Path, tmp_path: Path) -> None:
     process = start(student_command(address, tmp_path, "--policy", "static:1", *TWO_SHARDS), stderr=subprocess.PIPE)

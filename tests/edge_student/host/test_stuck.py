@@ -17,7 +17,7 @@ def test_only_a_process_that_neither_works_nor_waits_for_the_limit_is_stuck() ->
         assert stuck.look(range(1, 7), now) == {}  # process 5 has exited
     samples[6] = Sample("R", 3)
     assert stuck.look(range(1, 7), 2.0) == {1: "T", 3: "R", 4: "D"}
-    assert stuck.look(range(1, 7), 3.0) == {}, "the limit counts anew"
+    assert stuck.look(range(1, 7), 3.0) == {}, "the limit counts again"
     assert stuck.look([1], 4.0) == {1: "T"}
 
 

@@ -14,6 +14,7 @@ def promise_of_100_cycles(first_waits_s: float = 0.0) -> Promise:
     return promise
 
 
+@pytest.mark.promise(number=27)
 @pytest.mark.parametrize(
     ("took", "waits_s", "causes", "note"),
     [

@@ -80,5 +80,5 @@ def test_a_failure_of_the_watch_does_not_end_the_run(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(running._stuck, "look", fail)
     with running:
         wait_for(lambda: bool(running.notes))
-    assert running.notes == ["nobody watched the run after a failure of the watch: OSError: no /proc"]
+    assert running.notes == ["the run was not watched after a failure of the watch: OSError: no /proc"]
     assert watch._POLL_S <= 1.0

@@ -83,6 +83,7 @@ def test_shards_give_the_weights_of_the_whole_batch_up_to_rounding(ring: Ring, n
         assert sharded.accuracy(TEST) == pytest.approx(team.accuracy(TEST), abs=0.01)
 
 
+@pytest.mark.promise(number=34)
 def test_a_run_is_repeatable_on_one_core_and_on_all(ring: Ring, whole: dict[str, bytes]) -> None:
     with trainer(ring, 3, "noisy") as made:
         for pid in made.pids:
@@ -117,6 +118,7 @@ class KillsIn(Boundaries):
             yield
 
 
+@pytest.mark.promise(number=29)
 @pytest.mark.parametrize("number", [1, 2, 5, 8])
 @pytest.mark.parametrize("delay_s", [0.0, 0.001, 0.003])
 def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(

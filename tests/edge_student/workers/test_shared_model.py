@@ -5,7 +5,7 @@ import pytest
 import torch
 from noisy_student import NoisyStudent
 
-from edge_student.workers.divisible import allows_channels_last, check_divisible
+from edge_student.workers.divisible import check_divisible, prefers_channels_last
 from edge_student.workers.shared_model import ModelNotDivisible, SharedModel
 
 SHAPE = (1, 8, 8)
@@ -92,8 +92,16 @@ def test_models_that_cannot_be_in_shards_are_refused_with_the_cause() -> None:
 
 
 def test_a_model_that_calls_view_keeps_its_memory_format() -> None:
-    assert not allows_channels_last(Viewed(), SHAPE)
-    assert allows_channels_last(torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten()), SHAPE)
+    assert not prefers_channels_last(Viewed(), SHAPE, 8)
+    assert prefers_channels_last(torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten()), SHAPE, 8)
+
+
+def test_a_model_with_many_weights_for_few_outputs_keeps_its_memory_format() -> None:
+    student = torch.nn.Sequential(torch.nn.Conv2d(1, 40, SHAPE[1]), torch.nn.Flatten(), torch.nn.Linear(40, 10))
+    num_weights = SHAPE[1] * SHAPE[2]  # for each of the outputs, one in a row
+    assert not prefers_channels_last(student, SHAPE, int(0.4 * num_weights) - 1)
+    assert prefers_channels_last(student, SHAPE, int(0.4 * num_weights) + 1)
+    assert not prefers_channels_last(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), SHAPE, 1000)
 
 
 def test_a_refused_model_is_unchanged() -> None:
