@@ -59,7 +59,9 @@ from edgekd.wire.identity import new_run_id
 from scheduler.control.controller import Controller
 from scheduler.live.binding import CommBinding
 from scheduler.live.loop import SchedulerLoop
+from scheduler.live.threads import may_leave_idle_priority
 from scheduler.policies.registry import kind_of, make_policy
+from scheduler.policies.view import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ class Run:
             # Plain torch does not follow the rates of a profile, so that a profile for shards is no mistake there.
             has_team = kind_of(config.policy).launch_options.has_team
             self._profile = load_profile(config, cores, device=self._device, num_shards=None if has_team else self._num_shards)
-            self._policy = make_policy(config.policy, num_cores=len(cores), seed=config.seed, profile=self._profile)
+            self._policy = self._make_policy()
             self._buffer = EventBuffer()
             self._sampler = DisturbanceSampler(cores, teacher=config.teacher)
             self._disturbance: dict[str, Any] | None = None
@@ -257,7 +259,8 @@ class Run:
         if trainer.num_shards != self._num_shards:
             check_policy(self._config.policy, trainer.num_shards)
             self._notes.append("one team of threads trained the model, because it cannot be trained in shards")
-        self._num_shards = trainer.num_shards
+            self._num_shards = trainer.num_shards
+            self._policy = self._make_policy()
         return {"shards": trainer.num_shards}
 
     def _ring_shape(self, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
@@ -270,6 +273,16 @@ class Run:
             )
             logger.info(self._notes[-1])
         return shape
+
+    def _make_policy(self) -> Policy:
+        return make_policy(
+            self._config.policy,
+            num_cores=len(self._cores),
+            seed=self._config.seed,
+            profile=self._profile,
+            has_workers=self._num_shards > 1,
+            may_change_priority=may_leave_idle_priority(),
+        )
 
     def _make_controller(self, ring: Ring, resumed: ResumeState) -> Controller:
         return Controller(

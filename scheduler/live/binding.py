@@ -95,8 +95,9 @@ class ComputeWorkers(Protocol):
 class WorkersBinding:
     """Pins compute workers of one thread each. It can be called from any thread at any moment, also in the middle of a task.
 
-    With a core for each, every worker is pinned to one. With fewer, all workers share all cores, and the kernel balances them. A
-    worker of idle priority may use all cores, so that it moves to one where another worker has finished its part.
+    With a core for each, every worker is pinned to one: the kernel moves a worker late to a core that has been added to its mask.
+    With fewer, all workers share all cores, and the kernel balances them. A worker of idle priority may use all cores, so that it
+    moves to one where another worker has finished its part.
     """
 
     moves_at_once = True
@@ -122,13 +123,15 @@ class WorkersBinding:
         assert requested, "compute without cores waits at its boundary and is not bound"
         if (requested, num_idle, pids) == (self._cores, self._num_idle, self._pids):
             return {}
-        shared, first_idle = frozenset(requested), len(pids) - min(num_idle, len(pids) - 1)
+        first_idle = len(pids) - min(num_idle, len(pids) - 1)
+        own = requested[: max(len(requested) - num_idle, 1)]  # of the workers of normal priority
         masks: ThreadMasks = {}
         for n, pid in enumerate(pids):
-            is_alone = len(requested) >= len(pids) and n < first_idle
-            masks |= _pin_process(pid, frozenset({requested[n]}) if is_alone else shared)
+            is_idle = n >= first_idle
+            mask = requested if is_idle else own if first_idle > len(own) else own[n : n + 1]
+            masks |= _pin_process(pid, frozenset(mask))
             if self._may_set_idle:
-                set_idle_priority(pid, n >= first_idle)
+                set_idle_priority(pid, is_idle)
         self._cores, self._num_idle, self._pids = requested, num_idle, pids
         return masks
 

@@ -53,18 +53,6 @@ class Lookahead:
         self._chosen = best
         return self._allocations[best.name]
 
-    def cycle_work(self, view: View) -> tuple[float, float]:
-        """Return the mean comp work and comm work of a cycle."""
-        comp, comm = self._prepare(view)[0].total
-        return comp / view.cycles, comm / view.cycles
-
-    def prices(self, view: View) -> tuple[float, float]:
-        """Return the seconds per unit of comp work and per unit of comm work on the optimal path from here to the end."""
-        remaining, pace = self._prepare(view)
-        comp, comm = remaining.position(view)
-        comp_left, comm_left = remaining.total[0] - comp, remaining.total[1] - comm
-        return max(pace.frontier.prices, key=lambda price: price[0] * comp_left + price[1] * comm_left)
-
     def _known(self, modes: tuple[Mode, ...]) -> Mode | None:
         """Return the last chosen mode with its current rates; None if it is no longer on the frontier."""
         return next((mode for mode in modes if self._chosen is not None and mode.name == self._chosen.name), None)

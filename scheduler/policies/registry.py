@@ -32,12 +32,15 @@ class PolicyRequest:
     """The arguments for making a policy: the text after the colon of its name, and the run's cores and seed.
 
     `horizon` is the number of cycles that it may plan ahead. None: it plans once to the end, which only a simulation can do.
+    `has_workers`: one process computes each shard. `may_change_priority`: the kernel lets a process leave idle priority again.
     """
 
     argument: str
     num_cores: int
     seed: int
     horizon: int | None
+    has_workers: bool
+    may_change_priority: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +128,7 @@ def _elastic(request: PolicyRequest) -> Policy:
 
 def _adaptive(request: PolicyRequest) -> Policy:
     _splits("adaptive", request.num_cores)
-    return Adaptive()
+    return Adaptive(has_workers=request.has_workers, may_change_priority=request.may_change_priority)
 
 
 def _splits(name: str, num_cores: int) -> int:
@@ -202,15 +205,25 @@ POLICIES: dict[str, PolicyKind] = {
     ),
     "adaptive": PolicyKind(
         usage="adaptive",
-        sentence="the run measures compute-first, splits, os-default and a plan by rates, and follows the fastest",
+        sentence="while the buffer is low comm runs first as in elastic, and while it is high training does as in compute-first",
         make=_adaptive,
-        may_unpin=True,
     ),
 }
 
 
-def make_policy(name: str, *, num_cores: int, seed: int, profile: Profile | None = None, horizon: int | None = HORIZON) -> Policy:
+def make_policy(
+    name: str,
+    *,
+    num_cores: int,
+    seed: int,
+    profile: Profile | None = None,
+    horizon: int | None = HORIZON,
+    has_workers: bool = True,
+    may_change_priority: bool = True,
+) -> Policy:
     """Make the policy with this name for a run on `num_cores` cores. `seed` is for `random`, `horizon` for `dynamic`.
+
+    `has_workers` and `may_change_priority` describe the run's processes for `adaptive`, see `PolicyRequest`.
 
     The policy gets the rates of `profile` through the controller, which must have the same profile. Here only its number of cores
     is checked. Raises ValueError, naming the value, the rule and the allowed values.
@@ -220,7 +233,16 @@ def make_policy(name: str, *, num_cores: int, seed: int, profile: Profile | None
     if profile is not None:
         profile.check_cores(num_cores)
     argument = name.partition(":")[2]
-    return kind_of(name).make(PolicyRequest(argument=argument, num_cores=num_cores, seed=seed, horizon=horizon))
+    return kind_of(name).make(
+        PolicyRequest(
+            argument=argument,
+            num_cores=num_cores,
+            seed=seed,
+            horizon=horizon,
+            has_workers=has_workers,
+            may_change_priority=may_change_priority,
+        )
+    )
 
 
 def kind_of(name: str) -> PolicyKind:

@@ -39,10 +39,6 @@ class Pace:
 class Remaining(Protocol):
     """The remaining work of a run of N cycles."""
 
-    @property
-    def total(self) -> tuple[float, float]:
-        """Comp work and comm work of the whole run."""
-
     def position(self, view: View) -> tuple[float, float]:
         """Return the comp work done and the comm work done."""
 
@@ -73,7 +69,6 @@ class EqualCycles:
         self._cycle = work.forward + work.backward
         self._last_wait = cycles * self._cycle - work.backward  # W_N
         self._comm = cycles * work.comm  # Y_N
-        self.total = cycles * self._cycle, self._comm
 
     def position(self, view: View) -> tuple[float, float]:
         """Return the comp work done and the comm work done."""
@@ -106,7 +101,6 @@ class _GivenTasks:
         self._x, self._y = comp_done[1::2], comm_done[1:]  # (W_m, Y_m), m from 0
         self._comp_done: list[float] = comp_done.tolist()
         self._comm_done: list[float] = comm_done.tolist()
-        self.total = self._comp_done[-1], self._comm_done[-1]
         self._points = list(zip(self._x.tolist(), self._y.tolist(), strict=True))
         self._pace: Pace | None = None
         self._times: list[float] = []
