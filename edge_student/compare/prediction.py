@@ -14,13 +14,13 @@ def predict(profile: Profile, policy: str, *, cycles: int, prefetch: int | None)
     """Return the modelled seconds of a run. The policy plans with the rates of the profile, as in a live run.
 
     `prefetch` is the number of batches that comm may run ahead, None for no limit. The policy `random` uses seed 0. Returns None
-    if the kernel assigns the cores under this policy, or if the profile lacks the policy's shared mode. Raises ValueError if the
-    policy is impossible on the cores of the profile.
+    if the kernel assigns the cores under this policy, if it decides otherwise in a simulation, or if the profile lacks its shared
+    mode. Raises ValueError if the policy is impossible on the cores of the profile.
     """
     kind = kind_of(policy)
     made = make_policy(policy, num_cores=profile.cores, seed=0, profile=profile)
     has_its_mode = kind.shared_mode is None or kind.shared_mode in {mode.name for mode in profile.rates.shared}
-    if not (made.is_work_conserving and has_its_mode):
+    if not (made.is_work_conserving and has_its_mode and kind.is_predictable):
         return None
     if cycles <= MOST_CYCLES:
         return _simulated(profile, policy, cycles, prefetch)

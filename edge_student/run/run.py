@@ -42,7 +42,7 @@ from edge_student.run.setup import (
     open_trainer,
     ring_shape,
 )
-from edge_student.run.shards import check_policy, choose_shards
+from edge_student.run.shards import choose_shards
 from edge_student.run.signals import SignalHandler
 from edge_student.run.watch import Watch
 from edge_student.run.worker_process import CommWorkerProcess
@@ -257,7 +257,6 @@ class Run:
     def _note_shards(self, trainer: Trainer) -> dict[str, int]:
         """Return the part of the recipe that is known only now. Adds a note if the model cannot be trained in shards."""
         if trainer.num_shards != self._num_shards:
-            check_policy(self._config.policy, trainer.num_shards)
             self._notes.append("one team of threads trained the model, because it cannot be trained in shards")
             self._num_shards = trainer.num_shards
             self._policy = self._make_policy()

@@ -1,7 +1,6 @@
 """How many shards a run has."""
 
 from edge_student.settings.student import StudentConfig
-from scheduler.model.state import ELASTIC
 from scheduler.policies.registry import kind_of
 
 _MIN_ROWS = 8
@@ -9,22 +8,8 @@ _MIN_ROWS = 8
 
 
 def choose_shards(config: StudentConfig, policy: str, num_cores: int, former: int | None) -> int:
-    """Return the number of shards: --shards, else that of the run that is resumed (`former`), else the default.
-
-    Raises ValueError for one shard under a policy that needs several compute workers.
-    """
-    num_shards = config.shards or former or _default_shards(config, policy, num_cores)
-    check_policy(policy, num_shards)
-    return num_shards
-
-
-def check_policy(policy: str, num_shards: int) -> None:
-    """Raise ValueError if the policy needs several compute workers and there is one shard."""
-    if num_shards == 1 and kind_of(policy).shared_mode == ELASTIC:
-        raise ValueError(
-            f"policy '{policy}' gives one of several compute workers idle priority, and this run has one shard: it needs 2 or more"
-            " cores and shards, a model that can be trained in shards, and no GPU"
-        )
+    """Return the number of shards: --shards, else that of the run that is resumed (`former`), else the default."""
+    return config.shards or former or _default_shards(config, policy, num_cores)
 
 
 def _default_shards(config: StudentConfig, policy: str, num_cores: int) -> int:

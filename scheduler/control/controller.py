@@ -265,8 +265,6 @@ class Controller:
             comp_left=_left(comp_work, comp_done),
             works=self._works or work,
             rates=rates,
-            noise=self.estimates.noise,
-            time=self._time,
         )
 
 

@@ -50,8 +50,6 @@ class Estimates:
         self.link = Link()
         self._busy_s: float | None = None  # of one batch
         self._num_pending = 0  # tasks stored since the last correction of the rates
-        self.noise = 0.0
-        """Relative error of a rate that rests on all stored tasks."""
         self._table: RateTable | None = None
         self._made_for: tuple[int, float] | None = None  # its number of cores, and the link's rate
         self._num_profiled = 0 if rates is None else rates.num_cores
@@ -87,7 +85,6 @@ class Estimates:
             if not self._is_workload_known:
                 self._learn_proportion()
         self._num_pending = 0
-        self.noise = max(self.comm.scatter, self.comp.scatter) / math.sqrt(MEMORY / 2)
 
     @property
     def is_due(self) -> bool:

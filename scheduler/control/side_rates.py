@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,13 +76,10 @@ class SideEstimate:
     weights: dict[Share, float] = field(default_factory=dict)
     num_tasks: dict[Share, int] = field(default_factory=dict)
     recent: deque[tuple[Task, dict[Share, float]]] = field(default_factory=lambda: deque(maxlen=MEMORY))
-    surprises: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY))
 
     def store(self, task: Task, work: float, seconds: dict[Share, float]) -> None:
         """Store a task that ran `seconds` with each share. A new share, or a share with rate 0, gets the mean rate of the task."""
         total = sum(seconds.values())
-        if all(self.rates.get(share) for share in seconds):
-            self.surprises.append(abs(math.log(work / self.work_done(seconds))))
         for share, spent in seconds.items():
             self.rates[share] = self.rates.get(share) or work / total
             self.weights[share] = self.weights.get(share, 0.0) + spent / total
@@ -122,13 +118,12 @@ class SideEstimate:
             "weights": _by_text(self.weights),
             "num_tasks": _by_text(self.num_tasks),
             "recent": [[task.value, _by_text(seconds)] for task, seconds in self.recent],
-            "surprises": list(self.surprises),
         }
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> SideEstimate:
         """Restore the output of `to_json`. Raises ValueError for anything else."""
-        check_keys(data, required=("rates", "weights", "num_tasks", "recent", "surprises"), where=where)
+        check_keys(data, required=("rates", "weights", "num_tasks", "recent"), optional=("surprises",), where=where)
         side = cls(
             rates=_by_share(data["rates"], f"{where}, rates"),
             weights=_by_share(data["weights"], f"{where}, weights"),
@@ -142,15 +137,7 @@ class SideEstimate:
             if not measured or min(measured.values()) <= 0 or side.work_done(measured) <= 0:
                 raise ValueError(f"{where}: a task without time or without work: {shown(seconds)}")
             side.recent.append((Task(task), measured))
-        for surprise in listing(data["surprises"], f"{where}, surprises"):
-            side.surprises.append(not_negative(surprise, "a surprise", where, "it"))
         return side
-
-    @property
-    def scatter(self) -> float:
-        """Median deviation of a task from its prediction, as a part of its time; 0 if it is rounding."""
-        typical = statistics.median(self.surprises) if self.surprises else 0.0
-        return typical if typical > EXACT else 0.0
 
 
 def _by_text(values: Mapping[Share, float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ The level of the buffer shows which side is short, as the backlog of a queue doe
 - While it is nearly empty, comm runs first, on cores of its own. A compute worker of idle priority uses what comm leaves there.
 
 No core is idle while one of the sides could use it, and a decision needs no rates, so there is nothing to learn and nothing to
-search for (docs/decisions/031). Where rates predict every task exactly, as in a simulation, it plans instead (`lookahead.py`).
+search for (docs/decisions/031). In a simulation, where rates predict every task exactly, it plans instead (`lookahead.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from scheduler.model.checked_json import check_keys
 from scheduler.model.state import COMPUTE_FIRST, Allocation
 from scheduler.policies.lookahead import Lookahead
+from scheduler.policies.simple import Elastic
 from scheduler.policies.view import View
 
 LOW, HIGH = 0.25, 0.75
@@ -26,7 +27,7 @@ UNLIMITED = 16
 
 
 class Adaptive:
-    """Follows the level of the prefetch buffer; with exact rates it plans with them.
+    """Follows the level of the prefetch buffer. With `plans`, which needs exact rates, it plans with them.
 
     Without compute workers (`has_workers`), comm's own cores are taken from the team. Without the right to change priorities in
     both directions (`may_change_priority`), comm is held while the buffer is nearly full.
@@ -35,11 +36,11 @@ class Adaptive:
     name: ClassVar[str] = "adaptive"
     is_work_conserving: ClassVar[bool] = True
 
-    def __init__(self, *, has_workers: bool, may_change_priority: bool) -> None:
+    def __init__(self, *, plans: bool, has_workers: bool, may_change_priority: bool) -> None:
         self._lookahead = Lookahead()
-        self._has_workers = has_workers
+        self._elastic = Elastic(has_workers=has_workers)
         self._may_change_priority = may_change_priority
-        self._plans = True  # until a view shows that its rates are not exact
+        self._plans = plans
         self._is_filling = True
 
     @property
@@ -57,19 +58,22 @@ class Adaptive:
         return {}
 
     def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
-        """Return nothing: rates that must be measured are not exact."""
+        """Return nothing: the rates of a simulation are known."""
         return ()
 
     def choose(self, view: View) -> Allocation:
         """Return the allocation for the level of the buffer, or of the plan."""
         if view.num_cores == 1:
             return Allocation.all_comp(1)
-        self._plans = self._plans and view.rates is not None and view.noise == 0
         if self._plans:
             return self._lookahead.choose(view)
         level = (view.num_comm - view.num_backward) / (view.prefetch or UNLIMITED)
         self._is_filling = level < (HIGH if self._is_filling else LOW)
-        return self._comm_first(view.num_cores) if self._is_filling else self._training_first(view.num_cores)
+        if self._is_filling:
+            return self._elastic.choose(view)
+        if self._may_change_priority:
+            return Allocation.sharing(COMPUTE_FIRST, view.num_cores)
+        return Allocation.all_comp(view.num_cores)
 
     def to_json(self) -> dict[str, Any]:
         """Return whether the buffer is being filled."""
@@ -83,10 +87,3 @@ class Adaptive:
         if not isinstance(data["is_filling"], bool):
             raise ValueError(f"{where}: is_filling must be true or false")
         self._is_filling = data["is_filling"]
-
-    def _comm_first(self, num_cores: int) -> Allocation:
-        comm_cores = max(num_cores // 4, 1)
-        return Allocation.elastic(comm_cores, num_cores) if self._has_workers else Allocation.split(comm_cores, num_cores)
-
-    def _training_first(self, num_cores: int) -> Allocation:
-        return Allocation.sharing(COMPUTE_FIRST, num_cores) if self._may_change_priority else Allocation.all_comp(num_cores)

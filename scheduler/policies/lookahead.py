@@ -46,16 +46,8 @@ class Lookahead:
         for mode, predicted in ends.items():
             if predicted < least * (1 - TIE):
                 best, least = mode, predicted
-        known = self._known(modes)
-        # The noise is relative to the time until the next completion: only there do the modes differ.
-        if known is not None and view.noise and ends[known] - least <= view.noise * _seconds_to_event(view, known):
-            best = known
         self._chosen = best
         return self._allocations[best.name]
-
-    def _known(self, modes: tuple[Mode, ...]) -> Mode | None:
-        """Return the last chosen mode with its current rates; None if it is no longer on the frontier."""
-        return next((mode for mode in modes if self._chosen is not None and mode.name == self._chosen.name), None)
 
     def _prepare(self, view: View) -> tuple[Remaining, Pace]:
         """Compute the optimal path once per run, and the frontier once per rate table."""
@@ -72,11 +64,6 @@ class Lookahead:
             self._run, self._works = run, view.works
             self.remaining = remaining_of(view.works, view.cycles, view.prefetch)
         return self.remaining, self._pace
-
-
-def _seconds_to_event(view: View, mode: Mode) -> float:
-    """Return the seconds to the next completion in `mode`."""
-    return min(left / rate for left, rate in ((view.comm_left, mode.comm_rate), (view.comp_left, mode.comp_rate)) if rate)
 
 
 def _seconds_to_end(view: View, mode: Mode, position: tuple[float, float], remaining: Remaining, pace: Pace) -> float:

@@ -84,6 +84,8 @@ class PolicyKind:
     """Whether every event draws the comm cores uniformly from 1 to cores - 1. Simulations average many runs."""
     plans_whole_run: bool = False
     """Whether a simulated run plans all cycles at its start, which evaluates about cycles x cycles x cores moves."""
+    is_predictable: bool = True
+    """Whether a simulated run decides as a live one does."""
     may_unpin: bool = False
     """Whether the policy may leave the allocation to the kernel, always or for a part of the run."""
 
@@ -123,12 +125,12 @@ def _dynamic(request: PolicyRequest) -> Policy:
 
 def _elastic(request: PolicyRequest) -> Policy:
     _splits("elastic", request.num_cores)
-    return Elastic()
+    return Elastic(has_workers=request.has_workers)
 
 
 def _adaptive(request: PolicyRequest) -> Policy:
     _splits("adaptive", request.num_cores)
-    return Adaptive(has_workers=request.has_workers, may_change_priority=request.may_change_priority)
+    return Adaptive(plans=request.horizon is None, has_workers=request.has_workers, may_change_priority=request.may_change_priority)
 
 
 def _splits(name: str, num_cores: int) -> int:
@@ -196,6 +198,7 @@ POLICIES: dict[str, PolicyKind] = {
         sentence="comm has a core of its own, and a compute worker at the lowest priority uses the time that comm leaves there",
         make=_elastic,
         shared_mode=ELASTIC,
+        is_predictable=False,
     ),
     "dynamic": PolicyKind(
         usage="dynamic",
@@ -207,6 +210,7 @@ POLICIES: dict[str, PolicyKind] = {
         usage="adaptive",
         sentence="while the buffer is low comm runs first as in elastic, and while it is high training does as in compute-first",
         make=_adaptive,
+        is_predictable=False,
     ),
 }
 

@@ -109,12 +109,21 @@ class ComputeFirst:
 
 
 class Elastic:
-    """Compute uses every core. On comm's cores it has idle priority, so comm takes what it needs at once and compute the rest."""
+    """Compute uses every core. On comm's cores it has idle priority, so comm takes what it needs at once and compute the rest.
+
+    One team of threads (`has_workers` is false) has one priority and leaves comm's cores.
+    """
 
     name: ClassVar[str] = ELASTIC
     is_work_conserving: ClassVar[bool] = True
     needs_rates: ClassVar[bool] = False
 
+    def __init__(self, *, has_workers: bool) -> None:
+        self._has_workers = has_workers
+
     def choose(self, view: View) -> Allocation:
-        """Return the shared allocation elastic."""
-        return Allocation.elastic(max(view.num_cores // 4, 1), view.num_cores)
+        """Return the shared allocation elastic with a quarter of the cores for comm, at least one; for a team the split."""
+        if view.num_cores == 1:
+            return Allocation.all_comp(1)
+        comm_cores = max(view.num_cores // 4, 1)
+        return Allocation.elastic(comm_cores, view.num_cores) if self._has_workers else Allocation.split(comm_cores, view.num_cores)

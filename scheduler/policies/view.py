@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from scheduler.model.cost import RateTable
@@ -21,8 +20,7 @@ class View(NamedTuple):
 
     The counts are those of the state S_{i,j,k}, see `State`. `comm_left` and `comp_left` are the remaining work of the two running
     tasks, `works` is the work of all tasks. All work is in the unit of `rates`. `rates` is None if they are not known, or if the
-    policy's `needs_rates` is false. `noise` is the expected relative error of times that `rates` predict; 0 if they are exact.
-    `time` is the time of the event in seconds; NaN if a whole run is planned at once.
+    policy's `needs_rates` is false.
     """
 
     num_cores: int
@@ -35,8 +33,6 @@ class View(NamedTuple):
     comp_left: float
     works: Works
     rates: RateTable | None
-    noise: float = 0.0
-    time: float = math.nan
 
     @classmethod
     def of(
@@ -48,12 +44,10 @@ class View(NamedTuple):
         comp_left: float,
         works: Works,
         rates: RateTable | None,
-        noise: float = 0.0,
-        time: float = math.nan,
     ) -> View:
         """Build the view of this state."""
         counts = (state.num_comm, state.num_forward, state.num_backward)
-        return cls(num_cores, state.cycles, state.prefetch, *counts, comm_left, comp_left, works, rates, noise, time)
+        return cls(num_cores, state.cycles, state.prefetch, *counts, comm_left, comp_left, works, rates)
 
 
 class Policy(Protocol):

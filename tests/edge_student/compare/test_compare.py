@@ -27,7 +27,7 @@ def test_the_baseline_is_always_compared_and_comes_first() -> None:
 def test_without_names_all_policies_that_the_cores_allow_are_compared(caplog: pytest.LogCaptureFixture) -> None:
     config = CompareConfig(private="digits:private", out=Path("x"))
     unsplit = ("os-default", "os-tuned", "os-workers", "comm-priority", "comp-priority", "compute-first")
-    assert set(choose_policies(config, 3)) == {*unsplit, "static:1", "random", "dynamic", "adaptive"}
+    assert set(choose_policies(config, 3)) == {*unsplit, "static:1", "random", "elastic", "dynamic", "adaptive"}
     assert caplog.text == ""
     with caplog.at_level("INFO"):
         assert "random" not in choose_policies(config, 2)

@@ -19,7 +19,7 @@ def profile(*, cores: int = 4, shared: bool = False, **works: float) -> Profile:
     return Profile.from_json({"cores": cores, "forward": 0.4, "backward": 0.6, "comm": 0.8, "modes": modes} | works)
 
 
-@pytest.mark.parametrize("policy", ["static:1", "static:3", "random", "comm-priority", "comp-priority", "dynamic", "adaptive"])
+@pytest.mark.parametrize("policy", ["static:1", "static:3", "random", "comm-priority", "comp-priority", "dynamic"])
 @pytest.mark.parametrize("prefetch", [None, 3])
 def test_a_prediction_is_the_simulators_makespan(policy: str, prefetch: int | None) -> None:
     known = profile()
@@ -30,18 +30,14 @@ def test_a_prediction_is_the_simulators_makespan(policy: str, prefetch: int | No
     assert predict(known, policy, cycles=30, prefetch=prefetch) == expected
 
 
-@pytest.mark.parametrize("policy", ["os-default", "os-tuned"])
-def test_the_kernel_is_not_modelled(policy: str) -> None:
+@pytest.mark.parametrize("policy", ["os-default", "os-tuned", "elastic", "adaptive"])
+def test_the_kernel_and_the_level_of_the_buffer_are_not_modelled(policy: str) -> None:
     assert predict(profile(shared=True), policy, cycles=10, prefetch=None) is None
 
 
 def test_a_shared_mode_is_predicted_if_it_was_measured() -> None:
     assert predict(profile(), "compute-first", cycles=10, prefetch=None) is None
-    alone = predict(profile(shared=True), "compute-first", cycles=10, prefetch=None)
-    assert alone is not None
-    best = predict(profile(shared=True), "adaptive", cycles=10, prefetch=None)
-    assert best is not None
-    assert best <= alone * (1 + 1e-9)
+    assert predict(profile(shared=True), "compute-first", cycles=10, prefetch=None) is not None
 
 
 def test_an_impossible_policy_is_a_value_error() -> None:
@@ -49,7 +45,7 @@ def test_an_impossible_policy_is_a_value_error() -> None:
         predict(profile(), "static:9", cycles=10, prefetch=None)
 
 
-@pytest.mark.parametrize("policy", ["static:1", "static:3", "comm-priority", "dynamic", "adaptive"])
+@pytest.mark.parametrize("policy", ["static:1", "static:3", "comm-priority", "dynamic"])
 @pytest.mark.parametrize("prefetch", [None, 2, 5, 60])
 @pytest.mark.parametrize("comm", [0.2, 0.8, 3.0])
 def test_a_long_run_is_stretched_from_a_short_one(

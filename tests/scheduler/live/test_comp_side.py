@@ -33,7 +33,7 @@ class FakeBinding:
         self.calls: list[Any] = []
         self.moves_at_once = False
 
-    def apply(self, cores: tuple[int, ...]) -> ThreadMasks:
+    def apply(self, cores: tuple[int, ...], num_idle: int = 0) -> ThreadMasks:
         is_new = not self.calls or self.calls[-1] != cores
         self.calls.append(cores)
         return {1: cores} if is_new else {}

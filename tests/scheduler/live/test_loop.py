@@ -65,7 +65,7 @@ class FakeBinding:
         self.refusal: BindingRefusedError | None = None
         self.refusals_left = 1 << 30
 
-    def apply(self, cores: Iterable[int]) -> dict[int, tuple[int, ...]]:
+    def apply(self, cores: Iterable[int], num_idle: int = 0) -> dict[int, tuple[int, ...]]:
         if self.refusal is not None and self.refusals_left:
             self.refusals_left -= 1
             raise self.refusal

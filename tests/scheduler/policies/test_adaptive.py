@@ -1,4 +1,6 @@
-"""`adaptive` is as near to the optimum as switching at events allows, and its T* of the rest of a run is exact."""
+"""`adaptive` follows the buffer. In a simulation it is as near to the optimum as switching at events allows, and its T* of the rest
+of a run is exact.
+"""
 
 from __future__ import annotations
 
@@ -164,6 +166,56 @@ def test_a_limit_never_makes_the_rest_shorter(run: VariedRun, counts: tuple[int,
     assert limited.time(num_comm, num_comp, *there, pace) >= least - rounding_of(run, pace)
 
 
+def planner() -> Adaptive:
+    return Adaptive(plans=True, has_workers=True, may_change_priority=True)
+
+
+def follower(*, has_workers: bool = True, may_change_priority: bool = True) -> Adaptive:
+    return Adaptive(plans=False, has_workers=has_workers, may_change_priority=may_change_priority)
+
+
+def at_level(level: int, *, prefetch: int | None = 8, num_cores: int = 4) -> View:
+    """A view with this number of batches in the buffer."""
+    work = Workload(forward=0.5, backward=0.5, comm=1.0)
+    state = State(cycles=1000, num_comm=500 + level, num_forward=500, num_backward=500, prefetch=prefetch)
+    return View.of(state, num_cores=num_cores, comm_left=1.0, comp_left=0.5, works=work, rates=None)
+
+
+COMM_FIRST, TRAINING_FIRST = Allocation.elastic(1, 4), Allocation.sharing("compute-first", 4)
+
+
+@pytest.mark.parametrize("prefetch", [8, None])
+def test_the_level_of_the_buffer_decides_who_runs_first(prefetch: int | None) -> None:
+    policy, size = follower(), prefetch or 16
+    levels = [0, size // 4, size // 2, 3 * size // 4 - 1, 3 * size // 4, size // 2, size // 4, size // 4 - 1, size // 2]
+    chosen = [policy.choose(at_level(level, prefetch=prefetch)) for level in levels]
+    assert chosen == [COMM_FIRST] * 4 + [TRAINING_FIRST] * 3 + [COMM_FIRST] * 2
+    assert not policy.needs_rates
+    assert policy.strategy == "buffer level"
+
+
+def test_comm_has_a_quarter_of_the_cores_and_at_least_one() -> None:
+    chosen = [follower().choose(at_level(0, num_cores=num_cores)) for num_cores in (2, 3, 8, 12)]
+    assert chosen == [Allocation.elastic(1, 2), Allocation.elastic(1, 3), Allocation.elastic(2, 8), Allocation.elastic(3, 12)]
+
+
+def test_one_team_gives_comm_cores_and_without_the_right_to_change_priorities_comm_is_held() -> None:
+    policy = follower(has_workers=False, may_change_priority=False)
+    assert policy.choose(at_level(0)) == Allocation.split(1, 4)
+    assert policy.choose(at_level(7)) == Allocation.all_comp(4)
+
+
+def test_what_it_does_is_known_again_and_the_race_of_an_earlier_version_is_ignored() -> None:
+    policy = follower()
+    policy.choose(at_level(7))
+    resumed = follower()
+    resumed.recall(policy.to_json(), "here")
+    assert resumed.choose(at_level(4)) == TRAINING_FIRST
+    resumed.recall({"num_cores": 2, "race": {}}, "here")
+    with pytest.raises(ValueError, match="here: is_filling must be true or false"):
+        resumed.recall({"is_filling": 1}, "here")
+
+
 def a_view(rates: RateTable | None, *, num_cores: int, works: Workload) -> View:
     return View.of(
         State.initial(cycles=50), num_cores=num_cores, comm_left=works.comm, comp_left=works.forward, works=works, rates=rates
@@ -172,7 +224,7 @@ def a_view(rates: RateTable | None, *, num_cores: int, works: Workload) -> View:
 
 def test_one_core_is_for_training_and_needs_no_rates() -> None:
     work = Workload(forward=0.5, backward=0.5, comm=1.0)
-    assert Adaptive().choose(a_view(None, num_cores=1, works=work)) == Allocation.all_comp(1)
+    assert planner().choose(a_view(None, num_cores=1, works=work)) == Allocation.all_comp(1)
 
 
 def test_a_shared_mode_is_used_where_it_is_worth_it() -> None:
@@ -180,7 +232,7 @@ def test_a_shared_mode_is_used_where_it_is_worth_it() -> None:
     for comp_rate, expected in ((1.95, Allocation.sharing("compute-first", 2)), (1.0, Allocation.split(1, 2))):
         first = Mode(name="compute-first", comm_rate=1.0, comp_rate=comp_rate)
         rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0), shared=(first,))
-        assert Adaptive().choose(a_view(rates, num_cores=2, works=work)) == expected
+        assert planner().choose(a_view(rates, num_cores=2, works=work)) == expected
 
 
 def test_learned_works_that_hardly_change_do_not_change_the_path() -> None:
@@ -212,9 +264,9 @@ def test_new_rates_count_at_once() -> None:
     work = Workload(forward=0.5, backward=0.5, comm=1.0)
     slow = RateTable(comm=(0.0, 0.2, 0.5, 0.9), comp=(3.0, 2.0, 1.0, 0.0))
     fast = RateTable(comm=(0.0, 5.0, 5.5, 6.0), comp=(3.0, 2.0, 1.0, 0.0))
-    policy = Adaptive()
+    policy = planner()
     chosen = [policy.choose(a_view(rates, num_cores=3, works=work)) for rates in (slow, fast, slow)]
-    alone = [Adaptive().choose(a_view(rates, num_cores=3, works=work)) for rates in (slow, fast, slow)]
+    alone = [planner().choose(a_view(rates, num_cores=3, works=work)) for rates in (slow, fast, slow)]
     assert chosen == alone
     assert chosen[0] != chosen[1]
 
@@ -225,7 +277,7 @@ def test_of_equals_comm_gets_ahead() -> None:
     state = State(cycles=50, num_comm=10, num_forward=2, num_backward=2, prefetch=None)
     work = Workload(forward=0.5, backward=0.5, comm=1.0)
     view = View.of(state, num_cores=4, comm_left=1.0, comp_left=0.5, works=work, rates=rates)
-    assert Adaptive().choose(view) == Allocation.all_comm(4)
+    assert planner().choose(view) == Allocation.all_comm(4)
 
 
 def test_a_buffer_about_to_be_full_is_predicted() -> None:
@@ -236,7 +288,7 @@ def test_a_buffer_about_to_be_full_is_predicted() -> None:
     for prefetch in (2, None):
         state = State(cycles=50, num_comm=3, num_forward=3, num_backward=2, prefetch=prefetch)
         view = View.of(state, num_cores=4, comm_left=0.5, comp_left=2.0, works=work, rates=rates)
-        chosen.append(Adaptive().choose(view).comm)
+        chosen.append(planner().choose(view).comm)
     assert chosen == [1, 2]
 
 
@@ -276,7 +328,7 @@ class Asked(Adaptive):
     """Records the views that it gets."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(plans=True, has_workers=True, may_change_priority=True)
         self.views: list[View] = []
 
     def choose(self, view: View) -> Allocation:

@@ -52,7 +52,7 @@ def forced(decision: Decision, num_cores: int) -> tuple[Allocation, Reason] | No
 
 def test_the_suite_knows_every_policy() -> None:
     fixed = ["os-default", "os-tuned", "os-workers", "static:1", "random", "comm-priority", "comp-priority", "compute-first"]
-    assert [*fixed, "dynamic", "adaptive"] == EVERY_NAME
+    assert [*fixed, "elastic", "dynamic", "adaptive"] == EVERY_NAME
     assert POLICIES["static"].names(4) == ("static:1", "static:2", "static:3")
 
 
@@ -98,7 +98,8 @@ class TestEveryPolicy:
                 if decision.allocation.shared is None:
                     assert decision.allocation.comm + decision.allocation.comp == scenario.num_cores
                 else:
-                    assert decision.allocation == Allocation.sharing(COMPUTE_FIRST, scenario.num_cores)
+                    elastic = Allocation.elastic(max(scenario.num_cores // 4, 1), scenario.num_cores)
+                    assert decision.allocation in (Allocation.sharing(COMPUTE_FIRST, scenario.num_cores), elastic)
 
     @given(scenario=scenarios(max_cycles=6))
     @settings(max_examples=20, deadline=None)
@@ -336,7 +337,7 @@ def test_policies_fit_their_protocol() -> None:
     policies: dict[str, Policy] = {name: make_policy(name, num_cores=4, seed=0) for name in EVERY_NAME}
     unpinned = {name for name, policy in policies.items() if not policy.is_work_conserving}
     assert {"os-default", "os-tuned", "os-workers"} <= unpinned <= {name for name, kind in POLICIES.items() if kind.may_unpin}
-    assert {"dynamic", "adaptive"} <= {name for name, policy in policies.items() if policy.needs_rates}
+    assert {name for name, policy in policies.items() if policy.needs_rates} == {"dynamic"}
 
 
 def test_online_dynamic_plans_again_from_the_remaining_work() -> None:
