@@ -20,8 +20,6 @@ NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 KEYS_IN_FILES = {
     ("scheduler/control/controller.py", "stance"),
-    ("scheduler/policies/adaptive.py", "foresight"),
-    ("scheduler/policies/race.py", "patience"),
     ("scheduler/live/comm_side.py", "behind"),
     ("edge_student/doctor/software.py", "trial"),
 }

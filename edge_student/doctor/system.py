@@ -194,12 +194,12 @@ def check_permissions(permissions: Permissions) -> Iterator[Finding]:
         yield ok("kernel.affinity", "threads can be pinned and unpinned")
     check = "kernel.idle-priority"
     if permissions.may_leave_idle_priority:
-        yield ok(check, "a thread can leave the kernel's idle class (SCHED_IDLE) again")
+        yield ok(check, "a process can leave the kernel's idle class (SCHED_IDLE) again")
     else:
         yield note(
             check,
-            "a thread of this process cannot leave the kernel's idle class (SCHED_IDLE), so training threads without a core spin "
-            "for milliseconds on the cores of other threads",
+            "a process cannot leave the kernel's idle class (SCHED_IDLE) again here, so adaptive holds comm where it would let "
+            "training run first, and compute workers keep normal priority beside comm",
             "grant CAP_SYS_NICE or an RLIMIT_NICE of 20: use `docker run --cap-add SYS_NICE`, or LimitNICE=+0 in a systemd unit",
         )
 

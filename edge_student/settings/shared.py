@@ -151,7 +151,7 @@ class ComputeSettings(CoreSettings):
     device: Device = "cpu"
     """Device that trains the student. auto selects a GPU if there is one."""
     profile: Path | None = None
-    """Device profile with the rates for the policies dynamic and adaptive. (default: both measure rates in their first cycles)"""
+    """Device profile with the rates for the policy dynamic. (default: it measures rates in its first cycles)"""
 
     def check_cores(self) -> None:
         """Check --cores and --torch-threads. Raises ValueError."""

@@ -220,9 +220,7 @@ class Controller:
         """
         policy, num_cores, cycles = self.policy, self.num_cores, self.state.cycles
         if not policy.is_work_conserving:
-            allocation = policy.choose(look())
-            if not allocation.pinned:  # otherwise the policy has just changed its strategy, and the rules below apply
-                return allocation, Reason.FINISHED if num_comm == num_backward == cycles else Reason.UNMANAGED
+            return policy.choose(look()), Reason.FINISHED if num_comm == num_backward == cycles else Reason.UNMANAGED
         if num_comm < num_forward or (self.state.inputs_travel and num_comm == num_backward < cycles):
             return Allocation.all_comm(num_cores), Reason.COMP_BLOCKED
         if num_comm == cycles:

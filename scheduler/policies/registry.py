@@ -86,8 +86,6 @@ class PolicyKind:
     """Whether a simulated run plans all cycles at its start, which evaluates about cycles x cycles x cores moves."""
     is_predictable: bool = True
     """Whether a simulated run decides as a live one does."""
-    may_unpin: bool = False
-    """Whether the policy may leave the allocation to the kernel, always or for a part of the run."""
 
     def names(self, num_cores: int) -> tuple[str, ...]:
         """Return the names of this kind's policies that are worth trying on `num_cores` cores."""
@@ -149,20 +147,17 @@ POLICIES: dict[str, PolicyKind] = {
         sentence="a plain torch program: one team of threads trains, the kernel schedules everything; this is the baseline",
         make=lambda request: Unpinned("os-default"),
         launch_options=LaunchOptions(spin_count=None, has_team=True, keeps_memory=False),
-        may_unpin=True,
     ),
     "os-tuned": PolicyKind(
         usage="os-tuned",
         sentence="nothing is pinned, comm has the lowest priority and OpenMP threads spin less; this is tuning without a scheduler",
         make=lambda request: Unpinned("os-tuned"),
         launch_options=LaunchOptions(comm_niceness=LOWEST_PRIORITY, has_team=True),
-        may_unpin=True,
     ),
     "os-workers": PolicyKind(
         usage="os-workers",
         sentence="one process per shard trains and the kernel schedules everything; this is the gain without a scheduler",
         make=lambda request: Unpinned("os-workers"),
-        may_unpin=True,
     ),
     "static": PolicyKind(
         usage="static:<c>",

@@ -100,7 +100,7 @@ def events(out: Path) -> list[dict[str, Any]]:
 # Shapes: which fields a record has, and of which types.
 
 OPEN = re.compile(
-    r"effective\.(comm|comp)|standing|comm|comp|openmp_wait|host\.(frequency|interrupts)"
+    r"effective\.(comm|comp)|comm|comp|openmp_wait|host\.(frequency|interrupts)"
     r"|disturbance\.(interrupts|nic_interrupts|softirqs|temperature_c|frequency|throttled)"
 )
 """Fields that are maps of names that depend on the machine or on the time: their keys are no part of the shape."""
@@ -209,11 +209,7 @@ def first_rates_after(out: Path, old: Path) -> dict[str, Any]:
     """Return the state of a resumed run at its start: its first record of rates after the old run's records."""
     for record in events(out)[len(events(old)) :]:
         if record["event"] == "rates":
-            return {
-                name: record[name]
-                for name in ("allocation", "stance", "comm", "comp", "link", "workload", "standing")
-                if name in record
-            }
+            return {name: record[name] for name in ("allocation", "stance", "comm", "comp", "link", "workload")}
     raise AssertionError("a run that went on has logged no rates")
 
 

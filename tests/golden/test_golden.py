@@ -131,8 +131,10 @@ def test_an_old_checkpoint_goes_on(policy: str, address: str, tmp_path: Path) ->
     assert runs.task_order(runs.events(out)) == read_json(DATA / "runs.json")["tasks"]
     result, was = read_json(out / "result.json"), read_json(old / "result.json")
     assert (result["run_id"], result["cycles"], result["resumed_at"]) == (was["run_id"], runs.CYCLES, [OLD_CYCLES])
-    known = read_json(DATA / "resumed.json")[policy]
-    assert differences(known, runs.first_rates_after(out, old), rel=1e-9) == [], "what was learnt is known again"
+    known = read_json(DATA / "resumed.json").get(policy)  # adaptive no longer learns, and ignores what it had learnt
+    assert (known is None) == (policy == "adaptive")
+    if known is not None:
+        assert differences(known, runs.first_rates_after(out, old), rel=1e-9) == [], "what was learnt is known again"
 
 
 @SLOW

@@ -16,7 +16,7 @@ from scheduler.model.cost import RateTable, Workload
 from scheduler.model.scenario import Profile
 from scheduler.model.state import COMPUTE_FIRST, Allocation, Decision, Reason, State, Task
 from scheduler.policies.dynamic import HORIZON, Plan, solve
-from scheduler.policies.registry import POLICIES, kind_of, make_policy
+from scheduler.policies.registry import POLICIES, make_policy
 from scheduler.policies.view import Planner, Policy, View
 
 EVERY_NAME = [kind.names(4)[0] for kind in POLICIES.values()]
@@ -85,8 +85,7 @@ class TestEveryPolicy:
             assert decision.policy == name
             rule = forced(decision, scenario.num_cores)
             if not decision.allocation.pinned or not policy.is_work_conserving:
-                assert kind_of(name).may_unpin
-                assert not (policy.is_work_conserving and is_profiled)
+                assert not policy.is_work_conserving
                 assert decision.allocation == Allocation.unpinned(scenario.num_cores)
                 is_last = number == len(decisions) - 1
                 assert decision.reason is (Reason.FINISHED if is_last else Reason.UNMANAGED)
@@ -336,7 +335,7 @@ def test_every_kind_of_policy_has_a_sentence() -> None:
 def test_policies_fit_their_protocol() -> None:
     policies: dict[str, Policy] = {name: make_policy(name, num_cores=4, seed=0) for name in EVERY_NAME}
     unpinned = {name for name, policy in policies.items() if not policy.is_work_conserving}
-    assert {"os-default", "os-tuned", "os-workers"} <= unpinned <= {name for name, kind in POLICIES.items() if kind.may_unpin}
+    assert unpinned == {"os-default", "os-tuned", "os-workers"}
     assert {name for name, policy in policies.items() if policy.needs_rates} == {"dynamic"}
 
 
