@@ -5,12 +5,14 @@ and exits with its parent. It never imports torch and makes no scheduling decisi
 holds it with a flag in the ring.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 from edge_student.ipc import messages
 from edge_student.ipc.messages import (
@@ -117,8 +119,13 @@ def serve(control: socket.socket) -> int:
 
 
 def lower_priority(config: Configure) -> None:
-    """Set the scheduling priority that the policy gives to comm. Must run before gRPC starts its threads, which inherit it."""
+    """Set the scheduling priority that the policy gives to comm. Must run before gRPC starts its threads, which inherit it.
+
+    This process has a session of its own, and with it an autogroup (sched(7)), whose niceness is what counts beside other sessions.
+    """
     os.nice(config.niceness)
+    with contextlib.suppress(OSError):  # a kernel without autogroups
+        Path("/proc/self/autogroup").write_text(str(config.niceness), encoding="ascii")
     if config.is_idle:
         try:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

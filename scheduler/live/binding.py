@@ -19,10 +19,12 @@ from scheduler.live.threads import (
     may_leave_idle_priority,
     num_threads_of,
     read_masks,
+    set_group_niceness,
     set_idle_priority,
     set_mask,
     threads_of,
 )
+from scheduler.model.state import LOWEST_PRIORITY
 
 _MAX_SCANS = 5
 SCAN_EVERY_S = 0.1
@@ -48,6 +50,7 @@ class CommBinding:
         self._pid = pid
         self._scan_every_s = scan_every_s
         self._mask: frozenset[int] | None = None
+        self._due_niceness: int | None = None  # of the worker's autogroup, until the kernel has taken it
         self._known: frozenset[int] = frozenset()
         self._next_scan = 0.0
 
@@ -70,18 +73,25 @@ class CommBinding:
         """
         for tid in threads_of(self._pid):
             set_idle_priority(tid, has_idle_priority)
+        self._due_niceness = LOWEST_PRIORITY if has_idle_priority else 0
+        self._set_due_niceness()
 
     def pin_new_threads(self) -> ThreadMasks | None:
         """Pin new threads and return all masks; None if the number of threads is unchanged.
 
         A thread inherits the mask of the thread that starts it. At most one scan happens in `scan_every_s` seconds.
         """
+        self._set_due_niceness()
         if self._mask is None or time.monotonic() < self._next_scan:
             return None
         self._next_scan = time.monotonic() + self._scan_every_s
         if num_threads_of(self._pid) == len(self._known):
             return None
         return self.apply(self._mask)
+
+    def _set_due_niceness(self) -> None:
+        if self._due_niceness is not None and set_group_niceness(self._pid, self._due_niceness):
+            self._due_niceness = None
 
 
 class ComputeWorkers(Protocol):
@@ -107,6 +117,7 @@ class WorkersBinding:
         self._cores: tuple[int, ...] = ()
         self._num_idle = 0
         self._may_set_idle = may_leave_idle_priority()
+        self._due_niceness: dict[int, int] = {}  # of the workers' autogroups, until the kernel has taken it
         self._pids: tuple[int, ...] = ()
         self._original = frozenset(os.sched_getaffinity(0))
 
@@ -121,6 +132,7 @@ class WorkersBinding:
         """
         requested, pids = tuple(sorted(cores, reverse=True)), self._workers.pids
         assert requested, "compute without cores waits at its boundary and is not bound"
+        self._set_due_niceness()
         if (requested, num_idle, pids) == (self._cores, self._num_idle, self._pids):
             return {}
         first_idle = len(pids) - min(num_idle, len(pids) - 1)
@@ -132,6 +144,8 @@ class WorkersBinding:
             masks |= _pin_process(pid, frozenset(mask))
             if self._may_set_idle:
                 set_idle_priority(pid, is_idle)
+                self._due_niceness[pid] = LOWEST_PRIORITY if is_idle else 0
+        self._set_due_niceness()
         self._cores, self._num_idle, self._pids = requested, num_idle, pids
         return masks
 
@@ -156,8 +170,13 @@ class WorkersBinding:
                     masks |= _pin_process(pid, self._original)
                     if self._may_set_idle:
                         set_idle_priority(pid, False)
+                        self._due_niceness[pid] = 0
+            self._set_due_niceness()
         self._cores, self._pids = (), ()
         return masks
+
+    def _set_due_niceness(self) -> None:
+        self._due_niceness = {pid: value for pid, value in self._due_niceness.items() if not set_group_niceness(pid, value)}
 
     def _send(self, number: signal.Signals) -> None:
         for pid in self._workers.pids:

@@ -84,6 +84,21 @@ def set_idle_priority(tid: int, is_idle: bool) -> None:
         ) from error
 
 
+def set_group_niceness(pid: int, niceness: int) -> bool:
+    """Set the niceness of a process's autogroup, 0 to 19, and return whether the kernel has taken it.
+
+    The kernel puts every session into an autogroup of its own (sched(7)). The classes and the niceness of threads then count within
+    their session only, and this value counts between sessions. Without privilege one change in 0.1 s is allowed. Where the kernel
+    has no autogroups there is nothing to set.
+    """
+    try:
+        with open(f"/proc/{pid}/autogroup", "w") as file:
+            file.write(str(niceness))
+    except OSError as error:
+        return error.errno != errno.EAGAIN
+    return True
+
+
 def may_leave_idle_priority() -> bool:
     """Return whether this process may leave SCHED_IDLE again, which needs CAP_SYS_NICE or an RLIMIT_NICE of 20.
 

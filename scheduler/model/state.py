@@ -19,6 +19,10 @@ ELASTIC = "elastic"
 """Compute uses every core. On comm's cores a compute worker has idle priority and uses the time that comm leaves."""
 
 
+LOWEST_PRIORITY = 19
+"""The highest niceness, which is the lowest priority."""
+
+
 class BrokenInvariant(AssertionError):
     """A bug of this program, not a mistake of the user: a state was reached that must not occur."""
 

@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from scheduler.model.scenario import Profile
-from scheduler.model.state import COMPUTE_FIRST, ELASTIC
+from scheduler.model.state import COMPUTE_FIRST, ELASTIC, LOWEST_PRIORITY
 from scheduler.policies.adaptive import Adaptive
 from scheduler.policies.dynamic import HORIZON, Dynamic
 from scheduler.policies.simple import CommPriority, CompPriority, ComputeFirst, Elastic, Random, Static, Unpinned
 from scheduler.policies.view import Policy
-
-LOWEST_PRIORITY = 19
-"""The highest niceness, which is the lowest priority."""
 
 SHORT_SPIN = 1_000
 """Rounds that a thread of libgomp spins at a barrier before it sleeps, some microseconds; the default is 300 times as many.

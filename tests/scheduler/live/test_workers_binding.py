@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.live.binding import WorkersBinding
+from scheduler.live import binding as live_binding
+from scheduler.live.binding import CommBinding, WorkersBinding
 from scheduler.live.threads import allowed_cores
 
 ALLOWED = tuple(sorted(allowed_cores()))
@@ -108,3 +109,57 @@ def test_an_exited_worker_is_no_error() -> None:
         binding.hold()
         binding.release()
         binding.restore()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="leaving idle priority needs a privilege")
+@TWO_CORES
+def test_the_last_workers_get_idle_priority_in_their_session_and_among_sessions() -> None:
+    with bound(3) as (workers, binding):
+        for process in workers.processes:
+            os.sched_setaffinity(process.pid, ALLOWED)
+
+        def classes() -> list[int]:
+            return [os.sched_getscheduler(pid) for pid in workers.pids]
+
+        binding.apply((LOW, HIGH), 1)
+        assert classes() == [os.SCHED_OTHER, os.SCHED_OTHER, os.SCHED_IDLE]
+        assert workers.masks() == [{HIGH}, {HIGH}, {LOW, HIGH}]
+        assert binding.apply((LOW, HIGH), 1) == {}
+        binding.apply((LOW, HIGH), 5)
+        assert classes() == [os.SCHED_OTHER, os.SCHED_IDLE, os.SCHED_IDLE], "one keeps normal priority"
+        assert workers.masks()[0] == {HIGH}
+        binding.apply((LOW, HIGH))
+        assert classes() == [os.SCHED_OTHER] * 3
+        binding.apply((LOW, HIGH), 1)
+        binding.restore()
+        assert classes() == [os.SCHED_OTHER] * 3
+
+
+AUTOGROUP = Path("/proc/self/autogroup")
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="the kernel has no autogroups")
+def test_the_niceness_of_a_session_is_set_for_a_worker_with_idle_priority() -> None:
+    program = "import os, signal; os.setsid(); print(flush=True); signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        group = Path(f"/proc/{process.pid}/autogroup")
+        binding = CommBinding(process.pid)
+        binding.set_idle_priority(True)
+        assert group.read_text().split()[-1] == "19"
+        if os.geteuid() == 0:
+            binding.set_idle_priority(False)
+            assert group.read_text().split()[-1] == "0"
+        process.kill()
+
+
+def test_a_niceness_that_the_kernel_does_not_take_yet_is_set_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(live_binding, "threads_of", lambda pid: frozenset())
+    monkeypatch.setattr(live_binding, "set_group_niceness", lambda pid, niceness: asked.append(niceness) or len(asked) > 2)
+    binding = CommBinding(1)
+    binding.set_idle_priority(True)
+    for _ in range(3):
+        binding.pin_new_threads()
+    assert asked == [19, 19, 19]
