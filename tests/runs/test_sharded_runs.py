@@ -146,12 +146,15 @@ def test_another_number_of_shards_is_refused_when_a_run_resumes(address: str, tm
 @pytest.mark.parametrize("side", ["comm", "compute"])
 @TWO_CORES
 def test_a_stopped_worker_is_named_and_continued_within_the_silence_limit(
-    side: str, address: str, undisturbed: Path, tmp_path: Path
+    side: str, address: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    flags = ("--policy", "static:1", "--max-silence", "1", "--prefetch", "1", *TWO_SHARDS)
+    cycles = ("--shards", "2", "--cycles", "400")  # so many that the run has not ended when the signal is sent
+    expected_out = tmp_path_factory.mktemp("not-stopped")
+    train(address, expected_out, "--policy", "os-workers", *cycles)
+    flags = ("--policy", "static:1", "--max-silence", "1", "--prefetch", "1", *cycles)
     process = start(student_command(address, tmp_path, *flags), stderr=subprocess.PIPE)
     try:
-        output = read_until(process, "3 of 30")
+        output = read_until(process, "40 of 400")
         comm = [child for child in psutil.Process(process.pid).children() if "receive.worker" in " ".join(child.cmdline())]
         victim = comm[0] if side == "comm" else compute_workers_of(process.pid)[1]
         victim.suspend()
@@ -160,8 +163,8 @@ def test_a_stopped_worker_is_named_and_continued_within_the_silence_limit(
         process.kill()
         process.wait()
     assert process.returncode == 0, output
-    assert weights(tmp_path) == weights(undisturbed)
+    assert weights(tmp_path) == weights(expected_out)
     name = "the comm worker" if side == "comm" else "the worker of shard 1"
-    expected = f"{name} (process {victim.pid}) was stopped by a signal or a debugger for 1 s; it got SIGCONT"
-    assert expected in output
-    assert expected in notes_of(json.loads((tmp_path / "result.json").read_text()))
+    message = f"{name} (process {victim.pid}) was stopped by a signal or a debugger for 1 s; it got SIGCONT"
+    assert message in output
+    assert message in notes_of(json.loads((tmp_path / "result.json").read_text()))
