@@ -8,6 +8,7 @@ shared and not included. Delay: seconds from a decision until compute is bound t
 `static:1`, whose allocation changes with every full buffer.
 """
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -96,17 +97,14 @@ def private_mib(address: str, folder: Path, model: str) -> list[float]:
     process = train(address, folder / "memory", "--private", f"{DATA}:private", "--model", model, "--shards", "2", "--cycles", "40")
     most: dict[int, float] = {}
     while process.poll() is None:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            try:
-                if child.parent().name() != child.name() or "forkserver" not in " ".join(child.cmdline()):
-                    continue
-                lines = Path(f"/proc/{child.pid}/smaps_rollup").read_text().splitlines()
-            except (psutil.Error, OSError, AttributeError):
-                continue
-            private = sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
-            most[child.pid] = max(most.get(child.pid, 0.0), private / 1024)
+        with contextlib.suppress(psutil.Error, OSError):  # a process has just ended
+            servers = [child for child in psutil.Process(process.pid).children() if "forkserver" in " ".join(child.cmdline())]
+            for worker in [worker for server in servers for worker in server.children()]:
+                lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
+                private = sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
+                most[worker.pid] = max(most.get(worker.pid, 0.0), private / 1024)
         time.sleep(0.05)
-    return sorted(most.values(), reverse=True)[:2]
+    return list(most.values())
 
 
 def delays(address: str, folder: Path, model: str) -> dict[str, float]:

@@ -1,12 +1,13 @@
-"""Finds processes that neither work nor wait: stopped ones, and ones that could run but get no CPU time."""
+"""Finds processes that neither work nor wait for work: stopped ones, and ones that the kernel keeps waiting for a disk."""
 
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-WAITING = "S"
 STOPPED = frozenset("Tt")
-"""States of /proc/PID/stat (proc_pid_stat(5)): sleeping, and stopped by a signal or by a debugger."""
+"""States of /proc/PID/stat (proc_pid_stat(5)): stopped by a signal, or by a debugger."""
+
+_STUCK = STOPPED | {"D"}  # D: waiting for a disk, as a process does that has been swapped out
 
 
 class Sample(NamedTuple):
@@ -42,7 +43,7 @@ class StuckProcesses:
         found, former, self._since = {}, self._since, {}
         for pid in pids:
             seen = self._read(pid)
-            if seen is None or seen.state == WAITING:
+            if seen is None or seen.state not in _STUCK:
                 continue
             since, cpu_ns = former.get(pid, (now, seen.cpu_ns))
             if seen.cpu_ns != cpu_ns:

@@ -83,7 +83,7 @@ class Watch:
     def _end_silence(self, now: float) -> None:
         names = self._workers()
         for pid, state in self._stuck.look(names, now).items():
-            what = "stopped by a signal or a debugger" if state in STOPPED else f"in state {state} without CPU time"
+            what = "stopped by a signal or a debugger" if state in STOPPED else "waiting for a disk (state D)"
             is_last, signal_number = pid in self._continued, signal.SIGCONT
             if is_last:
                 signal_number = signal.SIGKILL

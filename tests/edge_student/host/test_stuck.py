@@ -10,13 +10,13 @@ from edge_student.host.stuck import Sample, StuckProcesses, sample
 
 
 def test_only_a_process_that_neither_works_nor_waits_for_the_limit_is_stuck() -> None:
-    samples = {1: Sample("T", 5), 2: Sample("S", 5), 3: Sample("R", 5), 4: Sample("D", 5), 6: Sample("R", 0)}
+    samples = {1: Sample("T", 5), 2: Sample("S", 5), 3: Sample("R", 5), 4: Sample("D", 5), 6: Sample("D", 0)}
     stuck = StuckProcesses(2.0, samples.get)
     for now in (0.0, 1.0, 1.9):
-        samples[6] = Sample("R", int(now * 1e9))
+        samples[6] = Sample("D", int(now * 1e9))
         assert stuck.look(range(1, 7), now) == {}  # process 5 has exited
-    samples[6] = Sample("R", 3)
-    assert stuck.look(range(1, 7), 2.0) == {1: "T", 3: "R", 4: "D"}
+    samples[6] = Sample("D", 3)
+    assert stuck.look(range(1, 7), 2.0) == {1: "T", 4: "D"}, "a process that waits for a core is not stuck"
     assert stuck.look(range(1, 7), 3.0) == {}, "the limit counts again"
     assert stuck.look([1], 4.0) == {1: "T"}
 
