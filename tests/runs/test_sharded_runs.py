@@ -148,7 +148,7 @@ def test_another_number_of_shards_is_refused_when_a_run_resumes(address: str, tm
 def test_a_stopped_worker_is_named_and_continued_within_the_silence_limit(
     side: str, address: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    cycles = ("--shards", "2", "--cycles", "400")  # so many that the run has not ended when the signal is sent
+    cycles = ("--shards", "2", "--cycles", "400")  # the run has not ended when the signal is sent
     expected_out = tmp_path_factory.mktemp("not-stopped")
     train(address, expected_out, "--policy", "os-workers", *cycles)
     flags = ("--policy", "static:1", "--max-silence", "1", "--prefetch", "1", *cycles)
