@@ -199,12 +199,30 @@ def test_readme_is_short() -> None:
     assert len(README.splitlines()) <= MAX_README_LINES
 
 
-def test_the_ratios_of_readme_are_those_of_the_grid() -> None:
-    cells = json.loads((ROOT / "docs" / "results" / "regimes.json").read_text(encoding="utf-8"))["cells"]
-    for name in ("dynamic", "adaptive"):
-        clocks = [cell["policies"] for cell in cells]
+def cells_of(name: str) -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = json.loads((ROOT / "docs" / "results" / name).read_text(encoding="utf-8"))["cells"]
+    return cells
+
+
+def test_the_ratios_of_readme_are_those_of_the_older_grid() -> None:
+    clocks = [cell["policies"] for cell in cells_of("regimes.json")]
+    for name, words in (("dynamic", "took {} to {} times"), ("adaptive", "{} to {} times")):
         ratios = [np.median(np.array(clock[name]) / np.array(clock["os-default"])) for clock in clocks]
-        assert f"`{name}` takes {min(ratios):.2f} to {max(ratios):.2f} times" in README.replace("\n", " ")
+        assert f"`{name}` {words.format(f'{min(ratios):.2f}', f'{max(ratios):.2f}')}" in README.replace("\n", " ")
+
+
+def test_the_ratios_of_readme_are_those_of_the_plain_script() -> None:
+    readme = README.replace("\n", " ")
+    quiet = sorted(cell["rows"]["adaptive"]["vs plain"] for cell in cells_of("workers-quiet.json"))
+    faster = [ratio for ratio in quiet if ratio < 1]
+    assert f"it takes {faster[0]:.2f} to {faster[-1]:.2f} of the script's time" in readme
+    assert f"32 pixels takes {quiet[-1]:.2f}" in readme
+    beside = [cell["rows"] for cell in cells_of("workers-neighbour.json") if cell["name"].endswith("+1")]
+    ratios = [rows["adaptive"]["vs plain"] for rows in beside]
+    assert f"training takes {min(ratios):.2f} to {max(ratios):.2f} of the time of a plain" in readme
+    slowest = [rows["plain"]["slowest vs quiet"] for rows in beside]
+    assert f"the script {min(slowest):.1f} to {max(slowest):.1f} times" in readme
+    assert {f"{rows['adaptive']['slowest vs quiet']:.1f}" for rows in beside} == {"1.6"}
 
 
 def test_the_pictures_of_readme_are_readable_on_a_phone() -> None:
