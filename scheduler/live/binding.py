@@ -43,6 +43,31 @@ class ThreadTeam(Protocol):
         """Set the number of threads of the calling thread's team, itself included."""
 
 
+class _IdlePriorities:
+    """The idle priority of some processes: the class of their threads, and the niceness of their autogroups.
+
+    A process starts without it, and only changes reach the kernel.
+    """
+
+    def __init__(self) -> None:
+        self._idle: set[int] = set()
+        self._due_niceness: dict[int, int] = {}  # by process id, until the kernel has taken it
+
+    def set(self, pid: int, has_idle_priority: bool) -> None:
+        """Give all threads of a process idle priority, or take it back. Raises BindingRefusedError if the kernel refuses."""
+        if has_idle_priority == (pid in self._idle):
+            return
+        for tid in threads_of(pid):
+            set_idle_priority(tid, has_idle_priority)
+        (self._idle.add if has_idle_priority else self._idle.discard)(pid)
+        self._due_niceness[pid] = LOWEST_PRIORITY if has_idle_priority else 0
+        self.retry()
+
+    def retry(self) -> None:
+        """Set each niceness that the kernel has not taken yet."""
+        self._due_niceness = {pid: value for pid, value in self._due_niceness.items() if not set_group_niceness(pid, value)}
+
+
 class CommBinding:
     """Pins every native thread of the comm worker, gRPC's included, to one shared mask."""
 
@@ -50,7 +75,7 @@ class CommBinding:
         self._pid = pid
         self._scan_every_s = scan_every_s
         self._mask: frozenset[int] | None = None
-        self._due_niceness: int | None = None  # of the worker's autogroup, until the kernel has taken it
+        self._priorities = _IdlePriorities()
         self._known: frozenset[int] = frozenset()
         self._next_scan = 0.0
 
@@ -71,27 +96,20 @@ class CommBinding:
 
         Raises BindingRefusedError if the kernel refuses. The way back needs CAP_SYS_NICE or an RLIMIT_NICE of 20.
         """
-        for tid in threads_of(self._pid):
-            set_idle_priority(tid, has_idle_priority)
-        self._due_niceness = LOWEST_PRIORITY if has_idle_priority else 0
-        self._set_due_niceness()
+        self._priorities.set(self._pid, has_idle_priority)
 
     def pin_new_threads(self) -> ThreadMasks | None:
         """Pin new threads and return all masks; None if the number of threads is unchanged.
 
         A thread inherits the mask of the thread that starts it. At most one scan happens in `scan_every_s` seconds.
         """
-        self._set_due_niceness()
+        self._priorities.retry()
         if self._mask is None or time.monotonic() < self._next_scan:
             return None
         self._next_scan = time.monotonic() + self._scan_every_s
         if num_threads_of(self._pid) == len(self._known):
             return None
         return self.apply(self._mask)
-
-    def _set_due_niceness(self) -> None:
-        if self._due_niceness is not None and set_group_niceness(self._pid, self._due_niceness):
-            self._due_niceness = None
 
 
 class ComputeWorkers(Protocol):
@@ -117,7 +135,7 @@ class WorkersBinding:
         self._cores: tuple[int, ...] = ()
         self._num_idle = 0
         self._may_set_idle = may_leave_idle_priority()
-        self._due_niceness: dict[int, int] = {}  # of the workers' autogroups, until the kernel has taken it
+        self._priorities = _IdlePriorities()
         self._pids: tuple[int, ...] = ()
         self._original = frozenset(os.sched_getaffinity(0))
 
@@ -132,7 +150,7 @@ class WorkersBinding:
         """
         requested, pids = tuple(sorted(cores, reverse=True)), self._workers.pids
         assert requested, "compute without cores waits at its boundary and is not bound"
-        self._set_due_niceness()
+        self._priorities.retry()
         if (requested, num_idle, pids) == (self._cores, self._num_idle, self._pids):
             return {}
         first_idle = len(pids) - min(num_idle, len(pids) - 1)
@@ -143,9 +161,7 @@ class WorkersBinding:
             mask = requested if is_idle else own if first_idle > len(own) else own[n : n + 1]
             masks |= _pin_process(pid, frozenset(mask))
             if self._may_set_idle:
-                set_idle_priority(pid, is_idle)
-                self._due_niceness[pid] = LOWEST_PRIORITY if is_idle else 0
-        self._set_due_niceness()
+                self._priorities.set(pid, is_idle)
         self._cores, self._num_idle, self._pids = requested, num_idle, pids
         return masks
 
@@ -169,14 +185,9 @@ class WorkersBinding:
                 with contextlib.suppress(BindingRefusedError):
                     masks |= _pin_process(pid, self._original)
                     if self._may_set_idle:
-                        set_idle_priority(pid, False)
-                        self._due_niceness[pid] = 0
-            self._set_due_niceness()
+                        self._priorities.set(pid, False)
         self._cores, self._pids = (), ()
         return masks
-
-    def _set_due_niceness(self) -> None:
-        self._due_niceness = {pid: value for pid, value in self._due_niceness.items() if not set_group_niceness(pid, value)}
 
     def _send(self, number: signal.Signals) -> None:
         for pid in self._workers.pids:

@@ -135,6 +135,15 @@ def test_the_last_workers_get_idle_priority_in_their_session_and_among_sessions(
         assert classes() == [os.SCHED_OTHER] * 3
 
 
+@TWO_CORES
+def test_without_the_right_to_leave_idle_priority_all_workers_keep_normal_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_binding, "may_leave_idle_priority", lambda: False)
+    with bound(2) as (workers, binding):
+        binding.apply((LOW, HIGH), 1)
+        assert [os.sched_getscheduler(pid) for pid in workers.pids] == [os.SCHED_OTHER] * 2
+        assert workers.masks() == [{HIGH}, {LOW, HIGH}]
+
+
 AUTOGROUP = Path("/proc/self/autogroup")
 
 
