@@ -104,14 +104,14 @@ class Controller:
     def rates(self) -> dict[str, Any]:
         """Return the learnt rates for the log.
 
-        - the data of a planner
+        - the strategy of a planner
         - work per second of each side by number of cores
         - the link's rate, null if unknown
         - the work of a cycle
         """
         self.estimates.refresh()
         work = self.estimates.workload
-        own = {"stance": self.planner.strategy, **self.planner.describe()} if self.planner else {}
+        own = {"stance": self.planner.strategy} if self.planner else {}
         return {
             **own,
             "comm": _readable(self.estimates.comm),

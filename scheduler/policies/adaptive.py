@@ -53,10 +53,6 @@ class Adaptive:
         """What it follows: the level of the buffer, or the mode that the plan has chosen last."""
         return f"lookahead: {self._lookahead.chosen}" if self._plans else "buffer level"
 
-    def describe(self) -> dict[str, object]:
-        """Return an empty dict: the state of the run explains a choice."""
-        return {}
-
     def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
         """Return nothing: the rates of a simulation are known."""
         return ()

@@ -62,10 +62,6 @@ class Dynamic:
         """The last chosen split."""
         return str(self._chosen)
 
-    def describe(self) -> dict[str, object]:
-        """Return an empty dict: only the rates explain a choice."""
-        return {}
-
     def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
         """Return three splits; none if there is only one split."""
         return warm_up_splits(num_cores) if num_cores > 2 else ()

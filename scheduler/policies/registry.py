@@ -190,7 +190,6 @@ POLICIES: dict[str, PolicyKind] = {
         sentence="comm has a core of its own, and a compute worker at the lowest priority uses the time that comm leaves there",
         make=_elastic,
         shared_mode=ELASTIC,
-        is_predictable=False,
     ),
     "dynamic": PolicyKind(
         usage="dynamic",

@@ -77,9 +77,6 @@ class Planner(Protocol):
     def strategy(self) -> str:
         """The current strategy, in a few words. A log record is written when it changes."""
 
-    def describe(self) -> dict[str, object]:
-        """Return the reasons for the strategy other than the rates, as JSON values for logs."""
-
     def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
         """Return the allocations to measure, in this order, before `choose` can plan."""
 
