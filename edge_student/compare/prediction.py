@@ -11,13 +11,11 @@ _SHORT_RAMP = 8
 
 
 def predict(profile: Profile, policy: str, *, cycles: int, prefetch: int | None) -> float | None:
-    """Return the modelled seconds of a run. `dynamic` and `adaptive` plan with the rates of the profile.
-
-    A live run of `adaptive` follows the level of the buffer instead, so its prediction is that of the plan.
+    """Return the modelled seconds of a run. `dynamic` plans with the rates of the profile, as in a live run.
 
     `prefetch` is the number of batches that comm may run ahead, None for no limit. The policy `random` uses seed 0. Returns None
-    if the kernel assigns the cores under this policy, if it decides otherwise in a simulation, or if the profile lacks its shared
-    mode. Raises ValueError if the policy is impossible on the cores of the profile.
+    if the kernel assigns the cores under this policy, if it decides otherwise in a simulation (`adaptive`), or if the profile lacks
+    its shared mode. Raises ValueError if the policy is impossible on the cores of the profile.
     """
     kind = kind_of(policy)
     made = make_policy(policy, num_cores=profile.cores, seed=0, profile=profile)

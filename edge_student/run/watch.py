@@ -84,9 +84,7 @@ class Watch:
         names = self._workers()
         for pid, state in self._stuck.look(names, now).items():
             what = "stopped by a signal or a debugger" if state in STOPPED else "waiting for a disk (state D)"
-            is_last, signal_number = pid in self._continued, signal.SIGCONT
-            if is_last:
-                signal_number = signal.SIGKILL
+            signal_number = signal.SIGKILL if pid in self._continued else signal.SIGCONT
             self._continued.add(pid)
             self._note(f"{names[pid]} (process {pid}) was {what} for {self._max_silence_s:g} s; it got {signal_number.name}")
             with contextlib.suppress(ProcessLookupError):
