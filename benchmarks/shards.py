@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from contestants import Contestant
 from links import loopback_teacher, serving
 
 from edge_student.measure.result_file import write_results
@@ -50,27 +51,9 @@ class Settings:
 
 
 def train(address: str, out: Path, *flags: str) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "edge_student",
-        "train",
-        "--teacher",
-        address,
-        "--out",
-        str(out),
-        "--log-level",
-        "error",
-        *flags,
-    ]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-
-def result(address: str, out: Path, *flags: str) -> dict[str, Any]:
-    if train(address, out, *flags).wait():
-        raise SystemExit("a run has failed, see its message above")
-    found: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    return found
+    """Start a run whose files stay in `out`."""
+    command = [sys.executable, "-m", "edge_student", "train", "--teacher", address, "--out", str(out), "--log-level", "error"]
+    return subprocess.Popen([*command, *flags], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
 def accuracies(settings: Settings, folder: Path) -> dict[str, dict[str, Any]]:
@@ -80,11 +63,12 @@ def accuracies(settings: Settings, folder: Path) -> dict[str, dict[str, Any]]:
     subprocess.run([sys.executable, *teach], check=True, stdout=subprocess.DEVNULL)
     serve = ["-m", "cloud_teacher", "serve", "--dataset", f"{dataset}:public", "--weights", str(weights), "--listen", "127.0.0.1:0"]
     found: dict[str, list[float]] = {number: [] for number in settings.shards.split(",")}
+    workers = Contestant(name="a run for the accuracy", policy="os-workers")
     with serving([sys.executable, *serve, "--store", str(folder / "store"), "--precompute", "--log-level", "error"]) as address:
         for seed in range(settings.seeds):
             for number, values in found.items():
-                flags = ("--private", settings.private, "--seed", str(seed), "--shards", number, "--cycles", str(settings.cycles))
-                values.append(result(address, folder / "run", "--policy", "os-workers", *flags)["accuracy"])
+                flags = ("--private", settings.private, "--seed", str(seed), "--cycles", str(settings.cycles))
+                values.append(workers.run(address, flags, ("--shards", number))["accuracy"])
                 print(f"seed {seed}, {number} shards: accuracy {values[-1]:.4f}", file=sys.stderr, flush=True)
     return {
         number: {"accuracies": values, "median": statistics.median(values), "range": [min(values), max(values)]}
@@ -108,9 +92,11 @@ def private_mib(address: str, folder: Path, model: str) -> list[float]:
 
 
 def delays(address: str, folder: Path, model: str) -> dict[str, float]:
-    """Return the number, median and maximum of the seconds from decisions to new masks, and the median seconds of a cycle."""
+    """Return the number, median and maximum of the seconds from decisions to new masks, and the mean seconds of a cycle."""
     out = folder / "delays"
-    found = result(address, out, "--private", f"{DATA}:private", "--model", model, "--policy", "static:1", "--cycles", "100")
+    if train(address, out, "--private", f"{DATA}:private", "--model", model, "--policy", "static:1", "--cycles", "100").wait():
+        raise SystemExit("a run has failed, see its message above")
+    found = json.loads((out / "result.json").read_text(encoding="utf-8"))
     records = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = [record["time"] - record["decided"] for record in records if record["event"] == "comp-bound"]
     return {
