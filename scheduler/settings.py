@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-MAX_RUNS, MAX_SEED = 1_000_000, 2**32 - 1
+MAX_RUNS, MAX_SEED, MAX_SHARDS = 1_000_000, 2**32 - 1, 4096
 
 EXAMPLE_SCENARIO = """\
 {"cores": 4, "cycles": 6, "forward": 1, "backward": [2, 2, 2, 3, 2, 2], "comm": 8, "prefetch": 2,
@@ -40,6 +40,8 @@ Without --policies, `dynamic` is simulated only if cycles x cycles x cores is at
     """Scenario file in JSON; - reads stdin."""
     policies: str | None = None
     """Policies, separated by commas. (default: every policy that simulates in a short time)"""
+    shards: int = 1
+    """Number of shards of a batch. The Backward of a shard may start when its share of the batch is received."""
     random_runs: int = 1000
     """Number of runs of the policy `random`."""
     seed: int = 0
@@ -48,6 +50,7 @@ Without --policies, `dynamic` is simulated only if cycles x cycles x cores is at
     """Print the lower bound and the makespan of each policy as JSON."""
 
     def __post_init__(self) -> None:
+        _check_range("--shards", self.shards, 1, MAX_SHARDS)
         _check_range("--random-runs", self.random_runs, 1, MAX_RUNS)
         _check_range("--seed", self.seed, 0, MAX_SEED)
 

@@ -28,7 +28,8 @@ SLOW_S = 2.0
 
 def simulate_policies(text: str, config: SimulateConfig) -> None:
     """Simulate the scenario in `text` (JSON) and print the results. Raises ValueError for a wrong scenario or policy."""
-    scenario = Scenario.from_text(text)
+    given = Scenario.from_text(text)
+    scenario = given.in_shards(config.shards)
     names = _policies(config.policies, scenario)
     bound = scenario.lower_bound()
     if not scenario.rates.is_monotone:
@@ -40,7 +41,7 @@ def simulate_policies(text: str, config: SimulateConfig) -> None:
     if config.json:
         print(json.dumps({"lower_bound": bound, "policies": results}, indent=2, allow_nan=False))
     else:
-        print("\n".join(_table(scenario, bound, results)))
+        print("\n".join(_table(given, config.shards, bound, results)))
 
 
 @contextmanager
@@ -93,14 +94,15 @@ def _result(scenario: Scenario, name: str, config: SimulateConfig) -> Result:
     return {"makespan": mean, "min": least, "max": most, "std": float(makespans.std()), "runs": len(makespans)}
 
 
-def _table(scenario: Scenario, bound: float, results: Mapping[str, Result]) -> Iterable[str]:
+def _table(scenario: Scenario, num_shards: int, bound: float, results: Mapping[str, Result]) -> Iterable[str]:
     """Yield lines for the scenario, the lower bound, each policy, and the best static split."""
     works = scenario.works
     ahead = "without a limit" if scenario.prefetch is None else f"by up to {scenario.prefetch} batches"
+    parts = f", in {num_shards} shards" if num_shards > 1 else ""
     rates = "from the cost functions" if scenario.cost is not None else f"of {len(scenario.modes)} measured modes"
     yield (
         f"{scenario.cores} cores, {scenario.cycles} cycles of forward {_range(works.forward)}, backward {_range(works.backward)}"
-        f" and comm {_range(works.comm)}; comm may run ahead {ahead}; rates {rates}"
+        f" and comm {_range(works.comm)}{parts}; comm may run ahead {ahead}; rates {rates}"
     )
     yield f"lower bound {bound:.6g} s; every makespan is modelled, not measured"
     yield ""

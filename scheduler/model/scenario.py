@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -121,6 +121,24 @@ class Scenario:
         return lower_bound(
             modes=self.modes, forward=works.forward, backward=works.backward, comm=works.comm, prefetch=self.prefetch
         )
+
+    def in_shards(self, num_shards: int) -> Scenario:
+        """Return this scenario with every Comm and Backward in `num_shards` equal parts, each Backward part after its Comm part.
+
+        A part is a cycle of its own, and only the first part of a batch has its Forward. A slot of the prefetch buffer becomes free
+        part by part. Raises ValueError for more than MAX_CYCLES parts, and for parts whose work leaves the range of sizes.
+        """
+        if self.cycles * num_shards > MAX_CYCLES:
+            raise ValueError(f"{self.cycles} cycles in {num_shards} shards are too many parts, must be at most {MAX_CYCLES}")
+        forward = np.zeros((self.cycles, num_shards))
+        forward[:, 0] = self.works.forward
+        parts = TaskWorks(
+            forward=_frozen(forward.ravel()),
+            backward=_frozen(np.repeat(self.works.backward / num_shards, num_shards)),
+            comm=_frozen(np.repeat(self.works.comm / num_shards, num_shards)),
+        )
+        _check_sizes(parts, self.rates, "scenario")
+        return replace(self, works=parts, prefetch=None if self.prefetch is None else self.prefetch * num_shards)
 
     @classmethod
     def from_text(cls, text: str) -> Scenario:

@@ -310,6 +310,7 @@ def test_a_folder_that_cannot_be_created_exits_with_2(write: Write, capsys: pyte
         (["simulate", "--scenario", "s.json", "--seed", "1.5"], "--seed is '1.5', must be a whole number"),
         (["simulate", "--scenario", "s.json", "--seed", "9" * 40], "--seed is 9999"),
         (["simulate", "--scenario", "s.json", "--seed"], "--seed needs a value: a whole number; see core-scheduler simulate"),
+        (["simulate", "--scenario", "s.json", "--shards", "0"], "--shards is 0, must be in 1 .. 4096"),
         (["simulate", "--scenario", "s.json", "--random-runs=0"], "--random-runs is 0, must be in 1 .. 1000000"),
         (["figures", "--out", "f", "--runs", "many"], "--runs is 'many', must be a whole number"),
         (["simulate", "--scenario", "s.json", "--policies", "fast"], "policy 'fast' is unknown; the policies are "),
@@ -460,6 +461,36 @@ def test_the_bound_depends_on_the_prefetch_limit(write: Write, capsys: pytest.Ca
         bounds.append(json.loads(output(capsys, "simulate", "--scenario", name, "--policies", "static:1", "--json"))["lower_bound"])
     assert bounds[0] > 1.01 * bounds[1]
     assert bounds[0] == pytest.approx(Scenario.from_json(data | {"prefetch": 1}).lower_bound())
+
+
+def test_in_shards_a_backward_begins_before_its_batch_is_whole(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """One slot, and comm as fast as Backward on one core each: the batch is received and used half by half."""
+    modes = [
+        {"name": "comp-only", "comm_rate": 0, "comp_rate": 1},
+        {"name": "split:1", "comm_rate": 1, "comp_rate": 1},
+        {"name": "comm-only", "comm_rate": 1, "comp_rate": 0},
+    ]
+    data = {"cores": 2, "cycles": 3, "forward": 0, "backward": 2, "comm": 2, "prefetch": 1, "modes": modes}
+    argv = ("simulate", "--scenario", write("s.json", data), "--policies", "static:1")
+    whole, halves = (json.loads(output(capsys, *argv, "--json", *shards)) for shards in ((), ("--shards", "2")))
+    assert whole["policies"]["static:1"]["makespan"] == whole["lower_bound"] == 12.0
+    assert halves["policies"]["static:1"]["makespan"] == halves["lower_bound"] == 7.0
+    first = output(capsys, *argv, "--shards", "2").splitlines()[0]
+    assert first.startswith("2 cores, 3 cycles of forward 0, backward 2 and comm 2, in 2 shards; comm may run ahead by up to 1 ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cycles": 2_442}, "2442 cycles in 4096 shards are too many parts, must be at most 10000000"),
+        ({"comm": 1e-29}, "scenario: a work of comm is 2.44141e-33; choose units in which it is 0 or in 1e-30 .. 1e+30"),
+    ],
+)
+def test_a_scenario_that_cannot_be_cut_is_an_error(
+    changes: dict[str, Any], words: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = SCENARIO | {"backward": 2} | changes
+    assert refusal(capsys, 2, "simulate", "--shards", "4096", "--scenario", write("s.json", data)) == words
 
 
 def test_the_mean_of_equal_runs_lies_between_the_least_and_the_most(

@@ -13,12 +13,13 @@ from typing import TypeAlias
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from scheduler.model.cost import CostModel, Mode, RateTable
 from scheduler.model.optimum import Course, Floats, Frontier, course, funnel, lower_bound
+from scheduler.model.scenario import Scenario, TaskWorks
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,40 @@ def least_time(case: Case) -> tuple[float, float]:
 def test_the_lower_bound_is_the_optimum_of_the_linear_program(case: Case) -> None:
     seconds, error = least_time(case)
     assert abs(case.lower_bound() - seconds) <= error
+
+
+def as_scenario(case: Case) -> Scenario:
+    """The case as a scenario. Its rate table is not used: `lower_bound` of a case has modes of its own."""
+    works = TaskWorks(forward=case.forward, backward=case.backward, comm=case.comm)
+    rates = RateTable(comm=(0.0, 1.0, 1.0), comp=(1.0, 1.0, 0.0))
+    return Scenario(cores=2, works=works, prefetch=case.prefetch, rates=rates, cost=None)
+
+
+def in_shards(case: Case, num_shards: int) -> Case:
+    cut = as_scenario(case).in_shards(num_shards)
+    return replace(case, forward=cut.works.forward, backward=cut.works.backward, comm=cut.works.comm, prefetch=cut.prefetch)
+
+
+ROUNDED = 1e-12
+
+
+@given(cases(max_cycles=4), st.integers(2, 4))
+@settings(max_examples=100, deadline=None)
+def test_the_lower_bound_in_shards_is_the_optimum_of_the_linear_program(case: Case, num_shards: int) -> None:
+    cut = in_shards(case, num_shards)
+    seconds, error = least_time(cut)
+    assert abs(cut.lower_bound() - seconds) <= error
+
+
+@given(cases(), st.integers(1, 5))
+def test_shards_gain_at_most_the_rest_of_the_largest_batch_on_all_cores(case: Case, num_shards: int) -> None:
+    fastest = max(case.modes, key=lambda mode: mode.comp_rate)
+    assume(fastest.comm_rate == 0)  # Eq. 13 forces the last Backward into comp-only, and a part of it is shorter
+    case = replace(case, prefetch=None)
+    whole, cut = case.lower_bound(), in_shards(case, num_shards).lower_bound()
+    rest = (1 - 1 / num_shards) * case.comm.max() / max(mode.comm_rate for mode in case.modes)
+    assert cut <= whole * (1 + ROUNDED)
+    assert whole <= (cut + rest) * (1 + ROUNDED)
 
 
 def heights(path: Course, comp: Floats) -> tuple[Floats, Floats]:
