@@ -19,7 +19,7 @@ ROW = re.compile(r"^\| ([a-z ,]+) \| [^|]+ \| (anywhere|names|classes) \|$", re.
 NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 KEYS_IN_FILES = {
-    ("scheduler/control/controller.py", "stance"),
+    ("scheduler/control/learning.py", "stance"),
     ("scheduler/live/comm_side.py", "behind"),
     ("edge_student/doctor/software.py", "trial"),
 }

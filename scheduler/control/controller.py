@@ -1,8 +1,4 @@
-"""The controller: an event in, a decision out. No clock, no thread, no I/O; the live loop and the simulator share it.
-
-Cores do not change between two events. The times of the events therefore determine how long each running task has had how many
-cores. From these times follow the remaining work of the running tasks and, when a task finishes, the rate of its side.
-"""
+"""The controller: an event in, a decision out. No clock, no thread, no I/O; the live loop and the simulator share it."""
 
 from __future__ import annotations
 
@@ -11,31 +7,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from scheduler.control.estimates import Estimates
-from scheduler.control.side_rates import OWN, Share, SideEstimate
+from scheduler.control.learning import Learning
 from scheduler.model.checked_json import check_keys
-from scheduler.model.cost import RateTable
-from scheduler.model.handover import CommEffect, hand_over
-from scheduler.model.placement import place
-from scheduler.model.scenario import Profile, TaskWorks
-from scheduler.model.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, Task, TaskDone
-from scheduler.policies.view import Planner, Policy, Remembering, View
+from scheduler.model.scenario import Profile
+from scheduler.model.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, TaskDone
+from scheduler.policies.view import Policy, Remembering, View
 
 STORY_LENGTH = 20
 """Number of past decisions in the message of a BrokenInvariant."""
-
-CYCLES_PER_WARM_UP = 100
-MAX_WARM_UP_CYCLES = 3
-"""Without a profile, every mode is measured for one cycle per CYCLES_PER_WARM_UP cycles of the run, 1 to MAX_WARM_UP_CYCLES."""
-
-_OVERDUE = 0.05
-"""Remaining part of a task that takes longer than its rate predicts. With 0, a policy would ignore the task."""
 
 
 class Controller:
     """Follows one run from Started to its last task and decides at every event.
 
-    Units of work: the profile's, if there is one, else those of `Estimates`.
+    `learning` has what it learns from the times of events. It is None for a policy that needs no rates, and so no times.
     """
 
     def __init__(
@@ -68,21 +53,14 @@ class Controller:
         self.num_cores = num_cores
         self.allocation: Allocation | None = None
         self._most_ahead: float = math.inf if prefetch is None else prefetch
-        self._in_force: Allocation | None = None  # the cores that both sides hold; time is attributed to them
-        self._comp_moves_at_boundaries = comp_moves_at_boundaries
-        self.estimates = Estimates(profile.workload, profile.rates) if profile else Estimates()
-        # The works of a profile never change, so a policy may plan all of them. Learnt works are visible one cycle at a time.
-        self._works = TaskWorks.equal(profile.workload, cycles) if profile else None
-        self.planner = policy if isinstance(policy, Planner) else None
-        self._has_profile = profile is not None
+        self.learning = (
+            Learning(policy, cycles=cycles, profile=profile, comp_moves_at_boundaries=comp_moves_at_boundaries)
+            if policy.needs_rates
+            else None
+        )
         self._time = -math.inf
         self._sequence = 0
-        self._warm_up: Allocation | None = None
-        self._must_look = True
         self._story: deque[tuple[Event, Decision]] = deque(maxlen=STORY_LENGTH)
-        # Seconds that the two running tasks have had with each share of the cores.
-        self._comm_seconds: dict[Share, float] = {}
-        self._comp_seconds: dict[Share, float] = {}
 
     def handle(self, event: Event) -> Decision:
         """Return the decision that holds from this event to the next.
@@ -91,111 +69,50 @@ class Controller:
         BrokenInvariant, with the last decisions in its message, for an impossible event.
         """
         try:
-            comp_was_running = self._comp_is_running()
-            self._account(event)
+            self._apply(event)
             decision = self._decide(event.time)
-            self._in_force = self._effective(event, decision.allocation, comp_was_running)
         except BrokenInvariant as broken:
             story = "\n  ".join(f"{earlier} -> {decided}" for earlier, decided in self._story) or "no event"
             raise BrokenInvariant(f"{broken}\nat {event}\nafter:\n  {story}") from None
+        if self.learning is not None:
+            self.learning.decided(event, decision.allocation, self.num_cores)
         self._story.append((event, decision))
         return decision
-
-    def rates(self) -> dict[str, Any]:
-        """Return the learnt rates for the log.
-
-        - the strategy of a planner
-        - work per second of each side by number of cores
-        - the link's rate, null if unknown
-        - the work of a cycle
-        """
-        self.estimates.refresh()
-        work = self.estimates.workload
-        own = {"stance": self.planner.strategy} if self.planner else {}
-        return {
-            **own,
-            "comm": _readable(self.estimates.comm),
-            "comp": _readable(self.estimates.comp),
-            "link": None if math.isinf(self.estimates.link.rate) else self.estimates.link.rate,
-            "workload": {"forward": work.forward, "backward": work.backward, "comm": work.comm},
-        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the learnt state of the estimates and of the policy, for `recall` in a process that resumes this run."""
         policy = self.policy.to_json() if isinstance(self.policy, Remembering) else None
-        return {"policy": self.policy.name, "num_cores": self.num_cores, "estimates": self.estimates.to_json(), "learnt": policy}
+        estimates = self.learning.estimates.to_json() if self.learning is not None else None
+        return {"policy": self.policy.name, "num_cores": self.num_cores, "estimates": estimates, "learnt": policy}
 
     def recall(self, data: Any, where: str) -> None:
         """Restore the output of `to_json` before `Started`.
 
-        State for another number of cores is ignored. Of another policy, only the rates are restored. Raises ValueError for anything
-        that is not an output of `to_json`.
+        State for another number of cores is ignored. Of another policy, only the rates are restored, if it had learnt some. Raises
+        ValueError for anything that is not an output of `to_json`.
         """
         check_keys(data, required=("policy", "num_cores", "estimates", "learnt"), where=where)
         if data["num_cores"] != self.num_cores:
             return
-        self.estimates.recall(data["estimates"], f"{where}, estimates")
+        if self.learning is not None and data["estimates"] is not None:
+            self.learning.estimates.recall(data["estimates"], f"{where}, estimates")
         if data["policy"] == self.policy.name and isinstance(self.policy, Remembering):
             self.policy.recall(data["learnt"], f"{where}, learnt")
 
-    def _account(self, event: Event) -> None:
-        """Attribute the time since the last event, then apply the event."""
+    def _apply(self, event: Event) -> None:
+        """Check the event, learn from it, and apply it to the state."""
         if isinstance(event, Started) != (self.allocation is None):
             raise BrokenInvariant("a run starts with exactly one Started")
         if not math.isfinite(event.time) or event.time < self._time:
             raise BrokenInvariant(f"event time is {event.time}, must be finite and at least {self._time}")
-        if self._in_force is not None:
-            self._attribute(event.time - self._time, self._in_force)
-        self._time = event.time
+        before = self.state
         if isinstance(event, TaskDone):
-            assert self._in_force is not None
-            after = self.state.after(event.task)
-            self._finish(event, self._in_force)
-            self.state = after
+            self.state = before.after(event.task)
         elif not isinstance(event, Started):
             self.num_cores = event.num_cores
-            self._must_look = True
-
-    def _comp_is_running(self) -> bool:
-        """Return whether training is in the middle of a task and therefore keeps its cores."""
-        held = self._in_force is None or self._in_force.comp == 0
-        return not (held or self.state.comp_is_blocked or self.state.comp_is_done)
-
-    def _effective(self, event: Event, requested: Allocation, comp_was_running: bool) -> Allocation:
-        """Return the allocation in force after a decision: inside a training task, the part that the hand-over grants now."""
-        ends_a_comm_task = isinstance(event, TaskDone) and event.task is Task.COMM
-        if not (self._comp_moves_at_boundaries and ends_a_comm_task and comp_was_running and requested.pinned):
-            return requested
-        assert self._in_force is not None
-        cores = range(self.num_cores)
-        in_use = frozenset(place(self._in_force, cores).comp)
-        handover = hand_over(place(requested, cores), in_use)
-        if handover.comm is CommEffect.KEEP:
-            return self._in_force
-        if requested.shared and len(handover.comm_cores) == requested.comm:
-            return requested
-        return Allocation(comm=len(handover.comm_cores), comp=self._in_force.comp)
-
-    def _attribute(self, seconds: float, allocation: Allocation) -> None:
-        """Attribute `seconds` to the running sides. A side runs if it has cores and is neither done nor blocked."""
-        state = self.state
-        if allocation.comm and not state.comm_is_done and not state.comm_is_blocked:
-            _add(self._comm_seconds, Share.of(allocation.comm, allocation), seconds)
-        if allocation.comp and not state.comp_is_done and not state.comp_is_blocked:
-            _add(self._comp_seconds, Share.of(allocation.comp, allocation), seconds)
-
-    def _finish(self, done: TaskDone, allocation: Allocation) -> None:
-        """Learn from a finished task.
-
-        Skipped: a task of a side that ends without cores, because a hold takes effect after its decision. Also skipped: the first
-        batch of a live run, which includes opening the stream.
-        """
-        cores, seconds = allocation.comp, self._comp_seconds
-        if done.task is Task.COMM:
-            cores, seconds = allocation.comm, self._comm_seconds
-        if cores and (done.busy_s is None or self.state.num_comm > 0):
-            self.estimates.finish(done.task, seconds, done.busy_s)
-        seconds.clear()
+        if self.learning is not None:
+            self.learning.observe(event, before, event.time - self._time)
+        self._time = event.time
 
     def _decide(self, time: float) -> Decision:
         state = self.state
@@ -229,51 +146,12 @@ class Controller:
         if num_comm - num_backward >= self._most_ahead:
             return Allocation.all_comp(num_cores), Reason.COMM_BLOCKED
         view = look()
-        if view.rates is None and self._warm_up is not None:
-            return self._warm_up, Reason.LEARNING
+        if view.rates is None and self.learning is not None and self.learning.warm_up is not None:
+            return self.learning.warm_up, Reason.LEARNING
         allocation = policy.choose(view)
         return allocation, Reason.POLICY if allocation.pinned else Reason.UNMANAGED
 
-    def _untried(self) -> Allocation | None:
-        """Return the next allocation that a planner needs measured before it plans, or None."""
-        if self.planner is None or self._has_profile or self.num_cores == 1:
-            return None
-        num_tasks = min(max(self.state.cycles // CYCLES_PER_WARM_UP, 1), MAX_WARM_UP_CYCLES)
-        return self.estimates.untried(self.planner.warm_up_allocations(self.num_cores), self.num_cores, num_tasks)
-
-    def _rates(self) -> RateTable | None:
-        """Return the rates of the present cores, or None while warm-up measurements are missing."""
-        if not self.policy.needs_rates or self.num_cores == 1:
-            self._warm_up = None
-            return None
-        if self._warm_up is not None or self.estimates.is_due or self._must_look:
-            self._warm_up, self._must_look = self._untried(), False
-        return self.estimates.table(self.num_cores) if self._warm_up is None else None
-
     def _view(self) -> View:
-        rates = self._rates()
-        state, work = self.state, self.estimates.workload
-        comp_work = work.backward if state.num_forward > state.num_backward else work.forward
-        comm_done = self.estimates.comm.work_done(self._comm_seconds)
-        comp_done = self.estimates.comp.work_done(self._comp_seconds)
-        return View.of(
-            state,
-            num_cores=self.num_cores,
-            comm_left=_left(work.comm, comm_done),
-            comp_left=_left(comp_work, comp_done),
-            works=self._works or work,
-            rates=rates,
-        )
-
-
-def _left(work: float, done: float) -> float:
-    """Return the remaining work of a running task; always above 0."""
-    return work - done if done < work else _OVERDUE * work
-
-
-def _add(seconds: dict[Share, float], share: Share, spent: float) -> None:
-    seconds[share] = seconds.get(share, 0.0) + spent
-
-
-def _readable(side: SideEstimate) -> dict[str, float]:
-    return {str(cores) if terms == OWN else terms: rate for (cores, terms), rate in side.rates.items()}
+        if self.learning is not None:
+            return self.learning.view(self.state, self.num_cores)
+        return View.without_rates(self.state, self.num_cores)

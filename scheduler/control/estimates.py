@@ -1,11 +1,11 @@
-"""Estimates of the rates of both sides in each mode, and of the share of Forward in a cycle, learnt from finished tasks.
+"""Estimates of the rates of both sides in each split, and of the share of Forward in a cycle, learnt from finished tasks.
 
-A task that kept one share of the cores determines the rate of that share exactly. Many tasks do not: if one side is soon blocked,
+A task that kept its number of cores determines the rate of that number exactly. Many tasks do not: if one side is soon blocked,
 the other keeps its split only briefly and then gets every core. Such a task gives one equation: the sum of rate times seconds
-over its shares equals its work. The rates are fitted to the last tasks by multiplicative corrections, task by task, the newest
+over its core counts equals its work. The rates are fitted to the last tasks by multiplicative corrections, task by task, the newest
 last (the multiplicative algebraic reconstruction technique of tomography). All rates are work per second.
 
-A link slower than the cores makes every mode look alike. The rate of comm's cores and the rate of the link are therefore estimated
+A link slower than the cores makes every split look alike. The rate of comm's cores and the rate of the link are therefore estimated
 separately: the first from the time in which comm was busy, the second from the time in which it waited (`Link`).
 """
 
@@ -16,19 +16,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from scheduler.control.link_rate import Link
-from scheduler.control.side_rates import EXACT, GAIN, MEMORY, OWN, SHARED, Share, SideEstimate, by_measured_cores
-from scheduler.model.checked_json import check_keys, not_negative, number, shown
-from scheduler.model.cost import Mode, RateTable, Workload
-from scheduler.model.state import COMPUTE_FIRST, Allocation, Task
+from scheduler.control.side_rates import EXACT, MEMORY, SideEstimate, by_measured_cores
+from scheduler.model.checked_json import check_keys, number, shown
+from scheduler.model.cost import RateTable, Workload
+from scheduler.model.state import Allocation, Task
 
 PENDING = 6
 """Tasks (those of two cycles) between two corrections of the rates. A correction costs more than a decision."""
 
 CLOCK_S = 1e-9
 """Resolution of the kernel's clocks in seconds. A shorter time is rounding and is not used."""
-
-FELT = 0.03
-"""Share of a cycle that comm takes from training at worst. Below it, the cores of comm do not matter."""
 
 LEAST_BUSY = 1e-3
 """Lower bound of the share of its time in which comm worked, whatever the clocks report."""
@@ -48,7 +45,6 @@ class Estimates:
         self.comm = SideEstimate()
         self.comp = SideEstimate()
         self.link = Link()
-        self._busy_s: float | None = None  # of one batch
         self._num_pending = 0  # tasks stored since the last correction of the rates
         self._table: RateTable | None = None
         self._made_for: tuple[int, float] | None = None  # its number of cores, and the link's rate
@@ -56,21 +52,19 @@ class Estimates:
         if rates is not None:
             self._load_profile(rates)
 
-    def finish(self, task: Task, seconds: Mapping[Share, float], busy_s: float | None = None) -> None:
-        """Learn from one finished task. A task shorter than the clock's resolution is ignored.
+    def finish(self, task: Task, seconds: Mapping[int, float], busy_s: float | None = None) -> None:
+        """Learn from one finished task, given its seconds by number of cores. One shorter than the clock's resolution is ignored.
 
         `busy_s`: for a Comm, the seconds in which it ran or waited for a core. In the rest of its time it waited for the link.
         """
-        measured = {share: spent for share, spent in seconds.items() if spent > CLOCK_S}
+        measured = {cores: spent for cores, spent in seconds.items() if spent > CLOCK_S}
         if not measured:
             return
         side = self.comm if task is Task.COMM else self.comp
         work = self._works()[task]
         if task is Task.COMM and busy_s is not None:
-            self._busy_s = busy_s if self._busy_s is None else self._busy_s + GAIN * (busy_s - self._busy_s)
-            own_s = sum(spent for share, spent in measured.items() if share.terms == OWN)
-            waited = self.link.update(work=work, seconds=sum(measured.values()), own_s=own_s, busy_s=busy_s)
-            measured = _without_waits(measured, own_s, waited)
+            waited = self.link.update(work=work, seconds=sum(measured.values()), busy_s=busy_s)
+            measured = _without_waits(measured, waited)
         side.store(task, work, measured)
         self._num_pending += 1
 
@@ -91,33 +85,21 @@ class Estimates:
         """Whether enough tasks have finished since the last correction."""
         return self._num_pending >= PENDING
 
-    def untried(self, warm_up_allocations: Iterable[Allocation], num_cores: int, num_tasks: int) -> Allocation | None:
-        """Return the first allocation whose rates rest on fewer than `num_tasks` tasks, or None.
-
-        The first allocation is always measured. If it shows that comm costs training almost nothing, the others are not measured,
-        because no other allocation could gain anything.
-        """
-        for place, allocation in enumerate(warm_up_allocations):
-            if place > 0 and not self._comm_matters(num_cores):
-                return None
-            if not self.has_measured(allocation, num_tasks):
-                return allocation
-        return None
+    def untried(self, warm_up_allocations: Iterable[Allocation], num_tasks: int) -> Allocation | None:
+        """Return the first allocation whose rates rest on fewer than `num_tasks` tasks, or None."""
+        return next((allocation for allocation in warm_up_allocations if not self.has_measured(allocation, num_tasks)), None)
 
     def has_measured(self, allocation: Allocation, num_tasks: int = 1) -> bool:
         """Return whether the rates of both sides rest on `num_tasks` tasks, counting a Forward with its Backward as one."""
         comm, comp = allocation.comm, allocation.comp
-        return (not comm or self.comm.is_measured(Share.of(comm, allocation), num_tasks)) and (
-            not comp or self.comp.is_measured(Share.of(comp, allocation), 2 * num_tasks)
-        )
+        return (not comm or self.comm.is_measured(comm, num_tasks)) and (not comp or self.comp.is_measured(comp, 2 * num_tasks))
 
     def table(self, num_cores: int) -> RateTable | None:
         """Return the rates of every mode on `num_cores` (2 or more), or None while too little is known.
 
         Rates are linear between and above the measured core counts and proportional below them. They never fall with more cores.
-        For a side that was measured with one core count, more cores add nothing. For a side that was measured in compute-first
-        only, every core contributes equally. A profile has every core count. No comm rate exceeds the link's. The same table
-        object is returned until PENDING more tasks have finished or the link's rate has changed.
+        For a side that was measured with one core count, more cores add nothing. A profile has every core count. No comm rate
+        exceeds the link's. The same table object is returned until PENDING more tasks have finished or the link's rate has changed.
         """
         made_for = num_cores, self.link.rate
         if self._table is None or self.is_due or self._made_for != made_for:
@@ -132,16 +114,15 @@ class Estimates:
             "comm": self.comm.to_json(),
             "comp": self.comp.to_json(),
             "link": self.link.rate if self.link.is_bottleneck else None,
-            "busy_s": self._busy_s,
             "workload": {"forward": work.forward, "backward": work.backward, "comm": work.comm},
         }
 
     def recall(self, data: Any, where: str) -> None:
         """Restore the output of `to_json`. Raises ValueError, and changes nothing, for anything else.
 
-        The rates of a profile stay for shares that `data` lacks, and so does its workload.
+        The rates of a profile stay for core counts that `data` lacks, and so does its workload.
         """
-        check_keys(data, required=("comm", "comp", "link", "busy_s", "workload"), where=where)
+        check_keys(data, required=("comm", "comp", "link", "workload"), optional=("busy_s",), where=where)
         comm, comp = SideEstimate.from_json(data["comm"], f"{where}, comm"), SideEstimate.from_json(data["comp"], f"{where}, comp")
         check_keys(data["workload"], required=("forward", "backward", "comm"), where=f"{where}, workload")
         works = {name: number(data["workload"], name, f"{where}, workload") for name in ("forward", "backward", "comm")}
@@ -149,65 +130,32 @@ class Estimates:
             raise ValueError(f"{where}, workload: {shown(works)}; every work must be above 0")
         work = Workload(**works)
         link = math.inf if data["link"] is None else number(data, "link", where)
-        busy_s = None if data["busy_s"] is None else not_negative(data["busy_s"], "'busy_s'", where, "a time")
         if link <= 0:
             raise ValueError(f"{where}: the link's rate is {link:g}, must be above 0")
         comm.rates, comp.rates = self.comm.rates | comm.rates, self.comp.rates | comp.rates
-        self.comm, self.comp, self.link.rate, self._busy_s = comm, comp, link, busy_s
+        self.comm, self.comp, self.link.rate = comm, comp, link
         if not self._is_workload_known:
             self.workload = work
         self._num_pending, self._table = PENDING, None  # forces a correction before the next table
 
     def _make_table(self, num_cores: int) -> RateTable | None:
-        shared = self._compute_first(num_cores)
         comm, comp = self._by_cores(self.comm, num_cores), self._by_cores(self.comp, num_cores)
-        if shared is None and (comm is None or comp is None):
+        if comm is None or comp is None:
             return None
-        if shared is not None:
-            comm = comm or [shared.comm_rate * cores / num_cores for cores in range(1, num_cores + 1)]
-            comp = comp or [shared.comp_rate * cores / num_cores for cores in range(1, num_cores + 1)]
-            if not self._num_profiled:
-                comp[-1] = max(comp[-1], shared.comp_rate)  # training is not slower without comm
-        assert comm is not None
-        assert comp is not None
         limit = self.link.rate
-        return RateTable(
-            comm=(0.0, *(min(rate, limit) for rate in comm)),
-            comp=(*reversed(comp), 0.0),
-            shared=() if shared is None else (shared,),
-        )
-
-    def _comm_matters(self, num_cores: int) -> bool:
-        """Return whether comm takes a noticeable share of the cores, or lags although the link is not the bottleneck."""
-        shared, work = self._compute_first(num_cores), self.workload
-        if shared is None or self._busy_s is None:
-            return True
-        cycle_s = (work.forward + work.backward) / shared.comp_rate
-        lags = work.comm / shared.comm_rate > cycle_s
-        return num_cores * self._busy_s > FELT * cycle_s or (lags and not self.link.is_bottleneck)
+        return RateTable(comm=(0.0, *(min(rate, limit) for rate in comm)), comp=(*reversed(comp), 0.0))
 
     def _by_cores(self, side: SideEstimate, num_cores: int) -> list[float] | None:
         known = self._num_profiled
         if known:
-            return [side.rates[Share(min(cores, known))] for cores in range(1, num_cores + 1)]
+            return [side.rates[min(cores, known)] for cores in range(1, num_cores + 1)]
         return by_measured_cores(side, num_cores)
-
-    def _compute_first(self, num_cores: int) -> Mode | None:
-        share = Share(num_cores, SHARED)
-        comm, comp = self.comm.rates.get(share), self.comp.rates.get(share)
-        if comm is None or comp is None:
-            return None
-        return Mode(name=COMPUTE_FIRST, comm_rate=min(comm, self.link.rate), comp_rate=comp)
 
     def _load_profile(self, rates: RateTable) -> None:
         last = rates.num_cores
         for cores in range(1, last + 1):
-            self.comm.rates[Share(cores)] = rates.comm[cores]
-            self.comp.rates[Share(cores)] = rates.comp[last - cores]
-        for mode in rates.shared:
-            if mode.name == COMPUTE_FIRST:
-                self.comm.rates[Share(last, SHARED)] = mode.comm_rate
-                self.comp.rates[Share(last, SHARED)] = mode.comp_rate
+            self.comm.rates[cores] = rates.comm[cores]
+            self.comp.rates[cores] = rates.comp[last - cores]
 
     def _works(self) -> dict[Task, float]:
         work = self.workload
@@ -220,10 +168,7 @@ class Estimates:
             self.workload = Workload(forward=part, backward=1 - part, comm=1.0)
 
 
-def _without_waits(seconds: dict[Share, float], own_s: float, waited: float) -> dict[Share, float]:
-    """Return the seconds without waits for the link. Waits are subtracted from comm's own cores first, where comm is fastest."""
-    in_own = min(waited / own_s, 1.0) if own_s else 0.0
-    rest_s = sum(seconds.values()) - own_s
-    in_rest = min(max(waited - own_s, 0.0) / rest_s, 1.0) if rest_s else 0.0
-    worked = {share: 1 - (in_own if share.terms == OWN else in_rest) for share in seconds}
-    return {share: spent * max(worked[share], LEAST_BUSY) for share, spent in seconds.items()}
+def _without_waits(seconds: dict[int, float], waited: float) -> dict[int, float]:
+    """Return the seconds without waits for the link, which are spread over all of them."""
+    worked = max(1 - waited / sum(seconds.values()), LEAST_BUSY)
+    return {cores: spent * worked for cores, spent in seconds.items()}

@@ -1,7 +1,7 @@
 """Estimate of the link's rate, separate from the rate of comm's cores.
 
 More cores do not help comm while it waits for bytes. A task that mostly waited therefore measures the link. The estimate holds
-until comm is faster than it, or has cores of its own and does not wait.
+until comm is faster than it, or does not wait.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ WAITING = 0.4
 """Share of a task's time spent waiting for bytes above which the link limited the task."""
 
 FLOWING = 0.2
-"""Share of the time on its own cores that comm spent waiting, below which the link does not limit comm."""
+"""Share of a task's time spent waiting for bytes below which the link does not limit comm."""
 
 FASTER = 1.1
 """Factor by which a task must exceed the estimated rate of the link to disprove it."""
@@ -32,16 +32,16 @@ class Link:
         """Whether the link limits comm, by the current estimate."""
         return self.rate < math.inf
 
-    def update(self, *, work: float, seconds: float, own_s: float, busy_s: float) -> float:
+    def update(self, *, work: float, seconds: float, busy_s: float) -> float:
         """Learn from a Comm that took `seconds`, and return the seconds in which it waited for bytes.
 
-        `own_s`: seconds with cores of its own. `busy_s`: seconds in which it ran or waited for a core.
+        `busy_s`: seconds in which it ran or waited for a core.
         """
         waited = max(seconds - busy_s, 0.0)
         seen = work / seconds
         if waited > WAITING * seconds:
             # Average times, not rates, because times add up.
             self.rate = 1 / (FOLLOWING / seen + (1 - FOLLOWING) / self.rate) if self.is_bottleneck else seen
-        elif (own_s > FLOWING * seconds and waited < FLOWING * own_s) or seen > FASTER * self.rate:
+        elif waited < FLOWING * seconds or seen > FASTER * self.rate:
             self.rate = math.inf
         return waited

@@ -264,13 +264,13 @@ class SchedulerLoop:
 
     def _record_rates(self, decision: Decision) -> None:
         """Record the known rates when a planning policy changes its strategy."""
-        planner = self._controller.planner
-        if planner is None or decision.reason not in _CHOSEN:
+        learning = self._controller.learning
+        if learning is None or learning.planner is None or decision.reason not in _CHOSEN:
             return
-        if planner.strategy != self._last_strategy:
-            self._last_strategy = planner.strategy
+        if learning.planner.strategy != self._last_strategy:
+            self._last_strategy = learning.planner.strategy
             known = {"event": "rates", "time": decision.time, "decision": decision.sequence}
-            self._record({**known, "allocation": str(decision.allocation), **self._controller.rates()})
+            self._record({**known, "allocation": str(decision.allocation), **learning.rates()})
 
     def _stop_pinning(self, error: BindingRefusedError) -> None:
         """Continue the run unpinned: comm gets every core back now, compute at its next boundary, in its own thread."""

@@ -40,28 +40,14 @@ class Adaptive:
         self._lookahead = Lookahead()
         self._elastic = Elastic(has_workers=has_workers)
         self._may_change_priority = may_change_priority
-        self._plans = plans
+        self.needs_rates = plans
         self._is_filling = True
-
-    @property
-    def needs_rates(self) -> bool:
-        """True while it plans."""
-        return self._plans
-
-    @property
-    def strategy(self) -> str:
-        """What it follows: the level of the buffer, or the mode that the plan has chosen last."""
-        return f"lookahead: {self._lookahead.chosen}" if self._plans else "buffer level"
-
-    def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
-        """Return nothing: the rates of a simulation are known."""
-        return ()
 
     def choose(self, view: View) -> Allocation:
         """Return the allocation for the level of the buffer, or of the plan."""
         if view.num_cores == 1:
             return Allocation.all_comp(1)
-        if self._plans:
+        if self.needs_rates:
             return self._lookahead.choose(view)
         level = (view.num_comm - view.num_backward) / (view.prefetch or UNLIMITED)
         self._is_filling = level < (HIGH if self._is_filling else LOW)

@@ -84,6 +84,7 @@ class Dynamic:
 
     def _plan(self, view: View, first: int) -> Plan:
         assert view.rates is not None, "the controller calls `choose` only when the rates are known"
+        assert view.works is not None
         ahead, begun = view.num_comm - first, view.num_forward - first
         last = view.cycles
         if self._horizon is not None:

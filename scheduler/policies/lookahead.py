@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from scheduler.model.cost import Mode, RateTable, Workload
+from scheduler.model.cost import Mode, RateTable
 from scheduler.model.optimum import Frontier
 from scheduler.model.state import Allocation
 from scheduler.policies.remaining import Pace, Remaining, remaining_of
@@ -19,23 +19,14 @@ from scheduler.policies.view import View, Works
 TIE = 1e-12
 """Relative difference below which two predicted times are equal."""
 
-DRIFT = 0.01
-"""Relative change of a learned work below which the optimal path is not computed again."""
-
 
 class Lookahead:
     """Predicts the end of the run for every mode that the optimum can use, one completion ahead."""
 
     def __init__(self) -> None:
-        self._chosen: Mode | None = None
         self._rates: RateTable | None = None
         self._works: Works | None = None
         self._run: tuple[int, int | None] | None = None
-
-    @property
-    def chosen(self) -> str:
-        """Name of the last chosen mode; "nothing yet" before the first choice."""
-        return self._chosen.name if self._chosen else "nothing yet"
 
     def choose(self, view: View) -> Allocation:
         """Return the allocation with the earliest predicted end; of equal ones, the one with the most comm."""
@@ -46,13 +37,13 @@ class Lookahead:
         for mode, predicted in ends.items():
             if predicted < least * (1 - TIE):
                 best, least = mode, predicted
-        self._chosen = best
         return self._allocations[best.name]
 
     def _prepare(self, view: View) -> tuple[Remaining, Pace]:
         """Compute the optimal path once per run, and the frontier once per rate table."""
-        rates = view.rates
+        rates, works = view.rates, view.works
         assert rates is not None, "lookahead needs known rates"
+        assert works is not None
         if rates is not self._rates and rates != self._rates:
             self._rates = rates
             self._pace = Pace(frontier=Frontier.of(rates.modes()), comp_alone=rates.comp[0])
@@ -60,9 +51,9 @@ class Lookahead:
             shared = [Allocation.sharing(mode.name, rates.num_cores) for mode in rates.shared]
             self._allocations = {mode.name: kept for mode, kept in zip(rates.modes(), [*splits, *shared], strict=True)}
         run = view.cycles, view.prefetch
-        if run != self._run or not _is_like(view.works, self._works):
-            self._run, self._works = run, view.works
-            self.remaining = remaining_of(view.works, view.cycles, view.prefetch)
+        if run != self._run or works is not self._works:
+            self._run, self._works = run, works
+            self.remaining = remaining_of(works, view.cycles, view.prefetch)
         return self.remaining, self._pace
 
 
@@ -81,11 +72,3 @@ def _seconds_to_end(view: View, mode: Mode, position: tuple[float, float], remai
         seconds += (freed - comp_done) / pace.comp_alone
         comp_done, num_comp = freed, 2 * cycle + 2
     return seconds + remaining.time(num_comm, num_comp, comp_done, comm_done, pace)
-
-
-def _is_like(works: Works, known: Works | None) -> bool:
-    """Whether `works` is `known`, or both were learned and differ by less than DRIFT."""
-    if not (isinstance(works, Workload) and isinstance(known, Workload)):
-        return works is known
-    pairs = ((works.forward, known.forward), (works.backward, known.backward), (works.comm, known.comm))
-    return all(math.isclose(now, before, rel_tol=DRIFT) for now, before in pairs)

@@ -3,8 +3,7 @@
 A position is a point (comp work done, comm work done). Without a prefetch limit, the optimal path follows the tangent from there
 to the upper hull of the remaining points (W_m, Y_m). Then it follows the hull (docs/model.md, "The optimum"). This needs, for
 every point, its successor on the hull of the points after it. The successors are computed once per run in O(N), backwards from
-the end. With a limit, the path follows its own taut string until it meets the run's string. If all cycles have equal works, all
-points are on one line, and nothing is precomputed.
+the end. With a limit, the path follows its own taut string until it meets the run's string.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 
-from scheduler.model.cost import Workload
 from scheduler.model.optimum import Frontier, course, funnel
 from scheduler.policies.view import View, Works
 
@@ -51,46 +49,9 @@ class Remaining(Protocol):
 
 def remaining_of(works: Works, cycles: int, prefetch: int | None) -> Remaining:
     """Return the implementation for these works and this limit."""
-    if isinstance(works, Workload):
-        return EqualCycles(works, cycles)
     if prefetch is None or prefetch >= cycles or prefetch > MOST_GATES:
         return AnyCycles(works, cycles)
     return LimitedCycles(works, cycles, prefetch)
-
-
-class EqualCycles:
-    """All cycles have equal works, so (W_1, Y_1) to (W_N, Y_N) is one straight line. O(1) per call.
-
-    A prefetch limit of 2 or more does not change this line, so the limit is not a parameter.
-    """
-
-    def __init__(self, work: Workload, cycles: int) -> None:
-        self._work, self._cycles = work, cycles
-        self._cycle = work.forward + work.backward
-        self._last_wait = cycles * self._cycle - work.backward  # W_N
-        self._comm = cycles * work.comm  # Y_N
-
-    def position(self, view: View) -> tuple[float, float]:
-        """Return the comp work done and the comm work done."""
-        running_ends = self._cycle if view.num_forward > view.num_backward else self._work.forward
-        comp = view.num_backward * self._cycle + running_ends - view.comp_left
-        return comp, (view.num_comm + 1) * self._work.comm - view.comm_left
-
-    def cycle_end(self, cycle: int) -> float:
-        """Return the comp work done at the end of this cycle's Backward; cycles count from 0."""
-        return (cycle + 1) * self._cycle
-
-    def time(self, num_comm: int, num_comp: int, comp_done: float, comm_done: float, pace: Pace) -> float:
-        """Return the least seconds for the rest: along the steeper of the lines to the next point and to the last point."""
-        last = self._work.backward / pace.comp_alone
-        if num_comm == self._cycles:
-            return (self._last_wait - comp_done) / pace.comp_alone + last
-        dx, dy = self._last_wait - comp_done, self._comm - comm_done
-        next_dx = num_comm * self._cycle + self._work.forward - comp_done
-        next_dy = (num_comm + 1) * self._work.comm - comm_done
-        if next_dy * dx > dy * next_dx:
-            return pace.seconds(next_dx, next_dy) + pace.seconds(dx - next_dx, dy - next_dy) + last
-        return pace.seconds(dx, dy) + last
 
 
 class _GivenTasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from scheduler.model.cost import RateTable
@@ -19,8 +20,8 @@ class View(NamedTuple):
     """The information that a policy gets at an event. A tuple, because one is built at every event and tuples are the fastest.
 
     The counts are those of the state S_{i,j,k}, see `State`. `comm_left` and `comp_left` are the remaining work of the two running
-    tasks, `works` is the work of all tasks. All work is in the unit of `rates`. `rates` is None if they are not known, or if the
-    policy's `needs_rates` is false.
+    tasks, `works` is the work of all tasks. All work is in the unit of `rates`. `rates` is None if they are not known. A live run
+    gives a policy whose `needs_rates` is false neither rates nor works, and NaN for the remaining work.
     """
 
     num_cores: int
@@ -31,8 +32,14 @@ class View(NamedTuple):
     num_backward: int
     comm_left: float
     comp_left: float
-    works: Works
+    works: Works | None
     rates: RateTable | None
+
+    @classmethod
+    def without_rates(cls, state: State, num_cores: int) -> View:
+        """Build the view of this state for a policy that needs no rates."""
+        counts = (state.num_comm, state.num_forward, state.num_backward)
+        return cls(num_cores, state.cycles, state.prefetch, *counts, math.nan, math.nan, None, None)
 
     @classmethod
     def of(
@@ -63,7 +70,7 @@ class Policy(Protocol):
 
     @property
     def needs_rates(self) -> bool:
-        """Whether the next `choose` reads `View.rates`. The controller reads it at every event, as it may change in a run."""
+        """Whether `choose` reads `View.rates`. It never changes: the controller learns rates from the first event on, or never."""
 
     def choose(self, view: View) -> Allocation:
         """Return the allocation until the next event."""

@@ -10,12 +10,12 @@ from scenarios import Scenario, scenarios
 from virtual_time import drive
 
 from scheduler.control.controller import STORY_LENGTH, Controller
-from scheduler.control.side_rates import UNPINNED, Share
+from scheduler.control.learning import Learning
 from scheduler.model.cost import RateTable, Workload
 from scheduler.model.scenario import Profile
 from scheduler.model.state import Allocation, BrokenInvariant, CoresChanged, Event, Reason, Started, Task, TaskDone
 from scheduler.policies.registry import make_policy
-from scheduler.policies.view import View
+from scheduler.policies.view import Policy, View
 
 RATES = RateTable(comm=(0.0, 1.0, 1.5, 1.75, 2.0), comp=(4.0, 3.0, 2.0, 1.0, 0.0))
 WORK = Workload(forward=3.0, backward=6.0, comm=2.0)
@@ -27,7 +27,7 @@ class Probe:
 
     name = "probe"
     is_work_conserving = True
-    needs_rates = False
+    needs_rates = True
 
     def __init__(self, *allocations: Allocation) -> None:
         self.allocations = list(allocations)
@@ -36,6 +36,21 @@ class Probe:
     def choose(self, view: View) -> Allocation:
         self.views.append(view)
         return self.allocations.pop(0) if len(self.allocations) > 1 else self.allocations[0]
+
+
+class Learner:
+    """A policy that needs no rates, for which the controller learns them all the same."""
+
+    is_work_conserving = True
+    needs_rates = True
+
+    def __init__(self, policy: Policy) -> None:
+        self.name, self.choose = policy.name, policy.choose
+
+
+def learning_of(controller: Controller) -> Learning:
+    assert controller.learning is not None
+    return controller.learning
 
 
 def done(task: Task, time: float) -> TaskDone:
@@ -89,7 +104,7 @@ def test_a_side_that_is_blocked_books_no_time() -> None:
     controller.handle(done(Task.FORWARD, 3.5))  # comp is blocked until Comm_2
     controller.handle(done(Task.COMM, 4.0))
     controller.handle(done(Task.BACKWARD, 5.5))
-    assert controller.estimates.comp.num_tasks == {Share(3): 2, Share(4): 3}
+    assert learning_of(controller).estimates.comp.num_tasks == {3: 2, 4: 3}
 
 
 def test_a_task_slower_than_its_rate_still_has_something_left() -> None:
@@ -108,8 +123,8 @@ def test_a_held_side_may_finish_its_task() -> None:
     assert controller.handle(done(Task.FORWARD, 1.0)).state.num_forward == 1
     controller.handle(done(Task.COMM, 2.0))
     assert controller.handle(done(Task.COMM, 2.5)).state.num_comm == 2
-    assert controller.rates()["comp"] == {}
-    assert controller.rates()["comm"] == {"4": 0.5}  # only the first
+    assert learning_of(controller).rates()["comp"] == {}
+    assert learning_of(controller).rates()["comm"] == {"4": 0.5}  # only the first
 
 
 def test_a_task_that_was_held_halfway_is_not_learnt_from() -> None:
@@ -119,40 +134,22 @@ def test_a_task_that_was_held_halfway_is_not_learnt_from() -> None:
     controller.handle(done(Task.COMM, 0.25))
     controller.handle(done(Task.FORWARD, 1.0))  # Comm_2 has had 0.75 s of one core, and is to be held
     controller.handle(done(Task.COMM, 2.0))  # but ran on until now
-    assert controller.rates()["comm"] == {"1": 4.0}
-
-
-def test_waiting_is_not_working_when_nothing_is_pinned() -> None:
-    """Comm waits for a slot from 1 s to 3 s, comp for logits from 4 s to 5 s. Both may use every core all the time."""
-    controller = controller_of("os-default", cycles=2, prefetch=1)
-    times = [(Task.COMM, 1.0), (Task.FORWARD, 2.0), (Task.BACKWARD, 3.0), (Task.FORWARD, 4.0), (Task.COMM, 5.0)]
-    controller.handle(Started(time=0.0))
-    for task, time in [*times, (Task.BACKWARD, 6.0)]:
-        controller.handle(done(task, time))
-    shares = [dict(seconds) for side in ("comm", "comp") for _, seconds in getattr(controller.estimates, side).recent]
-    assert shares == [{Share(4, UNPINNED): seconds} for seconds in (1.0, 2.0, 2.0, 1.0, 1.0, 1.0)]
+    assert learning_of(controller).rates()["comm"] == {"1": 4.0}
 
 
 def test_rates_are_learnt_in_units_of_a_cycle() -> None:
-    controller = controller_of("static:1", cycles=9)
+    controller = Controller(policy=Learner(make_policy("static:1", num_cores=4, seed=0)), cycles=9, num_cores=4)
     controller.handle(Started(time=0.0))
     for cycle in range(8):
         start = 4.0 * cycle
         controller.handle(done(Task.COMM, start + 0.5))
         controller.handle(done(Task.FORWARD, start + 1.0))
         controller.handle(done(Task.BACKWARD, start + 4.0))
-        controller.rates()
-    learnt = controller.rates()
+        learning_of(controller).rates()
+    learnt = learning_of(controller).rates()
     assert learnt["workload"] == pytest.approx({"forward": 0.25, "backward": 0.75, "comm": 1.0}, rel=1e-2)
     assert learnt["comp"] == pytest.approx({"3": 0.25}, rel=1e-2)
     assert learnt["comm"].keys() == {"1"}
-
-
-def test_an_unmanaged_run_is_learnt_apart_from_a_pinned_one() -> None:
-    controller = controller_of("os-default", cycles=1)
-    controller.handle(Started(time=0.0))
-    controller.handle(done(Task.COMM, 2.0))
-    assert controller.rates()["comm"] == {"unpinned": 0.5}
 
 
 @given(scenario=scenarios(min_cores=3, max_cores=6, max_cycles=12))
@@ -160,15 +157,15 @@ def test_an_unmanaged_run_is_learnt_apart_from_a_pinned_one() -> None:
 def test_rates_of_tasks_that_keep_their_cores_are_exact(scenario: Scenario) -> None:
     """With comm-priority, comm runs alone and then comp alone, so no task changes its cores."""
     controller = Controller(
-        policy=make_policy("comm-priority", num_cores=scenario.num_cores, seed=0),
+        policy=Learner(make_policy("comm-priority", num_cores=scenario.num_cores, seed=0)),
         cycles=scenario.cycles,
         num_cores=scenario.num_cores,
         profile=scenario.profile,
     )
     drive(controller, scenario.rates, scenario.work)
     every = str(scenario.num_cores)
-    assert controller.rates()["comm"][every] == pytest.approx(scenario.rates.comm[-1], rel=1e-6)
-    assert controller.rates()["comp"][every] == pytest.approx(scenario.rates.comp[0], rel=1e-6)
+    assert learning_of(controller).rates()["comm"][every] == pytest.approx(scenario.rates.comm[-1], rel=1e-6)
+    assert learning_of(controller).rates()["comp"][every] == pytest.approx(scenario.rates.comp[0], rel=1e-6)
 
 
 def test_a_change_of_cores_is_followed_by_a_new_decision() -> None:
@@ -179,9 +176,17 @@ def test_a_change_of_cores_is_followed_by_a_new_decision() -> None:
     assert str(controller.handle(CoresChanged(num_cores=8, time=3.0)).allocation) == "comm 3 | comp 5"
 
 
+@pytest.mark.parametrize("name", ["static:1", "random", "compute-first", "elastic", "adaptive", "os-default"])
+def test_a_policy_without_rates_costs_no_learning(name: str) -> None:
+    controller = controller_of(name)
+    controller.handle(Started(time=0.0))
+    controller.handle(done(Task.COMM, 1.0))
+    assert controller.learning is None
+    assert controller.to_json()["estimates"] is None
+
+
 def test_a_profile_follows_the_cores_that_are_left() -> None:
     probe = Probe(Allocation.split(1, 4), Allocation.split(1, 3))
-    probe.needs_rates = True
     controller = Controller(policy=probe, cycles=3, num_cores=4, profile=PROFILE)
     controller.handle(Started(time=0.0))
     controller.handle(CoresChanged(num_cores=3, time=0.5))
@@ -272,7 +277,7 @@ def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch
     policy = make_policy("dynamic", num_cores=4, seed=0)
     controller = Controller(policy=policy, cycles=100, num_cores=4, prefetch=prefetch, comp_moves_at_boundaries=True)
     drive(controller, rates, Workload(forward=0.3, backward=0.7, comm=1.0), comp_moves_at_boundaries=True)
-    learnt = controller.rates()
+    learnt = learning_of(controller).rates()
     for cores, rate in learnt["comp"].items():
         assert rate == pytest.approx(own[int(cores)], rel=0.1), learnt
     for cores, rate in learnt["comm"].items():
@@ -284,13 +289,16 @@ def test_rates_are_right_although_training_moves_only_at_its_boundaries(prefetch
 def test_estimates_are_exact_for_tasks_that_change_their_cores(moves_at_boundaries: bool, seed: int) -> None:
     """`random` draws a split at every event, so most tasks change their cores. The equations of all tasks hold."""
     rates = RateTable(comm=(0.0, 0.9, 1.5, 1.8, 2.0), comp=(3.4, 2.7, 1.9, 1.0, 0.0))
-    policy = make_policy("random", num_cores=4, seed=seed)
+    policy = Learner(make_policy("random", num_cores=4, seed=seed))
     controller = Controller(policy=policy, cycles=8, num_cores=4, comp_moves_at_boundaries=moves_at_boundaries)
     drive(controller, rates, Workload(forward=0.3, backward=0.7, comm=0.5), comp_moves_at_boundaries=moves_at_boundaries)
     works = {Task.FORWARD: 0.3, Task.BACKWARD: 0.7, Task.COMM: 0.5}
-    for side, rate_of in ((controller.estimates.comm, rates.comm), (controller.estimates.comp, rates.comp[::-1])):
+    for side, rate_of in (
+        (learning_of(controller).estimates.comm, rates.comm),
+        (learning_of(controller).estimates.comp, rates.comp[::-1]),
+    ):
         for task, seconds in side.recent:
-            assert sum(rate_of[cores] * spent for (cores, _), spent in seconds.items()) == pytest.approx(works[task], rel=1e-9)
+            assert sum(rate_of[cores] * spent for cores, spent in seconds.items()) == pytest.approx(works[task], rel=1e-9)
 
 
 def test_a_task_that_moves_is_attributed_to_the_cores_it_had_and_for_how_long() -> None:
@@ -300,11 +308,11 @@ def test_a_task_that_moves_is_attributed_to_the_cores_it_had_and_for_how_long() 
     for time in (1.0, 2.5, 4.0):
         controller.handle(done(Task.COMM, time))
     controller.handle(done(Task.FORWARD, 6.0))
-    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 1.0, Share(1): 1.5, Share(2): 2.0})]
-    assert list(controller.estimates.comm.recent) == [
-        (Task.COMM, {Share(1): 1.0}),
-        (Task.COMM, {Share(3): 1.5}),
-        (Task.COMM, {Share(4): 1.5}),
+    assert list(learning_of(controller).estimates.comp.recent) == [(Task.FORWARD, {3: 1.0, 1: 1.5, 2: 2.0})]
+    assert list(learning_of(controller).estimates.comm.recent) == [
+        (Task.COMM, {1: 1.0}),
+        (Task.COMM, {3: 1.5}),
+        (Task.COMM, {4: 1.5}),
     ]
 
 
@@ -315,8 +323,8 @@ def test_a_team_keeps_its_cores_to_the_end_of_its_task_and_comm_gets_the_free_on
     controller.handle(done(Task.COMM, 1.0))
     controller.handle(done(Task.FORWARD, 3.0))
     controller.handle(done(Task.COMM, 3.5))
-    assert list(controller.estimates.comp.recent) == [(Task.FORWARD, {Share(3): 3.0})]
-    assert list(controller.estimates.comm.recent)[1] == (Task.COMM, {Share(1): 2.0, Share(3): 0.5})
+    assert list(learning_of(controller).estimates.comp.recent) == [(Task.FORWARD, {3: 3.0})]
+    assert list(learning_of(controller).estimates.comm.recent)[1] == (Task.COMM, {1: 2.0, 3: 0.5})
 
 
 @pytest.mark.parametrize("policy", ["comm-priority", "comp-priority", "static:2", "dynamic"])

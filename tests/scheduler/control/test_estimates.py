@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.control.estimates import Estimates
-from scheduler.control.side_rates import Share
 from scheduler.model.cost import Workload
 from scheduler.model.state import Allocation, Task
 from scheduler.policies.view import warm_up_splits
@@ -17,19 +16,19 @@ def taught(*lessons: tuple[Task, dict[int, float]], workload: Workload | None = 
     """Return estimates after these tasks, each given as seconds by number of pinned cores."""
     estimates = Estimates(workload)
     for task, seconds in lessons:
-        estimates.finish(task, {Share(cores): spent for cores, spent in seconds.items()})
+        estimates.finish(task, seconds)
         estimates.refresh()
     return estimates
 
 
 def test_a_whole_task_tells_its_rate_at_once() -> None:
     estimates = taught((Task.COMM, {2: 4.0}), workload=Workload(forward=1.0, backward=2.0, comm=6.0))
-    assert estimates.comm.rates == {Share(2): 1.5}
+    assert estimates.comm.rates == {2: 1.5}
 
 
 def test_a_rate_follows_the_newest_tasks() -> None:
     old, new = [(Task.COMM, {1: 1.0})] * 16, [(Task.COMM, {1: 2.0})]
-    rates = [taught(*old, *new * count).comm.rates[Share(1)] for count in (0, 1, 4, 16)]
+    rates = [taught(*old, *new * count).comm.rates[1] for count in (0, 1, 4, 16)]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == pytest.approx(1.0)
     assert rates[1] > 0.7  # one outlier is no new truth
@@ -41,7 +40,7 @@ def test_forward_and_backward_share_a_cycle_by_their_durations() -> None:
     estimates = taught(*[(Task.FORWARD, {2: 1.0}), (Task.BACKWARD, {2: 3.0})] * 4)
     assert estimates.workload.forward == pytest.approx(0.25, rel=1e-3)
     assert estimates.workload.forward + estimates.workload.backward == pytest.approx(1.0)
-    assert estimates.comp.rates[Share(2)] == pytest.approx(0.25, rel=1e-3)
+    assert estimates.comp.rates[2] == pytest.approx(0.25, rel=1e-3)
 
 
 def test_durations_on_different_cores_are_compared_by_their_rates() -> None:
@@ -55,8 +54,8 @@ def test_rates_come_out_of_tasks_that_never_kept_a_split() -> None:
     """Comm has rate 1.0 with one core and 3.0 with four. Every task ran on both."""
     lessons = [(Task.COMM, {1: t, 4: (1 - t) / 3}) for t in (0.2, 0.8, 0.5, 0.3, 0.7) * 6]
     rates = taught(*lessons).comm.rates
-    assert rates[Share(1)] == pytest.approx(1.0, rel=0.02)
-    assert rates[Share(4)] == pytest.approx(3.0, rel=0.02)
+    assert rates[1] == pytest.approx(1.0, rel=0.02)
+    assert rates[4] == pytest.approx(3.0, rel=0.02)
 
 
 def test_a_known_workload_is_not_learnt() -> None:
@@ -81,17 +80,17 @@ def cycle(comm_cores: int, num_cores: int) -> list[tuple[Task, dict[int, float]]
 def test_splits_are_tried_one_after_another_until_all_are_measured() -> None:
     estimates = taught()
     for split in (4, 1, 7):
-        assert estimates.untried(warm_up_splits(8), 8, 1) == Allocation.split(split, 8)
+        assert estimates.untried(warm_up_splits(8), 1) == Allocation.split(split, 8)
         for task, seconds in cycle(split, 8):
-            estimates.finish(task, {Share(cores): spent for cores, spent in seconds.items()})
-    assert estimates.untried(warm_up_splits(8), 8, 1) is None
+            estimates.finish(task, seconds)
+    assert estimates.untried(warm_up_splits(8), 1) is None
     assert estimates.table(8) is not None
 
 
 def test_a_split_is_left_after_three_tasks_even_if_none_kept_it() -> None:
     partial = [(Task.COMM, {1: 0.01, 3: 1.0}), (Task.FORWARD, {2: 0.01, 3: 0.2}), (Task.BACKWARD, {2: 0.01, 3: 0.2})]
-    assert taught(*partial * 2).untried(warm_up_splits(3), 3, 1) == Allocation.split(1, 3)
-    assert taught(*partial * 3).untried(warm_up_splits(3), 3, 1) == Allocation.split(2, 3)
+    assert taught(*partial * 2).untried(warm_up_splits(3), 1) == Allocation.split(1, 3)
+    assert taught(*partial * 3).untried(warm_up_splits(3), 1) == Allocation.split(2, 3)
 
 
 def test_the_table_is_linear_between_and_beyond_measured_cores() -> None:
@@ -138,8 +137,8 @@ def test_whatever_the_times_the_rates_stay_rates(lessons: list[tuple[Task, dict[
 def test_a_rate_of_zero_in_the_profile_is_replaced_after_the_first_task() -> None:
     """`calibrate` writes a rate of 0 if training left comm no time in all visits."""
     estimates = Estimates(Workload(forward=1.0, backward=2.0, comm=6.0))
-    estimates.comm.rates = {Share(2): 0.0, Share(1): 2.0}
-    for seconds in ({Share(2): 4.0}, {Share(2): 4.0}, {Share(1): 1.0, Share(2): 1.0}):
+    estimates.comm.rates = {2: 0.0, 1: 2.0}
+    for seconds in ({2: 4.0}, {2: 4.0}, {1: 1.0, 2: 1.0}):
         estimates.finish(Task.COMM, seconds)
         estimates.refresh()
-    assert estimates.comm.rates[Share(2)] > 1.0
+    assert estimates.comm.rates[2] > 1.0

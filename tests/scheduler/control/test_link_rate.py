@@ -9,8 +9,8 @@ import pytest
 from scheduler.control.link_rate import Link
 
 
-def observed_wait(link: Link, *, seconds: float, busy_s: float, own_s: float | None = None) -> float:
-    return link.update(work=1.0, seconds=seconds, own_s=seconds if own_s is None else own_s, busy_s=busy_s)
+def observed_wait(link: Link, *, seconds: float, busy_s: float) -> float:
+    return link.update(work=1.0, seconds=seconds, busy_s=busy_s)
 
 
 def test_a_busy_task_tells_of_no_limit() -> None:
@@ -36,15 +36,7 @@ def test_a_link_that_changes_tenfold_is_followed_within_three_tasks(before: floa
     assert abs(1 / link.rate - after) < abs(1 / link.rate - before)
 
 
-def test_comm_with_idle_priority_may_be_busy_without_disproving_the_limit() -> None:
-    """With idle priority comm always waits for cores, so the absence of waits for bytes is no evidence about the link."""
-    link = Link()
-    observed_wait(link, seconds=1.0, busy_s=0.2)
-    observed_wait(link, seconds=1.5, busy_s=1.4, own_s=0.1)
-    assert link.rate == 1.0
-
-
-def test_cores_of_its_own_without_a_wait_disprove_the_limit() -> None:
+def test_a_task_without_a_wait_disproves_the_limit() -> None:
     link = Link()
     observed_wait(link, seconds=1.0, busy_s=0.2)
     observed_wait(link, seconds=1.0, busy_s=0.95)
@@ -54,7 +46,7 @@ def test_cores_of_its_own_without_a_wait_disprove_the_limit() -> None:
 def test_a_task_faster_than_the_limit_disproves_it() -> None:
     link = Link()
     observed_wait(link, seconds=1.0, busy_s=0.2)
-    observed_wait(link, seconds=0.5, busy_s=0.4, own_s=0.0)
+    observed_wait(link, seconds=0.5, busy_s=0.35)
     assert link.rate == math.inf
 
 

@@ -84,10 +84,41 @@ def learnt(name: str) -> tuple[Controller, Any, Scenario]:
 
 
 def test_another_policy_takes_the_rates_and_leaves_the_rest() -> None:
-    _, memory, scenario = learnt("random")
+    _, memory, scenario = learnt("dynamic")
+    assert memory["estimates"] is not None
     other = controller("dynamic", scenario)
-    other.recall(memory, "here")
+    other.recall(memory | {"policy": "random", "learnt": {}}, "here")
     assert saved(other)["estimates"] == memory["estimates"]
+
+
+def test_a_policy_that_learns_may_follow_one_that_does_not_and_the_other_way_round() -> None:
+    _, of_dynamic, scenario = learnt("dynamic")
+    _, of_static, _ = learnt("static:1")
+    for name, memory in (("static:1", of_dynamic), ("dynamic", of_static)):
+        other = controller(name, scenario)
+        before = saved(other)
+        other.recall(memory, "here")
+        assert saved(other) == before
+
+
+def test_the_rates_of_an_earlier_version_are_read() -> None:
+    """It wrote "2 own", and had other rates for cores that both sides used, which no policy needs any more."""
+    _, memory, scenario = learnt("dynamic")
+    former = copy.deepcopy(memory)
+    for side in ("comm", "comp"):
+        for name in ("rates", "weights", "num_tasks"):
+            values = former["estimates"][side][name]
+            former["estimates"][side][name] = {f"{cores} own": value for cores, value in values.items()} | {"4 shared": 1.0}
+        recent = [
+            [task, {f"{cores} own": s for cores, s in seconds.items()}] for task, seconds in memory["estimates"][side]["recent"]
+        ]
+        former["estimates"][side]["recent"] = [*recent[1:], ["forward", {"4 unpinned": 1.0, "4 own": 1.0}]]
+    former["estimates"]["busy_s"] = 0.1
+    other = controller("dynamic", scenario)
+    other.recall(former, "here")
+    found = saved(other)["estimates"]
+    assert found["comp"]["rates"] == memory["estimates"]["comp"]["rates"]
+    assert found["comm"]["recent"] == memory["estimates"]["comm"]["recent"][1:]
 
 
 def test_state_learned_on_other_cores_is_ignored() -> None:

@@ -60,7 +60,7 @@ class Scripted:
 
     name = "scripted"
     is_work_conserving = True
-    needs_rates = False
+    needs_rates = True
 
     def __init__(self, *script: Allocation) -> None:
         self._script = list(script)
@@ -75,7 +75,8 @@ def test_the_controller_attributes_time_to_the_cores_that_the_hand_over_grants(b
     controller.handle(Started(time=0.0))
     controller.handle(TaskDone(task=Task.COMM, time=1.0))
     handover = hand_over(place(after, CORES), frozenset(place(before, CORES).comp))
-    in_force = controller._in_force
+    assert controller.learning is not None
+    in_force = controller.learning.in_force
     assert in_force is not None
     assert in_force.comp == before.comp or in_force == after
     if handover.comm is CommEffect.KEEP:
@@ -83,4 +84,4 @@ def test_the_controller_attributes_time_to_the_cores_that_the_hand_over_grants(b
     else:
         assert in_force.comm == len(handover.comm_cores)
     controller.handle(TaskDone(task=Task.FORWARD, time=1.5))
-    assert controller._in_force == after
+    assert controller.learning.in_force == after

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenarios import Scenario, VariedRun, scenarios, varied_runs
+from scenarios import VariedRun, varied_runs
 
 from scheduler.model.cost import Mode, RateTable, Workload
 from scheduler.model.optimum import Frontier, funnel, lower_bound
@@ -21,7 +21,7 @@ from scheduler.model.scenario import TaskWorks
 from scheduler.model.state import Allocation, State
 from scheduler.policies.adaptive import Adaptive
 from scheduler.policies.lookahead import Lookahead
-from scheduler.policies.remaining import AnyCycles, EqualCycles, LimitedCycles, Pace, remaining_of
+from scheduler.policies.remaining import AnyCycles, LimitedCycles, Pace, remaining_of
 from scheduler.policies.view import View
 from scheduler.simulation.simulator import simulate, simulate_policy
 
@@ -125,32 +125,6 @@ def test_from_the_start_the_rest_is_the_bound(run: VariedRun) -> None:
     assert abs(rest.time(0, 0, 0.0, 0.0, pace) - run.lower_bound()) <= rounding_of(run, pace)
 
 
-@given(
-    scenario=scenarios(is_monotone=True),
-    counts=st.tuples(st.integers(0, 11), st.integers(0, 23)),
-    left=st.tuples(*[st.floats(0.01, 1)] * 2),
-)
-@settings(max_examples=150, deadline=None)
-def test_equal_cycles_are_a_case_of_any(scenario: Scenario, counts: tuple[int, int], left: tuple[float, float]) -> None:
-    work, cycles = scenario.work, scenario.cycles
-    works = TaskWorks(
-        forward=np.full(cycles, work.forward), backward=np.full(cycles, work.backward), comm=np.full(cycles, work.comm)
-    )
-    run = VariedRun(cores=scenario.num_cores, works=works, prefetch=None, rates=scenario.rates, cost=None)
-    num_comm = counts[0] % cycles
-    num_comp = min(counts[1], 2 * num_comm)
-    view = view_of(run, num_comm=num_comm, num_comp=num_comp, left=left)
-    pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
-    equal, varied = EqualCycles(work, cycles), AnyCycles(works, cycles)
-    assert equal.position(view) == pytest.approx(varied.position(view))
-    assert equal.cycle_end(num_comp // 2) == pytest.approx(varied.cycle_end(num_comp // 2))
-    there = varied.position(view)
-    expected = varied.time(num_comm, num_comp, *there, pace)
-    assert abs(equal.time(num_comm, num_comp, *there, pace) - expected) <= rounding_of(run, pace)
-    done = varied.cycle_end(cycles - 1)
-    assert abs(equal.time(cycles, 2 * cycles, done, cycles * work.comm, pace)) <= rounding_of(run, pace)
-
-
 @given(run=varied_runs(), counts=st.tuples(st.integers(0, 11), st.integers(0, 23)), left=st.tuples(*[st.floats(0.01, 1)] * 2))
 @settings(max_examples=150, deadline=None)
 def test_a_limit_never_makes_the_rest_shorter(run: VariedRun, counts: tuple[int, int], left: tuple[float, float]) -> None:
@@ -176,9 +150,8 @@ def follower(*, has_workers: bool = True, may_change_priority: bool = True) -> A
 
 def at_level(level: int, *, prefetch: int | None = 8, num_cores: int = 4) -> View:
     """A view with this number of batches in the buffer."""
-    work = Workload(forward=0.5, backward=0.5, comm=1.0)
     state = State(cycles=1000, num_comm=500 + level, num_forward=500, num_backward=500, prefetch=prefetch)
-    return View.of(state, num_cores=num_cores, comm_left=1.0, comp_left=0.5, works=work, rates=None)
+    return View.without_rates(state, num_cores)
 
 
 COMM_FIRST, TRAINING_FIRST = Allocation.elastic(1, 4), Allocation.sharing("compute-first", 4)
@@ -191,7 +164,6 @@ def test_the_level_of_the_buffer_decides_who_runs_first(prefetch: int | None) ->
     chosen = [policy.choose(at_level(level, prefetch=prefetch)) for level in levels]
     assert chosen == [COMM_FIRST] * 4 + [TRAINING_FIRST] * 3 + [COMM_FIRST] * 2
     assert not policy.needs_rates
-    assert policy.strategy == "buffer level"
 
 
 def test_comm_has_a_quarter_of_the_cores_and_at_least_one() -> None:
@@ -218,7 +190,12 @@ def test_what_it_does_is_known_again_and_the_race_of_an_earlier_version_is_ignor
 
 def a_view(rates: RateTable | None, *, num_cores: int, works: Workload) -> View:
     return View.of(
-        State.initial(cycles=50), num_cores=num_cores, comm_left=works.comm, comp_left=works.forward, works=works, rates=rates
+        State.initial(cycles=50),
+        num_cores=num_cores,
+        comm_left=works.comm,
+        comp_left=works.forward,
+        works=TaskWorks.equal(works, 50),
+        rates=rates,
     )
 
 
@@ -235,21 +212,9 @@ def test_a_shared_mode_is_used_where_it_is_worth_it() -> None:
         assert planner().choose(a_view(rates, num_cores=2, works=work)) == expected
 
 
-def test_learned_works_that_hardly_change_do_not_change_the_path() -> None:
-    """Once comm is done only Backward remains, so the predicted end shows the learned work of Backward."""
-    rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0))
-    for forward, is_drawn_again in ((0.502, False), (0.51, True)):
-        policy = Lookahead()
-        lines = []
-        for part in (0.5, forward):
-            policy.choose(a_view(rates, num_cores=2, works=Workload(forward=part, backward=1 - part, comm=1.0)))
-            lines.append(policy.remaining)
-        assert (lines[0] is not lines[1]) == is_drawn_again
-
-
 def test_another_run_of_the_same_works_has_its_own_path() -> None:
     rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0))
-    work = Workload(forward=0.5, backward=0.5, comm=1.0)
+    work = TaskWorks.equal(Workload(forward=0.5, backward=0.5, comm=1.0), 60)
     policy = Lookahead()
     lines = []
     for cycles in (5, 60):
@@ -275,7 +240,7 @@ def test_of_equals_comm_gets_ahead() -> None:
     """With rates linear in the cores, all uses of all cores are equally good."""
     rates = RateTable(comm=(0.0, 1.0, 2.0, 3.0, 4.0), comp=(4.0, 3.0, 2.0, 1.0, 0.0))
     state = State(cycles=50, num_comm=10, num_forward=2, num_backward=2, prefetch=None)
-    work = Workload(forward=0.5, backward=0.5, comm=1.0)
+    work = TaskWorks.equal(Workload(forward=0.5, backward=0.5, comm=1.0), 50)
     view = View.of(state, num_cores=4, comm_left=1.0, comp_left=0.5, works=work, rates=rates)
     assert planner().choose(view) == Allocation.all_comm(4)
 
@@ -283,7 +248,7 @@ def test_of_equals_comm_gets_ahead() -> None:
 def test_a_buffer_about_to_be_full_is_predicted() -> None:
     """One slot is left. Filling it fast forces training on all cores until Backward ends, which is slow with curved rates."""
     rates = RateTable(comm=(0.0, 2.0, 3.0, 3.5, 3.8), comp=(4.0, 3.8, 3.0, 2.0, 0.0))
-    work = Workload(forward=2.0, backward=2.0, comm=4.0)
+    work = TaskWorks.equal(Workload(forward=2.0, backward=2.0, comm=4.0), 50)
     chosen = []
     for prefetch in (2, None):
         state = State(cycles=50, num_comm=3, num_forward=3, num_backward=2, prefetch=prefetch)

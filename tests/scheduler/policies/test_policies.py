@@ -260,27 +260,25 @@ def test_dynamic_on_two_cores_needs_no_rates_and_no_plan() -> None:
     assert {decision.reason for decision in result.decisions} & {Reason.POLICY, Reason.LEARNING} == {Reason.POLICY}
 
 
-@pytest.mark.parametrize("name", ["dynamic", "adaptive"])
 @given(scenario=scenarios(min_cores=3, max_cycles=12), seed=st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
-def test_a_planner_measures_the_requested_modes_and_then_plans(name: str, scenario: Scenario, seed: int) -> None:
-    decisions = run(name, scenario, seed=seed, is_profiled=False).decisions
+def test_a_planner_measures_the_requested_modes_and_then_plans(scenario: Scenario, seed: int) -> None:
+    decisions = run("dynamic", scenario, seed=seed, is_profiled=False).decisions
     reasons = [d.reason for d in decisions if d.reason in (Reason.POLICY, Reason.LEARNING)]
     assert reasons == sorted(reasons, key=[Reason.LEARNING, Reason.POLICY].index)
-    policy = make_policy(name, num_cores=scenario.num_cores, seed=0)
+    policy = make_policy("dynamic", num_cores=scenario.num_cores, seed=0)
     assert isinstance(policy, Planner)
     assert {d.allocation for d in decisions if d.reason is Reason.LEARNING} <= set(policy.warm_up_allocations(scenario.num_cores))
 
 
-@pytest.mark.parametrize("name", ["dynamic", "adaptive"])
-def test_without_a_profile_a_planner_ends_near_one_that_has_it(name: str) -> None:
+def test_without_a_profile_a_planner_ends_near_one_that_has_it() -> None:
     rates = RateTable(comm=(0.0, 1.0, 2.0, 3.0, 4.0), comp=(4.0, 3.0, 2.0, 1.0, 0.0))
     for comm in (0.3, 1.0, 2.0):
         for prefetch in (None, 2):
             work = Workload(forward=0.3, backward=0.7, comm=comm)
             profile = Profile(cores=4, workload=work, rates=rates)
             scenario = Scenario(cycles=60, prefetch=prefetch, profile=profile)
-            learnt, known = run(name, scenario, is_profiled=False), run(name, scenario)
+            learnt, known = run("dynamic", scenario, is_profiled=False), run("dynamic", scenario)
             assert any(decision.reason is Reason.POLICY for decision in learnt.decisions)
             assert learnt.makespan <= 1.05 * known.makespan
 
