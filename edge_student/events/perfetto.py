@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from edge_student.events.buffer import Record
-from edge_student.events.spans import core_owners
+from edge_student.events.spans import core_owners, shard_spans
 
 _TRACKS = {"comm": 1, "comp": 2, "scheduler": 3}
+_FIRST_SHARD = 4
 
 
 def to_trace(records: Sequence[Record], cores: Sequence[int]) -> dict[str, Any]:
-    """Return a trace in Chrome's trace-event format (times in us), with one track per worker and one per core.
+    """Return a trace in Chrome's trace-event format (times in us), with one track per worker, per shard and per core.
 
     `records` are those of events.jsonl, in order of time. The core owners are the same as in report.html.
     """
@@ -29,6 +30,10 @@ def to_trace(records: Sequence[Record], cores: Sequence[int]) -> dict[str, Any]:
             name = f"{record['reason']}: comm {record['allocation']['comm']} | comp {record['allocation']['comp']}"
             instant = {"ph": "i", "s": "t", "name": name, "ts": record["time"] * 1e6, "pid": 1, "tid": _TRACKS["scheduler"]}
             events.append({**instant, "args": {key: record[key] for key in ("policy", "state", "requested")}})
+    for shard, spans in enumerate(shard_spans(records)):
+        track = _FIRST_SHARD + shard
+        events.append({"ph": "M", "name": "thread_name", "pid": 1, "tid": track, "args": {"name": f"shard {shard}"}})
+        events += [_slice(f"{span.what} {span.index}", span.started, span.ended, 1, track) for span in spans]
     for core, spans in core_owners(records).items():
         events += [_slice(span.what, span.started, span.ended, 2, core) for span in spans]
     return {"traceEvents": events, "displayTimeUnit": "ms"}

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+SHARD_PARTS = ("forward", "backward", "step")
+"""The parts of a shard's cycle, in order."""
+
 _WAITS = {"logits": "stall", "hold": "hold"}
 
 
@@ -54,6 +57,21 @@ def comp_spans(records: Sequence[Mapping[str, Any]]) -> list[Span]:
         elif record["event"] == "task" and record["task"] != "comm":
             spans.append(_span(record, record["task"]))
     return sorted(spans, key=lambda span: span.started)
+
+
+def shard_spans(records: Sequence[Mapping[str, Any]]) -> list[list[Span]]:
+    """Return the spans of each shard in order: "forward", "backward" and "step". Between these spans its worker waited."""
+    found: list[list[Span]] = []
+    for record in records:
+        if record["event"] != "shards":
+            continue
+        for part in SHARD_PARTS:
+            for shard, (started, ended) in enumerate(record[part]):
+                if shard == len(found):
+                    found.append([])
+                zero = record["started"]
+                found[shard].append(Span(what=part, started=zero + started, ended=zero + ended, index=record["index"]))
+    return found
 
 
 def last_moment(records: Sequence[Mapping[str, Any]]) -> float:

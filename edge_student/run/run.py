@@ -326,6 +326,8 @@ class Run:
 
         def on_cycle(num_cycles: int) -> None:
             progress.reach(num_cycles)
+            if isinstance(parts.trainer, ShardedTrainer):
+                self._buffer.record({"event": "shards", "index": num_cycles - 1, **parts.trainer.shard_spans()})
             self._promise.on_cycle(num_cycles - start, time.monotonic(), loop.logits_wait_s)
             with self._signals.deferred():
                 checkpoints.on_cycle()

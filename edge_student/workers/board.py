@@ -6,11 +6,18 @@ system calls, which are also the memory barrier between the processes.
 
 import os
 import select
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import reduction
 from typing import Any
 
+import numpy as np
+
+from edge_student.events.spans import SHARD_PARTS
 from edge_student.workers.shared_arrays import SharedArrays
+
+_DIGITS = 6  # of seconds
 
 
 class Bell:
@@ -69,6 +76,7 @@ class Board:
                 "begun": per_worker,
                 "stepped": per_worker,
                 "loss": ("float64", (num_shards,)),
+                "spans": ("float64", (2, len(SHARD_PARTS), num_shards, 2)),
             }
         )
         self.trainer_bell = Bell()
@@ -146,6 +154,25 @@ class Board:
     def loss(self) -> float:
         """The loss of the last cycle: the sum of the workers' parts, in their order."""
         return float(sum(self._words["loss"].tolist()))
+
+    @contextmanager
+    def timed(self, part: str, worker: int, cycle: int) -> Iterator[None]:
+        """Record the start and the end of one of SHARD_PARTS, in seconds of the monotonic clock, for this cycle and the next."""
+        span = self._words["spans"][cycle % 2, SHARD_PARTS.index(part), worker]
+        span[0] = time.monotonic()
+        yield
+        span[1] = time.monotonic()
+
+    def spans(self, cycle: int) -> dict[str, Any]:
+        """Return the start of a cycle's first part, the end of its last, and [start, end] of each part by shard.
+
+        Seconds; those of the parts count from `started`. All workers must have completed the cycle, and none of them may have begun
+        the next but one.
+        """
+        spans = self._words["spans"][cycle % 2]
+        started = float(spans.min())
+        parts = np.round(spans - started, _DIGITS).tolist()
+        return {"started": started, "ended": float(spans.max()), **dict(zip(SHARD_PARTS, parts, strict=True))}
 
     def close(self) -> None:
         """Close the descriptors. The words stay readable."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
 
 import torch
 
@@ -114,6 +115,10 @@ class ShardedTrainer:
             with self._defer_signals():
                 self._end_in_whole_cycle(schedule)
             raise
+
+    def shard_spans(self) -> dict[str, Any]:
+        """Return the times of the shards in the last cycle (see `Board.spans`). Call it from `on_cycle`."""
+        return self._board.spans(self.num_cycles - 1)
 
     def enable_snapshots(self) -> None:
         """Do nothing: parameters and buffers change at the end of a cycle only."""

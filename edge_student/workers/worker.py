@@ -6,6 +6,7 @@ A worker that was killed is replaced by a new process, which reads from the boar
 import os
 import signal
 import traceback
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -78,16 +79,22 @@ class Worker:
             # If a killed worker had completed this Forward, its results are lost and it is repeated.
             cycle = self._board.done_by(self._number) // 2
             if self._board.num_gradients_of(self._number) <= cycle:
-                self._shard.forward(cycle, self._batches.received(cycle, self._ring))
+                with self._timed("forward", cycle):
+                    self._shard.forward(cycle, self._batches.received(cycle, self._ring))
                 self._board.set_done(self._number, 2 * cycle + 1)
                 self._await_grant(2 * cycle + 1)
-                self._board.set_loss(self._number, self._shard.backward(self._ring.logits(cycle)))
+                with self._timed("backward", cycle):
+                    self._board.set_loss(self._number, self._shard.backward(self._ring.logits(cycle)))
                 self._step.reset()
                 self._board.set_gradients(self._number, cycle + 1)
             while self._board.num_gradients <= cycle:
                 self._bell.wait()
-            self._step.run()
+            with self._timed("step", cycle):
+                self._step.run()
             self._board.set_done(self._number, 2 * cycle + 2)
+
+    def _timed(self, part: str, cycle: int) -> AbstractContextManager[None]:
+        return self._board.timed(part, self._number, cycle)
 
     def _warm_up(self) -> None:
         """Compute a shard twice before the run's clock starts, so that kernels are chosen and memory is there."""

@@ -60,6 +60,29 @@ def test_the_trace_shows_the_owner_of_each_core() -> None:
     assert tasks == {"forward 0", "comm 0", "wait for logits 0", "backward 0"}
 
 
+SHARDS = {
+    "event": "shards",
+    "index": 0,
+    "started": 101.0,
+    "ended": 106.0,
+    "forward": [[0.0, 1.5], [0.25, 2.0]],
+    "backward": [[3.5, 4.0], [3.5, 4.5]],
+    "step": [[4.5, 5.0], [4.5, 4.75]],
+}
+
+
+def test_the_trace_has_a_track_for_each_shard() -> None:
+    log = buffer()
+    log.record(dict(SHARDS))
+    trace = to_trace(since(100.0, log.records), cores=(0, 1))
+    tracks = {e["args"]["name"]: e["tid"] for e in trace["traceEvents"] if e["name"] == "thread_name" and e["pid"] == 1}
+    assert list(tracks) == ["comm", "comp", "scheduler", "shard 0", "shard 1"]
+    assert len(set(tracks.values())) == 5
+    slices = [(e["name"], e["ts"], e["dur"]) for e in trace["traceEvents"] if e.get("tid") == tracks["shard 1"] and e["ph"] == "X"]
+    assert slices == [("forward 0", 1.25e6, 1.75e6), ("backward 0", 4.5e6, 1e6), ("step 0", 5.5e6, 0.25e6)]
+    assert totals_of(log) == totals_of(buffer()), "the work of shards is part of the tasks"
+
+
 def test_a_core_is_computes_from_when_it_was_bound_until_it_left() -> None:
     """A decision at 2 s moves core 1 from compute to comm; compute leaves it at 3 s and waits from 5 s to 6 s."""
     log = EventBuffer()

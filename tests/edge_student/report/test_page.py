@@ -423,6 +423,18 @@ def test_the_template_is_part_of_the_package() -> None:
     assert set(FACTORS) <= set(SPLITS)
 
 
+def test_every_shard_has_a_lane(tmp_path: Path) -> None:
+    tasks = [
+        {"event": "task", "task": task, "index": 0, "started": started, "ended": started + 1.0}
+        for task, started in (("forward", 0.0), ("backward", 1.0))
+    ]
+    parts = {"forward": [[0.0, 0.9], [0.1, 1.0]], "backward": [[1.0, 1.5], [1.0, 1.75]], "step": [[1.75, 2.0], [1.75, 2.0]]}
+    shards = {"event": "shards", "index": 0, "started": 0.0, "ended": 2.0, **parts}
+    shapes = section_of(tmp_path, [decision(0.0, [0], [1]), *tasks, shards])["figure"].shapes
+    assert [shape.text for shape in shapes if shape.text.startswith("shard")] == ["shard 0", "shard 1"]
+    assert [shape.tip for shape in shapes if shape.tip.startswith("step")] == ["step of cycle 0: 250.00 ms"] * 2
+
+
 def test_a_repeated_run_shows_the_timeline_of_the_attempt_that_counts(tmp_path: Path) -> None:
     run = {"policy": "a", "repeat": 0, "valid": True, "wall_clock_s": 1.0, "folder": "runs/a-0-attempt-2"}
     section = timeline_section("a", run, tmp_path, 0)

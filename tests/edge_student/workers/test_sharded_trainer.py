@@ -14,6 +14,7 @@ import torch
 from noisy_student import NoisyStudent
 from small_training import PRIVATE, PUBLIC, RECIPE, TEST, Boundaries, Logits, student
 
+from edge_student.events.spans import SHARD_PARTS
 from edge_student.ipc.ring import Ring, RingShape
 from edge_student.training.team_trainer import TeamTrainer
 from edge_student.workers.pool import MAX_REPLACED, WorkerFailed
@@ -90,6 +91,26 @@ def test_a_run_is_repeatable_on_one_core_and_on_all(ring: Ring, whole: dict[str,
             os.sched_setaffinity(pid, {min(os.sched_getaffinity(0))})
         made.train(CYCLES, Boundaries(), ring, lambda done: None)
         assert weights(made) == whole
+
+
+def test_the_parts_of_each_cycle_are_timed_by_shard(ring: Ring) -> None:
+    found = []
+    before = time.monotonic()
+    with trainer(ring, 3) as made:
+        made.train(CYCLES, Boundaries(), ring, lambda done: found.append(made.shard_spans()))
+    after = time.monotonic()
+    assert len(found) == CYCLES
+    starts = [spans["started"] for spans in found]
+    assert before <= starts[0] < starts[-1] < found[-1]["ended"] <= after
+    assert starts == sorted(starts)
+    for spans in found:
+        forward, backward, step = (spans[part] for part in SHARD_PARTS)
+        assert all(len(part) == 3 for part in (forward, backward, step))
+        assert min(start for start, _ in forward) == 0.0
+        for shard in range(3):
+            ends = [*forward[shard], *backward[shard], *step[shard]]
+            assert ends == sorted(ends)
+        assert min(start for start, _ in step) >= max(end for _, end in backward), "a step needs all gradients"
 
 
 def test_other_numbers_of_shards_give_other_weights(ring: Ring, whole: dict[str, bytes]) -> None:
