@@ -98,9 +98,7 @@ class Run:
             self._device = str(choose_device(config.device))
             check_model(config.model)  # here, so that a wrong name is rejected before the worker starts
             self._num_shards = choose_shards(config, config.policy, len(cores), self._resumed.num_shards)
-            # Plain torch does not follow the rates of a profile, so that a profile for shards is no mistake there.
-            has_team = kind_of(config.policy).launch_options.has_team
-            self._profile = load_profile(config, cores, device=self._device, num_shards=None if has_team else self._num_shards)
+            self._profile = load_profile(config, cores, device=self._device, num_shards=config.shards)
             self._policy = self._make_policy()
             self._buffer = EventBuffer()
             self._sampler = DisturbanceSampler(cores, teacher=config.teacher)
@@ -141,11 +139,7 @@ class Run:
             self._check_class(worker)
             check_teacher(described, data, config.teacher)
             check_same_teacher(resumed, described, config.out)
-            # Shape and number of classes are known now, so the profile is checked against these as well.
             shape = data.private.images.shape[1:]
-            load_profile(
-                config, self._cores, device=self._device, num_shards=None, input_shape=shape, num_classes=described.num_classes
-            )
             ring = Ring.create(self._ring_shape(described.num_classes, shape))
             opened = open_trainer(
                 config,
@@ -153,11 +147,14 @@ class Run:
                 ring,
                 device=self._device,
                 num_shards=self._num_shards,
+                is_resumed=resumed.num_shards is not None,
+                note=self._notes.append,
                 keeps_memory=kind_of(config.policy).launch_options.keeps_memory,
                 defer_signals=self._signals.deferred,
             )
             with closing(ring), opened as trainer:
-                recipe |= self._note_shards(trainer)
+                recipe |= self._adopt_shards(trainer)
+                self._check_profile(shape, described.num_classes)
                 ring.set_consumed(resumed.num_cycles)
                 worker.use_ring(ring, start=resumed.num_cycles, stop=config.cycles)
                 controller = self._make_controller(ring, resumed)
@@ -254,13 +251,27 @@ class Run:
         if kind_of(self._config.policy).launch_options.comm_is_idle and not self._comm_is_idle:
             self._notes.append("the kernel refused SCHED_IDLE for comm, which may interrupt training")
 
-    def _note_shards(self, trainer: Trainer) -> dict[str, int]:
-        """Return the part of the recipe that is known only now. Adds a note if the model cannot be trained in shards."""
+    def _adopt_shards(self, trainer: Trainer) -> dict[str, int]:
+        """Return the part of the recipe that is known only now: the number of shards with which the model is trained."""
         if trainer.num_shards != self._num_shards:
-            self._notes.append("one team of threads trained the model, because it cannot be trained in shards")
             self._num_shards = trainer.num_shards
             self._policy = self._make_policy()
         return {"shards": trainer.num_shards}
+
+    def _check_profile(self, input_shape: tuple[int, ...], num_classes: int) -> None:
+        """Check the profile against what is known only now. Raises ValueError.
+
+        Plain torch does not follow the rates of a profile, so that a profile for shards is no mistake there.
+        """
+        has_team = kind_of(self._config.policy).launch_options.has_team
+        load_profile(
+            self._config,
+            self._cores,
+            device=self._device,
+            num_shards=None if has_team else self._num_shards,
+            input_shape=input_shape,
+            num_classes=num_classes,
+        )
 
     def _ring_shape(self, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
         """Return the shape of the ring. Adds a note if --ring-mib allows fewer slots than requested."""

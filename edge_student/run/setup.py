@@ -17,6 +17,8 @@ from edge_student.training.recipe import Recipe
 from edge_student.training.team_trainer import TeamTrainer
 from edge_student.training.torch_team import TorchTeam
 from edge_student.training.trainer import Trainer
+from edge_student.workers.divisible import team_is_faster
+from edge_student.workers.shard import rows_of
 from edge_student.workers.sharded_trainer import ShardedTrainer
 from edge_student.workers.shared_dataset import SharedDataset
 from edge_student.workers.shared_model import ModelNotDivisible
@@ -121,16 +123,28 @@ def open_trainer(
     *,
     device: str,
     num_shards: int,
+    is_resumed: bool = False,
+    note: Callable[[str], None] = lambda text: None,
     keeps_memory: bool = True,
     defer_signals: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Trainer]:
     """Build the student and yield its trainer, warmed up. A trainer with several shards has its own processes until the end.
 
     `data` must be shared for several shards. See `TeamTrainer` for `defer_signals`. A model that cannot be trained in shards is
-    trained with one team, and logged; with --shards it raises ValueError.
+    trained with one team, which is logged and noted; with --shards it raises ValueError. A model for which a team is faster is
+    trained with one too, unless the user asked for shards or the run had shards when it began (`is_resumed`).
     """
     num_classes, shape = ring.shape.num_classes, data.private.images.shape[1:]
     student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
+    may_choose = config.shards is None and not is_resumed
+    num_rows = rows_of(num_shards)[0].total(_recipe(config, device))
+    if num_shards > 1 and may_choose and team_is_faster(student, shape, num_rows):
+        logger.info(
+            "one team of threads trains model %s, as with --shards 1: it has too many weights for so few outputs; --shards %d"
+            " trains it in shards, with weights that do not depend on the number of threads",
+            *(config.model, num_shards),
+        )
+        num_shards = 1
     if num_shards == 1:
         if keeps_memory:
             keep_freed_memory()
@@ -153,6 +167,7 @@ def open_trainer(
         if config.shards is not None:
             raise ValueError(f"--shards is {num_shards}, but model {config.model} needs --shards 1: {error}") from None
         logger.warning("model %s is trained with one team of threads, as with --shards 1: %s", config.model, error)
+        note("one team of threads trained the model, because it cannot be trained in shards")
         yield _team_trainer(config, data, student, num_classes, device, defer_signals)
         return
     with trainer:

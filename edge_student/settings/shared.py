@@ -81,8 +81,8 @@ class TrainingSettings:
     """Private samples in one step."""
     shards: int | None = None
     """Parts of every batch, each computed by a process of one thread. Results depend on their number, not on the cores. With 1, one
-    team of threads computes the whole batch. (default: one per core; 1 with --torch-threads, and for the policies os-default and
-    os-tuned)"""
+    team of threads computes the whole batch. (default: one per core; 1 with --torch-threads, for a model with many weights for
+    few outputs, and for the policies os-default and os-tuned)"""
     seed: int = 0
     """Seed of the initial weights, of both sample orders and of the policy `random`."""
 

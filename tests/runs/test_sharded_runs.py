@@ -46,6 +46,7 @@ def test_a_policy_moves_workers_never_results(policy: str, address: str, undistu
     log = events(tmp_path)
     for task in ("comm", "forward", "backward"):
         assert [record["index"] for record in log if record.get("task") == task] == list(range(30))
+    assert [record["index"] for record in log if record["event"] == "shards"] == list(range(30))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,23 @@ def test_a_run_without_flags_has_a_shard_for_each_core_and_plain_torch_has_one(a
     assert shards("--policy", "os-workers") == min(len(allowed_cores()), 3)  # 24 rows, at least 8 in a shard
     assert shards("--policy", "os-default") == 1
     assert shards("--policy", "os-workers", "--torch-threads", "2") == 1
+
+
+@TWO_CORES
+def test_a_model_of_many_weights_has_one_team_unless_shards_are_asked_for(address: str, tmp_path: Path) -> None:
+    def shards(name: str, *flags: str) -> int:
+        model = ("--model", "tests.support.wide_student:make")
+        command = student_command(address, tmp_path / name, "--policy", "static:1", *model, *flags)
+        where = command.index("--shards")
+        command = command[:where] + command[where + 2 :] if "--shards" not in flags else command
+        finished = run(command)
+        assert finished.returncode == 0, finished.stderr
+        assert ("one team of threads trains model" in finished.stderr) == ("--shards" not in flags and "--resume" not in flags)
+        return int(json.loads((tmp_path / name / "result.json").read_text())["shards"])
+
+    assert shards("team", "--cycles", "2") == 1
+    assert shards("workers", "--cycles", "2", "--shards", "2") == 2
+    assert shards("workers", "--cycles", "4", "--resume") == 2, "a run keeps its shards"
 
 
 @pytest.mark.promise(number=29)

@@ -1,11 +1,13 @@
 """A model in shared memory, and which models can be there."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from noisy_student import NoisyStudent
 
-from edge_student.workers.divisible import check_divisible, prefers_channels_last
+from edge_student.workers.divisible import check_divisible, prefers_channels_last, team_is_faster
 from edge_student.workers.shared_model import ModelNotDivisible, SharedModel
 
 SHAPE = (1, 8, 8)
@@ -102,6 +104,21 @@ def test_a_model_with_many_weights_for_few_outputs_keeps_its_memory_format() -> 
     assert not prefers_channels_last(student, SHAPE, int(0.4 * num_weights) - 1)
     assert prefers_channels_last(student, SHAPE, int(0.4 * num_weights) + 1)
     assert not prefers_channels_last(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), SHAPE, 1000)
+
+
+@pytest.mark.parametrize(
+    ("student", "num_rows"),
+    [
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10, bias=False)), 3.2),
+        (torch.nn.Sequential(torch.nn.Conv2d(1, 40, SHAPE[1], bias=False), torch.nn.Flatten()), 3.2),
+        (torch.nn.Sequential(torch.nn.Flatten(1, 2), torch.nn.GRU(8, 64, bias=False, batch_first=True)), 1.35),
+    ],
+    ids=["linear", "convolution", "recurrent"],
+)
+def test_a_team_trains_models_with_many_weights_for_few_outputs(student: torch.nn.Module, num_rows: float) -> None:
+    """Limits by hand: 64 weights for each output, and 27 for each of the 64 outputs of 8 steps; 0.05 outputs for a weight."""
+    assert team_is_faster(student, SHAPE, math.floor(num_rows))
+    assert not team_is_faster(student, SHAPE, math.ceil(num_rows))
 
 
 def test_a_refused_model_is_unchanged() -> None:
