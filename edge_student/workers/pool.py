@@ -34,6 +34,8 @@ class WorkerPool:
         self._board = board
         self._assign = assign
         self._workers: list[_Running] = []
+        self.pids: tuple[int, ...] = ()
+        """The process ids of the workers, in the order of shards. The same object while no worker is replaced."""
         self.replaced: list[str] = []
         """A text for every worker that was replaced."""
 
@@ -42,11 +44,7 @@ class WorkerPool:
         start_server()
         for number in range(self._board.num_shards):
             self._workers.append(self._start(number))
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """The process ids of the workers, in the order of shards."""
-        return tuple(worker.process.pid or 0 for worker in self._workers)
+        self._list_pids()
 
     def await_phases(self, num_phases: int) -> None:
         """Wait until all workers have completed the phases below `num_phases`. A worker that was killed is replaced.
@@ -73,6 +71,7 @@ class WorkerPool:
             worker.process.join()
             worker.errors.close()
         self._workers.clear()
+        self._list_pids()
 
     def _start(self, number: int) -> _Running:
         errors, sending = CONTEXT.Pipe(duplex=False)
@@ -98,3 +97,7 @@ class WorkerPool:
             logger.warning("%s; another one takes its place", cause)
             worker.errors.close()
             self._workers[number] = self._start(number)
+        self._list_pids()
+
+    def _list_pids(self) -> None:
+        self.pids = tuple(worker.process.pid or 0 for worker in self._workers)

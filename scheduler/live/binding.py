@@ -132,6 +132,7 @@ class WorkersBinding:
 
     def __init__(self, workers: ComputeWorkers) -> None:
         self._workers = workers
+        self._given: Iterable[int] | None = None
         self._cores: tuple[int, ...] = ()
         self._num_idle = 0
         self._may_set_idle = may_leave_idle_priority()
@@ -148,9 +149,13 @@ class WorkersBinding:
         Return the masks read back; empty if nothing has changed. Without the right to leave idle priority again
         (`may_leave_idle_priority`) all workers keep normal priority.
         """
-        requested, pids = tuple(sorted(cores, reverse=True)), self._workers.pids
-        assert requested, "compute without cores waits at its boundary and is not bound"
         self._priorities.retry()
+        pids = self._workers.pids
+        # By identity first: this runs at every event, and a placement is the same object until a policy changes its choice.
+        if cores is self._given and num_idle == self._num_idle and pids is self._pids:
+            return {}
+        requested = tuple(sorted(cores, reverse=True))
+        assert requested, "compute without cores waits at its boundary and is not bound"
         if (requested, num_idle, pids) == (self._cores, self._num_idle, self._pids):
             return {}
         first_idle = len(pids) - min(num_idle, len(pids) - 1)
@@ -162,7 +167,7 @@ class WorkersBinding:
             masks |= _pin_process(pid, frozenset(mask))
             if self._may_set_idle:
                 self._priorities.set(pid, is_idle)
-        self._cores, self._num_idle, self._pids = requested, num_idle, pids
+        self._given, self._cores, self._num_idle, self._pids = cores, requested, num_idle, pids
         return masks
 
     def hold(self) -> None:
@@ -175,7 +180,7 @@ class WorkersBinding:
 
     def forget(self) -> None:
         """Forget the masks, because the kernel may have changed them: the next `apply` sets them again."""
-        self._cores = ()
+        self._given, self._cores = None, ()
 
     def restore(self) -> ThreadMasks:
         """Let the workers run on all cores again, and return the masks read back. A mask that the kernel refuses stays as it is."""
@@ -186,7 +191,7 @@ class WorkersBinding:
                     masks |= _pin_process(pid, self._original)
                     if self._may_set_idle:
                         self._priorities.set(pid, False)
-        self._cores, self._pids = (), ()
+        self._given, self._cores, self._pids = None, (), ()
         return masks
 
     def _send(self, number: signal.Signals) -> None:
