@@ -3,6 +3,7 @@
     python benchmarks/gaps.py [--scenarios 2000] [--seed 0] [--json FILE]
 
 Computes the mean and the worst cell of the grid C in {4, 6, 8, 10, 12} x works in {1:1, 2:1, 1:2, 1:4, 4:1}, then random scenarios.
+`shards` is the largest gain in that grid if a shard needs only its rows (docs/decisions/032).
 `tracker` is the reference for `adaptive` in docs/decisions/008: the higher of the two modes next to the line's slope.
 """
 
@@ -53,7 +54,6 @@ class Tracker:
 
     name = "tracker"
     is_work_conserving = True
-    needs_rates = True
 
     def choose(self, view: View) -> Allocation:
         assert view.rates is not None
@@ -143,6 +143,22 @@ def random_scenarios(num: int, seed: int) -> dict[str, float]:
     }
 
 
+def gain_of_shards(*, prefetch: int | None, inputs_travel: bool) -> dict[str, Any]:
+    """Return the largest gain in the 25 scenarios of the figures if a shard needs only its rows, with as many shards as cores.
+
+    With `inputs_travel` a Forward needs its rows too: it has work 0, and Backward the work of both.
+    """
+    gains: dict[str, list[float]] = {"lower bound": [], "adaptive": [], "static:1": []}
+    for cores, (x, y) in product(GAP_CORES, GAP_RATIOS):
+        data = scenario_data(cores=cores, x=x, y=y) | ({"forward": 0, "backward": 2 * x} if inputs_travel else {})
+        whole = Scenario.from_json(data if prefetch is None else data | {"prefetch": prefetch})
+        parts = whole.in_shards(cores)
+        gains["lower bound"].append(100 * (1 - parts.lower_bound() / whole.lower_bound()))
+        for policy in ("adaptive", "static:1"):
+            gains[policy].append(100 * (1 - simulate(parts, policy).makespan / simulate(whole, policy).makespan))
+    return {"prefetch": prefetch, "inputs_travel": inputs_travel, **{name: max(found) for name, found in gains.items()}}
+
+
 def main() -> None:
     settings = parse(Settings, sys.argv[1:], prog="gaps.py", description=__doc__ or "")
     cases = [
@@ -157,6 +173,7 @@ def main() -> None:
     results = {
         "unit": "per cent above the lower bound, or above the best static split; modelled, not measured",
         "grid": [grid(n, prefetch=limit, spread=spread, seed=settings.seed) for n, limit, spread in cases],
+        "shards": [gain_of_shards(prefetch=limit, inputs_travel=travel) for travel in (False, True) for limit in (1, 2, None)],
         "tracker": [trackers(cycles) for cycles in (20, 200)],
         "random": random_scenarios(settings.scenarios, settings.seed),
     }

@@ -16,7 +16,7 @@ from edgekd.cli.logs import set_log_context
 if TYPE_CHECKING:
     from edge_student.settings.doctor import DoctorConfig
     from edge_student.settings.fetch import FetchConfig
-    from edge_student.settings.student import CalibrateConfig, CompareConfig, TrainConfig
+    from edge_student.settings.student import CalibrateConfig, CompareConfig, StudentConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +27,13 @@ def train(config: TrainConfig) -> int:
     """Train one student under one policy."""
     start_logging(config.log_level, config.log_format, fields={"edge": config.edge_id})
     signals = SignalHandler()
-    from edge_student.run.shards import choose_shards
     from scheduler.policies.registry import kind_of
 
     try:
         signals.install()
         config.check_secrets()
         cores = settle(os.environ, config.cores, kind_of(config.policy).launch_options.spin_count)
-        if choose_shards(config, config.policy, len(cores), former=None) > 1:
-            from edge_student.workers.server import start_server
-
-            start_server(config.model)  # its import of torch, which takes a second, and the one below go on at the same time
+        _prepare_workers(config, config.policy, len(cores))
         # This import loads torch, which reads environment variables and the core mask when it is loaded.
         from edge_student.run.run import Run
 
@@ -53,6 +49,16 @@ def train(config: TrainConfig) -> int:
         f"accuracy {result['accuracy']:.4f}, stalled {result['stall_s']:.2f} s, held {result['hold_s']:.2f} s; see {config.out}"
     )
     return 0
+
+
+def _prepare_workers(config: StudentConfig, policy: str, num_cores: int) -> None:
+    """Let compute workers import torch, which takes a second, while this process does."""
+    from edge_student.run.shards import choose_shards
+
+    if choose_shards(config, policy, num_cores, former=None) > 1:
+        from edge_student.workers.server import start_server
+
+        start_server(config.model)
 
 
 def compare(config: CompareConfig) -> int:
@@ -72,6 +78,7 @@ def calibrate(config: CalibrateConfig) -> int:
     from scheduler.policies.registry import SHORT_SPIN
 
     cores = settle(os.environ, config.cores, SHORT_SPIN)
+    _prepare_workers(config, "adaptive", len(cores))
     from edge_student.calibrate.calibrate import calibrate as measure_and_save
 
     return measure_and_save(config, cores)

@@ -1,6 +1,6 @@
 """Draw the two pictures of README from JSON files, and nothing else.
 
-    python docs/figures/readme_charts.py regimes             # docs/results/regimes.json -> readme_regimes.png
+    python docs/figures/readme_charts.py regimes             # docs/results/workers-*.json -> readme_regimes.png
     python docs/figures/readme_charts.py timeline            # readme_timeline.json -> readme_timeline.png
     python docs/figures/readme_charts.py record FOLDER NOTE  # a comparison's folder -> readme_timeline.json
 
@@ -29,42 +29,46 @@ Data = dict[str, Any]
 HERE = Path(__file__).resolve().parent
 PAGE = 3.58  # inches; 358 pixels at 100 pixels an inch, where a text of 8 points is 11 pixels high
 DPI = 250
-BASELINE = "os-default"
-SHOWN = ("dynamic", "adaptive")
+BASELINE = "plain"
+SHOWN = {"os-tuned": "tuned, no scheduler", "adaptive": "EdgeKD, adaptive"}
+LOADS = {"light": "light", "1MB": "1 MB", "5MB": "5 MB"}
 CYCLES = 8
 
-_COLOURS = {"dynamic": "#0072B2", "adaptive": "#E69F00"}
+_COLOURS = {"os-tuned": "#999999", "adaptive": "#0072B2"}
 _OWNERS = {"comm": "#E69F00", "comp": "#0072B2", "both": "#BBBBBB"}
 _TASKS = {"comm": "#E69F00", "forward": "#56B4E9", "backward": "#0072B2"}
 
 
-def regimes(data: Data) -> Figure:
-    """Bars from 1.0: wall-clock of two policies against os-default in every cell, with the interval of the median ratio."""
-    figure = Figure(figsize=(PAGE, 6.6), layout="constrained")
+def regimes(cells: Sequence[Data]) -> Figure:
+    """Bars from 1.0: wall-clock of two policies against the plain script, with the interval of the median ratio.
+
+    Without neighbours there is a bar for each student and load, with one neighbour one for each student.
+    """
+    figure = Figure(figsize=(PAGE, 4.4), layout="constrained")
     axes = figure.subplots()
     place, places, labels = 0.0, [], []
-    size = None
-    for cell in data["cells"]:
-        settings = cell["settings"]
-        if settings["size"] != size:
-            size = settings["size"]
-            place += 0.3
-            axes.text(-0.02, place, f"{size} student", transform=axes.get_yaxis_transform(), ha="right", va="center", weight="bold")
-            place += 1.0
-        for offset, policy in zip((-0.2, 0.2), SHOWN, strict=True):
-            _ratio(axes, place + offset, cell["policies"], policy)
-        places.append(place)
-        labels.append(f"{settings['comm']}, {settings['link']}")
+    for title, count in (("quiet machine", 0), ("beside one busy process", 1)):
+        place += 0.3
+        axes.text(-0.02, place, title, transform=axes.get_yaxis_transform(), ha="right", va="center", weight="bold")
         place += 1.0
+        for cell in sorted(
+            (cell for cell in cells if cell["settings"]["neighbours"] == count), key=lambda cell: cell["settings"]["student"]
+        ):
+            for offset, policy in zip((-0.2, 0.2), SHOWN, strict=True):
+                _ratio(axes, place + offset, {**cell["policies"], **cell["others"]}, policy)
+            places.append(place)
+            labels.append(f"{cell['settings']['student'].removesuffix('_small')}, {LOADS[cell['settings']['comm']]}")
+            place += 1.0
     axes.axvline(1.0, color="black", linewidth=1.0)
     axes.set_yticks(places, labels)
     axes.set_ylim(place - 0.3, -0.4)
-    axes.set_xlabel("time / time of os-default")
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel("time / time of a plain PyTorch script")
     axes.tick_params(length=0, axis="y")
     axes.grid(axis="x")
     for text, side, where in (("faster", "right", 0.97), ("slower", "left", 1.03)):
         axes.text(where, 0.15, text, ha=side, va="center", style="italic")
-    patches = [Patch(facecolor=_COLOURS[policy], label=policy) for policy in SHOWN]
+    patches = [Patch(facecolor=_COLOURS[policy], label=label) for policy, label in SHOWN.items()]
     figure.legend(handles=patches, loc="outside upper center", ncols=2)
     return figure
 
@@ -142,17 +146,19 @@ def _cut(spans: Sequence[Span], start: float, end: float) -> list[Data]:
     return [{"what": span.what, "started": low, "ended": high} for span, (low, high) in zip(inside, bounds, strict=True)]
 
 
-DRAWINGS = {
-    "regimes": (HERE.parent / "results" / "regimes.json", regimes),
-    "timeline": (HERE / "readme_timeline.json", timeline),
-}
+RESULTS = ("workers-quiet.json", "workers-quiet-1mb.json", "workers-neighbour.json")
+DRAWINGS = ("regimes", "timeline")
 
 
 def figure_of(name: str) -> Figure:
-    """Return the picture of that name, drawn from its JSON file."""
-    source, draw = DRAWINGS[name]
+    """Return the picture of that name, drawn from its JSON files."""
     with matplotlib.style.context(["default", STYLE]):
-        figure = draw(json.loads(source.read_text(encoding="utf-8")))
+        if name == "timeline":
+            figure = timeline(json.loads((HERE / "readme_timeline.json").read_text(encoding="utf-8")))
+        else:
+            reports = [json.loads((HERE.parent / "results" / source).read_text(encoding="utf-8")) for source in RESULTS]
+            quiet, loaded, beside = (report["cells"] for report in reports)
+            figure = regimes([*quiet, *loaded, *(cell for cell in beside if cell["settings"]["neighbours"])])
         figure.draw_without_rendering()
     return figure
 

@@ -55,6 +55,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
     check_models(config, data.private)
     max_threads = limit_torch_threads(config.torch_threads)
     num_shards = choose_shards(config, "adaptive", len(cores), None)
+    notes: list[str] = []
     with teacher(config, cores[0]) as address:
         with CommWorkerProcess(configure_worker(config, address, LaunchOptions(), cores, run_id=new_run_id())) as worker:
             described = worker.await_description()
@@ -62,7 +63,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
             data = data.share() if num_shards > 1 else data
             ring = Ring.create(ring_shape(config, described.num_classes, data.private.images.shape[1:]))
             kept = Ring.create(replace(ring.shape, num_slots=min(MOST_BATCHES, ring.shape.num_slots)))
-            opened = open_trainer(config, data, kept, device=device, num_shards=num_shards)
+            opened = open_trainer(config, data, kept, device=device, num_shards=num_shards, note=notes.append)
             with closing(ring), closing(kept), opened as trainer, no_full_collections():
                 num_shards = trainer.num_shards
                 worker.use_ring(ring, start=0, stop=FOREVER)
@@ -74,13 +75,14 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
                     seconds = time.monotonic() - began
     for note in live.notes:
         logger.warning(note)
+    notes += live.notes
     profile = make_profile(visits, len(cores)) | {
         "fingerprint": fingerprint(cores, os.environ),
         "settings": _settings(config, data, device, num_shards),
         "software": describe_software(),
         "command": command_line(sys.argv),
         "seconds": seconds,
-        "notes": live.notes,
+        "notes": notes,
     }
     _save(config, profile)
     return 0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_student.events.spans import Span, comm_spans, comp_spans, core_owners, last_moment, shard_spans
+from edge_student.events.spans import SHARD_PARTS, Span, comm_spans, comp_spans, core_owners, last_moment, shard_spans
 from edge_student.report.shapes import LEFT, WIDTH, Figure, Scale, Shape, axis, blocks, rect, row_label, text
 
 RunRecord = dict[str, Any]
@@ -16,7 +16,6 @@ _NUM_SLICES = 260
 _MOST_DRAWN = 360  # the strip draws up to this many training tasks one by one; above, it draws shares of time
 _STRIP = 34.0
 _LANE = 24.0
-_SHARD_LANE = 12.0
 _GAP = 6.0
 
 
@@ -65,12 +64,15 @@ def _draw(records: Sequence[RunRecord], policy: str, number: int) -> tuple[Figur
         y += height + 3
     y += _GAP
     for label, spans in (("comm", comm), ("training", comp)):
-        shapes += [row_label(y + 16, label), rect(LEFT, y, _RIGHT - LEFT, _LANE, "idle"), *_tasks(spans, scale, y, _LANE)]
+        shapes += [row_label(y + 16, label), rect(LEFT, y, _RIGHT - LEFT, _LANE, "idle"), *_tasks(spans, scale, y)]
         y += _LANE + _GAP
-    for shard, spans in enumerate(shard_spans(records)):
-        shapes += [row_label(y + 11, f"shard {shard}"), rect(LEFT, y, _RIGHT - LEFT, _SHARD_LANE, "idle")]
-        shapes += _tasks(spans, scale, y, _SHARD_LANE)
-        y += _SHARD_LANE + 3
+    shards = shard_spans(records)
+    height = 12.0 if len(shards) <= 8 else 6.0
+    for shard, spans in enumerate(shards):
+        if height > 6 or shard % 2 == 0:
+            shapes.append(row_label(y + height / 2 + 4.5, f"shard {shard}"))
+        shapes += [rect(LEFT, y, _RIGHT - LEFT, height, "idle"), *_parts(spans, scale, y, height)]
+        y += height + 3
     shapes = [*axis(in_ms, y, 10, f"milliseconds since the start, cycles {first} to {last}"), *shapes]
     y += 52
     whole = Scale(low=0.0, high=last_moment(records), start=LEFT, end=_RIGHT)
@@ -78,10 +80,8 @@ def _draw(records: Sequence[RunRecord], policy: str, number: int) -> tuple[Figur
     shapes += axis(whole, bottom, y - 4, "seconds since the start, whole run; the frame marks the excerpt above")
     shapes += [*_strip(owners, comp, whole, y), _window(whole, start, end, y)]
     title = f"Core use over time under {policy}"
-    description = (
-        f"Top: cycles {first} to {last}, with one row per core, the tasks of comm and training, and one row per shard."
-        " Bottom: the whole run."
-    )
+    rows = "one row per core, the tasks of comm and training" + (", and one row per shard" if shards else "")
+    description = f"Top: cycles {first} to {last}, with {rows}. Bottom: the whole run."
     figure = Figure(name=f"timeline-{number}", title=title, description=description, height=bottom + 42, shapes=tuple(shapes))
     return figure, f"Top: cycles {first} to {last} of {(comp[-1].index or 0) + 1}, counted from 0. Bottom: the whole run."
 
@@ -120,13 +120,21 @@ def _row_of_cores(spans: Sequence[Span], scale: Scale, y: float, height: float) 
     return [blocks(boxes[owner], look) for owner, look in looks.items() if boxes[owner]]
 
 
-def _tasks(spans: Sequence[Span], scale: Scale, y: float, height: float) -> list[Shape]:
+def _parts(spans: Sequence[Span], scale: Scale, y: float, height: float) -> list[Shape]:
+    """Draw the parts of a shard: one shape for each kind, because there are many."""
+    boxes: dict[str, list[tuple[float, float, float, float]]] = {part: [] for part in SHARD_PARTS}
+    for span, x, width in _cut(spans, scale):
+        boxes[span.what].append((x, y, width, height))
+    return [blocks(found, part) for part, found in boxes.items() if found]
+
+
+def _tasks(spans: Sequence[Span], scale: Scale, y: float) -> list[Shape]:
     shapes = []
     for span, x, width in _cut(spans, scale):
         tip = f"{span.what} of cycle {span.index}: {(span.ended - span.started) * 1e3:.2f} ms"
         look = f"task {span.what}" if width > 3 else span.what  # an outline would cover a narrower task
-        shapes.append(rect(x, y, width, height, look, tip))
-        if height == _LANE and width > 30 and span.what in ("comm", "forward", "backward"):
+        shapes.append(rect(x, y, width, _LANE, look, tip))
+        if width > 30 and span.what in ("comm", "forward", "backward"):
             shapes.append(text(x + width / 2, y + 16, str(span.index), f"on-{span.what}", "middle"))
     return shapes
 

@@ -46,7 +46,7 @@ def settings_of(
     input_shape: Sequence[int] | None = None,
     num_classes: int | None = None,
 ) -> dict[str, Any]:
-    """Return the settings that rates depend on. `device` and `num_shards` are the chosen ones. What is unknown yet is None."""
+    """Return the settings that rates depend on. `device` is the chosen one. What is unknown yet is None."""
     return {
         "model": config.model,
         "batch_size": config.batch_size,

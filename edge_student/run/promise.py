@@ -1,4 +1,4 @@
-"""Compares a run with its first cycles: a run that took far longer than they promised has a note that says why."""
+"""Adds a note with the cause to a run that took far longer than its first cycles predicted."""
 
 from collections.abc import Sequence
 
@@ -37,5 +37,5 @@ class Promise:
             return None
         waited = waits_s - self._first_waits_s * num_cycles / self._num_first
         waits = [f"training waited {waits_s:.1f} s for logits"] if waited > (took - promised) / 2 else []
-        why = "; ".join([*waits, *causes]) or "its steps took longer, and nothing that was measured says why"
+        why = "; ".join([*waits, *causes]) or "its steps took longer, and no measured cause explains it"
         return f"took {took / promised:.1f} times as long as its first {self._num_first} cycles promised: {why}"

@@ -98,7 +98,8 @@ class Run:
             self._device = str(choose_device(config.device))
             check_model(config.model)  # here, so that a wrong name is rejected before the worker starts
             self._num_shards = choose_shards(config, config.policy, len(cores), self._resumed.num_shards)
-            self._profile = load_profile(config, cores, device=self._device, num_shards=config.shards)
+            # The number of shards is checked once it is known, see `_check_profile`.
+            self._profile = load_profile(config, cores, device=self._device, num_shards=None)
             self._policy = self._make_policy()
             self._buffer = EventBuffer()
             self._sampler = DisturbanceSampler(cores, teacher=config.teacher)

@@ -18,6 +18,7 @@ from edge_student.training.team_trainer import TeamTrainer
 from edge_student.training.torch_team import TorchTeam
 from edge_student.training.trainer import Trainer
 from edge_student.workers.divisible import team_is_faster
+from edge_student.workers.server import stop_server
 from edge_student.workers.shard import rows_of
 from edge_student.workers.sharded_trainer import ShardedTrainer
 from edge_student.workers.shared_dataset import SharedDataset
@@ -69,6 +70,12 @@ class TrainingData:
     private: ImageDataset
     public: ImageDataset | None
     shared: tuple[SharedDataset, SharedDataset | None] | None = None
+
+    def close(self) -> None:
+        """Close shared memory to further processes, if there is any. The data sets stay readable in this one."""
+        for dataset in self.shared or ():
+            if dataset is not None:
+                dataset.close()
 
     def share(self) -> "TrainingData":
         """Return the same data sets in shared memory, so that trainer and workers have one copy."""
@@ -124,7 +131,7 @@ def open_trainer(
     device: str,
     num_shards: int,
     is_resumed: bool = False,
-    note: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None],
     keeps_memory: bool = True,
     defer_signals: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Trainer]:
@@ -136,42 +143,53 @@ def open_trainer(
     """
     num_classes, shape = ring.shape.num_classes, data.private.images.shape[1:]
     student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
-    may_choose = config.shards is None and not is_resumed
-    num_rows = rows_of(num_shards)[0].total(_recipe(config, device))
-    if num_shards > 1 and may_choose and team_is_faster(student, shape, num_rows):
-        logger.info(
-            "one team of threads trains model %s, as with --shards 1: it has too many weights for so few outputs; --shards %d"
-            " trains it in shards, with weights that do not depend on the number of threads",
-            *(config.model, num_shards),
-        )
-        num_shards = 1
-    if num_shards == 1:
-        if keeps_memory:
-            keep_freed_memory()
-        yield _team_trainer(config, data, student, num_classes, device, defer_signals)
+    sharded = None
+    if num_shards > 1:
+        assert data.shared is not None, "compute workers read shared data sets"
+        private, public = data.shared
+        try:
+            if config.shards is not None or is_resumed or not _team_is_faster(config, student, shape, num_shards):
+                sharded = ShardedTrainer(
+                    student=student,
+                    private=private,
+                    public=public,
+                    ring=ring,
+                    recipe=_recipe(config, device),
+                    num_shards=num_shards,
+                    keeps_memory=keeps_memory,
+                    defer_signals=defer_signals,
+                )
+        except ModelNotDivisible as error:
+            if config.shards is not None:
+                raise ValueError(f"--shards is {num_shards}, but model {config.model} needs --shards 1: {error}") from None
+            logger.warning("model %s is trained with one team of threads, as with --shards 1: %s", config.model, error)
+            note("one team of threads trained the model, because it cannot be trained in shards")
+    if sharded is not None:
+        with sharded:
+            yield sharded
         return
-    assert data.shared is not None, "compute workers read shared data sets"
-    private, public = data.shared
-    try:
-        trainer = ShardedTrainer(
-            student=student,
-            private=private,
-            public=public,
-            ring=ring,
-            recipe=_recipe(config, device),
-            num_shards=num_shards,
-            keeps_memory=keeps_memory,
-            defer_signals=defer_signals,
-        )
-    except ModelNotDivisible as error:
-        if config.shards is not None:
-            raise ValueError(f"--shards is {num_shards}, but model {config.model} needs --shards 1: {error}") from None
-        logger.warning("model %s is trained with one team of threads, as with --shards 1: %s", config.model, error)
-        note("one team of threads trained the model, because it cannot be trained in shards")
-        yield _team_trainer(config, data, student, num_classes, device, defer_signals)
-        return
-    with trainer:
-        yield trainer
+    stop_server()
+    data.close()
+    if keeps_memory:
+        keep_freed_memory()
+    trainer = TeamTrainer(
+        student=student, private=data.private, public=data.public, recipe=_recipe(config, device), defer_signals=defer_signals
+    )
+    trainer.warm_up(num_classes)
+    yield trainer
+
+
+def _team_is_faster(config: StudentConfig, student: torch.nn.Module, input_shape: tuple[int, ...], num_shards: int) -> bool:
+    """Return whether one team trains this model faster than `num_shards` shards, and log it."""
+    rows = rows_of(num_shards)[0]
+    if not team_is_faster(student, input_shape, rows.of(config.batch_size) + rows.of(config.public_batch)):
+        return False
+    logger.info(
+        "one team of threads trains model %s, as with --shards 1, because it has many weights for few outputs;"
+        " --shards %d trains it in shards, with weights that do not depend on the number of threads",
+        *(config.model, num_shards),
+    )
+    return True
 
 
 def _recipe(config: StudentConfig, device: str) -> Recipe:
@@ -185,21 +203,6 @@ def _recipe(config: StudentConfig, device: str) -> Recipe:
         seed=config.seed,
         device=device,
     )
-
-
-def _team_trainer(
-    config: StudentConfig,
-    data: TrainingData,
-    student: torch.nn.Module,
-    num_classes: int,
-    device: str,
-    defer_signals: Callable[[], AbstractContextManager[None]],
-) -> TeamTrainer:
-    trainer = TeamTrainer(
-        student=student, private=data.private, public=data.public, recipe=_recipe(config, device), defer_signals=defer_signals
-    )
-    trainer.warm_up(num_classes)
-    return trainer
 
 
 def ring_shape(config: StudentConfig, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:

@@ -1,4 +1,4 @@
-"""How many shards a run has."""
+"""Chooses the number of shards of a run."""
 
 from edge_student.settings.student import StudentConfig
 from scheduler.policies.registry import kind_of

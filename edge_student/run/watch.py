@@ -5,6 +5,7 @@ It has a thread of its own, because the training thread and the scheduler thread
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -22,12 +23,14 @@ _SAMPLE_S = 5.0
 """Seconds between two samples of the machine's counters. A sample takes some ms on a machine with hundreds of processes."""
 
 _FIRST_SAMPLE_S = 2.0
+_AGAIN = 10
 
 
 class Watch:
     """Use as a context manager while a run trains. `workers` returns the names of the processes to watch by process id.
 
-    A worker that has been stuck for `max_silence_s` seconds is continued (SIGCONT). If it is stuck for as long again, it is killed.
+    A worker that has been stuck for `max_silence_s` seconds is continued (SIGCONT). If it is stuck again soon after, within _AGAIN
+    times as many seconds, it is killed.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Watch:
         self._max_silence_s = max_silence_s
         self._sample_s = sample_s
         self._stuck = StuckProcesses(max_silence_s)
-        self._continued: set[int] = set()
+        self._continued: dict[int, float] = {}  # process id -> the last moment
         self._is_disturbed = False
         self._disturbed_s = 0.0
         self._first_disturbance: list[str] = []
@@ -84,8 +87,9 @@ class Watch:
         names = self._workers()
         for pid, state in self._stuck.look(names, now).items():
             what = "stopped by a signal or a debugger" if state in STOPPED else "waiting for a disk (state D)"
-            signal_number = signal.SIGKILL if pid in self._continued else signal.SIGCONT
-            self._continued.add(pid)
+            is_again = now - self._continued.get(pid, -math.inf) < _AGAIN * self._max_silence_s
+            signal_number = signal.SIGKILL if is_again else signal.SIGCONT
+            self._continued[pid] = now
             self._note(f"{names[pid]} (process {pid}) was {what} for {self._max_silence_s:g} s; it got {signal_number.name}")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal_number)
@@ -101,5 +105,6 @@ class Watch:
             logger.info("the run is %sdisturbed%s", "" if found else "no longer ", f": {'; '.join(found)}" if found else "")
 
     def _note(self, text: str) -> None:
-        self.notes.append(text)
-        logger.warning(text)
+        if text not in self.notes:  # a worker in state D stays there, whatever signal it gets
+            self.notes.append(text)
+            logger.warning(text)

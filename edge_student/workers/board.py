@@ -1,7 +1,7 @@
 """The board on which the trainer and its compute workers record how far they are, and the bells with which they wake each other.
 
-A word of the board has one writer. Whoever changes a word rings the bells of those who may wait for it. Ringing and waiting are
-system calls, which are also the memory barrier between the processes.
+A word of the board has one writer. A process that changes a word rings the bell of every process that may wait for it. Ringing and
+waiting are system calls, which in practice also order the changes of memory between the processes.
 """
 
 import os
@@ -167,7 +167,7 @@ class Board:
         """Return the start of a cycle's first part, the end of its last, and [start, end] of each part by shard.
 
         Seconds; those of the parts count from `started`. All workers must have completed the cycle, and none of them may have begun
-        the next but one.
+        cycle + 2.
         """
         spans = self._words["spans"][cycle % 2]
         started = float(spans.min())
@@ -181,7 +181,7 @@ class Board:
             bell.close()
 
     def restart(self, num_cycles: int) -> None:
-        """Set all words to the state after `num_cycles` complete cycles. No worker may run."""
+        """Set all counts to the state after `num_cycles` complete cycles. No worker may run."""
         self._words["granted"][:] = self._words["done"][:] = 2 * num_cycles
         self._words["gradients"][:] = num_cycles
         self._words["begun"][:] = self._words["stepped"][:] = 0

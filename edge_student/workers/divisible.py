@@ -1,7 +1,7 @@
-"""What a model allows and what is faster for it: batches in shards, and torch's memory format channels_last."""
+"""Checks whether a model can be trained in shards, and whether a team or torch's memory format channels_last is faster for it."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,16 +34,17 @@ _TEAM_BELOW = 0.05
 
 Every shard reads all weights and writes a gradient for each, where a team divides the weights. Two shards of 24 rows took, of the
 time of a team of two threads: an MLP of 4 million weights (0.01 outputs per weight) 1.1 and 1.2, and beside a busy process 1.3.
-resnet18 at 32 pixels (0.1) 1.02 and 1.11, and beside a busy process 0.82. resnet18 at 64 pixels (0.4) 1.0, a ViT (8) 0.77.
+resnet18 at 32 pixels (0.1) 1.02 and 1.11, and beside a busy process 0.82. resnet18 at 64 pixels (0.4) 1.0, a ViT (8) 0.77
+(docs/decisions/029).
 """
 
 
 def team_is_faster(student: nn.Module, input_shape: tuple[int, ...], num_rows: int) -> bool:
     """Return whether one team of threads trains faster than shards of `num_rows` rows each, because each weight makes few outputs.
 
-    The answer depends on the model and on shapes only, so that runs are repeatable.
+    The answer depends on the model, on shapes and on the number of shards only, so that runs are repeatable.
     """
-    if prefers_channels_last(student, input_shape, num_rows):
+    if prefers_channels_last(student, input_shape, num_rows):  # its convolutions make enough outputs, whatever its last layer is
         return False
     model, inputs = _probe(student, input_shape)
     layers = [module for module in model.modules() if any(part.dim() > 1 for part in module.parameters(recurse=False))]
@@ -84,8 +85,7 @@ def _num_outputs(model: nn.Module, layers: Sequence[nn.Module], inputs: torch.Te
 
     def count(module: nn.Module, args: object, output: Any) -> None:
         nonlocal found
-        first = output if isinstance(output, torch.Tensor) else output[0]  # recurrent layers and attention return a tuple
-        found += first.numel()
+        found += _num_elements(output)
 
     hooks = [layer.register_forward_hook(count) for layer in layers]
     with torch.inference_mode():
@@ -95,10 +95,21 @@ def _num_outputs(model: nn.Module, layers: Sequence[nn.Module], inputs: torch.Te
     return found / len(inputs)
 
 
+def _num_elements(output: Any) -> int:
+    """Return the number of elements of all tensors in the output of a layer, which may be a tuple or a dict of them."""
+    if isinstance(output, torch.Tensor):
+        return output.numel()
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return sum(map(_num_elements, parts))
+
+
 def _probe(student: nn.Module, input_shape: tuple[int, ...]) -> tuple[nn.Module, torch.Tensor]:
-    """Return a copy of the model in evaluation mode, and inputs in [-1, 1] that are always the same."""
+    """Return a copy of the model in evaluation mode, and inputs in [-1, 1] that are always the same. Raises ModelNotDivisible."""
     inputs = torch.rand((_ROWS, *input_shape), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return copy.deepcopy(student).eval(), inputs
+    try:
+        return copy.deepcopy(student).eval(), inputs
+    except Exception as error:  # the user's model may raise anything
+        raise ModelNotDivisible(f"the model cannot be copied ({error})") from error
 
 
 def _are_equal(expected: torch.Tensor, found: torch.Tensor) -> bool:

@@ -15,7 +15,7 @@ from edgekd.errors import WorldError
 logger = logging.getLogger(__name__)
 
 MAX_REPLACED = 3
-"""Number of workers of a run that are replaced. More of them die of a cause that stays, such as too little memory."""
+"""Number of workers of a run that are replaced. More replacements have a lasting cause, such as too little memory."""
 
 
 class WorkerFailed(Exception):
@@ -85,7 +85,7 @@ class WorkerPool:
             if worker.process.sentinel not in ended:
                 continue
             worker.process.join()
-            with contextlib.suppress(EOFError):
+            with contextlib.suppress(EOFError, OSError):  # it sent nothing, or was killed while it sent
                 raise WorkerFailed(worker.errors.recv())
             status = worker.process.exitcode
             cause = f"the worker of shard {number} (process {worker.process.pid}) ended with status {status}"

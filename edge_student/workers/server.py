@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from multiprocessing import forkserver
 from typing import Any
 
@@ -17,6 +18,14 @@ def start_server(model: str = "") -> None:
     library = model.partition(":")[0]
     CONTEXT.set_forkserver_preload(["edge_student.workers.worker", *([library] if library in _LIBRARIES else [])])
     forkserver.ensure_running()
+
+
+def stop_server() -> None:
+    """End the process, if it runs and no worker needs it: it holds the memory of torch's import."""
+    server: Any = forkserver._forkserver  # there is no public name
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)  # it would end by itself only after the import
+        server._stop()
 
 
 def leave_server_to_trainer() -> None:

@@ -46,11 +46,11 @@ class ShardedTrainer:
         self._has_inputs = public is not None
         self._datasets = (private,) if public is None else (private, public)
         self._recipe = recipe
-        self._board = Board(num_shards)
         shape = private.dataset.images.shape[1:]
         check_divisible(student, shape)
         num_rows = rows_of(num_shards)[0].total(recipe)
         self._model = SharedModel(student, num_shards, CHUNK, is_channels_last=prefers_channels_last(student, shape, num_rows))
+        self._board = Board(num_shards)
         self._defer_signals = defer_signals
 
         def assign(number: int) -> Assignment:

@@ -25,6 +25,9 @@ from edge_student.workers.shared_dataset import SharedDataset
 from edge_student.workers.shared_model import SharedModel
 from edge_student.workers.step import ShardStep
 
+_MOST_CHARACTERS = 10_000
+"""Length of a message that a pipe takes without a reader: the trainer reads it once this process has ended."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
@@ -51,7 +54,7 @@ def work(assignment: Assignment, errors: Connection) -> None:
     try:
         Worker(assignment).run()
     except Exception:
-        errors.send(traceback.format_exc())
+        errors.send(traceback.format_exc()[-_MOST_CHARACTERS:])
 
 
 class Worker:

@@ -11,7 +11,7 @@ from scheduler.control.learning import Learning
 from scheduler.model.checked_json import check_keys
 from scheduler.model.scenario import Profile
 from scheduler.model.state import Allocation, BrokenInvariant, Decision, Event, Reason, Started, State, TaskDone
-from scheduler.policies.view import Policy, Remembering, View
+from scheduler.policies.view import Planner, Policy, Remembering, View
 
 STORY_LENGTH = 20
 """Number of past decisions in the message of a BrokenInvariant."""
@@ -20,7 +20,7 @@ STORY_LENGTH = 20
 class Controller:
     """Follows one run from Started to its last task and decides at every event.
 
-    `learning` has what it learns from the times of events. It is None for a policy that needs no rates, and so no times.
+    `learning` estimates rates from the times of events, for a policy that plans with them. It is None for other policies.
     """
 
     def __init__(
@@ -55,9 +55,10 @@ class Controller:
         self._most_ahead: float = math.inf if prefetch is None else prefetch
         self.learning = (
             Learning(policy, cycles=cycles, profile=profile, comp_moves_at_boundaries=comp_moves_at_boundaries)
-            if policy.needs_rates
+            if isinstance(policy, Planner)
             else None
         )
+        self._recalled_estimates: Any = None
         self._time = -math.inf
         self._sequence = 0
         self._story: deque[tuple[Event, Decision]] = deque(maxlen=STORY_LENGTH)
@@ -80,27 +81,31 @@ class Controller:
         return decision
 
     def to_json(self) -> dict[str, Any]:
-        """Return the learnt state of the estimates and of the policy, for `recall` in a process that resumes this run."""
+        """Return the learnt state of the estimates and of the policy, for `recall` in a process that resumes this run.
+
+        A policy that learns no rates passes on those of an earlier part of the run.
+        """
         policy = self.policy.to_json() if isinstance(self.policy, Remembering) else None
-        estimates = self.learning.estimates.to_json() if self.learning is not None else None
+        estimates = self.learning.estimates.to_json() if self.learning is not None else self._recalled_estimates
         return {"policy": self.policy.name, "num_cores": self.num_cores, "estimates": estimates, "learnt": policy}
 
     def recall(self, data: Any, where: str) -> None:
         """Restore the output of `to_json` before `Started`.
 
-        State for another number of cores is ignored. Of another policy, only the rates are restored, if it had learnt some. Raises
-        ValueError for anything that is not an output of `to_json`.
+        State for another number of cores is ignored. Of another policy, only the rates are restored. Raises ValueError for anything
+        that is not an output of `to_json`; rates are checked only for a policy that needs them.
         """
         check_keys(data, required=("policy", "num_cores", "estimates", "learnt"), where=where)
         if data["num_cores"] != self.num_cores:
             return
+        self._recalled_estimates = data["estimates"]
         if self.learning is not None and data["estimates"] is not None:
             self.learning.estimates.recall(data["estimates"], f"{where}, estimates")
         if data["policy"] == self.policy.name and isinstance(self.policy, Remembering):
             self.policy.recall(data["learnt"], f"{where}, learnt")
 
     def _apply(self, event: Event) -> None:
-        """Check the event, learn from it, and apply it to the state."""
+        """Check the event, apply it to the state, and learn from it."""
         if isinstance(event, Started) != (self.allocation is None):
             raise BrokenInvariant("a run starts with exactly one Started")
         if not math.isfinite(event.time) or event.time < self._time:

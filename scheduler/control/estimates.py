@@ -69,15 +69,17 @@ class Estimates:
         self._num_pending += 1
 
     def refresh(self) -> None:
-        """Correct the rates by all stored tasks, once for every PENDING tasks since the last call.
+        """Correct the rates by the stored tasks, once for every PENDING tasks since the last call and once for the rest of them.
 
-        Call it before reading rates. Most policies never read any.
+        Call it before reading rates.
         """
         for _ in range(-(-min(self._num_pending, MEMORY) // PENDING)):
             for side in (self.comm, self.comp):
                 side.correct(self._works())
             if not self._is_workload_known:
                 self._learn_proportion()
+        if self._num_pending:
+            self._table = None
         self._num_pending = 0
 
     @property
@@ -89,7 +91,7 @@ class Estimates:
         """Return the first allocation whose rates rest on fewer than `num_tasks` tasks, or None."""
         return next((allocation for allocation in warm_up_allocations if not self.has_measured(allocation, num_tasks)), None)
 
-    def has_measured(self, allocation: Allocation, num_tasks: int = 1) -> bool:
+    def has_measured(self, allocation: Allocation, num_tasks: int) -> bool:
         """Return whether the rates of both sides rest on `num_tasks` tasks, counting a Forward with its Backward as one."""
         comm, comp = allocation.comm, allocation.comp
         return (not comm or self.comm.is_measured(comm, num_tasks)) and (not comp or self.comp.is_measured(comp, 2 * num_tasks))

@@ -1,4 +1,4 @@
-"""What a controller learns for a policy that plans with rates: the time of every task by cores, and the rates that follow from it.
+"""Learns the rates of both sides from the times of finished tasks, for a policy that plans with rates.
 
 Cores do not change between two events. The times of the events therefore determine how long each running task has had how many
 cores. From these times follow the remaining work of the running tasks and, when a task finishes, the rate of its side.
@@ -15,7 +15,7 @@ from scheduler.model.handover import CommEffect, hand_over
 from scheduler.model.placement import place
 from scheduler.model.scenario import Profile, TaskWorks
 from scheduler.model.state import Allocation, CoresChanged, Event, State, Task, TaskDone
-from scheduler.policies.view import Planner, Policy, View
+from scheduler.policies.view import Planner, View
 
 CYCLES_PER_WARM_UP = 100
 MAX_WARM_UP_CYCLES = 3
@@ -26,17 +26,17 @@ _OVERDUE = 0.05
 
 
 class Learning:
-    """Follows the times of one run. Call `observe` before an event is applied to the state, and `decided` after the decision.
+    """Follows the times of one run. Call `observe` at every event, with the state before it, and `decided` after the decision.
 
     Units of work: the profile's, if there is one, else those of `Estimates`.
     """
 
-    def __init__(self, policy: Policy, *, cycles: int, profile: Profile | None, comp_moves_at_boundaries: bool) -> None:
+    def __init__(self, planner: Planner, *, cycles: int, profile: Profile | None, comp_moves_at_boundaries: bool) -> None:
         """`comp_moves_at_boundaries`: see `Controller`."""
         self.estimates = Estimates(profile.workload, profile.rates) if profile else Estimates()
         self.warm_up: Allocation | None = None
         """The allocation that must be measured next; None if the policy can plan."""
-        self.planner = policy if isinstance(policy, Planner) else None
+        self.planner = planner
         # The works of a profile never change, so a policy may plan all of them. Learnt works are visible one cycle at a time.
         self._works = TaskWorks.equal(profile.workload, cycles) if profile else None
         self._has_profile = profile is not None
@@ -45,6 +45,7 @@ class Learning:
         self.in_force: Allocation | None = None
         """The cores that both sides hold. Time is attributed to them."""
         self._comp_was_running = False
+        self._has_received = False
         # Seconds that the two running tasks have had with each number of cores.
         self._comm_seconds: dict[int, float] = {}
         self._comp_seconds: dict[int, float] = {}
@@ -61,7 +62,7 @@ class Learning:
         if self._comp_was_running:
             _add(self._comp_seconds, allocation.comp, seconds)
         if isinstance(event, TaskDone):
-            self._finish(event, allocation, state)
+            self._finish(event, allocation)
         elif isinstance(event, CoresChanged):
             self._must_look = True
 
@@ -95,33 +96,33 @@ class Learning:
     def rates(self) -> dict[str, Any]:
         """Return the learnt rates for the log.
 
-        - the strategy of a planner
+        - the strategy of the planner
         - work per second of each side by number of cores
         - the link's rate, null if unknown
         - the work of a cycle
         """
         self.estimates.refresh()
         work = self.estimates.workload
-        own = {"stance": self.planner.strategy} if self.planner else {}
         return {
-            **own,
+            "stance": self.planner.strategy,
             "comm": {str(cores): rate for cores, rate in self.estimates.comm.rates.items()},
             "comp": {str(cores): rate for cores, rate in self.estimates.comp.rates.items()},
             "link": None if math.isinf(self.estimates.link.rate) else self.estimates.link.rate,
             "workload": {"forward": work.forward, "backward": work.backward, "comm": work.comm},
         }
 
-    def _finish(self, done: TaskDone, allocation: Allocation, state: State) -> None:
+    def _finish(self, done: TaskDone, allocation: Allocation) -> None:
         """Learn from a finished task.
 
         Skipped: a task of a side that ends without cores, because a hold takes effect after its decision. Also skipped: the first
-        batch of a live run, which includes opening the stream.
+        batch of a live run, and after a resume, because it includes opening the stream.
         """
         cores, seconds = allocation.comp, self._comp_seconds
         if done.task is Task.COMM:
             cores, seconds = allocation.comm, self._comm_seconds
-        if cores and (done.busy_s is None or state.num_comm > 0):
+        if cores and (done.busy_s is None or self._has_received):
             self.estimates.finish(done.task, seconds, done.busy_s)
+        self._has_received |= done.task is Task.COMM
         seconds.clear()
 
     def _rates(self, cycles: int, num_cores: int) -> RateTable | None:
@@ -135,7 +136,7 @@ class Learning:
 
     def _untried(self, cycles: int, num_cores: int) -> Allocation | None:
         """Return the next allocation that a planner needs measured before it plans, or None."""
-        if self.planner is None or self._has_profile:
+        if self._has_profile:
             return None
         num_tasks = min(max(cycles // CYCLES_PER_WARM_UP, 1), MAX_WARM_UP_CYCLES)
         return self.estimates.untried(self.planner.warm_up_allocations(num_cores), num_tasks)

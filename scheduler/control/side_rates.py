@@ -36,7 +36,7 @@ EXACT = 1e-9
 INCREDIBLE = 1e12
 """Upper bound of rates, times and counts in a checkpoint."""
 
-_MOST_DIGITS = 6
+_MOST_DIGITS = 5
 _FORMER_OWN, _FORMER_TERMS = " own", (" shared", " unpinned")
 """Checkpoints of earlier versions have "2 own" for 2 cores, and other rates for cores that both sides used, which are ignored."""
 
@@ -125,7 +125,7 @@ def _by_cores(data: Any, where: str) -> dict[int, float]:
         cores = text.removesuffix(_FORMER_OWN)
         if cores.endswith(_FORMER_TERMS):
             continue
-        if not (cores.isascii() and cores.isdecimal() and len(cores) < _MOST_DIGITS):
+        if not (cores.isascii() and cores.isdecimal() and len(cores) <= _MOST_DIGITS):
             raise ValueError(f"{where}: {shown(text)} is not a number of cores")
         values[int(cores)] = not_negative(value, repr(text), where, "it")
     if max(values.values(), default=0.0) > INCREDIBLE:

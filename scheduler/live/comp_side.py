@@ -39,8 +39,9 @@ class CompSide:
         if placement.comp:
             self.bind(placement, decision, "any")
             self.release()
-        elif not self.is_held:
-            self._binding.hold()
+            return
+        self._binding.hold()  # again at every decision, because a worker may have been replaced since
+        if not self.is_held:
             self.is_held = True
             self.record_cores((), decision, "any")
 

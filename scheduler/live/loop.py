@@ -265,7 +265,7 @@ class SchedulerLoop:
     def _record_rates(self, decision: Decision) -> None:
         """Record the known rates when a planning policy changes its strategy."""
         learning = self._controller.learning
-        if learning is None or learning.planner is None or decision.reason not in _CHOSEN:
+        if learning is None or decision.reason is not Reason.POLICY:
             return
         if learning.planner.strategy != self._last_strategy:
             self._last_strategy = learning.planner.strategy

@@ -40,14 +40,14 @@ class Adaptive:
         self._lookahead = Lookahead()
         self._elastic = Elastic(has_workers=has_workers)
         self._may_change_priority = may_change_priority
-        self.needs_rates = plans
+        self._plans = plans
         self._is_filling = True
 
     def choose(self, view: View) -> Allocation:
         """Return the allocation for the level of the buffer, or of the plan."""
         if view.num_cores == 1:
             return Allocation.all_comp(1)
-        if self.needs_rates:
+        if self._plans:
             return self._lookahead.choose(view)
         level = (view.num_comm - view.num_backward) / (view.prefetch or UNLIMITED)
         self._is_filling = level < (HIGH if self._is_filling else LOW)

@@ -50,7 +50,6 @@ class Dynamic:
 
     name: ClassVar[str] = "dynamic"
     is_work_conserving: ClassVar[bool] = True
-    needs_rates: ClassVar[bool] = True
 
     def __init__(self, horizon: int | None = HORIZON) -> None:
         self._horizon = horizon

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 
-from scheduler.model.cost import Mode, RateTable
+from scheduler.model.cost import Mode
 from scheduler.model.optimum import Frontier
 from scheduler.model.state import Allocation
 from scheduler.policies.remaining import Pace, Remaining, remaining_of
-from scheduler.policies.view import View, Works
+from scheduler.policies.view import View
 
 TIE = 1e-12
 """Relative difference below which two predicted times are equal."""
@@ -24,13 +24,12 @@ class Lookahead:
     """Predicts the end of the run for every mode that the optimum can use, one completion ahead."""
 
     def __init__(self) -> None:
-        self._rates: RateTable | None = None
-        self._works: Works | None = None
-        self._run: tuple[int, int | None] | None = None
+        self._prepared: tuple[Remaining, Pace] | None = None
 
     def choose(self, view: View) -> Allocation:
         """Return the allocation with the earliest predicted end; of equal ones, the one with the most comm."""
-        remaining, pace = self._prepare(view)
+        self._prepared = self._prepared or self._prepare(view)
+        remaining, pace = self._prepared
         position, modes = remaining.position(view), pace.frontier.modes
         ends = {mode: _seconds_to_end(view, mode, position, remaining, pace) for mode in reversed(modes)}
         best, least = modes[-1], math.inf
@@ -40,21 +39,15 @@ class Lookahead:
         return self._allocations[best.name]
 
     def _prepare(self, view: View) -> tuple[Remaining, Pace]:
-        """Compute the optimal path once per run, and the frontier once per rate table."""
+        """Compute the optimal path and the frontier, once: works and rates of a simulation never change."""
         rates, works = view.rates, view.works
         assert rates is not None, "lookahead needs known rates"
         assert works is not None
-        if rates is not self._rates and rates != self._rates:
-            self._rates = rates
-            self._pace = Pace(frontier=Frontier.of(rates.modes()), comp_alone=rates.comp[0])
-            splits = [Allocation.split(c, rates.num_cores) for c in range(rates.num_cores + 1)]
-            shared = [Allocation.sharing(mode.name, rates.num_cores) for mode in rates.shared]
-            self._allocations = {mode.name: kept for mode, kept in zip(rates.modes(), [*splits, *shared], strict=True)}
-        run = view.cycles, view.prefetch
-        if run != self._run or works is not self._works:
-            self._run, self._works = run, works
-            self.remaining = remaining_of(works, view.cycles, view.prefetch)
-        return self.remaining, self._pace
+        splits = [Allocation.split(c, rates.num_cores) for c in range(rates.num_cores + 1)]
+        shared = [Allocation.sharing(mode.name, rates.num_cores) for mode in rates.shared]
+        self._allocations = {mode.name: kept for mode, kept in zip(rates.modes(), [*splits, *shared], strict=True)}
+        pace = Pace(frontier=Frontier.of(rates.modes()), comp_alone=rates.comp[0])
+        return remaining_of(works, view.cycles, view.prefetch), pace
 
 
 def _seconds_to_end(view: View, mode: Mode, position: tuple[float, float], remaining: Remaining, pace: Pace) -> float:

@@ -153,7 +153,7 @@ POLICIES: dict[str, PolicyKind] = {
     ),
     "os-workers": PolicyKind(
         usage="os-workers",
-        sentence="one process per shard trains and the kernel schedules everything; this is the gain without a scheduler",
+        sentence="compute workers train and the kernel schedules everything; this is the gain without a scheduler",
         make=lambda request: Unpinned("os-workers"),
     ),
     "static": PolicyKind(

@@ -50,7 +50,7 @@ class Remaining(Protocol):
 def remaining_of(works: Works, cycles: int, prefetch: int | None) -> Remaining:
     """Return the implementation for these works and this limit."""
     if prefetch is None or prefetch >= cycles or prefetch > MOST_GATES:
-        return AnyCycles(works, cycles)
+        return UnlimitedCycles(works, cycles)
     return LimitedCycles(works, cycles, prefetch)
 
 
@@ -76,7 +76,7 @@ class _GivenTasks:
         return self._comp_done[2 * cycle + 2]
 
 
-class AnyCycles(_GivenTasks):
+class UnlimitedCycles(_GivenTasks):
     """Every task has its own work. O(N) at first and after a change of the modes, then a short walk along the hull per call."""
 
     def __init__(self, works: Works, cycles: int) -> None:

@@ -14,7 +14,6 @@ class Unpinned:
     """Nothing is pinned; the kernel schedules both sides. Policies of this kind differ only in their launch_options."""
 
     is_work_conserving: ClassVar[bool] = False
-    needs_rates: ClassVar[bool] = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -28,7 +27,6 @@ class Static:
     """The same split at every event. If cores are taken away, comm keeps at most C-1 of the remaining C cores."""
 
     is_work_conserving: ClassVar[bool] = True
-    needs_rates: ClassVar[bool] = False
 
     def __init__(self, comm_cores: int) -> None:
         self.comm_cores = comm_cores
@@ -44,7 +42,6 @@ class Random:
 
     name: ClassVar[str] = "random"
     is_work_conserving: ClassVar[bool] = True
-    needs_rates: ClassVar[bool] = False
 
     def __init__(self, seed: int) -> None:
         self._generator = random.Random(seed)
@@ -77,7 +74,6 @@ class CommPriority:
 
     name: ClassVar[str] = "comm-priority"
     is_work_conserving: ClassVar[bool] = True
-    needs_rates: ClassVar[bool] = False
 
     def choose(self, view: View) -> Allocation:
         """Return the allocation of all cores to comm."""
@@ -89,7 +85,6 @@ class CompPriority:
 
     name: ClassVar[str] = "comp-priority"
     is_work_conserving: ClassVar[bool] = True
-    needs_rates: ClassVar[bool] = False
 
     def choose(self, view: View) -> Allocation:
         """Return the allocation of all cores to comp."""
@@ -101,7 +96,6 @@ class ComputeFirst:
 
     name: ClassVar[str] = COMPUTE_FIRST
     is_work_conserving: ClassVar[bool] = True
-    needs_rates: ClassVar[bool] = False
 
     def choose(self, view: View) -> Allocation:
         """Return the shared allocation compute-first."""
@@ -116,7 +110,6 @@ class Elastic:
 
     name: ClassVar[str] = ELASTIC
     is_work_conserving: ClassVar[bool] = True
-    needs_rates: ClassVar[bool] = False
 
     def __init__(self, *, has_workers: bool) -> None:
         self._has_workers = has_workers

@@ -20,8 +20,8 @@ class View(NamedTuple):
     """The information that a policy gets at an event. A tuple, because one is built at every event and tuples are the fastest.
 
     The counts are those of the state S_{i,j,k}, see `State`. `comm_left` and `comp_left` are the remaining work of the two running
-    tasks, `works` is the work of all tasks. All work is in the unit of `rates`. `rates` is None if they are not known. A live run
-    gives a policy whose `needs_rates` is false neither rates nor works, and NaN for the remaining work.
+    tasks, `works` is the work of all tasks. All work is in the unit of `rates`. `rates` is None if they are not known. In a live
+    run only a `Planner` gets rates, works and remaining work. Other policies get None, None and NaN.
     """
 
     num_cores: int
@@ -37,7 +37,7 @@ class View(NamedTuple):
 
     @classmethod
     def without_rates(cls, state: State, num_cores: int) -> View:
-        """Build the view of this state for a policy that needs no rates."""
+        """Build the view of this state for a policy that is no `Planner`."""
         counts = (state.num_comm, state.num_forward, state.num_backward)
         return cls(num_cores, state.cycles, state.prefetch, *counts, math.nan, math.nan, None, None)
 
@@ -58,7 +58,7 @@ class View(NamedTuple):
 
 
 class Policy(Protocol):
-    """The rule that chooses an allocation; one object per run. A policy that reads `View.rates` is also a `Planner`."""
+    """The rule that chooses an allocation; one object per run. One that reads `View.rates` in a live run must be a `Planner`."""
 
     @property
     def name(self) -> str:
@@ -68,17 +68,16 @@ class Policy(Protocol):
     def is_work_conserving(self) -> bool:
         """Whether the forced allocations of Eq. 13 apply. The controller reads it at every event, as it may change in a run."""
 
-    @property
-    def needs_rates(self) -> bool:
-        """Whether `choose` reads `View.rates`. It never changes: the controller learns rates from the first event on, or never."""
-
     def choose(self, view: View) -> Allocation:
         """Return the allocation until the next event."""
 
 
 @runtime_checkable
 class Planner(Protocol):
-    """A policy that plans with rates. Without a profile, the controller first measures its warm-up allocations (LEARNING)."""
+    """A policy that plans with rates, which the controller learns for it alone.
+
+    Without a profile, the controller first measures its warm-up allocations (LEARNING).
+    """
 
     @property
     def strategy(self) -> str:

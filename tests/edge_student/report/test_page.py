@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from synthetic_comparison import CORES, FACTORS, NOISE, QUIET, SPLITS, log_of, profile, write_comparison, write_report
 
-from edge_student.events.spans import Span, comm_spans, comp_spans, core_owners, last_moment
+from edge_student.events.spans import SHARD_PARTS, Span, comm_spans, comp_spans, core_owners, last_moment
 from edge_student.report.advice import advise, facts, meaning_of
 from edge_student.report.charts import parts_of, wall_clock_figure
 from edge_student.report.page import write_page
@@ -432,7 +432,8 @@ def test_every_shard_has_a_lane(tmp_path: Path) -> None:
     shards = {"event": "shards", "index": 0, "started": 0.0, "ended": 2.0, **parts}
     shapes = section_of(tmp_path, [decision(0.0, [0], [1]), *tasks, shards])["figure"].shapes
     assert [shape.text for shape in shapes if shape.text.startswith("shard")] == ["shard 0", "shard 1"]
-    assert [shape.tip for shape in shapes if shape.tip.startswith("step")] == ["step of cycle 0: 250.00 ms"] * 2
+    drawn = [shape.look for shape in shapes if shape.tag == "path" and shape.look in SHARD_PARTS]
+    assert drawn[:6] == ["forward", "backward", "step"] * 2
 
 
 def test_a_repeated_run_shows_the_timeline_of_the_attempt_that_counts(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def promise_of_100_cycles(first_waits_s: float = 0.0) -> Promise:
     [
         (19.9, 0.0, ["others"], None),
         (20.0, 0.0, ["others", "a worker"], "took 2.0 times as long as its first 10 cycles promised: others; a worker"),
-        (30.0, 0.0, [], "its steps took longer, and nothing that was measured says why"),
+        (30.0, 0.0, [], "its steps took longer, and no measured cause explains it"),
         (30.0, 12.5, [], "took 3.0 times as long as its first 10 cycles promised: training waited 12.5 s for logits"),
         (30.0, 12.5, ["the link"], "training waited 12.5 s for logits; the link"),
     ],

@@ -23,11 +23,10 @@ PROFILE = Profile(cores=4, workload=WORK, rates=RATES)
 
 
 class Probe:
-    """Returns scripted allocations and records the views that it gets."""
+    """A planner that returns scripted allocations and records the views that it gets."""
 
-    name = "probe"
+    name = strategy = "probe"
     is_work_conserving = True
-    needs_rates = True
 
     def __init__(self, *allocations: Allocation) -> None:
         self.allocations = list(allocations)
@@ -37,15 +36,21 @@ class Probe:
         self.views.append(view)
         return self.allocations.pop(0) if len(self.allocations) > 1 else self.allocations[0]
 
+    def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
+        return ()
+
 
 class Learner:
-    """A policy that needs no rates, for which the controller learns them all the same."""
+    """A policy that needs no rates, in the form of a planner, so that the controller learns them."""
 
+    strategy = "none"
     is_work_conserving = True
-    needs_rates = True
 
     def __init__(self, policy: Policy) -> None:
         self.name, self.choose = policy.name, policy.choose
+
+    def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
+        return ()
 
 
 def learning_of(controller: Controller) -> Learning:
@@ -166,6 +171,33 @@ def test_rates_of_tasks_that_keep_their_cores_are_exact(scenario: Scenario) -> N
     every = str(scenario.num_cores)
     assert learning_of(controller).rates()["comm"][every] == pytest.approx(scenario.rates.comm[-1], rel=1e-6)
     assert learning_of(controller).rates()["comp"][every] == pytest.approx(scenario.rates.comp[0], rel=1e-6)
+
+
+def test_writing_the_rates_to_the_log_hides_no_news_from_the_plan() -> None:
+    """Training slows down tenfold. The rates are read at every event, as the log does when the split changes."""
+    probe = Probe(Allocation.split(1, 4))
+    controller = Controller(policy=probe, cycles=60, num_cores=4)
+    controller.handle(Started(time=0.0))
+    now = 0.0
+    for cycle in range(50):
+        step = 1.0 if cycle < 10 else 10.0
+        for task, seconds in ((Task.COMM, 0.1), (Task.FORWARD, 0.4 * step), (Task.BACKWARD, 0.5 * step)):
+            now += seconds
+            controller.handle(done(task, now))
+            learning_of(controller).rates()
+    rates = [view.rates.comp[1] for view in probe.views if view.rates is not None]
+    assert rates[-1] == pytest.approx(0.1 * rates[0], rel=0.2)
+
+
+def test_the_first_batch_of_each_part_of_a_run_is_not_learnt_from() -> None:
+    """It includes opening the stream."""
+    for first in (0, 7):
+        controller = Controller(policy=Probe(Allocation.split(1, 4)), cycles=20, num_cores=4, done=first)
+        controller.handle(Started(time=0.0))
+        controller.handle(TaskDone(task=Task.COMM, time=9.0, busy_s=9.0))
+        assert learning_of(controller).rates()["comm"] == {}
+        controller.handle(TaskDone(task=Task.COMM, time=10.0, busy_s=1.0))
+        assert learning_of(controller).rates()["comm"] == {"1": 1.0}
 
 
 def test_a_change_of_cores_is_followed_by_a_new_decision() -> None:

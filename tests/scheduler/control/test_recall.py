@@ -65,7 +65,7 @@ def test_a_run_that_goes_on_begins_where_it_was(name: str, scenario: Scenario, p
 
 
 def test_random_draws_on_where_it_stopped() -> None:
-    view = View(8, 10, None, 0, 0, 0, 1.0, 1.0, works=None, rates=None)  # type: ignore[arg-type]
+    view = View(8, 10, None, 0, 0, 0, 1.0, 1.0, works=None, rates=None)
     whole, first, second = Random(3), Random(3), Random(99)
     expected = [whole.choose(view) for _ in range(40)]
     drawn = [first.choose(view) for _ in range(15)]
@@ -91,14 +91,17 @@ def test_another_policy_takes_the_rates_and_leaves_the_rest() -> None:
     assert saved(other)["estimates"] == memory["estimates"]
 
 
-def test_a_policy_that_learns_may_follow_one_that_does_not_and_the_other_way_round() -> None:
-    _, of_dynamic, scenario = learnt("dynamic")
-    _, of_static, _ = learnt("static:1")
-    for name, memory in (("static:1", of_dynamic), ("dynamic", of_static)):
-        other = controller(name, scenario)
-        before = saved(other)
-        other.recall(memory, "here")
-        assert saved(other) == before
+def test_a_policy_that_learns_no_rates_passes_them_on() -> None:
+    _, memory, scenario = learnt("dynamic")
+    between = controller("static:1", scenario)
+    between.recall(memory, "here")
+    later = controller("dynamic", scenario)
+    later.recall(saved(between), "here")
+    assert saved(later)["estimates"] == memory["estimates"]
+    unlearnt = saved(controller("dynamic", scenario))
+    fresh = controller("dynamic", scenario)
+    fresh.recall(saved(controller("static:1", scenario)), "here")
+    assert saved(fresh) == unlearnt
 
 
 def test_the_rates_of_an_earlier_version_are_read() -> None:

@@ -149,7 +149,6 @@ class Scripted:
 
     name = "scripted"
     is_work_conserving = True
-    needs_rates = False
 
     def __init__(self, *choices: Allocation) -> None:
         self.choices = list(choices)

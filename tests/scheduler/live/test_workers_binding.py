@@ -23,15 +23,16 @@ class Workers:
 
     def __init__(self, number: int) -> None:
         self.processes = [self._start() for _ in range(number)]
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        return tuple(process.pid for process in self.processes)
+        self.pids = self._list_pids()
 
     def replace(self, number: int) -> None:
         self.processes[number].kill()
         self.processes[number].communicate()
         self.processes[number] = self._start()
+        self.pids = self._list_pids()
+
+    def _list_pids(self) -> tuple[int, ...]:
+        return tuple(process.pid for process in self.processes)
 
     def masks(self) -> list[set[int]]:
         return [os.sched_getaffinity(pid) for pid in self.pids]
@@ -73,12 +74,16 @@ def test_every_worker_gets_a_core_of_its_own_and_all_share_fewer() -> None:
 
 @TWO_CORES
 def test_a_worker_that_took_the_place_of_another_is_pinned_by_the_next_call() -> None:
+    cores = (LOW, HIGH)  # one object, as the loop passes it while the placement stays
     with bound(2) as (workers, binding):
-        binding.apply((LOW, HIGH))
+        binding.apply(cores)
+        assert binding.apply(cores) == {}
         workers.replace(0)
         assert workers.masks()[0] == set(ALLOWED)
-        binding.apply((LOW, HIGH))
+        binding.apply(cores)
         assert workers.masks() == [{HIGH}, {LOW}]
+        binding.apply(cores, 1)
+        assert workers.masks() == [{HIGH}, set(cores)], "the number of idle workers counts too"
 
 
 def test_forgotten_masks_are_set_again() -> None:

@@ -56,17 +56,20 @@ def test_cores_never_belong_to_both_sides_unless_they_are_shared(before: Allocat
 
 
 class Scripted:
-    """A policy that returns the next allocation of a script."""
+    """A planner that returns the next allocation of a script."""
 
     name = "scripted"
     is_work_conserving = True
-    needs_rates = True
+    strategy = "scripted"
 
     def __init__(self, *script: Allocation) -> None:
         self._script = list(script)
 
     def choose(self, view: View) -> Allocation:
         return self._script.pop(0)
+
+    def warm_up_allocations(self, num_cores: int) -> tuple[Allocation, ...]:
+        return ()
 
 
 @pytest.mark.parametrize(("before", "after"), list(product(ALLOCATIONS[:3] + ALLOCATIONS[5:6], repeat=2)))

@@ -20,8 +20,7 @@ from scheduler.model.optimum import Frontier, funnel, lower_bound
 from scheduler.model.scenario import TaskWorks
 from scheduler.model.state import Allocation, State
 from scheduler.policies.adaptive import Adaptive
-from scheduler.policies.lookahead import Lookahead
-from scheduler.policies.remaining import AnyCycles, LimitedCycles, Pace, remaining_of
+from scheduler.policies.remaining import LimitedCycles, Pace, UnlimitedCycles, remaining_of
 from scheduler.policies.view import View
 from scheduler.simulation.simulator import simulate, simulate_policy
 
@@ -112,7 +111,7 @@ def test_the_rest_of_a_run_is_worth_its_own_optimum(run: VariedRun, counts: tupl
     num_comp = min(counts[1], 2 * num_comm)  # cycles that can be trained with this number of batches
     view = view_of(run, num_comm=num_comm, num_comp=num_comp, left=left)
     pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
-    rest = AnyCycles(run.works, run.cycles)
+    rest = UnlimitedCycles(run.works, run.cycles)
     position = rest.position(view)
     assert abs(rest.time(num_comm, num_comp, *position, pace) - rest_of(run, view)) <= rounding_of(run, pace)
 
@@ -133,7 +132,7 @@ def test_a_limit_never_makes_the_rest_shorter(run: VariedRun, counts: tuple[int,
     prefetch = max(1, num_comm + 1 - num_comp // 2)  # so that this state is possible
     view = view_of(run, num_comm=num_comm, num_comp=num_comp, left=left)
     pace = Pace(frontier=Frontier.of(run.modes), comp_alone=run.rates.comp[0])
-    free, limited = AnyCycles(run.works, run.cycles), LimitedCycles(run.works, run.cycles, prefetch)
+    free, limited = UnlimitedCycles(run.works, run.cycles), LimitedCycles(run.works, run.cycles, prefetch)
     there = free.position(view)
     assert limited.position(view) == there
     least = free.time(num_comm, num_comp, *there, pace)
@@ -163,7 +162,6 @@ def test_the_level_of_the_buffer_decides_who_runs_first(prefetch: int | None) ->
     levels = [0, size // 4, size // 2, 3 * size // 4 - 1, 3 * size // 4, size // 2, size // 4, size // 4 - 1, size // 2]
     chosen = [policy.choose(at_level(level, prefetch=prefetch)) for level in levels]
     assert chosen == [COMM_FIRST] * 4 + [TRAINING_FIRST] * 3 + [COMM_FIRST] * 2
-    assert not policy.needs_rates
 
 
 def test_comm_has_a_quarter_of_the_cores_and_at_least_one() -> None:
@@ -210,30 +208,6 @@ def test_a_shared_mode_is_used_where_it_is_worth_it() -> None:
         first = Mode(name="compute-first", comm_rate=1.0, comp_rate=comp_rate)
         rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0), shared=(first,))
         assert planner().choose(a_view(rates, num_cores=2, works=work)) == expected
-
-
-def test_another_run_of_the_same_works_has_its_own_path() -> None:
-    rates = RateTable(comm=(0.0, 1.0, 1.5), comp=(2.0, 1.2, 0.0))
-    work = TaskWorks.equal(Workload(forward=0.5, backward=0.5, comm=1.0), 60)
-    policy = Lookahead()
-    lines = []
-    for cycles in (5, 60):
-        state = State.initial(cycles=cycles)
-        policy.choose(View.of(state, num_cores=2, comm_left=1.0, comp_left=0.5, works=work, rates=rates))
-        lines.append(policy.remaining)
-    assert lines[0] is not lines[1]
-
-
-def test_new_rates_count_at_once() -> None:
-    """Comm is slow at first and then fast, so another split becomes the best."""
-    work = Workload(forward=0.5, backward=0.5, comm=1.0)
-    slow = RateTable(comm=(0.0, 0.2, 0.5, 0.9), comp=(3.0, 2.0, 1.0, 0.0))
-    fast = RateTable(comm=(0.0, 5.0, 5.5, 6.0), comp=(3.0, 2.0, 1.0, 0.0))
-    policy = planner()
-    chosen = [policy.choose(a_view(rates, num_cores=3, works=work)) for rates in (slow, fast, slow)]
-    alone = [planner().choose(a_view(rates, num_cores=3, works=work)) for rates in (slow, fast, slow)]
-    assert chosen == alone
-    assert chosen[0] != chosen[1]
 
 
 def test_of_equals_comm_gets_ahead() -> None:

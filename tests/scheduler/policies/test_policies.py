@@ -178,7 +178,6 @@ class Scripted:
 
     name = "scripted"
     is_work_conserving = True
-    needs_rates = False
 
     def __init__(self, plan: Plan, num_cores: int) -> None:
         self.splits = iter([move.comm_cores for move in plan.moves if 0 < move.comm_cores < num_cores])
@@ -334,7 +333,7 @@ def test_policies_fit_their_protocol() -> None:
     policies: dict[str, Policy] = {name: make_policy(name, num_cores=4, seed=0) for name in EVERY_NAME}
     unpinned = {name for name, policy in policies.items() if not policy.is_work_conserving}
     assert unpinned == {"os-default", "os-tuned", "os-workers"}
-    assert {name for name, policy in policies.items() if policy.needs_rates} == {"dynamic"}
+    assert {name for name, policy in policies.items() if isinstance(policy, Planner)} == {"dynamic"}
 
 
 def test_online_dynamic_plans_again_from_the_remaining_work() -> None:

@@ -157,7 +157,6 @@ class Drawn:
 
     name = "drawn"
     is_work_conserving = True
-    needs_rates = False
 
     def __init__(self, draws: list[npt.NDArray[np.int64]], run: int) -> None:
         self.draws, self.run = draws, run
@@ -276,7 +275,6 @@ class Stubborn:
 
     name = "stubborn"
     is_work_conserving = True
-    needs_rates = False
 
     def __init__(self, allocation: Allocation) -> None:
         self.allocation = allocation
