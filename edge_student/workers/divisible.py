@@ -29,13 +29,12 @@ def check_divisible(student: nn.Module, input_shape: tuple[int, ...]) -> None:
         raise ModelNotDivisible("an output of the model depends on the other rows of its batch")
 
 
-_TEAM_BELOW = 0.05
-"""Outputs per weight, of one shard, below which a team of threads is faster.
+_TEAM_BELOW = 0.2
+"""Outputs per weight, of one shard, below which a team of threads is faster on a quiet machine (docs/decisions/029).
 
 Every shard reads all weights and writes a gradient for each, where a team divides the weights. Two shards of 24 rows took, of the
-time of a team of two threads: an MLP of 4 million weights (0.01 outputs per weight) 1.1 and 1.2, and beside a busy process 1.3.
-resnet18 at 32 pixels (0.1) 1.02 and 1.11, and beside a busy process 0.82. resnet18 at 64 pixels (0.4) 1.0, a ViT (8) 0.77
-(docs/decisions/029).
+time of a team of two threads: an MLP of 4 million weights (0.01 outputs per weight) 1.1 and 1.2, resnet18 at 32 pixels (0.1) 1.02
+to 1.15 and at 64 pixels (0.4) 1.0, a ViT (8) 0.77.
 """
 
 
