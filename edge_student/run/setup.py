@@ -143,18 +143,18 @@ def open_trainer(
     """
     num_classes, shape = ring.shape.num_classes, data.private.images.shape[1:]
     student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
-    sharded = None
+    recipe, sharded = _recipe(config, device), None
     if num_shards > 1:
         assert data.shared is not None, "compute workers read shared data sets"
         private, public = data.shared
         try:
-            if config.shards is not None or is_resumed or not _team_is_faster(config, student, shape, num_shards):
+            if config.shards is not None or is_resumed or not _team_is_faster(config.model, student, shape, recipe, num_shards):
                 sharded = ShardedTrainer(
                     student=student,
                     private=private,
                     public=public,
                     ring=ring,
-                    recipe=_recipe(config, device),
+                    recipe=recipe,
                     num_shards=num_shards,
                     keeps_memory=keeps_memory,
                     defer_signals=defer_signals,
@@ -172,22 +172,19 @@ def open_trainer(
     data.close()
     if keeps_memory:
         keep_freed_memory()
-    trainer = TeamTrainer(
-        student=student, private=data.private, public=data.public, recipe=_recipe(config, device), defer_signals=defer_signals
-    )
+    trainer = TeamTrainer(student=student, private=data.private, public=data.public, recipe=recipe, defer_signals=defer_signals)
     trainer.warm_up(num_classes)
     yield trainer
 
 
-def _team_is_faster(config: StudentConfig, student: torch.nn.Module, input_shape: tuple[int, ...], num_shards: int) -> bool:
-    """Return whether one team trains this model faster than `num_shards` shards, and log it."""
-    rows = rows_of(num_shards)[0]
-    if not team_is_faster(student, input_shape, rows.of(config.batch_size) + rows.of(config.public_batch)):
+def _team_is_faster(name: str, student: torch.nn.Module, input_shape: tuple[int, ...], recipe: Recipe, num_shards: int) -> bool:
+    """Return whether one team trains the model of this name faster than `num_shards` shards, and log it."""
+    if not team_is_faster(student, input_shape, rows_of(num_shards)[0].total(recipe)):
         return False
     logger.info(
         "one team of threads trains model %s, as with --shards 1, because it has many weights for few outputs;"
         " --shards %d trains it in shards, with weights that do not depend on the number of threads",
-        *(config.model, num_shards),
+        *(name, num_shards),
     )
     return True
 

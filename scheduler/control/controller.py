@@ -72,11 +72,11 @@ class Controller:
         try:
             self._apply(event)
             decision = self._decide(event.time)
+            if self.learning is not None:
+                self.learning.decided(event, decision.allocation, self.num_cores)
         except BrokenInvariant as broken:
             story = "\n  ".join(f"{earlier} -> {decided}" for earlier, decided in self._story) or "no event"
             raise BrokenInvariant(f"{broken}\nat {event}\nafter:\n  {story}") from None
-        if self.learning is not None:
-            self.learning.decided(event, decision.allocation, self.num_cores)
         self._story.append((event, decision))
         return decision
 
