@@ -121,6 +121,14 @@ def test_a_team_trains_models_with_many_weights_for_few_outputs(student: torch.n
     assert not team_is_faster(student, SHAPE, math.ceil(num_rows))
 
 
+def test_a_team_trains_a_convolutional_model_whose_last_layer_has_most_weights() -> None:
+    """Limit by hand: 0.06 outputs of convolutions per weight, 40 of them in a row, for 207,600 weights."""
+    student = torch.nn.Sequential(torch.nn.Conv2d(1, 40, SHAPE[1]), torch.nn.Flatten(), torch.nn.Linear(40, 5000))
+    assert prefers_channels_last(student, SHAPE, 311)
+    assert team_is_faster(student, SHAPE, 311)
+    assert not team_is_faster(student, SHAPE, 312)
+
+
 def test_a_refused_model_is_unchanged() -> None:
     student = torch.nn.Linear(2, 2).double()
     weight = student.weight.detach().numpy().copy()
