@@ -24,6 +24,7 @@ class SignalHandler:
         self._is_deferred = False
         self._pending: type[KeyboardInterrupt] | None = None
         self._last_raised = -_SAME_REQUEST_S
+        self._raised: type[KeyboardInterrupt] | None = None
 
     def install(self) -> None:
         """Handle SIGTERM, SIGINT and SIGHUP. SIGHUP stays ignored if it is ignored already, as under nohup."""
@@ -38,7 +39,16 @@ class SignalHandler:
             self._pending = self._pending or kind
         elif time.monotonic() - self._last_raised >= _SAME_REQUEST_S:
             self._last_raised = time.monotonic()
+            self._raised = kind
             raise kind
+
+    def raise_lost(self) -> None:
+        """Raise the exception of an earlier signal again. Call it where the exception would have ended the program before.
+
+        Python swallows an exception that a handler raises within a destructor or a weak reference's callback, as imports have.
+        """
+        if self._raised is not None:
+            raise self._raised
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -14,6 +14,8 @@ from edgekd.errors import WorldError
 
 logger = logging.getLogger(__name__)
 
+_UNKNOWN_STATUS = 255
+"""Exit status that multiprocessing reports if the fork server was killed, and the workers with it. A new server then starts."""
 MAX_REPLACED = 3
 """Number of workers of a run that are replaced. More replacements have a lasting cause, such as too little memory."""
 
@@ -89,8 +91,8 @@ class WorkerPool:
                 raise WorkerFailed(worker.errors.recv())
             status = worker.process.exitcode
             cause = f"the worker of shard {number} (process {worker.process.pid}) ended with status {status}"
-            if status is None or status >= 0:
-                raise WorkerFailed(f"{cause}; see its message above")
+            if status is None or (status >= 0 and status != _UNKNOWN_STATUS):
+                raise WorkerFailed(f"{cause}; see its message above, if it printed one")
             if len(self.replaced) >= MAX_REPLACED:
                 raise WorldError(f"{cause}, after {MAX_REPLACED} others were replaced: is there too little memory?")
             self.replaced.append(f"{cause} and was replaced")

@@ -30,7 +30,7 @@ class Adaptive:
     """Follows the level of the prefetch buffer. With `plans`, which needs exact rates, it plans with them.
 
     Without compute workers (`has_workers`), comm's own cores are taken from the team. Without the right to change priorities in
-    both directions (`may_change_priority`), comm is held while the buffer is nearly full.
+    both directions (`may_change_priority`), comm is held while the buffer is nearly full. With one core, training runs first.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -46,7 +46,7 @@ class Adaptive:
     def choose(self, view: View) -> Allocation:
         """Return the allocation for the level of the buffer, or of the plan."""
         if view.num_cores == 1:
-            return Allocation.all_comp(1)
+            return Allocation.sharing(COMPUTE_FIRST, 1) if self._may_change_priority and not self._plans else Allocation.all_comp(1)
         if self._plans:
             return self._lookahead.choose(view)
         level = (view.num_comm - view.num_backward) / (view.prefetch or UNLIMITED)

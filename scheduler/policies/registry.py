@@ -124,7 +124,6 @@ def _elastic(request: PolicyRequest) -> Policy:
 
 
 def _adaptive(request: PolicyRequest) -> Policy:
-    _splits("adaptive", request.num_cores)
     return Adaptive(plans=request.horizon is None, has_workers=request.has_workers, may_change_priority=request.may_change_priority)
 
 
@@ -133,7 +132,7 @@ def _splits(name: str, num_cores: int) -> int:
     if num_cores < 2:
         raise ValueError(
             f"policy '{name}' splits the cores, and this run has {num_cores};"
-            " use os-default, comm-priority or comp-priority, or use 2 or more cores"
+            " use adaptive or another policy that needs no split, or use 2 or more cores"
         )
     return num_cores - 1
 

@@ -32,7 +32,7 @@ def test_without_names_all_policies_that_the_cores_allow_are_compared(caplog: py
     with caplog.at_level("INFO"):
         assert "random" not in choose_policies(config, 2)
     assert "with 2 cores there is one split" in caplog.text
-    assert choose_policies(config, 1) == unsplit
+    assert choose_policies(config, 1) == (*unsplit, "adaptive")
     assert "dynamic" in caplog.text
     with pytest.raises(ValueError, match="dynamic"):
         choose_policies(CompareConfig(private="digits:private", policies="dynamic", out=Path("x")), 1)

@@ -294,7 +294,7 @@ def test_without_a_profile_a_planner_ends_near_one_that_has_it() -> None:
         ("static:-1", 4, "policy 'static:-1' needs its number of comm cores"),
         ("random:3", 4, "policy 'random:3': 'random' takes no argument"),
         ("dynamic:", 4, "policy 'dynamic:': 'dynamic' takes no argument"),
-        ("static:1", 1, "policy 'static' splits the cores, and this run has 1; use os-default, comm-priority"),
+        ("static:1", 1, "policy 'static' splits the cores, and this run has 1; use adaptive or another"),
         ("random", 1, "policy 'random' splits the cores, and this run has 1"),
         ("dynamic", 1, "policy 'dynamic' splits the cores, and this run has 1"),
         ("random", 0, "num_cores is 0; a run needs at least 1"),
