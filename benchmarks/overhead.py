@@ -41,7 +41,7 @@ from edge_student.training.team_trainer import TeamTrainer  # noqa: E402
 from edge_student.training.torch_team import TorchTeam  # noqa: E402
 from edge_student.training.trainer import BatchSource, Schedule, Trainer  # noqa: E402
 from edgekd.data.datasets import load_dataset  # noqa: E402
-from edgekd.data.models import build_model  # noqa: E402
+from edgekd.models.build import build_model  # noqa: E402
 from scheduler.control.controller import Controller  # noqa: E402
 from scheduler.live.binding import CommBinding, TeamBinding  # noqa: E402
 from scheduler.live.loop import SchedulerLoop  # noqa: E402
@@ -91,7 +91,7 @@ def dataset(size: int) -> str:
 
 def make_trainer(size: int) -> Trainer:
     private, public = load_dataset(f"{dataset(size)}:private"), load_dataset(f"{dataset(size)}:public")
-    student = build_model("cnn", num_classes=NUM_CLASSES, input_shape=private.images.shape[1:], seed=0)
+    student = build_model("cnn", num_classes=NUM_CLASSES, input_shape=private.inputs.shape[1:], seed=0)
     recipe = Recipe(
         alpha=0.1, temperature=4, lr=0.01, momentum=0.9, batch_size=PRIVATE_BATCH, public_batch=PUBLIC_BATCH, seed=0, device="cpu"
     )

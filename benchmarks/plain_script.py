@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from edge_student.settings.shared import BufferSettings, DataSettings, ModelSettings, TrainingSettings
 from edgekd.cli.command import parse
 from edgekd.data.datasets import load_dataset
-from edgekd.data.models import build_model
+from edgekd.data.preprocessing import Preprocessing
 from edgekd.data.tensors import to_input
+from edgekd.models.build import build_model
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
 from edgekd.wire.order import batch_ids
 
@@ -54,7 +55,7 @@ def receive(settings: Settings, batches: "queue.Queue[torch.Tensor]") -> None:
 def main() -> None:
     settings = parse(Settings, sys.argv[1:], prog="plain_script.py", description="Train a student with a plain torch program.")
     private, public, test = map(load_dataset, (settings.private, settings.public_dataset, settings.test_dataset))
-    student = build_model(settings.model, num_classes=private.num_classes, input_shape=private.images.shape[1:], seed=settings.seed)
+    student = build_model(settings.model, num_classes=private.num_classes, input_shape=private.inputs.shape[1:], seed=settings.seed)
     optimizer = torch.optim.SGD(student.parameters(), lr=settings.lr, momentum=settings.momentum)
     batches: queue.Queue[torch.Tensor] = queue.Queue(maxsize=16)
     threading.Thread(target=receive, args=(settings, batches), daemon=True).start()
@@ -62,7 +63,7 @@ def main() -> None:
     for cycle in range(settings.cycles):
         ids = batch_ids(settings.seed + 1, len(private.labels), size, cycle)
         public_ids = batch_ids(settings.seed, len(public.labels), settings.public_batch, cycle)
-        logits = student(to_input(np.concatenate([private.images[ids], public.images[public_ids]])))
+        logits = student(to_input(np.concatenate([private.inputs[ids], public.inputs[public_ids]]), Preprocessing()))
         labelled = F.cross_entropy(logits[:size], torch.from_numpy(private.labels[ids]))
         soft, teacher = F.log_softmax(logits[size:] / scale, dim=1), F.log_softmax(batches.get() / scale, dim=1)
         distilled = F.kl_div(soft, teacher, reduction="batchmean", log_target=True) * scale**2
@@ -72,7 +73,7 @@ def main() -> None:
         optimizer.step()
     seconds = time.monotonic() - started
     with torch.inference_mode():
-        right = (student.eval()(to_input(test.images)).argmax(dim=1).numpy() == test.labels).mean()
+        right = (student.eval()(to_input(test.inputs, Preprocessing())).argmax(dim=1).numpy() == test.labels).mean()
     print(json.dumps({"wall_clock_s": seconds, "accuracy": float(right), "loss": loss.item()}))
 
 

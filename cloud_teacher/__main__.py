@@ -7,6 +7,10 @@ import logging
 import os
 import sys
 
+from edgekd.cli.shadow import check_packages
+
+check_packages("cloud_teacher")  # before the first import of a package that another module may shadow
+
 from cloud_teacher.settings import PrecomputeConfig, ServeConfig, TeacherConfig, TrainConfig
 from edgekd.cli.command import Command, dispatch, run, start_logging
 from edgekd.cli.cores import parse_cores

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from cloud_teacher.loading import load_teacher, measure_agreement
 from cloud_teacher.logits.public_inputs import PublicInputs
 from cloud_teacher.logits.store import LogitStore, open_store
-from cloud_teacher.logits.teacher import Teacher, make_teacher
+from cloud_teacher.logits.teacher import Teacher
 from cloud_teacher.monitoring.http_server import metrics_served
 from cloud_teacher.monitoring.liveness import Liveness
 from cloud_teacher.monitoring.metrics import Metrics
@@ -23,13 +24,10 @@ from cloud_teacher.service.auth import server_credentials
 from cloud_teacher.service.rate_limit import RateLimiter
 from cloud_teacher.service.server import TeacherServer, check_port
 from cloud_teacher.service.service import TeacherService
-from cloud_teacher.settings import PrecomputeConfig, ServeConfig, TeacherConfig, parse_listen
+from cloud_teacher.settings import PrecomputeConfig, ServeConfig, parse_listen
 from edgekd.cli.address import format_address, is_loopback, parse_address
 from edgekd.cli.progress import Progress
 from edgekd.cli.rate import parse_rate
-from edgekd.data.datasets import load_dataset
-from edgekd.data.devices import choose_device
-from edgekd.data.models import build_model, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,8 @@ def serve(config: ServeConfig) -> int:
                 _log_store(store)
                 if config.precompute:
                     computing.submit(fill, store).result()
-                asyncio.run(_listen(config, store, computing, PublicInputs(teacher.dataset), metrics, liveness))
+                computing.submit(measure_agreement, teacher, store).result()
+                asyncio.run(_listen(config, store, computing, teacher, metrics, liveness))
             finally:
                 store.interrupt()
                 computing.shutdown(cancel_futures=True)
@@ -77,37 +76,13 @@ def precompute(config: PrecomputeConfig) -> int:
         try:
             _log_store(store)
             fill(store)
+            measure_agreement(teacher, store)
             print(f"{store.num_ready} of {teacher.key.num_samples} rows are in {config.store.expanduser() / teacher.key.folder}")
         finally:
             store.close()
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
-
-
-def load_teacher(config: TeacherConfig) -> Teacher:
-    """Load data set, model and weights. Raises ValueError if they do not fit each other."""
-    device = choose_device(config.device)
-    dataset = load_dataset(config.dataset)
-    model = build_model(config.model, num_classes=dataset.num_classes, input_shape=dataset.images.shape[1:], seed=config.seed)
-    if config.weights is None:
-        logger.warning("no --weights: serving the untrained initial weights of %s", config.model)
-    else:
-        try:
-            load_weights(model, config.weights)
-        except FileNotFoundError:
-            raise ValueError(f"--weights {config.weights}: there is no such file; `cloud-teacher train` makes one") from None
-    teacher = make_teacher(model, spec=config.model, dataset=dataset, device=device)
-    key = teacher.key
-    logger.info("teacher %s on %s, digest %s", config.model, device, key.teacher_digest[:16])
-    logger.info(
-        "data set %s, %d samples, %d classes, digest %s",
-        dataset.name,
-        key.num_samples,
-        key.num_classes,
-        key.dataset_digest[:16],
-    )
-    return teacher
 
 
 def fill(store: LogitStore) -> None:
@@ -137,7 +112,7 @@ async def _listen(
     config: ServeConfig,
     store: LogitStore,
     computing: ThreadPoolExecutor,
-    inputs: PublicInputs,
+    teacher: Teacher,
     metrics: Metrics,
     liveness: Liveness,
 ) -> None:
@@ -153,7 +128,8 @@ async def _listen(
         metrics=metrics,
         rate_limiter=rate_limiter,
         computing=computing,
-        inputs=inputs,
+        inputs=PublicInputs(teacher.dataset),
+        class_names=teacher.class_names,
     )
     server = TeacherServer(service, token_file=config.token_file)
     host, port = parse_listen(config.listen)

@@ -14,6 +14,7 @@ from edgekd.cli.device_names import Device
 from edgekd.cli.logs import LogSettings
 from edgekd.cli.rate import parse_rate
 from edgekd.cli.tls import TlsSettings
+from edgekd.data.preprocessing import parse_normalization, parse_resize
 
 _MAX_SEED = 2**64 - 1
 # gRPC counts the age in milliseconds, in 31 bits.
@@ -26,8 +27,16 @@ class TrainConfig(LogSettings):
 
     dataset: str = field(default="digits:public", metadata={"group": "data"})
     """Data set to learn. A name without a split means its whole train part."""
+    test: str | None = field(default=None, metadata={"group": "data"})
+    """Data set that measures the accuracy. (default: the test split of --dataset)"""
     model: str = field(default="cnn:width=32", metadata={"group": "model"})
     """Model by name, for example cnn:width=32 or torchvision:resnet18."""
+    normalize: str | None = field(default=None, metadata={"group": "model"})
+    """Normalization of the input: imagenet, signed (-1 to 1), unit (0 to 1), none, or MEAN/STD. (default: signed for images, none
+    for float32 samples)"""
+    resize: str | None = field(default=None, metadata={"group": "model"})
+    """Resize rule of the input: SIZE, SHORTER/CROP such as 256/224, or HEIGHTxWIDTH, each with or without :bicubic.
+    (default: the size of the data set)"""
     epochs: int = field(default=12, metadata={"group": "training"})
     """Passes over the data set."""
     batch_size: int = field(default=64, metadata={"group": "training"})
@@ -69,10 +78,23 @@ class TeacherConfig(LogSettings):
     """Public data set whose logits are computed. Edges need the same data set."""
     store: Path = field(default=Path("~/.cache/edgekd/logits"), metadata={"group": "data"})
     """Folder of the logit store. It keeps every logit row after its first computation."""
-    model: str = field(default="cnn:width=32", metadata={"group": "model"})
-    """Teacher model by name, as it was trained."""
+    model: str | None = field(default=None, metadata={"group": "model"})
+    """Teacher model: cnn:width=32, torchvision:NAME, timm:NAME or package.module:callable. With pretrained weights:
+    torchvision:NAME@WEIGHTS or timm:NAME@pretrained. (default: that of the model card of --weights, else cnn:width=32)"""
     weights: Path | None = field(default=None, metadata={"group": "model"})
-    """Teacher weights, .safetensors or .pt. (default: untrained initial weights, for load tests only)"""
+    """Teacher weights, .safetensors or .pt. (default: those of --model, else untrained initial weights, for load tests only)"""
+    normalize: str | None = field(default=None, metadata={"group": "model"})
+    """Normalization of the teacher's input: imagenet, signed (-1 to 1), unit (0 to 1), none, or MEAN/STD. Required for weights
+    without a model card."""
+    resize: str | None = field(default=None, metadata={"group": "model"})
+    """Resize rule of the teacher's input: SIZE, SHORTER/CROP such as 256/224, or HEIGHTxWIDTH, each with or without :bicubic.
+    (default: that of the model card, else the size of the data set)"""
+    classes: str | None = field(default=None, metadata={"group": "model"})
+    """Classes of the teacher's outputs: their number, or a text file with one name per line. (default: those of the model card,
+    else those of the data set)"""
+    keep_classes: str | None = field(default=None, metadata={"group": "model"})
+    """Classes to serve, by name or number, separated by commas, or @FILE with one per line. Other outputs are dropped.
+    (default: all)"""
     seed: int = field(default=0, metadata={"group": "model"})
     """Seed of the initial weights without --weights."""
     cores: str | None = field(default=None, metadata={"group": "cores"})
@@ -88,6 +110,10 @@ class TeacherConfig(LogSettings):
         if self.torch_threads is not None and self.torch_threads < 1:
             raise ValueError(f"--torch-threads is {self.torch_threads}, must be at least 1")
         _check_seed(self.seed)
+        if self.normalize is not None:
+            parse_normalization(self.normalize)
+        if self.resize is not None:
+            parse_resize(self.resize)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,15 +19,21 @@ from torch import nn
 
 from cloud_teacher.settings import TrainConfig
 from edgekd.cli.progress import Progress
-from edgekd.data.datasets import load_dataset
-from edgekd.data.devices import choose_device
-from edgekd.data.image_dataset import ImageDataset
-from edgekd.data.models import build_model, save_weights, weights_digest
-from edgekd.data.sources import SPLITS
-from edgekd.data.tensors import to_input
+from edgekd.data.dataset import Dataset
+from edgekd.data.datasets import load_dataset, resized
+from edgekd.data.preprocessing import Preprocessing
+from edgekd.data.rows import chunks
+from edgekd.data.splits import contains_test, split_of
+from edgekd.data.tensors import normalized
 from edgekd.files import named_by, replace_atomically
+from edgekd.models.build import build_model
+from edgekd.models.card import ModelCard
+from edgekd.models.classes import outputs_of, relabelled
+from edgekd.models.devices import choose_device
+from edgekd.models.input import choose_preprocessing
+from edgekd.models.weights import save_weights, weights_digest
 
-_EVALUATION_BATCH = 512
+_EVALUATION_BATCH, _EVALUATION_BYTES = 512, 8 << 20
 _EXIT_INTERRUPTED = 130
 
 logger = logging.getLogger(__name__)
@@ -40,26 +46,37 @@ def train(config: TrainConfig) -> int:
     """
     started = time.perf_counter()
     device = choose_device(config.device)
-    dataset, test = _load(config.dataset)
-    model = build_model(config.model, num_classes=dataset.num_classes, input_shape=dataset.images.shape[1:], seed=config.seed)
+    dataset, test = _load(config.dataset, config.test)
+    preprocessing = choose_preprocessing(
+        config.model, dataset.input_shape, dataset.inputs.dtype, normalize=config.normalize, resize=config.resize
+    )
+    dataset, test = resized(dataset, preprocessing), resized(test, preprocessing)
+    shape = preprocessing.shape_of(dataset.input_shape)
+    model = build_model(config.model, num_classes=dataset.num_classes, input_shape=shape, seed=config.seed)
     with named_by("--out"):
         config.out.parent.mkdir(parents=True, exist_ok=True)
     logger.info("training on %d samples of %s with %s on %s", len(dataset.labels), dataset.name, config.model, device)
-    training = _Training(model.to(device), dataset, test, config, device)
+    training = _Training(model.to(device), dataset, test, config, device, preprocessing)
     with _stop_on_signal() as is_stopped:
         training.run(is_stopped)
     if training.num_steps == 0:
         logger.warning("interrupted before the first step: saved nothing")
         return _EXIT_INTERRUPTED
-    accuracy = evaluate(model, test, device)
-    save_weights(model, config.out)
+    accuracy = evaluate(model, test, device, preprocessing)
+    card = ModelCard(
+        preprocessing=preprocessing,
+        model=config.model,
+        input_shape=shape,
+        class_names=dataset.class_names,
+        num_classes=dataset.num_classes,
+        digest=weights_digest(config.model, model, preprocessing),
+        accuracy=accuracy,
+    )
+    save_weights(model, config.out, card)
     description = {
-        "teacher_digest": weights_digest(config.model, model),
+        **card.as_json(),
         "dataset": config.dataset,
         "dataset_digest": dataset.digest,
-        "model": config.model,
-        "num_classes": dataset.num_classes,
-        "accuracy": accuracy,
         "epochs": training.num_epochs,
         "seed": config.seed,
         "wall_clock_s": round(time.perf_counter() - started, 3),
@@ -75,14 +92,14 @@ def train(config: TrainConfig) -> int:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, dataset: ImageDataset, device: torch.device) -> float:
-    """Return the model's accuracy on a data set, a fraction. Leaves the model in evaluation mode."""
+def evaluate(model: nn.Module, dataset: Dataset, device: torch.device, preprocessing: Preprocessing) -> float:
+    """Return the model's accuracy on a resized data set, a fraction. Leaves the model in evaluation mode."""
     model.eval()
     num_correct = 0
-    for begin in range(0, len(dataset.labels), _EVALUATION_BATCH):
-        images = dataset.images[begin : begin + _EVALUATION_BATCH]
-        predictions = model(to_input(images).to(device)).argmax(1).cpu().numpy()
-        num_correct += int((predictions == dataset.labels[begin : begin + _EVALUATION_BATCH]).sum())
+    for part in chunks(dataset.inputs, _EVALUATION_BYTES, _EVALUATION_BATCH):
+        inputs = normalized(dataset.inputs[part], preprocessing)
+        predictions = model(inputs.to(device)).argmax(1).cpu().numpy()
+        num_correct += int((predictions == dataset.labels[part]).sum())
     return num_correct / len(dataset.labels)
 
 
@@ -90,10 +107,16 @@ class _Training:
     """The training loop and its progress."""
 
     def __init__(
-        self, model: nn.Module, dataset: ImageDataset, test: ImageDataset, config: TrainConfig, device: torch.device
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        test: Dataset,
+        config: TrainConfig,
+        device: torch.device,
+        preprocessing: Preprocessing,
     ) -> None:
         self._model, self._dataset, self._test, self._config = model, dataset, test, config
-        self._device = device
+        self._device, self._preprocessing = device, preprocessing
         # The incomplete last batch is dropped: batch normalization fails for a batch of one sample.
         self._batch_size = min(config.batch_size, len(dataset.labels))
         self._steps_per_epoch = len(dataset.labels) // self._batch_size
@@ -125,7 +148,7 @@ class _Training:
                 if not np.isfinite(loss):
                     raise ValueError(f"the loss is {loss} in epoch {epoch}, must be finite: lower --lr, which is {self._config.lr}")
                 self.num_epochs = epoch
-                accuracy = evaluate(self._model, self._test, self._device)
+                accuracy = evaluate(self._model, self._test, self._device, self._preprocessing)
                 seconds = time.perf_counter() - started
                 progress.line(f"epoch {epoch}/{epochs}  loss {loss:.4f}  test accuracy {100 * accuracy:.1f} %  {seconds:.1f} s")
 
@@ -141,7 +164,7 @@ class _Training:
         return float(torch.stack(losses).mean())
 
     def _step(self, ids: np.ndarray) -> torch.Tensor:
-        inputs = to_input(self._dataset.images[ids]).to(self._device)
+        inputs = normalized(self._dataset.inputs[ids], self._preprocessing).to(self._device)
         labels = torch.from_numpy(self._dataset.labels[ids]).to(self._device)
         loss = nn.functional.cross_entropy(self._model(inputs), labels)
         self._optimizer.zero_grad()
@@ -152,14 +175,21 @@ class _Training:
         return loss.detach()
 
 
-def _load(spec: str) -> tuple[ImageDataset, ImageDataset]:
-    """Load the training set and the test split of the same data set."""
-    base, colon, split = spec.rpartition(":")
-    if not colon or split not in SPLITS:
-        base, split = spec, ""
-    if split == "test":
+def _load(spec: str, test_spec: str | None) -> tuple[Dataset, Dataset]:
+    """Load the training set and the test set, by default the test split of the same data set."""
+    if spec.endswith(":test"):
+        base = spec.removesuffix(":test")
         raise ValueError(f"--dataset is {spec}, but accuracy is measured on the test split: train on {base}:public or {base}")
-    return load_dataset(spec), load_dataset(f"{base}:test")
+    if test_spec is None and contains_test(spec):
+        raise ValueError(f"--dataset is {spec}, which contains the test split: name other data with --test")
+    dataset, test = load_dataset(spec), load_dataset(test_spec or split_of(spec, "test"))
+    for flag, data in (("--dataset", dataset), ("--test", test)):
+        if not data.is_labelled:
+            raise ValueError(f"{flag} is {data.name}, which has no labels: name a data set with classes")
+    if test.class_names != dataset.class_names:
+        outputs = outputs_of(test.class_names, dataset.class_names, None, edge=test.name, source=dataset.name)
+        test = relabelled(test, outputs, dataset.class_names)
+    return dataset, test
 
 
 @contextmanager

@@ -8,6 +8,10 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from edgekd.cli.shadow import check_packages
+
+check_packages("edge_student", "scheduler")  # before the first import of a package that another module may shadow
+
 from edge_student.host.environment import settle
 from edge_student.run.signals import SignalHandler, Terminated
 from edgekd.cli.command import Command, dispatch, run, start_logging
@@ -44,9 +48,10 @@ def train(config: TrainConfig) -> int:
     except Terminated:
         logger.warning("terminated by a signal; to resume from the last checkpoint, run the same command with --resume")
         return 0
+    accuracy = "not measured" if result["accuracy"] is None else f"{result['accuracy']:.4f}"
     print(
         f"{result['policy']}: {result['cycles']} cycles in {result['wall_clock_s']:.2f} s, "
-        f"accuracy {result['accuracy']:.4f}, stalled {result['stall_s']:.2f} s, held {result['hold_s']:.2f} s; see {config.out}"
+        f"accuracy {accuracy}, stalled {result['stall_s']:.2f} s, held {result['hold_s']:.2f} s; see {config.out}"
     )
     return 0
 

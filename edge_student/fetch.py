@@ -44,8 +44,7 @@ def fetch(config: FetchConfig) -> int:
 def _receive_all(source: Hybrid, config: FetchConfig) -> int:
     described = source.describe()
     num_samples = described.num_samples
-    shape = config.slot_shape(batch_size=config.batch_size, num_classes=described.num_classes, input_shape=described.input_shape)
-    slot = Slot.empty(shape)
+    slot = Slot.empty(config.slot_shape(described, batch_size=config.batch_size))
     stop = -(-num_samples // config.batch_size)  # the first epoch visits every sample
     logger.info("%d of %d rows are cached; downloading the rest into %s", source.cache.num_rows, num_samples, source.cache.folder)
     num_bytes = 0

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ from cloud_teacher.service.limits import Limits
 from cloud_teacher.service.rate_limit import RateLimiter
 from edgekd.cli.logs import log_context
 from edgekd.v1 import teacher_pb2
+from edgekd.wire.class_names import digest_of_names, sendable
 from edgekd.wire.codec import Encoding, to_wire
 from edgekd.wire.inputs import InputEncoding, input_to_wire
 from edgekd.wire.limits import MAX_CHUNK_BYTES, MAX_INPUTS_BYTES, PROTOCOL_VERSION, SERVICE_NAME
@@ -58,6 +59,7 @@ class TeacherService:
         rate_limiter: RateLimiter | None,
         computing: Executor,
         inputs: PublicInputs | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         """`computing` runs the teacher on its one thread; the caller shuts it down. Without `inputs`, only logits are sent."""
         self.limits = limits
@@ -70,6 +72,7 @@ class TeacherService:
         self._most_chunk_bytes = MAX_INPUTS_BYTES if rate_limiter is None else rate_limiter.bytes_in(_ROUND_S / limits.max_streams)
         self._computing = computing
         self._inputs = inputs
+        self._class_names = class_names
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._shutting_down = asyncio.Event()
 
@@ -109,6 +112,9 @@ class TeacherService:
             # An edge divides its batches among this many streams, so it must be the limit for one edge.
             max_streams=limits.streams_for_one,
             input_shape=() if self._inputs is None else self._inputs.shape,
+            input_dtype="" if self._inputs is None else self._inputs.dtype,
+            class_names=sendable(self._class_names),
+            classes_digest=digest_of_names(self._class_names),
             input_encodings=[input_to_wire(encoding) for encoding in self._input_encodings],
         )
 

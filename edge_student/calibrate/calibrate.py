@@ -20,14 +20,12 @@ from edge_student.host.fingerprint import fingerprint
 from edge_student.host.provenance import command_line, describe_software
 from edge_student.ipc.ring import Ring
 from edge_student.measure.local_teacher import check_models, teacher
+from edge_student.run.data import TrainingData, check_teacher, load_training_data, map_classes, name_of_source
 from edge_student.run.profile_match import settings_of
 from edge_student.run.setup import (
-    TrainingData,
     bind_compute,
-    check_teacher,
     configure_worker,
     limit_torch_threads,
-    load_training_data,
     no_full_collections,
     open_trainer,
     ring_shape,
@@ -36,8 +34,8 @@ from edge_student.run.shards import choose_shards
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import CalibrateConfig
 from edgekd.cli.progress import Progress
-from edgekd.data.devices import choose_device
 from edgekd.files import make_folder, write_json
+from edgekd.models.devices import choose_device
 from edgekd.wire.identity import new_run_id
 from scheduler.policies.registry import LaunchOptions
 
@@ -52,16 +50,18 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
     device = str(choose_device(config.device))
     make_folder(config.out.parent)
     data = load_training_data(config)
-    check_models(config, data.private)
+    check_models(config, data.private, data.input_shape)
     max_threads = limit_torch_threads(config.torch_threads)
     num_shards = choose_shards(config, "adaptive", len(cores), None)
     notes: list[str] = []
     with teacher(config, cores[0]) as address:
         with CommWorkerProcess(configure_worker(config, address, LaunchOptions(), cores, run_id=new_run_id())) as worker:
             described = worker.await_description()
-            check_teacher(described, data, address)
+            source = name_of_source(address)
+            check_teacher(described, data, source)
+            data = replace(data, private=map_classes(data.private, described, config.class_map, source))
             data = data.share() if num_shards > 1 else data
-            ring = Ring.create(ring_shape(config, described.num_classes, data.private.images.shape[1:]))
+            ring = Ring.create(ring_shape(config, described))
             kept = Ring.create(replace(ring.shape, num_slots=min(MOST_BATCHES, ring.shape.num_slots)))
             opened = open_trainer(config, data, kept, device=device, num_shards=num_shards, note=notes.append)
             with closing(ring), closing(kept), opened as trainer, no_full_collections():
@@ -78,7 +78,7 @@ def calibrate(config: CalibrateConfig, cores: tuple[int, ...]) -> int:
     notes += live.notes
     profile = make_profile(visits, len(cores)) | {
         "fingerprint": fingerprint(cores, os.environ),
-        "settings": _settings(config, data, device, num_shards),
+        "settings": _settings(config, data, device, num_shards, described.num_classes),
         "software": describe_software(),
         "command": command_line(sys.argv),
         "seconds": seconds,
@@ -100,9 +100,9 @@ def _measure(live: LiveDevice, modes: tuple[ModeUnderTest, ...], config: Calibra
         return measure(live, modes, seconds=config.seconds, window=config.window, clock=time.monotonic, on_visit=show)
 
 
-def _settings(config: CalibrateConfig, data: TrainingData, device: str, num_shards: int) -> dict[str, Any]:
+def _settings(config: CalibrateConfig, data: TrainingData, device: str, num_shards: int, num_classes: int) -> dict[str, Any]:
     """Return the settings that the rates depend on, with the teacher and its rate limit."""
-    shape, num_classes = data.private.images.shape[1:], data.private.num_classes
+    shape = data.private.input_shape
     held_for = settings_of(config, device=device, num_shards=num_shards, input_shape=shape, num_classes=num_classes)
     return {**held_for, "teacher": config.teacher or "embedded", "rate_limit": config.rate_limit}
 

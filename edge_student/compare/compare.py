@@ -26,13 +26,14 @@ from edge_student.measure.local_teacher import check_models, teacher
 from edge_student.report.page import write_page
 from edge_student.report.table import print_disturbances, print_table
 from edge_student.report.verdict import BASELINE, summarize
+from edge_student.run.data import load_training_data
 from edge_student.run.profile_match import load_profile
 from edge_student.settings.student import CompareConfig, StudentConfig, jsonable, parse_policies
 from edgekd.cli.progress import Progress
 from edgekd.data.datasets import load_dataset
-from edgekd.data.devices import choose_device
 from edgekd.errors import WorldError
 from edgekd.files import make_folder, remove_if_empty, write_json
+from edgekd.models.devices import choose_device
 from scheduler.model.scenario import Profile
 from scheduler.policies.registry import POLICIES, kind_of, make_policy
 
@@ -80,10 +81,10 @@ def _remove_old_files(out: Path, first_run: str) -> None:
 
 def check_data_and_model(config: CompareConfig) -> None:
     """Check the names of data sets and models before a teacher is trained. Raises ValueError."""
-    private = load_dataset(config.private)
-    if config.teacher is None or config.input_encoding is None:
+    data = load_training_data(config)
+    if config.teacher is None and data.public is None:
         load_dataset(config.public_dataset)
-    check_models(config, private)
+    check_models(config, data.private, data.input_shape)
 
 
 def predict_all(
@@ -186,7 +187,7 @@ def _run_once(config: CompareConfig, address: str | None, policy: str, repeat: i
     name = f"{policy.replace(':', '-')}-{repeat}" + ("" if attempt == 1 else f"-attempt-{attempt}")
     out = config.out / "runs" / name
     # The run logs as text in any case, because its last line goes into the report as the cause of a failure.
-    command = [sys.executable, "-m", "edge_student", "train", *shared_flags(dataclasses.replace(config, log_format="text"))]
+    command = [sys.executable, "-P", "-m", "edge_student", "train", *shared_flags(dataclasses.replace(config, log_format="text"))]
     command += ["--policy", policy, "--out", str(out), "--checkpoint-every", "0"]
     command += [] if address is None else ["--teacher", address]
     # In hybrid mode each run fills its own cache. A shared cache would make the first run slower than the others.

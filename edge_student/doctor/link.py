@@ -154,8 +154,7 @@ def check_round_trip(described: Described, first_s: float, seconds: list[float])
 
 def _receive(receiver: Receiver, described: Described, config: DoctorConfig) -> Received:
     """Receive one window, or its first seconds, and discard it."""
-    shape = config.slot_shape(batch_size=config.public_batch, num_classes=described.num_classes, input_shape=described.input_shape)
-    slot = Slot.empty(shape)
+    slot = Slot.empty(config.slot_shape(described, batch_size=config.public_batch))
     started, num_bytes, seconds, index = time.perf_counter(), 0, 0.0, 0
     while index < config.window and (index == 0 or seconds < _MAX_RECEIVE_S):
         num_bytes += receiver.receive(index, config.window, slot, lambda: None)

@@ -101,7 +101,7 @@ def read_board(machine: Machine, architecture: str) -> Board:
     )
 
 
-def run_torch_check(command: Sequence[str] = (sys.executable, "-m", "edge_student.training.torch_check")) -> TorchCheck:
+def run_torch_check(command: Sequence[str] = (sys.executable, "-P", "-m", "edge_student.training.torch_check")) -> TorchCheck:
     """Load torch and train one step in a subprocess."""
     try:
         ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_CHECK_S, check=False)

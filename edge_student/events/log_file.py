@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_student.events.buffer import EventBuffer, Record, moment, since
+from edgekd.files import free_bytes
 from scheduler.model.checked_json import check_keys, not_negative
 
 
@@ -97,9 +98,7 @@ class EventFile:
         taken = buffer.take()
         lines = "".join(json.dumps(record) + "\n" for record in since(self.start, taken)).encode()
         try:
-            disk = os.statvfs(self._path)
-            # Some FUSE and network file systems report 0 blocks, so their free space is unknown.
-            if keep_free and disk.f_blocks and len(lines) > disk.f_bavail * disk.f_frsize - keep_free:
+            if keep_free and len(lines) > free_bytes(self._path) - keep_free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with self._path.open("r+b") as file:
                 file.seek(self.num_bytes)
@@ -116,6 +115,11 @@ class EventFile:
             raise
         self.num_bytes += len(lines)
         for record in taken:
+            self.totals.add(record)
+
+    def drop(self, buffer: EventBuffer) -> None:
+        """Count the buffered records in the totals without writing them, because the disk has no space for them."""
+        for record in buffer.take():
             self.totals.add(record)
 
     def tail(self, max_bytes: int) -> tuple[list[Record], bool]:

@@ -13,7 +13,7 @@ import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_MAX_PACKET = 1 << 16
+_MAX_PACKET = 1 << 17  # with all class names that a teacher may send
 _WAKE = b"w"
 _BATCH = struct.Struct("<cQddddQ")
 _BATCH_KIND = b"b"
@@ -57,7 +57,10 @@ class Configure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """Worker -> trainer: the teacher's description. `input_shape` is empty if it is not known."""
+    """Worker -> trainer: the teacher's description. `input_shape` is empty if it is not known.
+
+    `class_names` is empty if the classes have no names, or if there are too many to send; then `classes_digest` identifies them.
+    """
 
     teacher_digest: str
     dataset_digest: str
@@ -65,9 +68,13 @@ class Described:
     num_samples: int
     num_classes: int
     input_shape: tuple[int, ...] = ()
+    input_dtype: str = "uint8"
+    class_names: tuple[str, ...] = ()
+    classes_digest: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_shape", tuple(self.input_shape))  # JSON has lists only
+        for name in ("input_shape", "class_names"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

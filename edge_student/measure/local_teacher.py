@@ -16,10 +16,11 @@ from pathlib import Path
 from edge_student.ipc.parent_death import end_with_parent
 from edge_student.settings.student import HostingConfig
 from edgekd.cli.command import USER_ERROR
+from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import load_dataset
-from edgekd.data.image_dataset import ImageDataset
-from edgekd.data.models import build_model
 from edgekd.errors import WorldError
+from edgekd.models.build import build_model
+from edgekd.models.input import choose_preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def serve_local_teacher(config: HostingConfig, core: int) -> Iterator[str]:
 
     Raises ValueError if the teacher rejects its settings, and WorldError if it fails to start for another reason.
     """
-    command = [sys.executable, "-m", "cloud_teacher", "serve", "--listen", "127.0.0.1:0", "--precompute"]
+    command = [sys.executable, "-P", "-m", "cloud_teacher", "serve", "--listen", "127.0.0.1:0", "--precompute"]
     command += ["--dataset", config.public_dataset, "--model", config.teacher_model, "--log-level", config.log_level]
     command += ["--log-format", config.log_format]
     weights = trained_weights(config)
@@ -75,7 +76,11 @@ def trained_weights(config: HostingConfig) -> Path | None:
     """Return the teacher's cached weights; train them if missing. None for synthetic data, which is noise and needs no training."""
     if config.public_dataset.startswith("synthetic:"):
         return None
-    key = f"{config.teacher_model} {load_dataset(config.public_dataset).digest} {config.seed}"
+    public = load_dataset(config.public_dataset)
+    key = f"{config.teacher_model} {public.digest} {config.seed}"
+    if config.public_dataset.partition(":")[0] not in ("digits", "fashion-mnist", "cifar10", "cifar100"):
+        # Labels of the user's files can change without the samples.
+        key += f" {public.labels.tobytes().hex()} {public.class_names}"
     path = _CACHE.expanduser() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if path.exists():
         return path
@@ -84,7 +89,7 @@ def trained_weights(config: HostingConfig) -> Path | None:
     # Trained in a temporary folder, because an interrupted `train` saves partly trained weights, which must not enter the cache.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         fresh = Path(folder) / path.name
-        command = [sys.executable, "-m", "cloud_teacher", "train", "--dataset", config.public_dataset]
+        command = [sys.executable, "-P", "-m", "cloud_teacher", "train", "--dataset", config.public_dataset]
         command += ["--model", config.teacher_model, "--seed", str(config.seed), "--out", str(fresh)]
         command += ["--log-level", config.log_level, "--log-format", config.log_format]
         status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, preexec_fn=end_with_parent).returncode
@@ -95,14 +100,18 @@ def trained_weights(config: HostingConfig) -> Path | None:
     return path
 
 
-def check_models(config: HostingConfig, private: ImageDataset) -> None:
+def check_models(config: HostingConfig, private: Dataset, input_shape: tuple[int, ...]) -> None:
     """Build the student, and the local teacher if one is started, so that a wrong model is rejected before a teacher is trained.
 
-    Raises ValueError.
+    `input_shape` is that of the student. Raises ValueError. A student whose number of outputs only the teacher knows is not built.
     """
-    names = (config.model,) if config.teacher is not None else (config.model, config.teacher_model)
-    for name in names:
-        build_model(name, num_classes=private.num_classes, input_shape=private.images.shape[1:], seed=config.seed)
+    num_classes = private.num_classes or 1
+    if config.teacher is None or (private.is_labelled and config.class_map is None):
+        build_model(config.model, num_classes=num_classes, input_shape=input_shape, seed=config.seed)
+    if config.teacher is None:
+        rules = choose_preprocessing(config.teacher_model, private.input_shape, private.inputs.dtype)
+        shape = rules.shape_of(private.input_shape)
+        build_model(config.teacher_model, num_classes=num_classes, input_shape=shape, seed=config.seed)
 
 
 def _failure(cause: str, status: int) -> Exception:

@@ -1,6 +1,6 @@
 """Cache of received logits on the edge's disk, as they were encoded: one folder per teacher, data set and encoding.
 
-    DIR/<teacher16>-<dataset16>-<encoding>/   rows        uint8 [num_samples, row_bytes]: each row as encoded; its pixels follow it
+    DIR/<teacher16>-<dataset16>-<encoding>/   rows        uint8 [num_samples, row_bytes]: each row as encoded; its input follows it
                                                           if inputs travel
                                               checksums   uint32 [num_samples]: CRC-32 of each row; 0 for a missing row
                                               meta.json   key of the cache: digests, sizes, encoding
@@ -27,8 +27,9 @@ from zlib_ng import zlib_ng
 
 from edgekd.files import expanded, find_mismatch, mark_complete, named_by
 from edgekd.wire.codec import Encoding, Format
-from edgekd.wire.inputs import Pixels
+from edgekd.wire.inputs import INPUT_DTYPES, Inputs
 from edgekd.wire.layouts import Decoded, LayoutError
+from edgekd.wire.limits import MAX_DIMENSIONS
 
 _FORMAT = 2
 _AUGMENTATION = "none"
@@ -55,13 +56,20 @@ class CacheKey:
     encoding: str
     top_k: int
     input_shape: tuple[int, ...] = ()
-    """Channels, height and width of the inputs that are stored with the logits; empty if the edge has the inputs."""
+    """Shape of the inputs that are stored with the logits; empty if the edge has the inputs."""
+    input_dtype: str = "uint8"
+    """Type of the values of these inputs."""
+    class_names: tuple[str, ...] = ()
+    """Class names as the teacher sent them. The teacher's digest identifies the logits."""
+    classes_digest: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_shape", tuple(self.input_shape))  # JSON has lists only
+        for name in ("input_shape", "class_names"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists only
         sizes = (self.num_samples, self.num_classes, *self.input_shape)
-        texts = (self.teacher_digest, self.dataset_digest, self.dataset_name, self.encoding)
-        are_sizes = all(type(size) is int and size > 0 for size in sizes) and len(self.input_shape) in (0, 3)
+        texts = (self.teacher_digest, self.dataset_digest, self.dataset_name, self.encoding, *self.class_names, self.classes_digest)
+        are_sizes = all(type(size) is int and size > 0 for size in sizes) and len(self.input_shape) <= MAX_DIMENSIONS
+        are_sizes = are_sizes and self.input_dtype in INPUT_DTYPES and len(self.class_names) in (0, self.num_classes)
         if not are_sizes or type(self.top_k) is not int or not all(isinstance(text, str) and text.isprintable() for text in texts):
             raise ValueError(f"invalid cache key: {self!r:.500}")
 
@@ -72,13 +80,13 @@ class CacheKey:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row: the encoded logits, then the pixels."""
+        """Bytes of one row: the encoded logits, then the input."""
         return self.form.layout(self.num_classes).row_bytes + self.input_bytes
 
     @property
     def input_bytes(self) -> int:
-        """Bytes of the pixels of one row."""
-        return math.prod(self.input_shape) if self.input_shape else 0
+        """Bytes of the input of one row."""
+        return math.prod(self.input_shape) * np.dtype(self.input_dtype).itemsize if self.input_shape else 0
 
     @property
     def folder(self) -> str:
@@ -87,8 +95,12 @@ class CacheKey:
         return f"{self.teacher_digest[:16]}-{self.dataset_digest[:16]}-{form}{'-inputs' if self.input_shape else ''}"
 
     def is_same(self, meta: object) -> bool:
-        """Return whether a parsed meta.json has this key. The data set's name is ignored: its digest decides."""
-        return isinstance(meta, dict) and {**meta, "dataset_name": self.dataset_name} == _meta(self)
+        """Return whether a parsed meta.json has this key. Names are ignored: the digests decide."""
+        if not isinstance(meta, dict):
+            return False
+        ignored = ("dataset_name", "class_names", "classes_digest")
+        found, own = ({k: v for k, v in fields.items() if k not in ignored} for fields in (meta, _meta(self)))
+        return found == own
 
 
 class LogitCache:
@@ -121,25 +133,26 @@ class LogitCache:
                 self._drop(sample)
         return not self._is_missing[ids].any()
 
-    def put(self, ids: Ids, payload: bytes | memoryview, inputs: Pixels) -> None:
-        """Store the rows of a payload for these sample ids, and their inputs, uint8 [rows, channels, height, width]."""
+    def put(self, ids: Ids, payload: bytes | memoryview, inputs: Inputs) -> None:
+        """Store the rows of a payload for these sample ids, and their inputs, [rows, ...]."""
         rows = np.frombuffer(payload, np.uint8).reshape(len(ids), self._layout.row_bytes)
         if self.key.input_shape:
-            rows = np.concatenate([rows, inputs.reshape(len(ids), -1)], axis=1)
+            rows = np.concatenate([rows, np.ascontiguousarray(inputs).reshape(len(ids), -1).view(np.uint8)], axis=1)
         self._rows[ids] = rows
         self._checksums[ids] = [_checksum(row, sample) for row, sample in zip(rows, ids.tolist(), strict=True)]
         self._is_missing[ids] = False
         self._is_verified[ids] = True
 
-    def read(self, ids: Ids, out: Decoded, inputs: Pixels) -> None:
+    def read(self, ids: Ids, out: Decoded, inputs: Inputs) -> None:
         """Decode the rows of `ids` into `out`, [len(ids), classes], with the same result as at their reception.
 
-        `has_all(ids)` must hold. Fills `inputs`, uint8 [len(ids), channels, height, width], if the cache stores inputs. Raises
+        `has_all(ids)` must hold. Fills `inputs`, [len(ids), ...], if the cache stores inputs. Raises
         CacheError for a row that cannot be decoded.
         """
         rows = self._rows[ids]
         if self.key.input_shape:
-            inputs[...] = rows[:, self._layout.row_bytes :].reshape(inputs.shape)
+            values = np.ascontiguousarray(rows[:, self._layout.row_bytes :]).view(self.key.input_dtype)
+            inputs[...] = values.reshape(inputs.shape)
             rows = rows[:, : self._layout.row_bytes]
         try:
             self._layout.decode(rows.tobytes(), out)
@@ -188,6 +201,8 @@ def open_cache(base: Path, key: CacheKey) -> LogitCache:
             if flaw:
                 logger.warning("logit cache %s is deleted and rebuilt: %s", folder, flaw)
             _rebuild(folder, key)
+        elif json.loads((folder / "meta.json").read_text(encoding="utf-8")) != _meta(key):
+            mark_complete(folder, _meta(key))  # the teacher's names have changed
         return LogitCache(folder, key, lock, is_writable=True)
     except BaseException:
         lock.close()
@@ -253,8 +268,10 @@ def _sizes(key: CacheKey) -> dict[str, int]:
 
 def _meta(key: CacheKey) -> dict[str, object]:
     fields = asdict(key)
-    shape = list(fields.pop("input_shape"))
-    return {"format": _FORMAT, **fields, "augmentation": _AUGMENTATION, "input_shape": shape}
+    shape, names = list(fields.pop("input_shape")), list(fields.pop("class_names"))
+    if fields["input_dtype"] == "uint8":  # former caches lack the key, and have this type
+        del fields["input_dtype"]
+    return {"format": _FORMAT, **fields, "augmentation": _AUGMENTATION, "input_shape": shape, "class_names": names}
 
 
 def _find_flaw(folder: Path, key: CacheKey) -> str | None:

@@ -6,11 +6,14 @@ No field may be used before this check: the fields determine folder names and ar
 import math
 import re
 
+import numpy as np
+
 from edge_student.ipc.messages import Configure
 from edgekd.v1 import teacher_pb2
+from edgekd.wire.class_names import digest_of_names
 from edgekd.wire.codec import Encoding, Format, to_wire
-from edgekd.wire.inputs import InputEncoding, input_to_wire
-from edgekd.wire.limits import MAX_INPUTS_BYTES, MAX_SAMPLES, PROTOCOL_VERSION
+from edgekd.wire.inputs import INPUT_DTYPES, InputEncoding, for_dtype, input_to_wire
+from edgekd.wire.limits import MAX_DIMENSIONS, MAX_INPUTS_BYTES, MAX_NAMES, MAX_NAMES_BYTES, MAX_SAMPLES, PROTOCOL_VERSION
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _MAX_NAME = 1000
@@ -34,7 +37,7 @@ def check_description(answer: teacher_pb2.DescribeResponse, config: Configure, a
     _check_sanity(answer, who)
     _check_encoding(answer, who, Format(Encoding(config.encoding), config.top_k))
     if config.inputs:
-        _check_inputs(answer, who, InputEncoding(config.inputs))
+        _check_inputs(answer, who, for_dtype(InputEncoding(config.inputs), answer.input_dtype))
     if config.batch_size > answer.max_batch_size:
         raise RequestRefusedError(
             f"public batch size is {config.batch_size}, must be at most {answer.max_batch_size}, the teacher's limit"
@@ -48,13 +51,28 @@ def _check_sanity(answer: teacher_pb2.DescribeResponse, who: str) -> None:
             raise RequestRefusedError(f"{who} has an invalid {name} digest, must be 64 lower-case hexadecimal digits")
     if not 1 <= answer.num_samples <= MAX_SAMPLES:
         raise RequestRefusedError(f"{who} has {answer.num_samples} samples, must be in 1 .. {MAX_SAMPLES}")
-    if len(answer.input_shape) not in (0, 3):
+    if len(answer.input_shape) > MAX_DIMENSIONS:
         shape = tuple(answer.input_shape[:8])
-        raise RequestRefusedError(f"{who} has inputs of shape {shape}, must be channels, height and width")
+        raise RequestRefusedError(f"{who} has inputs of shape {shape}, must have at most {MAX_DIMENSIONS} dimensions")
+    if answer.input_dtype not in ("", *INPUT_DTYPES):
+        raise RequestRefusedError(f"{who} has inputs of an unknown type, must be {' or '.join(INPUT_DTYPES)}")
+    _check_class_names(answer, who)
     if answer.max_window < 1:
         raise RequestRefusedError(f"{who} serves windows of {answer.max_window} batches, must be at least 1")
     if len(answer.dataset_name) > _MAX_NAME or not answer.dataset_name.isprintable():
         raise RequestRefusedError(f"{who} has an invalid data set name, must be printable and at most {_MAX_NAME} characters")
+
+
+def _check_class_names(answer: teacher_pb2.DescribeResponse, who: str) -> None:
+    names = answer.class_names
+    if names and (len(names) != answer.num_classes or len(names) > MAX_NAMES):
+        raise RequestRefusedError(f"{who} has {len(names)} class names, must have {answer.num_classes}, and at most {MAX_NAMES}")
+    if not all(name.isprintable() for name in names) or sum(len(name.encode()) for name in names) > MAX_NAMES_BYTES:
+        raise RequestRefusedError(f"{who} has invalid class names, must be printable and at most {MAX_NAMES_BYTES} bytes")
+    if answer.classes_digest and not _DIGEST.fullmatch(answer.classes_digest):
+        raise RequestRefusedError(f"{who} has an invalid digest of its class names, must be 64 lower-case hexadecimal digits")
+    if names and answer.classes_digest != digest_of_names(names):
+        raise RequestRefusedError(f"{who} has class names that differ from their digest")
 
 
 def _check_encoding(answer: teacher_pb2.DescribeResponse, who: str, form: Format) -> None:
@@ -70,15 +88,15 @@ def _check_encoding(answer: teacher_pb2.DescribeResponse, who: str, form: Format
         raise RequestRefusedError(f"{who} cannot send encoding {form}: {error}{remedy}") from None
 
 
-def _check_inputs(answer: teacher_pb2.DescribeResponse, who: str, inputs: InputEncoding) -> None:
+def _check_inputs(answer: teacher_pb2.DescribeResponse, who: str, inputs: InputEncoding | None) -> None:
     if input_to_wire(inputs) not in answer.input_encodings:
         known = [encoding.value for encoding in InputEncoding if input_to_wire(encoding) in answer.input_encodings]
         raise RequestRefusedError(
             f"{who} cannot send inputs as {inputs}; it can send {', '.join(known) or 'no inputs'}: give this edge the public "
             "data set and use --public-inputs local"
         )
-    shape = tuple(answer.input_shape)
-    if not shape or not 0 < math.prod(shape) <= MAX_INPUTS_BYTES:
-        raise RequestRefusedError(
-            f"{who} has inputs of shape {shape}, must be channels, height and width, and at most {MAX_INPUTS_BYTES} bytes"
-        )
+    shape, dtype = tuple(answer.input_shape), answer.input_dtype or "uint8"
+    if not shape or not 0 < math.prod(shape) * np.dtype(dtype).itemsize <= MAX_INPUTS_BYTES:
+        raise RequestRefusedError(f"{who} has inputs of shape {shape}, must be positive and at most {MAX_INPUTS_BYTES} bytes")
+    if inputs is InputEncoding.STORED and (len(shape) != 3 or dtype != "uint8"):
+        raise RequestRefusedError(f"{who} has image files of shape {shape}, {dtype}, must be channels, height and width, uint8")

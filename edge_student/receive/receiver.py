@@ -23,12 +23,12 @@ from edge_student.receive.verify import decode_chunk, is_duplicate, parse_messag
 from edge_student.receive.watchdog import Watchdog
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import ChunkError, Encoding, Format, to_wire
-from edgekd.wire.inputs import InputEncoding, Pixels, input_to_wire
+from edgekd.wire.inputs import InputEncoding, Inputs, for_dtype, input_to_wire
 from edgekd.wire.limits import MAX_STRIDE
 from edgekd.wire.order import batch_ids
 
 T = TypeVar("T")
-OnRows = Callable[[npt.NDArray[np.int64], memoryview, Pixels], None]
+OnRows = Callable[[npt.NDArray[np.int64], memoryview, Inputs], None]
 
 _MAX_REJECTED = 5
 _MAX_DUPLICATES = 4096  # per batch: enough for a whole batch in chunks of one row
@@ -78,7 +78,11 @@ class Receiver:
             num_samples=answer.num_samples,
             num_classes=answer.num_classes,
             input_shape=tuple(answer.input_shape),
+            input_dtype=answer.input_dtype or "uint8",
+            class_names=tuple(answer.class_names),
+            classes_digest=answer.classes_digest,
         )
+        self._inputs = for_dtype(self._inputs, self._described.input_dtype)
         self.num_reconnects = 0  # attempts before the first connection are not reconnects
         self._connection.readmit()  # a teacher that denies access now may grant it when it is needed
         return self._described
@@ -94,6 +98,7 @@ class Receiver:
         receivers = [self, *others]
         for receiver in receivers:
             receiver._stride, receiver._described, receiver._window = num_streams, self._described, self._window
+            receiver._inputs = self._inputs
         return receivers
 
     @property

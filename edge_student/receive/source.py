@@ -123,6 +123,9 @@ class Hybrid(Online):
             encoding=config.encoding,
             top_k=config.top_k,
             input_shape=described.input_shape if config.inputs else (),
+            input_dtype=described.input_dtype if config.inputs else "uint8",
+            class_names=described.class_names,
+            classes_digest=described.classes_digest,
         )
         self._cache = open_cache(Path(config.cache), key)
         return described
@@ -201,6 +204,9 @@ class Offline:
             num_samples=key.num_samples,
             num_classes=key.num_classes,
             input_shape=key.input_shape,
+            input_dtype=key.input_dtype,
+            class_names=key.class_names,
+            classes_digest=key.classes_digest,
         )
 
     def divide(self, num_streams: int) -> list[LogitSource]:

@@ -6,7 +6,10 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from edge_student.events.buffer import EventBuffer
 from edge_student.events.log_file import EventFile
@@ -16,10 +19,16 @@ from edge_student.run.checkpoint_file import Checkpoint
 from edge_student.run.resume import ResumeState
 from edge_student.settings.student import TrainConfig
 from edge_student.training.trainer import Trainer
+from edgekd.errors import WorldError
+from edgekd.files import free_bytes
 from scheduler.control.controller import Controller
+
+RESULT_FILES = ("result.json", "student.safetensors", "events.jsonl", "trace.json")
 
 logger = logging.getLogger(__name__)
 
+_OTHER_BYTES = 128 << 10
+"""Disk space of a run besides weights and checkpoints: result.json and the first events."""
 MAX_BUFFERED_RECORDS = 20_000
 """Number of records in memory (some tens of MB) that triggers a checkpoint before its time."""
 
@@ -47,7 +56,7 @@ class CheckpointWriter:
         self._trainer, self._controller, self._buffer, self._log = trainer, controller, buffer, log
         self._resumed, self._started, self._next = resumed, 0.0, math.inf
         self._failures: list[str] = []
-        self._student_bytes = sum(tensor.nbytes for tensor in trainer.student.state_dict().values())
+        self._student_bytes = _size_of(trainer.student)
         self._checkpoint_bytes = 2 * self._student_bytes  # an estimate, until the first checkpoint is written
 
     @property
@@ -89,10 +98,9 @@ class CheckpointWriter:
         return all(succeeded)
 
     def _append_log(self) -> None:
-        """Append to the log, but keep disk space free for two checkpoints, a temporary one, and the student's weights."""
-        names = (checkpoint_file.NEWEST, checkpoint_file.PREVIOUS)
-        num_missing = 1 + sum(not (self._config.out / name).exists() for name in names)
-        self._log.append(self._buffer, keep_free=num_missing * self._checkpoint_bytes + self._student_bytes)
+        """Append to the log, but keep disk space free for the files that matter more."""
+        needed = _bytes_of_files(self._config.out, self._student_bytes, self._checkpoint_bytes)
+        self._log.append(self._buffer, keep_free=needed)
 
     def _save(self, now: float) -> None:
         self._checkpoint_bytes = checkpoint_file.save(self._config.out, self._checkpoint(now))
@@ -121,3 +129,31 @@ class CheckpointWriter:
             "learnt": self._controller.to_json(),
         }
         return Checkpoint(facts=facts, tensors=self._trainer.snapshot())
+
+
+def check_space(config: TrainConfig, student: torch.nn.Module, *, is_resumed: bool) -> None:
+    """Raise WorldError, with the sizes, if the disk of --out cannot hold the weights and the checkpoints of a run.
+
+    A new run replaces the files of an earlier one, so their space counts as free.
+    """
+    out, has_checkpoints = config.out, config.checkpoint_every > 0
+    student_bytes = _size_of(student)
+    needed = _OTHER_BYTES + (_bytes_of_files(out, student_bytes, 2 * student_bytes) if has_checkpoints else student_bytes)
+    free = free_bytes(out)
+    if not is_resumed:
+        replaced = [out / name for name in (*checkpoint_file.FILES, *RESULT_FILES)]
+        free += sum(file.stat().st_size for file in replaced if file.is_file())
+    if needed > free:
+        subject = "the student and its checkpoints need" if has_checkpoints else "the student needs"
+        remedy = ", or train with --checkpoint-every 0" if has_checkpoints else ""
+        raise WorldError(f"{subject} {needed:,} bytes, but the disk of {out} has {free:,.0f}: free some space{remedy}")
+
+
+def _bytes_of_files(out: Path, student_bytes: int, checkpoint_bytes: int) -> int:
+    """Return the bytes of two checkpoints, unless they exist, a temporary one, and the student's weights."""
+    names = (checkpoint_file.NEWEST, checkpoint_file.PREVIOUS)
+    return (1 + sum(not (out / name).exists() for name in names)) * checkpoint_bytes + student_bytes
+
+
+def _size_of(student: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in student.state_dict().values())

@@ -1,5 +1,6 @@
 """Writes the files of a finished or interrupted run: result.json, events.jsonl, trace.json and student.safetensors."""
 
+import errno
 import json
 import logging
 import math
@@ -18,12 +19,14 @@ from edge_student.host.provenance import describe_host, describe_software
 from edge_student.ipc.messages import Described, Finished
 from edge_student.run import checkpoint_file
 from edge_student.run.caveats import Caveats
+from edge_student.run.checkpoint_writer import RESULT_FILES
 from edge_student.run.promise import Promise
 from edge_student.run.resume import ResumeState
 from edge_student.settings.student import TrainConfig, jsonable
 from edge_student.training.trainer import Trainer
-from edgekd.data.models import save_weights
-from edgekd.files import write_json, write_text
+from edgekd.files import free_bytes, write_json, write_text
+from edgekd.models.card import ModelCard
+from edgekd.models.weights import save_weights
 from scheduler.live.loop import SchedulerLoop
 from scheduler.policies.registry import kind_of
 
@@ -35,7 +38,7 @@ class Outcome:
     """Data of a run that has ended. Times are of the monotonic clock.
 
     `resumed` is the state at the start in this process. `interruption` is the exception that ended the run early, or None.
-    `disturbances` has a sentence for each disturbance by other programs.
+    `disturbances` has a sentence for each disturbance by other programs. `is_unlabelled` says that no accuracy can be measured.
     """
 
     config: TrainConfig
@@ -47,6 +50,7 @@ class Outcome:
     log: EventFile
     resumed: ResumeState
     described: Described
+    card: ModelCard
     caveats: Caveats
     prefetch: int
     comm_is_idle: bool
@@ -58,10 +62,12 @@ class Outcome:
     disturbances: list[str]
     promise: Promise
     accuracy: float | None
+    is_unlabelled: bool
     interruption: BaseException | None
 
 
-FILES = ("result.json", "student.safetensors", "events.jsonl", "trace.json")
+_RESULT_BYTES = 128 << 10
+"""Disk space that events.jsonl and trace.json leave for result.json."""
 
 MAX_TRACE_BYTES = 8 << 20
 """Bytes of events.jsonl that trace.json covers. A viewer can open that much, and a machine can write it during shutdown."""
@@ -75,7 +81,7 @@ def remove_old_files(out: Path, resumed: ResumeState) -> None:
     if (out / checkpoint_file.NEWEST).exists():
         logger.warning("removing the checkpoint of an earlier run in %s; use --resume to continue such a run", out)
     checkpoint_file.remove(out)
-    for name in FILES:
+    for name in RESULT_FILES:
         (out / name).unlink(missing_ok=True)
 
 
@@ -88,7 +94,7 @@ def load_finished_result(config: TrainConfig, resumed: ResumeState) -> dict[str,
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    if not isinstance(result, dict) or result.get("accuracy") is None:
+    if not isinstance(result, dict) or (result.get("accuracy") is None and not result.get("is_unlabelled")):
         return None
     return result if (result.get("cycles"), result.get("run_id")) == (config.cycles, resumed.run_id) else None
 
@@ -117,15 +123,31 @@ def collect_caveats(
 
 
 def save(outcome: Outcome) -> dict[str, Any]:
-    """Write all files to `config.out` and return the content of result.json, which is written last to mark the others complete."""
-    out = outcome.config.out
-    save_weights(outcome.trainer.student, out / "student.safetensors")  # first, because the weights cannot be recovered otherwise
-    outcome.log.append(outcome.buffer)
-    records, are_all = outcome.log.tail(MAX_TRACE_BYTES)
-    write_text(out / "trace.json", json.dumps(to_trace(records, outcome.cores)))
+    """Write all files to `config.out` and return the content of result.json, which is written last to mark the others complete.
+
+    A disk without the space for events.jsonl or trace.json costs these files, not the result. A note names the loss.
+    """
+    out, notes = outcome.config.out, []
+    # First, because the weights cannot be recovered otherwise.
+    save_weights(outcome.trainer.student, out / "student.safetensors", outcome.card)
+    try:
+        outcome.log.append(outcome.buffer, keep_free=_RESULT_BYTES)
+        records, are_all = outcome.log.tail(MAX_TRACE_BYTES)
+        trace = json.dumps(to_trace(records, outcome.cores))
+        if len(trace) > free_bytes(out) - _RESULT_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "trace.json"))
+        write_text(out / "trace.json", trace)
+        if not are_all:
+            notes.append(f"trace.json begins {moment(records[0]):.1f} s after the start; events.jsonl is complete")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        outcome.log.drop(outcome.buffer)
+        (out / "trace.json").unlink(missing_ok=True)
+        notes.append(f"the disk has no space for {Path(error.filename).name}: the last events or the trace are missing")
+        logger.warning("%s: %s; free disk space for the event log of the next run", error.filename, error.strerror)
     result = describe(outcome)
-    if not are_all:
-        result["notes"].append(f"trace.json begins {moment(records[0]):.1f} s after the start; events.jsonl is complete")
+    result["notes"] += notes
     write_json(out / "result.json", result)
     return result
 
@@ -144,6 +166,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "resumed_at": list(resumed.resumed_at),
         "disturbance": outcome.disturbance,
         "accuracy": outcome.accuracy,
+        "is_unlabelled": outcome.is_unlabelled,
         "alpha": config.alpha,
         "loss": loss if math.isfinite(loss) else None,
         **outcome.log.totals.to_json(),

@@ -3,6 +3,7 @@
 The recipe is everything that the weights depend on. Policy, cores and number of cycles may change between the parts of a run.
 """
 
+import hashlib
 import logging
 import math
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from edge_student.events.log_file import Totals
@@ -26,7 +29,10 @@ from scheduler.model.checked_json import check_keys, is_whole, listing, mapping,
 logger = logging.getLogger(__name__)
 
 # Flags that the weights depend on, besides the data sets' digests.
-_RECIPE = ("model", "alpha", "temperature", "lr", "momentum", "batch_size", "public_batch", "seed", "encoding", "top_k")
+_RECIPE = (
+    *("model", "alpha", "temperature", "lr", "momentum", "batch_size", "public_batch", "seed", "encoding", "top_k"),
+    *("normalize", "resize", "class_map"),
+)
 _FORMER = {"shards": 1}
 """Values of flags that did not exist when a checkpoint was written."""
 _KEYS = (
@@ -67,6 +73,11 @@ def flags_of(config: TrainConfig) -> dict[str, Any]:
     return {**{name: getattr(config, name) for name in _RECIPE}, "encoding": config.encoding.value}
 
 
+def labels_digest(labels: npt.NDArray[np.int64]) -> str:
+    """Return the SHA-256 of labels, as outputs of the teacher. It covers label files, class names and class maps of both ends."""
+    return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
+
+
 def recipe_of(config: TrainConfig, private_digest: str, num_private: int, num_shards: int) -> dict[str, Any]:
     """Return all that the weights depend on, except teacher and public data, as plain values by flag name."""
     return {**flags_of(config), "private": private_digest, "private_samples": num_private, "shards": num_shards}
@@ -97,9 +108,13 @@ def check_recipe(resumed: ResumeState, recipe: Mapping[str, Any], out: Path) -> 
     for name, value in recipe.items():
         if resumed.recipe is None or resumed.recipe.get(name, _FORMER.get(name)) == value:
             continue
+        if name == "labels" and name not in resumed.recipe:  # of a former version
+            continue
         flag = f"--{name.replace('_', '-')}"
         if name == "private":
             difference = f"{flag} names another data set than"
+        elif name == "labels":
+            difference = "the labels, mapped by class name to the teacher's outputs, differ from"
         else:
             difference = f"{flag} is {shown(value)}, must be {shown(resumed.recipe.get(name))} as in"
         raise CheckpointError(f"{difference} the checkpoint in {out}: use the same value, or {NO_RESUME}")

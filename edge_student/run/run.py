@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from edge_student.events.buffer import EventBuffer
@@ -19,7 +19,8 @@ from edge_student.host.sampler import DisturbanceSampler
 from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import Ring, RingShape, prefetch_limit
 from edge_student.run.caveats import Caveats
-from edge_student.run.checkpoint_writer import CheckpointWriter
+from edge_student.run.checkpoint_writer import CheckpointWriter, check_space
+from edge_student.run.data import check_teacher, load_test_data, load_training_data, map_classes, name_of_source
 from edge_student.run.profile_match import load_profile
 from edge_student.run.promise import Promise
 from edge_student.run.result import Outcome, collect_caveats, load_finished_result, remove_old_files, save
@@ -28,16 +29,15 @@ from edge_student.run.resume import (
     check_recipe,
     check_same_teacher,
     flags_of,
+    labels_digest,
     load_resume_state,
     recipe_of,
     resume_training,
 )
 from edge_student.run.setup import (
     bind_compute,
-    check_teacher,
     configure_worker,
     limit_torch_threads,
-    load_training_data,
     no_full_collections,
     open_trainer,
     ring_shape,
@@ -50,11 +50,11 @@ from edge_student.settings.student import TrainConfig
 from edge_student.training.trainer import Trainer
 from edge_student.workers.sharded_trainer import ShardedTrainer
 from edgekd.cli.progress import Progress
-from edgekd.data.datasets import load_dataset
-from edgekd.data.devices import choose_device
-from edgekd.data.image_dataset import ImageDataset
-from edgekd.data.models import check_model
+from edgekd.data.dataset import Dataset
 from edgekd.files import claim_folder, make_folder, remove_if_empty
+from edgekd.models.build import check_model
+from edgekd.models.card import ModelCard
+from edgekd.models.devices import choose_device
 from edgekd.wire.identity import new_run_id
 from scheduler.control.controller import Controller
 from scheduler.live.binding import CommBinding
@@ -132,16 +132,22 @@ class Run:
         digest = data.public.digest if data is not None and data.public is not None else ""
         with CommWorkerProcess(self._configure(digest)) as worker:
             # The test data is loaded here too, so that a missing file ends the run before the training.
-            data, test = data or load_training_data(config), load_dataset(config.test_dataset)
-            data = data.share() if self._num_shards > 1 else data
+            data = data or load_training_data(config)
+            test = load_test_data(config, data, self._notes.append)
             recipe = recipe_of(config, data.private.digest, len(data.private.labels), self._num_shards)
             check_recipe(resumed, recipe, config.out)
             described = worker.await_description()
             self._check_class(worker)
-            check_teacher(described, data, config.teacher)
+            source = name_of_source(config.teacher)
+            check_teacher(described, data, source)
             check_same_teacher(resumed, described, config.out)
-            shape = data.private.images.shape[1:]
-            ring = Ring.create(self._ring_shape(described.num_classes, shape))
+            data = replace(data, private=map_classes(data.private, described, config.class_map, source))
+            test = None if test is None else map_classes(test, described, config.class_map, source)
+            recipe["labels"] = labels_digest(data.private.labels)
+            check_recipe(resumed, recipe, config.out)
+            data = data.share() if self._num_shards > 1 else data
+            shape = data.private.input_shape
+            ring = Ring.create(self._ring_shape(described))
             opened = open_trainer(
                 config,
                 data,
@@ -160,13 +166,23 @@ class Run:
                 worker.use_ring(ring, start=resumed.num_cycles, stop=config.cycles)
                 controller = self._make_controller(ring, resumed)
                 resume_training(resumed, trainer, controller, config)
+                card = ModelCard(
+                    model=config.model,
+                    preprocessing=data.preprocessing,
+                    input_shape=data.input_shape,
+                    class_names=described.class_names or data.private.class_names,
+                    num_classes=described.num_classes,
+                )
                 with self._signals.deferred():
-                    return self._train_and_save(Parts(worker, ring, trainer, controller), recipe, described, test)
+                    return self._train_and_save(Parts(worker, ring, trainer, controller), recipe, described, test, card)
 
-    def _train_and_save(self, parts: Parts, recipe: dict[str, Any], described: Described, test: ImageDataset) -> dict[str, Any]:
+    def _train_and_save(
+        self, parts: Parts, recipe: dict[str, Any], described: Described, test: Dataset | None, card: ModelCard
+    ) -> dict[str, Any]:
         """Train, measure the accuracy and save. Signals are deferred, except while cycles or the accuracy are computed."""
         config, trainer, resumed = self._config, parts.trainer, self._resumed
         loop = self._make_loop(parts)
+        check_space(config, trainer.student, is_resumed=bool(resumed.resumed_at))
         # Not earlier, so that a run that fails to start leaves the files of the earlier run unchanged.
         remove_old_files(config.out, resumed)
         log = EventFile(config.out / "events.jsonl", num_bytes=resumed.events_bytes, totals=resumed.totals)
@@ -188,7 +204,7 @@ class Run:
         interruption = self._train(parts, loop, checkpoints)
         parts.worker.close()
         accuracy = None
-        if interruption is None:
+        if interruption is None and test is not None:
             accuracy, interruption = self._measure_accuracy(trainer, test)
         return self._save(
             Outcome(
@@ -201,6 +217,7 @@ class Run:
                 log=log,
                 resumed=resumed,
                 described=described,
+                card=card,
                 caveats=caveats(*checkpoints.notes),
                 prefetch=parts.ring.shape.num_slots,
                 comm_is_idle=self._comm_is_idle,
@@ -212,6 +229,7 @@ class Run:
                 disturbances=findings(self._disturbance) or self._disturbances,
                 promise=self._promise,
                 accuracy=accuracy,
+                is_unlabelled=test is None,
                 interruption=interruption,
             )
         )
@@ -232,11 +250,13 @@ class Run:
             raise interruption
         return result
 
-    def _measure_accuracy(self, trainer: Trainer, test: ImageDataset) -> tuple[float | None, BaseException | None]:
+    def _measure_accuracy(self, trainer: Trainer, test: Dataset) -> tuple[float | None, BaseException | None]:
         """Return the accuracy, or the exception that interrupted its measurement; the trained weights are saved in both cases."""
         try:
             with self._signals.allowed():
-                return trainer.accuracy(test), None
+                accuracy = trainer.accuracy(test)
+                self._signals.raise_lost()
+                return accuracy, None
         except BaseException as error:
             return None, error
 
@@ -274,10 +294,10 @@ class Run:
             num_classes=num_classes,
         )
 
-    def _ring_shape(self, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
+    def _ring_shape(self, described: Described) -> RingShape:
         """Return the shape of the ring. Adds a note if --ring-mib allows fewer slots than requested."""
         config = self._config
-        shape = ring_shape(config, num_classes, input_shape)
+        shape = ring_shape(config, described)
         if shape.num_slots < min(config.prefetch or config.cycles, config.cycles):
             self._notes.append(
                 f"prefetch limited to {shape.num_slots} batches by --ring-mib {config.ring_mib} ({shape.slot_bytes} bytes a batch)"
@@ -338,6 +358,7 @@ class Run:
 
         def on_cycle(num_cycles: int) -> None:
             progress.reach(num_cycles)
+            self._signals.raise_lost()
             if isinstance(parts.trainer, ShardedTrainer):
                 self._buffer.record({"event": "shards", "index": num_cycles - 1, **parts.trainer.shard_spans()})
             self._promise.on_cycle(num_cycles - start, time.monotonic(), loop.logits_wait_s)
@@ -350,6 +371,7 @@ class Run:
         self._buffer.record({"event": "start", "time": self._started, "clock_monotonic_s": self._started, "cycle": start})
         try:
             with self._signals.allowed():
+                self._signals.raise_lost()
                 loop.start()
                 parts.trainer.train(self._config.cycles, loop, parts.ring, on_cycle, start=start)
         except BaseException as error:

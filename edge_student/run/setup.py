@@ -1,18 +1,18 @@
-"""Prepares a run before its clock starts: data, checks of the teacher, trainer, ring, threads and garbage collection."""
+"""Prepares a run before its clock starts: trainer, ring, threads and garbage collection."""
 
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from edge_student.host.memory import keep_freed_memory
 from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import Ring, RingShape
+from edge_student.run.data import TrainingData
 from edge_student.settings.student import StudentConfig
-from edge_student.training.batches import check_same_shape
 from edge_student.training.recipe import Recipe
 from edge_student.training.team_trainer import TeamTrainer
 from edge_student.training.torch_team import TorchTeam
@@ -21,11 +21,9 @@ from edge_student.workers.divisible import team_is_faster
 from edge_student.workers.server import stop_server
 from edge_student.workers.shard import rows_of
 from edge_student.workers.sharded_trainer import ShardedTrainer
-from edge_student.workers.shared_dataset import SharedDataset
 from edge_student.workers.shared_model import ModelNotDivisible
-from edgekd.data.datasets import load_dataset
-from edgekd.data.image_dataset import ImageDataset
-from edgekd.data.models import build_model
+from edgekd.data.preprocessing import Preprocessing
+from edgekd.models.build import build_model
 from scheduler.live.binding import TeamBinding, WorkersBinding
 from scheduler.policies.registry import LaunchOptions
 
@@ -60,66 +58,9 @@ def configure_worker(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingData:
-    """The two data sets of a training step. `public` is None if its inputs are received with the logits.
-
-    `shared` has them in shared memory for compute workers, once they are there.
-    """
-
-    private: ImageDataset
-    public: ImageDataset | None
-    shared: tuple[SharedDataset, SharedDataset | None] | None = None
-
-    def close(self) -> None:
-        """Close shared memory to further processes, if there is any. The data sets stay readable in this one."""
-        for dataset in self.shared or ():
-            if dataset is not None:
-                dataset.close()
-
-    def share(self) -> "TrainingData":
-        """Return the same data sets in shared memory, so that trainer and workers have one copy."""
-        private = SharedDataset(self.private)
-        public = None if self.public is None else SharedDataset(self.public)
-        return TrainingData(private=private.dataset, public=None if public is None else public.dataset, shared=(private, public))
-
-
-def load_training_data(config: StudentConfig) -> TrainingData:
-    """Load the private and the public data. Raises ValueError for an unknown name, or more --private-samples than exist."""
-    private = load_dataset(config.private)
-    limit = config.private_samples
-    if limit is not None and limit > len(private.labels):
-        raise ValueError(f"--private-samples is {limit}, must be at most {len(private.labels)}, the size of {private.name}")
-    if limit is not None:
-        private = replace(private, images=private.images[:limit], labels=private.labels[:limit])
-    public = None if config.input_encoding else load_dataset(config.public_dataset)
-    return TrainingData(private=private, public=public)
-
-
 def default_streams(num_cores: int) -> int:
     """Return the default of --streams: half the number of cores, at least 1 and at most 4."""
     return max(1, min(num_cores // 2, _MOST_STREAMS))
-
-
-def check_teacher(described: Described, data: TrainingData, address: str | None) -> None:
-    """Check that a teacher fits the data; `address` is None for a logit cache.
-
-    Raises ValueError if the public data sets differ, or the numbers of classes differ. If inputs are received, their shape must
-    equal the private shape.
-    """
-    source = "the logit cache" if address is None else f"the teacher at {address}"
-    private, public = data.private, data.public
-    if public is None:
-        check_same_shape(source, described.input_shape, private.name, private.images.shape[1:])
-    if public is not None and described.dataset_digest != public.digest:
-        raise ValueError(
-            f"{source} serves {described.dataset_name} (digest {described.dataset_digest[:12]}), "
-            f"this edge has {public.name} (digest {public.digest[:12]}): name the same data set with --public"
-        )
-    if described.num_classes != private.num_classes:
-        raise ValueError(
-            f"{source} has {described.num_classes} classes, {private.name} has {private.num_classes}: they must be equal"
-        )
 
 
 @contextmanager
@@ -141,9 +82,9 @@ def open_trainer(
     trained with one team, which is logged and noted; with --shards it raises ValueError. A model for which a team is faster is
     trained with one too, unless the user asked for shards or the run had shards when it began (`is_resumed`).
     """
-    num_classes, shape = ring.shape.num_classes, data.private.images.shape[1:]
+    num_classes, shape = ring.shape.num_classes, data.input_shape
     student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
-    recipe, sharded = _recipe(config, device), None
+    recipe, sharded = _recipe(config, device, data.preprocessing), None
     if num_shards > 1:
         assert data.shared is not None, "compute workers read shared data sets"
         private, public = data.shared
@@ -189,7 +130,7 @@ def _team_is_faster(name: str, student: torch.nn.Module, input_shape: tuple[int,
     return True
 
 
-def _recipe(config: StudentConfig, device: str) -> Recipe:
+def _recipe(config: StudentConfig, device: str, preprocessing: Preprocessing) -> Recipe:
     return Recipe(
         alpha=config.alpha,
         temperature=config.temperature,
@@ -199,13 +140,14 @@ def _recipe(config: StudentConfig, device: str) -> Recipe:
         public_batch=config.public_batch,
         seed=config.seed,
         device=device,
+        preprocessing=preprocessing,
     )
 
 
-def ring_shape(config: StudentConfig, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
+def ring_shape(config: StudentConfig, described: Described) -> RingShape:
     """Return a ring with one slot per batch, limited by --prefetch, --cycles and --ring-mib. Slots include inputs if received."""
     num_slots = min(config.prefetch or config.cycles, config.cycles)
-    slot = config.slot_shape(batch_size=config.public_batch, num_classes=num_classes, input_shape=input_shape)
+    slot = config.slot_shape(described, batch_size=config.public_batch)
     max_slots = max(1, (config.ring_mib << 20) // slot.slot_bytes)
     return replace(slot, num_slots=min(num_slots, max_slots))
 

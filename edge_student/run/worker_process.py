@@ -61,7 +61,7 @@ class CommWorkerProcess:
 
     def __init__(self, config: Configure) -> None:
         local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "edge_student.receive.worker", str(remote.fileno()), str(os.getpid())]
+        command = [sys.executable, "-P", "-m", "edge_student.receive.worker", str(remote.fileno()), str(os.getpid())]
         # In a session of its own, so that a terminal's Ctrl-C reaches only the trainer, which then ends the worker.
         self._process = subprocess.Popen(
             command,

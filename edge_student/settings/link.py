@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from edge_student.ipc.messages import Configure
+from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import RingShape
 from edgekd.cli.address import format_address, is_loopback, parse_addresses
 from edgekd.cli.logs import LogSettings
@@ -108,10 +108,15 @@ class LinkSettings(SecuritySettings, LogSettings):
         """Encoding of public inputs that the teacher sends with the logits; None if they are local."""
         return _INPUT_ENCODINGS.get(self.public_inputs)
 
-    def slot_shape(self, *, batch_size: int, num_classes: int, input_shape: tuple[int, ...]) -> RingShape:
-        """Return the shape of one received batch. It includes inputs of `input_shape` if the teacher sends them."""
-        inputs = input_shape if self.input_encoding else ()
-        return RingShape.one_slot(self.form, batch_size=batch_size, num_classes=num_classes, input_shape=inputs)
+    def slot_shape(self, described: Described, *, batch_size: int) -> RingShape:
+        """Return the shape of one batch received from this teacher. It includes inputs if the teacher sends them."""
+        return RingShape.one_slot(
+            self.form,
+            batch_size=batch_size,
+            num_classes=described.num_classes,
+            input_shape=described.input_shape if self.input_encoding else (),
+            input_dtype=described.input_dtype,
+        )
 
     def configure(
         self,

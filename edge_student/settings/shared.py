@@ -10,6 +10,8 @@ from typing import ClassVar
 
 from edgekd.cli.cores import parse_cores
 from edgekd.cli.device_names import Device
+from edgekd.data.preprocessing import parse_normalization, parse_resize
+from edgekd.data.splits import contains_test, split_of
 from edgekd.wire.limits import MAX_BATCH_SIZE
 
 _MAX_SEED = 2**64 - 1
@@ -26,12 +28,17 @@ class DataSettings:
     help_group: ClassVar[str] = "data"
 
     private: str = "digits:private"
-    """Private data set to train on. Its test split measures the accuracy."""
+    """Private data set to train on: a name, imagefolder:PATH, unlabelled:PATH, npy:FILE, csv:FILE or package.module:callable."""
+    test: str | None = None
+    """Data set that measures the accuracy. (default: the test split of --private)"""
     public: str | None = None
     """Public data set; the teacher must serve the same one. Omit it with --public-inputs stream or stored.
     (default: the public split of --private)"""
     private_samples: int | None = None
     """Number of private samples to train on, counted from the first one. (default: all)"""
+    class_map: str | None = None
+    """JSON file {"class at this edge": "class at the teacher"}, or the word `names` for equal names of a teacher with more classes.
+    (default: both must have the same class names)"""
 
     def check_data(self) -> None:
         """Reject test splits and an empty selection. Raises ValueError."""
@@ -39,6 +46,8 @@ class DataSettings:
         for flag, dataset in (("--private", self.private), ("--public", self.public)):
             if dataset is not None and dataset.endswith(":test"):
                 raise ValueError(f"{flag} is {dataset}, must not be a test split: accuracy is measured on the test split")
+            if dataset is not None and self.test is None and contains_test(dataset):
+                raise ValueError(f"{flag} is {dataset}, which contains the test split: name other data with --test, or :private")
 
     @property
     def public_dataset(self) -> str:
@@ -47,8 +56,8 @@ class DataSettings:
 
     @property
     def test_dataset(self) -> str:
-        """Name of the test split of the private data set."""
-        return split_of(self.private, "test")
+        """Name of the data set that measures the accuracy."""
+        return self.test or split_of(self.private, "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,18 @@ class ModelSettings:
 
     model: str = "cnn"
     """Student model: cnn, cnn:width=32, torchvision:NAME, timm:NAME or package.module:callable."""
+    normalize: str | None = None
+    """Normalization of the student's input: imagenet, signed (-1 to 1), unit (0 to 1), none, or MEAN/STD. (default: signed for
+    images, none for float32 samples)"""
+    resize: str | None = None
+    """Resize rule of the student's input: SIZE, SHORTER/CROP such as 256/224, or HEIGHTxWIDTH, each with or without :bicubic.
+    (default: the size of the data set)"""
+
+    def check_model_settings(self) -> None:
+        """Check the rules of preprocessing. Raises ValueError."""
+        if self.normalize is not None:
+            parse_normalization(self.normalize)
+        parse_resize(self.resize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +184,3 @@ def check_at_least_one(flag: str, value: int | None) -> None:
     """Raise ValueError for a number below 1. None, the default of an optional flag, is valid."""
     if value is not None and value < 1:
         raise ValueError(f"{flag} is {value}, must be at least 1")
-
-
-def split_of(dataset: str, split: str) -> str:
-    """Name another split of the same data set: fashion-mnist:private, test -> fashion-mnist:test."""
-    base, colon, last = dataset.rpartition(":")
-    if colon and last in ("public", "private", "test"):
-        return f"{base}:{split}"
-    return f"{dataset}:{split}"

@@ -36,6 +36,7 @@ class StudentConfig(DataSettings, ModelSettings, TrainingSettings, ComputeSettin
 
     def __post_init__(self) -> None:
         self.check_data()
+        self.check_model_settings()
         self.check_training()
         self.check_cores()
         self.check_buffer()

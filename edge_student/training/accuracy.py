@@ -2,19 +2,24 @@
 
 import torch
 
-from edgekd.data.image_dataset import ImageDataset
-from edgekd.data.tensors import to_input
+from edgekd.data.dataset import Dataset
+from edgekd.data.preprocessing import Preprocessing
+from edgekd.data.rows import chunks
+from edgekd.data.tensors import normalized
 
-_BATCH = 500
+_BATCH, _BATCH_BYTES = 500, 8 << 20
 
 
-def accuracy(student: torch.nn.Module, test: ImageDataset, device: str) -> float:
-    """Return the fraction of `test` that `student` on `device` classifies correctly. The student stays in evaluation mode."""
+def accuracy(student: torch.nn.Module, test: Dataset, device: str, preprocessing: Preprocessing) -> float:
+    """Return the fraction of `test` that `student` on `device` classifies correctly. The student stays in evaluation mode.
+
+    The samples of `test` have the size of the student's input.
+    """
     student.eval()
     num_right = 0
     with torch.inference_mode():
-        for start in range(0, len(test.labels), _BATCH):
-            images = to_input(test.images[start : start + _BATCH]).to(device)
-            predicted = student(images).argmax(dim=1).cpu().numpy()
-            num_right += int((predicted == test.labels[start : start + _BATCH]).sum())
+        for part in chunks(test.inputs, _BATCH_BYTES, _BATCH):
+            inputs = normalized(test.inputs[part], preprocessing).to(device)
+            predicted = student(inputs).argmax(dim=1).cpu().numpy()
+            num_right += int((predicted == test.labels[part]).sum())
     return num_right / len(test.labels)

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from copy import deepcopy
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from edge_student.training.accuracy import accuracy
@@ -19,8 +18,9 @@ from edge_student.training.recipe import Recipe
 from edge_student.training.rollback import RollbackState, restore_generators
 from edge_student.training.sgd import Sgd
 from edge_student.training.trainer import BatchSource, Schedule, check_tensors, split_snapshot
-from edgekd.data.image_dataset import ImageDataset
-from edgekd.data.tensors import to_input
+from edgekd.data.dataset import Dataset
+from edgekd.data.tensors import normalized
+from edgekd.wire.inputs import Inputs
 from edgekd.wire.layouts import Decoded
 from scheduler.model.state import Task
 
@@ -36,8 +36,8 @@ class TeamTrainer:
         self,
         *,
         student: torch.nn.Module,
-        private: ImageDataset,
-        public: ImageDataset | None,
+        private: Dataset,
+        public: Dataset | None,
         recipe: Recipe,
         defer_signals: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -57,7 +57,8 @@ class TeamTrainer:
         student = deepcopy(self.student).train()
         optimizer = self._make_optimizer(student)
         teacher_logits = np.zeros((self._recipe.public_batch, num_classes), np.float32)
-        public_inputs = np.zeros((self._recipe.public_batch, *self._batches.input_shape), np.uint8)
+        private = self._batches.private.inputs
+        public_inputs = np.zeros((self._recipe.public_batch, *private.shape[1:]), private.dtype)
         for _ in range(2):
             logits, labels = self._forward(student, 0, public_inputs)
             self._differentiate(optimizer, logits, labels, teacher_logits)
@@ -115,16 +116,14 @@ class TeamTrainer:
         self._optimizer.momentum = {int(n): tensor for n, tensor in parts["momentum"].items()}
         self.num_cycles = num_cycles
 
-    def accuracy(self, test: ImageDataset) -> float:
+    def accuracy(self, test: Dataset) -> float:
         """Return the fraction of `test` that the student classifies correctly."""
-        return accuracy(self.student, test, self._recipe.device)
+        return accuracy(self.student, test, self._recipe.device, self._recipe.preprocessing)
 
-    def _forward(
-        self, student: torch.nn.Module, cycle: int, received: npt.NDArray[np.uint8] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, student: torch.nn.Module, cycle: int, received: Inputs | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits of [private ; public] and the private labels."""
-        images, labels = self._batches.rows(cycle, ALL_ROWS, received)
-        logits = student(to_input(images).to(self._recipe.device))
+        inputs, labels = self._batches.rows(cycle, ALL_ROWS, received)
+        logits = student(normalized(inputs, self._recipe.preprocessing).to(self._recipe.device))
         if logits.is_cuda:
             torch.cuda.synchronize()  # a task ends when its work is done, not when it is queued
         return logits, torch.from_numpy(labels).to(self._recipe.device)

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from edgekd.data.image_dataset import ImageDataset
+from edgekd.data.dataset import Dataset
+from edgekd.wire.inputs import Inputs
 from edgekd.wire.layouts import Decoded
 from scheduler.model.state import Task
 
@@ -32,8 +31,8 @@ class BatchSource(Protocol):
     def logits(self, batch_index: int) -> Decoded:
         """Return the teacher's logits [public batch, classes], float32 or float16 as received."""
 
-    def inputs(self, batch_index: int) -> npt.NDArray[np.uint8]:
-        """Return the received public inputs, uint8 [public batch, channels, height, width]. Not called if public data is local."""
+    def inputs(self, batch_index: int) -> Inputs:
+        """Return the received public inputs, [public batch, ...], uint8 or float32. Not called if public data is local."""
 
 
 class Trainer(Protocol):
@@ -63,7 +62,7 @@ class Trainer(Protocol):
         Raises ValueError if it is of another student; the weights are then unchanged.
         """
 
-    def accuracy(self, test: ImageDataset) -> float:
+    def accuracy(self, test: Dataset) -> float:
         """Return the fraction of `test` that the student classifies correctly."""
 
 

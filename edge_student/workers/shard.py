@@ -7,14 +7,14 @@ by its rows, so that the losses and gradients of all shards add up to those of t
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from edge_student.training.batches import Batches
 from edge_student.training.loss import combined_loss
 from edge_student.training.recipe import Recipe
 from edge_student.workers.shared_model import SharedModel
-from edgekd.data.tensors import to_input
+from edgekd.data.tensors import normalized
+from edgekd.wire.inputs import Inputs
 from edgekd.wire.layouts import Decoded
 from edgekd.wire.order import mix
 
@@ -61,19 +61,19 @@ class Shard:
         self._logits: torch.Tensor | None = None
         self._labels: torch.Tensor | None = None
 
-    def forward(self, cycle: int, public_inputs: npt.NDArray[np.uint8] | None) -> None:
+    def forward(self, cycle: int, public_inputs: Inputs | None) -> None:
         """Compute the shard's logits and keep them for `backward`.
 
-        `public_inputs` has the whole public batch, uint8 [public batch, channels, height, width], or is None if inputs are local.
+        `public_inputs` has the whole public batch, [public batch, ...], or is None if inputs are local.
         Every cycle and shard has its own random stream, so that dropout does not depend on the number of processes that ran.
         """
         np.copyto(self._own_buffers, self._model.arrays["buffers"])
         np.copyto(self._own_others, self._model.arrays["other_buffers"])
-        images, labels = self._batches.rows(cycle, self._rows.slice, public_inputs)
+        samples, labels = self._batches.rows(cycle, self._rows.slice, public_inputs)
         torch.default_generator.manual_seed(mix(mix(mix(self._recipe.seed) + cycle) + self._rows.number) >> 1)
         self._labels = torch.from_numpy(labels)
-        inputs = to_input(images)
-        if self._model.is_channels_last:
+        inputs = normalized(samples, self._recipe.preprocessing)
+        if self._model.is_channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         self._logits = self._student(inputs)
 

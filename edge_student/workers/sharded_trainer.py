@@ -18,7 +18,7 @@ from edge_student.workers.shared_dataset import SharedDataset
 from edge_student.workers.shared_model import SharedModel
 from edge_student.workers.step import CHUNK, ShardStep
 from edge_student.workers.worker import Assignment
-from edgekd.data.image_dataset import ImageDataset
+from edgekd.data.dataset import Dataset
 from scheduler.model.state import Task
 
 
@@ -46,7 +46,7 @@ class ShardedTrainer:
         self._has_inputs = public is not None
         self._datasets = (private,) if public is None else (private, public)
         self._recipe = recipe
-        shape = private.dataset.images.shape[1:]
+        shape = recipe.preprocessing.shape_of(private.dataset.input_shape)
         check_divisible(student, shape)
         num_rows = rows_of(num_shards)[0].total(recipe)
         self._model = SharedModel(student, num_shards, CHUNK, is_channels_last=prefers_channels_last(student, shape, num_rows))
@@ -147,9 +147,9 @@ class ShardedTrainer:
             view.copy_(momentum[n])
         self.num_cycles = num_cycles
 
-    def accuracy(self, test: ImageDataset) -> float:
+    def accuracy(self, test: Dataset) -> float:
         """Return the fraction of `test` that the student classifies correctly."""
-        return accuracy(self.student, test, self._recipe.device)
+        return accuracy(self.student, test, self._recipe.device, self._recipe.preprocessing)
 
     def _train_cycle(self, cycle: int, schedule: Schedule, *, is_last: bool) -> None:
         """Train one cycle. Phases are granted as early as possible, so that workers need not wait for this thread between them."""

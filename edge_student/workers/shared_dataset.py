@@ -5,24 +5,35 @@ from dataclasses import replace
 import numpy as np
 
 from edge_student.workers.shared_arrays import SharedArrays
-from edgekd.data.image_dataset import ImageDataset
+from edgekd.data.dataset import Dataset
+from edgekd.data.rows import FileRows
 
 
 class SharedDataset:
-    """The images and labels of `dataset` in shared memory. A child process that the object is passed to maps the same memory."""
+    """Samples and labels of `dataset` in shared memory; samples on disk stay there, because every process can read them.
 
-    def __init__(self, dataset: ImageDataset) -> None:
-        images, labels = dataset.images, dataset.labels
-        self._arrays = SharedArrays({"images": (images.dtype.str, images.shape), "labels": (labels.dtype.str, labels.shape)})
-        self._arrays["images"][:] = images
+    A child process that the object is passed to maps the same memory.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        inputs, labels = dataset.inputs, dataset.labels
+        layout = {"labels": (labels.dtype.str, labels.shape)}
+        if not isinstance(inputs, FileRows):
+            layout["inputs"] = (inputs.dtype.str, inputs.shape)
+        self._arrays = SharedArrays(layout)
         self._arrays["labels"][:] = labels
-        nothing = np.empty((0, *images.shape[1:]), images.dtype)
-        self._facts = replace(dataset, images=nothing, labels=labels[:0], files=())
+        if not isinstance(inputs, FileRows):
+            self._arrays["inputs"][:] = inputs
+            inputs = np.empty((0, *inputs.shape[1:]), inputs.dtype)
+        self._facts = replace(dataset, inputs=inputs, labels=labels[:0], files=(), root=None)
 
     @property
-    def dataset(self) -> ImageDataset:
+    def dataset(self) -> Dataset:
         """The data set, with views of the shared memory."""
-        return replace(self._facts, images=self._arrays["images"], labels=self._arrays["labels"])
+        inputs = self._facts.inputs
+        return replace(
+            self._facts, inputs=inputs if isinstance(inputs, FileRows) else self._arrays["inputs"], labels=self._arrays["labels"]
+        )
 
     def close(self) -> None:
         """Close the descriptor."""

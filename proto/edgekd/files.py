@@ -6,6 +6,7 @@ import fcntl
 import glob
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -80,6 +81,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically. Raises ValueError for NaN and infinity, which JSON lacks, and OSError as `write_text`."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def free_bytes(path: Path) -> float:
+    """Return the bytes that this process can still write to the disk of `path`; infinity where the file system does not know."""
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize if disk.f_blocks else math.inf  # some FUSE and network file systems report 0 blocks
 
 
 def make_folder(folder: Path) -> bool:

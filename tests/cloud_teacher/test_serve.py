@@ -16,8 +16,9 @@ from serving import TINY, serve_flags, serving
 from cloud_teacher.__main__ import main
 from cloud_teacher.logits.teacher import Teacher
 from edgekd.data.datasets import load_dataset
-from edgekd.data.models import build_model
+from edgekd.data.preprocessing import Preprocessing
 from edgekd.data.tensors import to_input
+from edgekd.models.build import build_model
 from edgekd.v1 import teacher_pb2, teacher_pb2_grpc
 from edgekd.wire.codec import Format, decode_into, from_wire
 from edgekd.wire.limits import channel_options
@@ -49,8 +50,8 @@ def test_server_from_start_to_sigterm(tmp_path: Path) -> None:
         form = Format(from_wire(chunk.encoding))
         decode_into(chunk.payload, form=form, rows=32, num_classes=4, crc32=chunk.crc32, out=logits)
         model = build_model("cnn:width=4", num_classes=4, input_shape=(3, 8, 8), seed=5).eval()
-        images = load_dataset(TINY).images[list(chunk.sample_ids)]
-        assert np.allclose(logits, model(to_input(images)).detach().numpy(), atol=1e-5)
+        images = load_dataset(TINY).inputs[list(chunk.sample_ids)]
+        assert np.allclose(logits, model(to_input(images, Preprocessing())).detach().numpy(), atol=1e-5)
 
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
@@ -115,7 +116,7 @@ def test_weights_of_another_model_are_refused(
     trained = ["--dataset", TINY, "--model", "cnn:width=8", "--out", str(out), "--epochs", "1"]
     assert run_main(monkeypatch, ["train", *trained]) == 0
     assert run_main(monkeypatch, serve_flags(tmp_path, "--weights", str(out))) == 2
-    assert "does not fit the model" in capfd.readouterr().err.splitlines()[-1]
+    assert "--model is cnn:width=4, but the model card of" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_missing_weights_file_is_one_line_that_names_it(
@@ -142,7 +143,7 @@ def test_precompute_fills_the_store_and_has_nothing_to_do_the_next_time(
 
     monkeypatch.setattr(Teacher, "logits", logits)
     assert run_main(monkeypatch, precompute_flags(tmp_path)) == 0
-    num_samples = len(load_dataset(TINY).images)
+    num_samples = len(load_dataset(TINY).inputs)
     assert f"{num_samples} of {num_samples} rows are in {tmp_path}" in capfd.readouterr().out
     assert sorted(asked) == list(range(num_samples))
     assert run_main(monkeypatch, precompute_flags(tmp_path)) == 0

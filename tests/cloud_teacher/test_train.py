@@ -13,7 +13,8 @@ from warm_start import start
 from cloud_teacher.settings import TrainConfig
 from cloud_teacher.train import train
 from edgekd.data.datasets import load_dataset
-from edgekd.data.models import build_model, load_weights, weights_digest
+from edgekd.models.build import build_model
+from edgekd.models.weights import load_weights, weights_digest
 
 TINY = "synthetic:classes=4,size=8,samples=200"
 
@@ -28,7 +29,7 @@ def test_weights_and_card_are_saved_and_nothing_else(tmp_path: Path) -> None:
     assert train(config(out)) == 0
     assert sorted(path.name for path in out.parent.iterdir()) == ["t.json", "t.safetensors"]
     dataset = load_dataset(f"{TINY}:public")
-    model = build_model("cnn:width=4", num_classes=4, input_shape=dataset.images.shape[1:], seed=9)
+    model = build_model("cnn:width=4", num_classes=4, input_shape=dataset.inputs.shape[1:], seed=9)
     load_weights(model, out)
     card = json.loads(out.with_suffix(".json").read_text())
     assert card["teacher_digest"] == weights_digest("cnn:width=4", model)

@@ -123,7 +123,7 @@ def messages_form(config: Configure) -> Any:
 
 
 def test_a_shape_of_a_million_dimensions_is_rejected() -> None:
-    with pytest.raises(RequestRefusedError, match=r"inputs of shape \(1, 1, 1, 1, 1, 1, 1, 1\), must be channels"):
+    with pytest.raises(RequestRefusedError, match=r"inputs of shape \(1, 1, 1, 1, 1, 1, 1, 1\), must have at most 4 dimensions"):
         check_description(teacher_pb2.DescribeResponse(**(SANE | {"input_shape": [1] * 1_000_000})), CONFIGS[0], "t:1")  # type: ignore[arg-type]
 
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from processes import teacher, train
 
+from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import load_dataset
-from edgekd.data.image_dataset import ImageDataset
+from edgekd.data.preprocessing import Preprocessing
 from edgekd.data.tensors import to_input
 
 pytestmark = [pytest.mark.slow, pytest.mark.promise(number=20)]
@@ -99,20 +100,20 @@ def make_folder(folder: Path, seed: int) -> str:
     return f"imagefolder:{folder},size={SIZE}"
 
 
-def canaries(dataset: ImageDataset, folder: Path) -> dict[str, list[bytes]]:
+def canaries(dataset: Dataset, folder: Path) -> dict[str, list[bytes]]:
     """Return byte strings that would reveal the data, by encoding."""
-    windows = [image.ravel()[at : at + 8] for image in dataset.images for at in (0, 90, 184)]
+    windows = [image.ravel()[at : at + 8] for image in dataset.inputs for at in (0, 90, 184)]
     raw = [window.tobytes() for window in windows]
-    floats = [to_input(window.reshape(1, 1, 2, 4)).numpy().ravel()[:4] for window in windows]
-    files = [file.read_bytes() for file in dataset.files]
+    floats = [to_input(window.reshape(1, 1, 2, 4), Preprocessing()).numpy().ravel()[:4] for window in windows]
+    files = [Path(file).read_bytes() for file in dataset.files]
     labels = dataset.labels
     return {
         "pixels": raw,
-        "pixels, channels last": [image.transpose(1, 2, 0).ravel()[:8].tobytes() for image in dataset.images],
+        "pixels, channels last": [image.transpose(1, 2, 0).ravel()[:8].tobytes() for image in dataset.inputs],
         "floats": [values.astype(np.float32).tobytes() for values in floats],
         "halves": [values.astype(np.float16).tobytes() for values in floats],
         "hexadecimal": [content.hex().encode() for content in raw],
-        "base64": [base64.b64encode(image.tobytes()[skip:])[4:20] for image in dataset.images for skip in range(3)],
+        "base64": [base64.b64encode(image.tobytes()[skip:])[4:20] for image in dataset.inputs for skip in range(3)],
         "files": [content[at : at + 12] for content in files for at in (41, len(content) // 2)],
         "base64 of files": [base64.b64encode(content[41 + skip : 77 + skip]) for content in files for skip in range(3)],
         "labels": [labels[:6].astype(kind).tobytes() for kind in (np.int64, np.int32, np.int16, np.uint8)],
@@ -132,7 +133,7 @@ def test_no_byte_of_the_private_set_leaves_the_edge(tmp_path: Path) -> None:
     assert b"PRI * HTTP/2.0" in sent
     found = {kind for kind, contents in canaries(ours, tmp_path / "private").items() if any(each in sent for each in contents)}
     assert found == set()
-    assert len(sent) < ours.images.nbytes / 3, "noise cannot be squeezed, so that little cannot hold it, however it is written"
+    assert len(sent) < ours.inputs.nbytes / 3, "noise cannot be squeezed, so that little cannot hold it, however it is written"
     # The same search must find the public data in the other direction, or it would prove nothing.
     public_found = {
         kind for kind, contents in canaries(theirs, tmp_path / "public").items() if any(each in received for each in contents)
@@ -142,8 +143,8 @@ def test_no_byte_of_the_private_set_leaves_the_edge(tmp_path: Path) -> None:
 
 def test_the_search_finds_each_kind_of_canary(tmp_path: Path) -> None:
     private = load_dataset(f"{make_folder(tmp_path / 'private', 2)}:private")
-    image, file = private.images[3], private.files[3].read_bytes()
-    inputs = to_input(image[np.newaxis]).numpy()
+    image, file = private.inputs[3], Path(private.files[3]).read_bytes()
+    inputs = to_input(image[np.newaxis], Preprocessing()).numpy()
     written = {
         "pixels": image.tobytes(),
         "pixels, channels last": image.transpose(1, 2, 0).tobytes(),

@@ -7,7 +7,7 @@ import torch
 
 from edge_student.training.recipe import Recipe
 from edgekd.data.datasets import load_dataset
-from edgekd.data.models import build_model
+from edgekd.models.build import build_model
 from scheduler.model.state import Task
 
 RECIPE = Recipe(alpha=0.3, temperature=2.0, lr=0.1, momentum=0.9, batch_size=6, public_batch=10, seed=4, device="cpu")

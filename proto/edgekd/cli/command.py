@@ -24,6 +24,8 @@ __all__ = ["USER_ERROR", "Command", "LogFormat", "LogLevel", "WorldError", "disp
 USER_ERROR = 2
 """Exit status after a user's mistake."""
 
+_OUT_OF_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory", "Cannot allocate memory")
+
 Command = tuple[str, Callable[[Any], int | None], str]
 """The settings dataclass as "module:Class", the function (it returns the exit status, None for 0), and one sentence for the list.
 
@@ -57,6 +59,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         status = _report(f"error: {error}", 1)
     except MemoryError as error:
         status = _report(f"error: not enough memory{f' ({error})' if str(error) else ''}", 1)
+    except (ImportError, RuntimeError) as error:
+        # A library that does not fit in the address space, and torch's own allocator, do not raise MemoryError.
+        if not any(text in str(error) for text in _OUT_OF_MEMORY):
+            raise
+        status = _report(f"error: not enough memory or address space (ulimit -v): {error}", 1)
     except KeyboardInterrupt:
         status = _report("interrupted", 130)
     if threading.current_thread() is threading.main_thread():

@@ -1,1 +1,1 @@
-"""Data sets, models and devices by name. The only folder of edgekd that may load torch."""
+"""Data sets by name, and the conversion of their samples to the input of a model. May load torch."""

@@ -1,62 +1,120 @@
-"""Data sets by name. The mapping from sample ids to images is part of the protocol between edge and cloud.
+"""Data sets by name. The mapping from sample ids to samples is part of the protocol between edge and cloud.
 
 A data set is NAME[:SPLIT]. The splits public, private and test are disjoint, and the same on every machine. Without a split it is
 the whole training part, public followed by private. The test split is the data set's own test part if it has one, else the last
 fifth of a fixed permutation. Of the rest, a fixed permutation assigns the first third to public. Samples are in the order of that
-permutation, so that the first n of them are a random sample. The loaders are in sources.py.
+permutation, so that the first n of them are a random sample. The loaders are in sources.py, folders.py and arrays.py.
 """
 
+import contextlib
 import hashlib
+import json
+import re
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekd.cli.settings import closest
-from edgekd.data.image_dataset import ImageDataset
-from edgekd.data.sources import SOURCES, SPLITS
+from edgekd.data import tensors
+from edgekd.data.arrays import user_dataset
+from edgekd.data.dataset import Dataset
+from edgekd.data.folders import has_folder, resized_files
+from edgekd.data.preprocessing import Preprocessing
+from edgekd.data.rows import MOST_IN_MEMORY, FileRows, Samples, chunks, write_rows
+from edgekd.data.sources import SOURCES, WITH_ARGUMENT
+from edgekd.data.splits import ALL, SPLITS
+from edgekd.data.user_modules import import_attribute
+from edgekd.files import write_json
+
+_OWN = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<callable>[^\W\d]\w*)(:(?P<split>[^\W\d]\w*))?")
+_RESIZED_ROWS = 256
+_FORMS = f"{', '.join(SOURCES)} or package.module:callable"
 
 
-def load_dataset(spec: str) -> ImageDataset:
-    """Load one split of a data set.
+def load_dataset(spec: str) -> Dataset:
+    """Load one split of a data set. spec is NAME[:ARGUMENT][:SPLIT], with a name of `SOURCES`, or package.module:callable[:SPLIT].
 
-    spec is one of digits, fashion-mnist, cifar10, cifar100, imagefolder:PATH[,size=64] and
-    synthetic:classes=K,size=S,samples=M[,channels=3], followed by :public, :private, :test or no split.
     Raises ValueError for an invalid spec, WorldError if a download fails, and OSError if a file cannot be read.
     """
     name, argument, split = _parse(spec)
-    images, labels, num_classes, files = SOURCES[name](argument, split)
-    if len(labels) == 0:
-        raise ValueError(f"data set '{spec}' is empty: it has too few images for this split; add images, or use another split")
-    images = np.require(images, requirements=["C", "W"])
-    return ImageDataset(
+    if name in SOURCES:
+        loaded = SOURCES[name](argument, split)
+    else:
+        loaded = user_dataset(import_attribute(name, argument, what=f"data set '{spec}'", forms=_FORMS), spec, split)
+    inputs, labels = loaded.inputs, loaded.labels
+    if len(inputs) == 0:
+        raise ValueError(f"data set '{spec}' is empty: it has too few samples for this split; add samples, or use another split")
+    if isinstance(inputs, np.ndarray):
+        inputs = np.require(inputs, requirements=["C", "W"])
+    num_classes = 0 if labels is None else loaded.num_classes or len(loaded.class_names)
+    return Dataset(
         name=spec,
-        images=images,
-        labels=np.ascontiguousarray(labels, dtype=np.int64),
+        inputs=inputs,
+        labels=np.zeros(len(inputs), np.int64) if labels is None else np.ascontiguousarray(labels, dtype=np.int64),
         num_classes=num_classes,
-        digest=_digest(images, num_classes),
-        files=files,
+        class_names=() if labels is None else loaded.class_names,
+        digest=_digest(spec, inputs, num_classes),
+        files=loaded.files,
+        root=loaded.root,
     )
+
+
+def resized(dataset: Dataset, preprocessing: Preprocessing) -> Dataset:
+    """Return the data set with its images resized by the model's rule, from the image files if there are files.
+
+    The digest stays, because it identifies the samples. Raises ValueError for samples that are not images, and as `load_dataset`.
+    """
+    rule = preprocessing.resize
+    if rule is None:
+        return dataset
+    preprocessing.check(dataset.input_shape, dataset.inputs.dtype)
+    if dataset.files:
+        assert dataset.root is not None
+        return replace(dataset, inputs=resized_files(dataset.files, rule, root=dataset.root, name=dataset.name))
+    shape = (dataset.input_shape[0], *rule.size)
+    parts = (tensors.resized(dataset.inputs[part], preprocessing) for part in chunks(dataset.inputs, most_rows=_RESIZED_ROWS))
+    if len(dataset.inputs) * int(np.prod(shape)) <= MOST_IN_MEMORY:
+        return replace(dataset, inputs=np.concatenate(list(parts)))
+    return replace(dataset, inputs=write_rows(parts, len(dataset.inputs), shape, np.uint8))
 
 
 def _parse(spec: str) -> tuple[str, str, str]:
     """Split a spec into name, argument (empty if none) and split (empty for the whole training part)."""
     name, _, rest = spec.partition(":")
-    if name not in SOURCES:
-        known = ", ".join(SOURCES)
-        raise ValueError(f"data set '{name}' is unknown, must be one of {known}{closest(name, SOURCES)}")
     argument, _, split = rest.rpartition(":")
+    if name not in SOURCES:
+        match = _OWN.fullmatch(spec)
+        if match is None or match["callable"] in SPLITS:
+            raise ValueError(f"data set '{name[:200]}' is unknown, must be one of {_FORMS}{closest(name, SOURCES)}")
+        return match["module"], match["callable"], match["split"] or ""
     if split in SPLITS:
         return name, argument, split
-    if name in ("imagefolder", "synthetic"):
-        return name, rest, ""
+    if name in WITH_ARGUMENT:
+        is_named = split == ALL or (name == "imagefolder" and has_folder(argument, split))
+        return (name, argument, split) if is_named else (name, rest, "")
     if rest:
         allowed = ", ".join(SPLITS)
         raise ValueError(f"data set '{spec}': split '{rest}' is unknown, must be one of {allowed}, or left out")
     return name, "", ""
 
 
-def _digest(images: npt.NDArray[np.uint8], num_classes: int) -> str:
-    shape = "x".join(map(str, images.shape))
-    digest = hashlib.sha256(f"edgekd images uint8 {shape} classes {num_classes}\n".encode())
-    digest.update(images.data)
+def _digest(spec: str, inputs: Samples, num_classes: int) -> str:
+    """Return the digest of samples. Raises ValueError for a sample with NaN or infinity, from which no model learns."""
+    shape = "x".join(map(str, inputs.shape))
+    kind = "images" if inputs.dtype == np.uint8 and len(inputs.shape) == 4 else "samples"
+    header = f"edgekd {kind} {inputs.dtype} {shape} classes {num_classes}\n"
+    kept = inputs.digests if isinstance(inputs, FileRows) else None
+    if kept is not None and kept.exists():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged file is written again
+            return str(json.loads(kept.read_text(encoding="utf-8"))[header])
+    digest = hashlib.sha256(header.encode())
+    for part in chunks(inputs):
+        rows = inputs[part]
+        if rows.dtype != np.uint8 and not (finite := np.isfinite(rows).reshape(len(rows), -1).all(axis=1)).all():
+            raise ValueError(
+                f"data set '{spec}': sample {part.start + int(np.argmin(finite))} contains NaN or infinity, must be finite"
+            )
+        digest.update(rows.data.cast("B"))
+    if kept is not None:
+        write_json(kept, {header: digest.hexdigest()})
     return digest.hexdigest()

@@ -1,7 +1,8 @@
-"""Loaders of the data sets, and the assignment of samples to splits.
+"""The table of data sets, and the loaders of those that have a name of their own.
 
 A source is a function of (argument, split) that returns the loaded samples. split is public, private, test, or empty for the whole
-training part.
+training part. Data of the user also have the split all, and image folders have the names of their folders. Loaders of the
+user's own files are in folders.py and arrays.py.
 """
 
 import contextlib
@@ -11,55 +12,28 @@ import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekd.cli.settings import parse_numbers
+from edgekd.data.arrays import csv_windows, npy
+from edgekd.data.folders import image_folder, unlabelled_images
+from edgekd.data.loaded import Loaded
+from edgekd.data.preprocessing import MAX_SIZE
+from edgekd.data.splits import SPLITS, train_ids, whole_ids
 from edgekd.errors import WorldError
-from edgekd.files import expanded
-from edgekd.wire.inputs import square_pixels
 from edgekd.wire.limits import MAX_CLASSES
-from edgekd.wire.order import permutation
-
-Images = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
-
-
-class Loaded(NamedTuple):
-    """Images uint8 [N, C, H, W], labels int64 [N], the number of classes, and the file of each image if there are files."""
-
-    images: Images
-    labels: Labels
-    num_classes: int
-    files: tuple[Path, ...] = ()
-
 
 Source = Callable[[str, str], Loaded]
 
-SPLITS = ("public", "private", "test")
-# The memory of an edge board beside a model. A larger data set would be swapped out, and runs would measure the disk.
-MAX_BYTES = 2 << 30
-MAX_SIZE = 1024
+# Generated data lie in memory, that of an edge board beside a model.
+MAX_SYNTHETIC_BYTES = 2 << 30
 CACHE = Path("~/.cache/edgekd/datasets")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
-_SPLIT_SEED = 0
-
-
-def _train_ids(num_train: int, split: str) -> Labels:
-    """Return the ids of a split of the training part: public is the first third of a permutation, private the rest."""
-    order = permutation(_SPLIT_SEED, num_train, 0)
-    num_public = num_train // 3
-    return {"public": order[:num_public], "private": order[num_public:], "": order}[split]
-
-
-def _whole_ids(num_samples: int, split: str) -> Labels:
-    """Return the ids of a split of a data set without a test part. The last fifth of a permutation is the test split."""
-    order = permutation(_SPLIT_SEED, num_samples, 0)
-    num_train = num_samples - num_samples // 5
-    return order[num_train:] if split == "test" else order[:num_train][_train_ids(num_train, split)]
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 def _digits(argument: str, split: str) -> Loaded:
@@ -71,10 +45,10 @@ def _digits(argument: str, split: str) -> Loaded:
     assert package.origin is not None
     with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.int64)
-    rows = rows[_whole_ids(len(rows), split)]
+    rows = rows[whole_ids(len(rows), split)]
     # Pixels are counts in 0 .. 16; the last column is the label.
     images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8)
-    return Loaded(images.reshape(-1, 1, 8, 8), rows[:, -1].copy(), 10)
+    return Loaded(images.reshape(-1, 1, 8, 8), rows[:, -1].copy(), tuple(map(str, range(10))))
 
 
 def _fashion_mnist(argument: str, split: str) -> Loaded:
@@ -87,8 +61,8 @@ def _fashion_mnist(argument: str, split: str) -> Loaded:
     else:
         part = _download("fashion-mnist", "FashionMNIST", split)
         images, labels = part.data.numpy(), part.targets.numpy()
-    ids = slice(None) if split == "test" else _train_ids(len(labels), split)
-    return Loaded(images[ids][:, np.newaxis], labels[ids].astype(np.int64), 10)
+    ids = slice(None) if split == "test" else train_ids(len(labels), split)
+    return Loaded(images[ids][:, np.newaxis], labels[ids].astype(np.int64), _FASHION)
 
 
 def _cifar(num_classes: int) -> Source:
@@ -98,39 +72,10 @@ def _cifar(num_classes: int) -> Source:
         _reject_argument(f"cifar{num_classes}", argument)
         part = _download(f"cifar{num_classes}", f"CIFAR{num_classes}", split)
         labels = np.asarray(part.targets, dtype=np.int64)
-        ids = slice(None) if split == "test" else _train_ids(len(labels), split)
-        return Loaded(part.data[ids].transpose(0, 3, 1, 2), labels[ids], num_classes)
+        ids = slice(None) if split == "test" else train_ids(len(labels), split)
+        return Loaded(part.data[ids].transpose(0, 3, 1, 2), labels[ids], tuple(part.classes))
 
     return read
-
-
-def _image_folder(argument: str, split: str) -> Loaded:
-    """PATH[,size=64]: PATH/CLASS/IMAGE for any number of classes, in sorted order.
-
-    Each image is converted to RGB, cropped at its centre to a square and scaled to size x size, bilinear. Pillow computes the
-    pixels, so both ends need the same version of it. If the pixels differ, the digests differ.
-    """
-    from torchvision.datasets import ImageFolder
-
-    path, _, options = argument.partition(",")
-    size = parse_numbers("imagefolder:PATH", options, {"size": 64})["size"]
-    if not path or not expanded(Path(path)).is_dir():
-        raise ValueError(f"imagefolder:PATH is '{path}', must be a folder with a folder of images for each class")
-    try:
-        folder = ImageFolder(str(expanded(Path(path))))
-    except FileNotFoundError:
-        raise ValueError(f"imagefolder:{path} needs at least one folder, named after a class, and images in each") from None
-    ids = _whole_ids(len(folder.samples), split)
-    _check_bytes(f"imagefolder:{argument}", len(ids), 3, size)
-    images = np.empty((len(ids), 3, size, size), dtype=np.uint8)
-    for row, sample in enumerate(ids):
-        file = Path(folder.samples[sample][0])
-        try:
-            images[row] = square_pixels(file, size)
-        except OSError as error:
-            raise WorldError(f"{file} cannot be read as an image: {error}; repair or remove it") from error
-    files = tuple(Path(folder.samples[sample][0]) for sample in ids)
-    return Loaded(images, np.asarray(folder.targets, dtype=np.int64)[ids], len(folder.classes), files)
 
 
 def _synthetic(argument: str, split: str) -> Loaded:
@@ -153,7 +98,7 @@ def _synthetic(argument: str, split: str) -> Loaded:
         for image in part:
             image.flat = np.frombuffer(noise.bytes(image.size), dtype=np.uint8)
     labels = np.tile(np.arange(samples, dtype=np.int64) % classes, len(splits))
-    return Loaded(images.reshape(-1, channels, size, size), labels, classes)
+    return Loaded(images.reshape(-1, channels, size, size), labels, (), num_classes=classes)
 
 
 SOURCES: dict[str, Source] = {
@@ -161,9 +106,14 @@ SOURCES: dict[str, Source] = {
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar(10),
     "cifar100": _cifar(100),
-    "imagefolder": _image_folder,
+    "imagefolder": image_folder,
+    "unlabelled": unlabelled_images,
+    "npy": npy,
+    "csv": csv_windows,
     "synthetic": _synthetic,
 }
+WITH_ARGUMENT = ("imagefolder", "unlabelled", "npy", "csv", "synthetic")
+"""Sources that are NAME:ARGUMENT[:SPLIT]."""
 
 
 def _reject_argument(name: str, argument: str) -> None:
@@ -175,8 +125,8 @@ def _check_bytes(spec: str, samples: int, channels: int, size: int) -> None:
     if size > MAX_SIZE:
         raise ValueError(f"{spec}: size={size} is too large, must be in 1 .. {MAX_SIZE}")
     num_bytes = samples * channels * size * size
-    if num_bytes > MAX_BYTES:
-        raise ValueError(f"{spec}: {samples} images are {num_bytes} bytes, must be at most {MAX_BYTES}")
+    if num_bytes > MAX_SYNTHETIC_BYTES:
+        raise ValueError(f"{spec}: {samples} images are {num_bytes} bytes, must be at most {MAX_SYNTHETIC_BYTES}")
 
 
 def _download(name: str, torchvision_name: str, split: str) -> Any:

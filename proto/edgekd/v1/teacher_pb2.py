@@ -24,25 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65\x64gekd/v1/teacher.proto\x12\tedgekd.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xfa\x02\n\x10\x44\x65scribeResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x16\n\x0eteacher_digest\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x03 \x01(\t\x12\x14\n\x0c\x64\x61taset_name\x18\x04 \x01(\t\x12\x13\n\x0bnum_samples\x18\x05 \x01(\x04\x12\x13\n\x0bnum_classes\x18\x06 \x01(\r\x12&\n\tencodings\x18\x07 \x03(\x0e\x32\x13.edgekd.v1.Encoding\x12\x16\n\x0emax_batch_size\x18\x08 \x01(\r\x12\x12\n\nmax_window\x18\t \x01(\r\x12\x17\n\x0fmax_chunk_bytes\x18\n \x01(\r\x12\x12\n\nmax_stride\x18\x0b \x01(\r\x12\x13\n\x0binput_shape\x18\x0c \x03(\r\x12\x31\n\x0finput_encodings\x18\r \x03(\x0e\x32\x18.edgekd.v1.InputEncoding\x12\x13\n\x0bmax_streams\x18\x0e \x01(\r\"\xfd\x01\n\x13StreamLogitsRequest\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x12\n\nbatch_size\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x16\n\x0eteacher_digest\x18\x05 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x06 \x01(\t\x12%\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x13.edgekd.v1.Encoding\x12\r\n\x05top_k\x18\x08 \x01(\r\x12\x0e\n\x06stride\x18\t \x01(\r\x12\x30\n\x0einput_encoding\x18\n \x01(\x0e\x32\x18.edgekd.v1.InputEncoding\"\xb5\x02\n\x0bLogitsChunk\x12\x13\n\x0b\x62\x61tch_index\x18\x01 \x01(\x04\x12\x11\n\trow_start\x18\x02 \x01(\r\x12\x10\n\x08num_rows\x18\x03 \x01(\r\x12\x13\n\x0bnum_classes\x18\x04 \x01(\r\x12%\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x13.edgekd.v1.Encoding\x12\x12\n\nsample_ids\x18\x06 \x03(\x04\x12\x0f\n\x07payload\x18\x07 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x08 \x01(\x07\x12\r\n\x05top_k\x18\t \x01(\r\x12\x30\n\x0einput_encoding\x18\n \x01(\x0e\x32\x18.edgekd.v1.InputEncoding\x12\x0e\n\x06inputs\x18\x0b \x01(\x0c\x12\x15\n\rinput_lengths\x18\x0c \x03(\r\x12\x14\n\x0cpixels_crc32\x18\r \x01(\x07*v\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x11\n\rENCODING_INT8\x10\x03\x12\x11\n\rENCODING_TOPK\x10\x04*e\n\rInputEncoding\x12\x1e\n\x1aINPUT_ENCODING_UNSPECIFIED\x10\x00\x12\x19\n\x15INPUT_ENCODING_PIXELS\x10\x01\x12\x19\n\x15INPUT_ENCODING_STORED\x10\x02\x32\x98\x01\n\x07Teacher\x12\x43\n\x08\x44\x65scribe\x12\x1a.edgekd.v1.DescribeRequest\x1a\x1b.edgekd.v1.DescribeResponse\x12H\n\x0cStreamLogits\x12\x1e.edgekd.v1.StreamLogitsRequest\x1a\x16.edgekd.v1.LogitsChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65\x64gekd/v1/teacher.proto\x12\tedgekd.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xbc\x03\n\x10\x44\x65scribeResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x16\n\x0eteacher_digest\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x03 \x01(\t\x12\x14\n\x0c\x64\x61taset_name\x18\x04 \x01(\t\x12\x13\n\x0bnum_samples\x18\x05 \x01(\x04\x12\x13\n\x0bnum_classes\x18\x06 \x01(\r\x12&\n\tencodings\x18\x07 \x03(\x0e\x32\x13.edgekd.v1.Encoding\x12\x16\n\x0emax_batch_size\x18\x08 \x01(\r\x12\x12\n\nmax_window\x18\t \x01(\r\x12\x17\n\x0fmax_chunk_bytes\x18\n \x01(\r\x12\x12\n\nmax_stride\x18\x0b \x01(\r\x12\x13\n\x0binput_shape\x18\x0c \x03(\r\x12\x31\n\x0finput_encodings\x18\r \x03(\x0e\x32\x18.edgekd.v1.InputEncoding\x12\x13\n\x0bmax_streams\x18\x0e \x01(\r\x12\x13\n\x0b\x63lass_names\x18\x0f \x03(\t\x12\x16\n\x0e\x63lasses_digest\x18\x10 \x01(\t\x12\x13\n\x0binput_dtype\x18\x11 \x01(\t\"\xfd\x01\n\x13StreamLogitsRequest\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x12\n\nbatch_size\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x16\n\x0eteacher_digest\x18\x05 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x06 \x01(\t\x12%\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x13.edgekd.v1.Encoding\x12\r\n\x05top_k\x18\x08 \x01(\r\x12\x0e\n\x06stride\x18\t \x01(\r\x12\x30\n\x0einput_encoding\x18\n \x01(\x0e\x32\x18.edgekd.v1.InputEncoding\"\xb5\x02\n\x0bLogitsChunk\x12\x13\n\x0b\x62\x61tch_index\x18\x01 \x01(\x04\x12\x11\n\trow_start\x18\x02 \x01(\r\x12\x10\n\x08num_rows\x18\x03 \x01(\r\x12\x13\n\x0bnum_classes\x18\x04 \x01(\r\x12%\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x13.edgekd.v1.Encoding\x12\x12\n\nsample_ids\x18\x06 \x03(\x04\x12\x0f\n\x07payload\x18\x07 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x08 \x01(\x07\x12\r\n\x05top_k\x18\t \x01(\r\x12\x30\n\x0einput_encoding\x18\n \x01(\x0e\x32\x18.edgekd.v1.InputEncoding\x12\x0e\n\x06inputs\x18\x0b \x01(\x0c\x12\x15\n\rinput_lengths\x18\x0c \x03(\r\x12\x14\n\x0cpixels_crc32\x18\r \x01(\x07*v\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x11\n\rENCODING_INT8\x10\x03\x12\x11\n\rENCODING_TOPK\x10\x04*\x81\x01\n\rInputEncoding\x12\x1e\n\x1aINPUT_ENCODING_UNSPECIFIED\x10\x00\x12\x19\n\x15INPUT_ENCODING_PIXELS\x10\x01\x12\x19\n\x15INPUT_ENCODING_STORED\x10\x02\x12\x1a\n\x16INPUT_ENCODING_FLOAT32\x10\x03\x32\x98\x01\n\x07Teacher\x12\x43\n\x08\x44\x65scribe\x12\x1a.edgekd.v1.DescribeRequest\x1a\x1b.edgekd.v1.DescribeResponse\x12H\n\x0cStreamLogits\x12\x1e.edgekd.v1.StreamLogitsRequest\x1a\x16.edgekd.v1.LogitsChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edgekd.v1.teacher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODING']._serialized_start=1006
-  _globals['_ENCODING']._serialized_end=1124
-  _globals['_INPUTENCODING']._serialized_start=1126
-  _globals['_INPUTENCODING']._serialized_end=1227
+  _globals['_ENCODING']._serialized_start=1072
+  _globals['_ENCODING']._serialized_end=1190
+  _globals['_INPUTENCODING']._serialized_start=1193
+  _globals['_INPUTENCODING']._serialized_end=1322
   _globals['_DESCRIBEREQUEST']._serialized_start=38
   _globals['_DESCRIBEREQUEST']._serialized_end=55
   _globals['_DESCRIBERESPONSE']._serialized_start=58
-  _globals['_DESCRIBERESPONSE']._serialized_end=436
-  _globals['_STREAMLOGITSREQUEST']._serialized_start=439
-  _globals['_STREAMLOGITSREQUEST']._serialized_end=692
-  _globals['_LOGITSCHUNK']._serialized_start=695
-  _globals['_LOGITSCHUNK']._serialized_end=1004
-  _globals['_TEACHER']._serialized_start=1230
-  _globals['_TEACHER']._serialized_end=1382
+  _globals['_DESCRIBERESPONSE']._serialized_end=502
+  _globals['_STREAMLOGITSREQUEST']._serialized_start=505
+  _globals['_STREAMLOGITSREQUEST']._serialized_end=758
+  _globals['_LOGITSCHUNK']._serialized_start=761
+  _globals['_LOGITSCHUNK']._serialized_end=1070
+  _globals['_TEACHER']._serialized_start=1325
+  _globals['_TEACHER']._serialized_end=1477
 # @@protoc_insertion_point(module_scope)

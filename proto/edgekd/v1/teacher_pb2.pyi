@@ -20,6 +20,7 @@ class InputEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INPUT_ENCODING_UNSPECIFIED: _ClassVar[InputEncoding]
     INPUT_ENCODING_PIXELS: _ClassVar[InputEncoding]
     INPUT_ENCODING_STORED: _ClassVar[InputEncoding]
+    INPUT_ENCODING_FLOAT32: _ClassVar[InputEncoding]
 ENCODING_UNSPECIFIED: Encoding
 ENCODING_FLOAT32: Encoding
 ENCODING_FLOAT16: Encoding
@@ -28,13 +29,14 @@ ENCODING_TOPK: Encoding
 INPUT_ENCODING_UNSPECIFIED: InputEncoding
 INPUT_ENCODING_PIXELS: InputEncoding
 INPUT_ENCODING_STORED: InputEncoding
+INPUT_ENCODING_FLOAT32: InputEncoding
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("protocol_version", "teacher_digest", "dataset_digest", "dataset_name", "num_samples", "num_classes", "encodings", "max_batch_size", "max_window", "max_chunk_bytes", "max_stride", "input_shape", "input_encodings", "max_streams")
+    __slots__ = ("protocol_version", "teacher_digest", "dataset_digest", "dataset_name", "num_samples", "num_classes", "encodings", "max_batch_size", "max_window", "max_chunk_bytes", "max_stride", "input_shape", "input_encodings", "max_streams", "class_names", "classes_digest", "input_dtype")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TEACHER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     DATASET_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +51,9 @@ class DescribeResponse(_message.Message):
     INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
     INPUT_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
     MAX_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    INPUT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     teacher_digest: str
     dataset_digest: str
@@ -63,7 +68,10 @@ class DescribeResponse(_message.Message):
     input_shape: _containers.RepeatedScalarFieldContainer[int]
     input_encodings: _containers.RepeatedScalarFieldContainer[InputEncoding]
     max_streams: int
-    def __init__(self, protocol_version: _Optional[int] = ..., teacher_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., dataset_name: _Optional[str] = ..., num_samples: _Optional[int] = ..., num_classes: _Optional[int] = ..., encodings: _Optional[_Iterable[_Union[Encoding, str]]] = ..., max_batch_size: _Optional[int] = ..., max_window: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_stride: _Optional[int] = ..., input_shape: _Optional[_Iterable[int]] = ..., input_encodings: _Optional[_Iterable[_Union[InputEncoding, str]]] = ..., max_streams: _Optional[int] = ...) -> None: ...
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    classes_digest: str
+    input_dtype: str
+    def __init__(self, protocol_version: _Optional[int] = ..., teacher_digest: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., dataset_name: _Optional[str] = ..., num_samples: _Optional[int] = ..., num_classes: _Optional[int] = ..., encodings: _Optional[_Iterable[_Union[Encoding, str]]] = ..., max_batch_size: _Optional[int] = ..., max_window: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_stride: _Optional[int] = ..., input_shape: _Optional[_Iterable[int]] = ..., input_encodings: _Optional[_Iterable[_Union[InputEncoding, str]]] = ..., max_streams: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., classes_digest: _Optional[str] = ..., input_dtype: _Optional[str] = ...) -> None: ...
 
 class StreamLogitsRequest(_message.Message):
     __slots__ = ("start", "count", "batch_size", "seed", "teacher_digest", "dataset_digest", "encoding", "top_k", "stride", "input_encoding")

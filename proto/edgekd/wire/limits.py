@@ -22,6 +22,11 @@ MAX_SAMPLES = 2**27
 MAX_STRIDE = 64
 # A float32 row must fit in one chunk, because a chunk holds whole rows.
 MAX_CLASSES = MAX_CHUNK_BYTES // 4
+# Class names in the answer to Describe, in bytes of UTF-8. Teachers with more names send their digest only.
+MAX_NAMES_BYTES = 24 << 10
+MAX_NAMES = 2000
+# Dimensions of a public input.
+MAX_DIMENSIONS = 4
 # Far above practical values; a row of 4096 classes fits in one chunk.
 MAX_TOP_K = 4096
 

@@ -6,22 +6,26 @@ import torch
 
 from cloud_teacher.logits.teacher import Teacher, make_teacher
 from edgekd.data.datasets import load_dataset
-from edgekd.data.devices import choose_device
-from edgekd.data.models import build_model, weights_digest
+from edgekd.data.preprocessing import Preprocessing
 from edgekd.data.tensors import to_input
+from edgekd.models.build import build_model
+from edgekd.models.devices import choose_device
+from edgekd.models.weights import weights_digest
 
 
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
     dataset = load_dataset("synthetic:classes=6,size=8,samples=300:public")
     model = build_model("cnn:width=8", num_classes=6, input_shape=(3, 8, 8), seed=3)
-    return make_teacher(model, spec="cnn:width=8", dataset=dataset, device=torch.device("cpu"))
+    return make_teacher(
+        model, spec="cnn:width=8", dataset=dataset, device=torch.device("cpu"), num_classes=6, preprocessing=Preprocessing()
+    )
 
 
 def test_logits_are_the_models_in_evaluation_mode(teacher: Teacher) -> None:
     ids = np.array([4, 90, 4, 0])
     with torch.inference_mode():
-        expected = teacher.model(to_input(teacher.dataset.images[ids])).numpy()
+        expected = teacher.model(to_input(teacher.dataset.inputs[ids], Preprocessing())).numpy()
     assert not teacher.model.training
     assert np.allclose(teacher.logits(ids), expected, atol=1e-5)
 

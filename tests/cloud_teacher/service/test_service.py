@@ -19,7 +19,7 @@ from processes import wait_until
 
 from cloud_teacher.logits.public_inputs import PublicInputs
 from cloud_teacher.service.rate_limit import RateLimiter
-from edgekd.data.image_dataset import ImageDataset
+from edgekd.data.dataset import Dataset
 from edgekd.v1 import teacher_pb2
 from edgekd.wire.codec import Encoding, Format, checksum, chunk_rows, decode_into, from_wire
 from edgekd.wire.inputs import InputEncoding, square_pixels
@@ -125,9 +125,9 @@ def test_streams_with_a_stride_divide_the_batches_of_one_without(harness: Any) -
         assert sorted((chunk for share in shares for chunk in share), key=lambda chunk: chunk.batch_index) == whole
 
 
-def images_of(num_samples: int, size: int) -> ImageDataset:
+def images_of(num_samples: int, size: int) -> Dataset:
     images = np.random.RandomState(0).randint(0, 256, (num_samples, 3, size, size), dtype=np.uint8)
-    return ImageDataset(name="noise", images=images, labels=np.zeros(num_samples, np.int64), num_classes=2, digest="x")
+    return Dataset(name="noise", inputs=images, labels=np.zeros(num_samples, np.int64), num_classes=2, digest="x")
 
 
 def test_pixels_travel_with_their_logits_in_chunks_that_hold_both(make_harness: Callable[..., Any], key: Any) -> None:
@@ -140,7 +140,7 @@ def test_pixels_travel_with_their_logits_in_chunks_that_hold_both(make_harness: 
         (b, r, n) for b in (0, 1) for r, n in ((0, 4), (4, 4), (8, 1))
     ]
     for chunk in chunks:
-        expected = dataset.images[list(chunk.sample_ids)]
+        expected = dataset.inputs[list(chunk.sample_ids)]
         assert len(chunk.inputs) <= MAX_INPUTS_BYTES
         assert chunk.inputs == expected.tobytes()
         assert (chunk.pixels_crc32, list(chunk.input_lengths)) == (checksum(expected.tobytes()), [])
@@ -156,7 +156,8 @@ def test_an_image_that_was_changed_ends_its_stream_for_good_and_no_other(
         files.append(tmp_path / f"{sample}.png")
         Image.new("RGB", (8, 8), (sample, 0, 0)).save(files[-1])
     images = np.stack([square_pixels(file, 8) for file in files])
-    dataset = ImageDataset(name="x", images=images, labels=np.zeros(50, np.int64), num_classes=2, digest="x", files=tuple(files))
+    labels = np.zeros(50, np.int64)
+    dataset = Dataset(name="x", inputs=images, labels=labels, num_classes=2, digest="x", files=tuple(map(str, files)))
     harness = make_harness(inputs=PublicInputs(dataset))
     assert len(harness.stream(count=1, batch_size=50, input_encoding=2)) == 1
     files[7].unlink()

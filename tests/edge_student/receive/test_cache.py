@@ -164,7 +164,7 @@ def test_a_cache_with_another_augmentation_is_never_read(cache: LogitCache, tmp_
     cache.close()
     path = cache.folder / "meta.json"
     meta = json.loads(path.read_text(encoding="utf-8"))
-    assert list(meta.items())[-2:] == [("augmentation", "none"), ("input_shape", [])]
+    assert list(meta.items())[-3:] == [("augmentation", "none"), ("input_shape", []), ("class_names", [])]
     path.write_text(json.dumps(meta | {"augmentation": "flip"}), encoding="utf-8")
     with pytest.raises(CacheError, match=r"^there is no logit cache"):
         open_filled(tmp_path, dataset_digest=KEY.dataset_digest, form=KEY.form)

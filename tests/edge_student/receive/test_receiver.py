@@ -251,7 +251,11 @@ def test_unrequested_inputs_are_rejected() -> None:
     [
         ({"input_encodings": []}, r"cannot send inputs as pixels; it can send no inputs: give this edge"),
         ({"input_encodings": [2, 99]}, r"cannot send inputs as pixels; it can send stored: give this edge"),
-        ({"input_shape": [1, 2]}, r"has inputs of shape \(1, 2\), must be channels"),
+        ({"input_shape": [1, 2, 3, 4, 5]}, r"has inputs of shape \(1, 2, 3, 4, 5\), must have at most 4 dimensions"),
+        ({"input_dtype": "float64"}, r"has inputs of an unknown type, must be uint8 or float32"),
+        ({"input_dtype": "float32"}, r"cannot send inputs as float32; it can send pixels"),
+        ({"input_dtype": "float32", "input_encodings": [3], "input_shape": [1, 1024, 1024]}, r"and at most 2097152 bytes"),
+        ({"class_names": ["a"]}, r"has 1 class names, must have"),
         ({"input_shape": [1, 2, 0]}, r"has inputs of shape"),
         ({"input_shape": [2**32 - 1] * 3}, r"and at most 2097152 bytes"),
     ],

@@ -1,10 +1,13 @@
 """A resumed run: the same weights as without an interruption, and each batch trained once (promises 14 and 24)."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,6 +179,22 @@ def test_a_second_signal_at_once_is_the_same_request() -> None:
     signals._last_raised -= 2.0
     with pytest.raises(Terminated):
         signals.handle(signal.SIGTERM, None)
+
+
+def test_a_signal_that_python_swallows_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    swallowed: list[object] = []
+    signals = SignalHandler()
+    signals.raise_lost()
+
+    class Destroyed:
+        def __del__(self) -> None:
+            signals.handle(signal.SIGTERM, None)
+
+    monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
+    Destroyed()
+    assert len(swallowed) == 1
+    with pytest.raises(Terminated):
+        signals.raise_lost()
 
 
 def test_signals_are_deferred_let_through_and_deferred_again() -> None:
@@ -503,6 +522,41 @@ def test_a_run_unlocks_its_folder_when_its_constructor_fails_or_its_context_ends
     for _ in range(2):
         with Run(config, (0, 1)), pytest.raises(ValueError, match="another run"):
             Run(config, (0, 1))
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
+    """Mount a disk of this size."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("root")
+def test_a_disk_without_space_for_the_student_is_refused_before_the_training(address: str, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 140_000) as disk:
+        finished = run(student_command(address, disk, *EXACT))
+        assert finished.returncode == 1
+        assert "the student and its checkpoints need" in finished.stderr
+        assert "or train with --checkpoint-every 0" in finished.stderr
+        assert not (disk / "result.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.needs("root")
+def test_a_disk_without_space_for_the_event_log_costs_the_log_alone(address: str, whole: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 320_000) as disk:
+        finished = run(student_command(address, disk, *EXACT))
+        assert finished.returncode == 0, finished.stderr
+        assert weights(disk) == weights(whole)
+        result = json.loads((disk / "result.json").read_text())
+        assert (result["cycles"], result["accuracy"] > 0) == (CYCLES, True)
+        assert any("the disk has no space for" in note for note in result["notes"])
+        assert result["forward_s"] > 0, "tasks that are not logged are counted"
 
 
 def test_a_log_that_finds_no_room_keeps_no_checkpoint_from_being_written(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from small_training import PRIVATE, PUBLIC, RECIPE, TEST, Boundaries, Logits, st
 from edge_student.training.loss import combined_loss
 from edge_student.training.team_trainer import TeamTrainer
 from edgekd.data.datasets import load_dataset
+from edgekd.data.preprocessing import Preprocessing
 from edgekd.data.tensors import to_input
 from edgekd.wire.order import batch_ids
 from scheduler.model.state import Task
@@ -23,9 +24,9 @@ def test_three_cycles_are_three_steps_of_sgd_on_equation_1() -> None:
     by_hand = student()
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9)
     for cycle in range(3):
-        private_ids = batch_ids(5, len(PRIVATE.images), 6, cycle)
-        public_ids = batch_ids(4, len(PUBLIC.images), 10, cycle)
-        logits = by_hand(to_input(np.concatenate([PRIVATE.images[private_ids], PUBLIC.images[public_ids]])))
+        private_ids = batch_ids(5, len(PRIVATE.inputs), 6, cycle)
+        public_ids = batch_ids(4, len(PUBLIC.inputs), 10, cycle)
+        logits = by_hand(to_input(np.concatenate([PRIVATE.inputs[private_ids], PUBLIC.inputs[public_ids]]), Preprocessing()))
         labels, teacher = torch.from_numpy(PRIVATE.labels[private_ids]), torch.from_numpy(Logits().logits(cycle))
         loss = combined_loss(logits[:6], labels, logits[6:], teacher, alpha=0.3, temperature=2.0)
         optimizer.zero_grad()
@@ -46,7 +47,7 @@ def test_warming_up_changes_neither_weights_nor_statistics() -> None:
 def test_accuracy_is_the_fraction_that_is_right() -> None:
     trainer = TeamTrainer(student=student(), private=PRIVATE, public=PUBLIC, recipe=RECIPE)
     with torch.no_grad():
-        predicted = trainer.student.eval()(to_input(TEST.images)).argmax(1).numpy()
+        predicted = trainer.student.eval()(to_input(TEST.inputs, Preprocessing())).argmax(1).numpy()
     assert trainer.accuracy(TEST) == pytest.approx((predicted == TEST.labels).mean())
 
 

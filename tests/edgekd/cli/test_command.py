@@ -59,6 +59,16 @@ def fails_with(error: BaseException) -> None:
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError("Unable to allocate 745. GiB"), 1, "error: not enough memory (Unable to allocate 745. GiB)"),
         (MemoryError(), 1, "error: not enough memory"),
+        (
+            ImportError("libtorch.so: failed to map segment from shared object"),
+            1,
+            "error: not enough memory or address space (ulimit -v): libtorch.so: failed to map segment from shared object",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            1,
+            "error: not enough memory or address space (ulimit -v): DefaultCPUAllocator: can't allocate memory",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

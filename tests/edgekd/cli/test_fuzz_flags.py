@@ -15,8 +15,8 @@ from edgekd.cli.cores import parse_cores
 from edgekd.cli.settings import parse, parse_numbers
 from edgekd.cli.tls import TlsFiles, read_token
 from edgekd.data.datasets import _parse, load_dataset
-from edgekd.data.models import build_model
 from edgekd.data.sources import SOURCES
+from edgekd.models.build import build_model
 
 in_one_folder = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY_DIGITS = "9" * 5000
@@ -82,19 +82,19 @@ def test_any_spec_of_a_data_set_is_one_or_refused(spec: str) -> None:
     except ValueError as error:
         assert str(error).startswith(("data set '", "synthetic"))
     else:
-        assert len(dataset.images) == len(dataset.labels) > 0
+        assert len(dataset.inputs) == len(dataset.labels) > 0
 
 
 @given(spec=ANY_TEXT | st.builds("{}:{}".format, st.sampled_from([*SOURCES, "x"]), ANY_TEXT | hosts))
 @settings(max_examples=200)
 def test_any_name_of_a_data_set_is_taken_apart_or_refused(spec: str) -> None:
     try:
-        name, _, split = _parse(spec)
+        name, argument, split = _parse(spec)
     except ValueError as error:
         assert str(error).startswith("data set ")
     else:
-        assert name in SOURCES
-        assert split in ("public", "private", "test", "")
+        assert name in SOURCES or argument.isidentifier()
+        assert split in ("public", "private", "test", "all", "") or split.isidentifier()
 
 
 folders = st.text(st.characters(exclude_characters="./"), max_size=20)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from edgekd.data import sources
 from edgekd.data.datasets import load_dataset
+from edgekd.data.preprocessing import Preprocessing
 from edgekd.data.tensors import to_input
 from edgekd.errors import WorldError
 
@@ -63,16 +64,16 @@ def folder(tmp_path: Path) -> Path:
 def test_a_name_means_these_bytes_everywhere(spec: str, shape: tuple[int, ...], digest: str) -> None:
     dataset = load_dataset(spec)
     assert dataset.name == spec
-    assert dataset.images.shape == shape
+    assert dataset.inputs.shape == shape
     assert dataset.labels.shape == shape[:1]
-    assert (dataset.images.dtype, dataset.labels.dtype) == (np.uint8, np.int64)
-    assert dataset.images.flags.c_contiguous
+    assert (dataset.inputs.dtype, dataset.labels.dtype) == (np.uint8, np.int64)
+    assert dataset.inputs.flags.c_contiguous
     assert dataset.digest == digest
 
 
 def test_synthetic_noise_has_these_values_everywhere() -> None:
     parts = {split: load_dataset(f"{TINY}:{split}") for split in ("public", "private", "test")}
-    assert {split: part.images.reshape(2, 4).tolist() for split, part in parts.items()} == {
+    assert {split: part.inputs.reshape(2, 4).tolist() for split, part in parts.items()} == {
         # The first eight bytes of RandomState(0), (1) and (2).
         "public": [[172, 10, 127, 140], [47, 170, 196, 151]],
         "private": [[37, 244, 193, 106], [235, 128, 71, 255]],
@@ -87,18 +88,18 @@ def test_synthetic_labels_take_turns() -> None:
 def test_more_synthetic_samples_begin_with_the_fewer() -> None:
     few = load_dataset("synthetic:classes=2,size=5,samples=3:test")
     many = load_dataset("synthetic:classes=2,size=5,samples=9:test")
-    assert many.images[:3].tobytes() == few.images.tobytes()
+    assert many.inputs[:3].tobytes() == few.inputs.tobytes()
 
 
 @pytest.mark.parametrize("name", ["digits", TINY, "fashion-mnist"])
 def test_without_a_split_it_is_public_followed_by_private(name: str, fashion: Path) -> None:
     whole, public, private = (load_dataset(name + split) for split in ("", ":public", ":private"))
-    assert whole.images.tobytes() == public.images.tobytes() + private.images.tobytes()
+    assert whole.inputs.tobytes() == public.inputs.tobytes() + private.inputs.tobytes()
     assert whole.labels.tolist() == [*public.labels.tolist(), *private.labels.tolist()]
 
 
 def test_splits_of_a_set_with_its_own_test_part_are_disjoint_and_leave_none_out(fashion: Path) -> None:
-    numbers = {split: load_dataset(f"fashion-mnist:{split}").images[:, 0, 0, 0].tolist() for split in ("public", "private", "test")}
+    numbers = {split: load_dataset(f"fashion-mnist:{split}").inputs[:, 0, 0, 0].tolist() for split in ("public", "private", "test")}
     assert numbers["test"] == [100, 101, 102, 103, 104]
     assert len(numbers["public"]) == 10
     assert sorted(numbers["public"] + numbers["private"]) == list(range(30))
@@ -106,22 +107,22 @@ def test_splits_of_a_set_with_its_own_test_part_are_disjoint_and_leave_none_out(
 
 def test_splits_of_a_set_without_a_test_part_are_disjoint_and_leave_none_out(folder: Path) -> None:
     parts = {split: load_dataset(f"imagefolder:{folder}:{split}") for split in ("public", "private", "test")}
-    reds = {split: part.images[:, 0, 0, 0].tolist() for split, part in parts.items()}
+    reds = {split: part.inputs[:, 0, 0, 0].tolist() for split, part in parts.items()}
     assert {split: len(red) for split, red in reds.items()} == {"public": 5, "private": 11, "test": 4}
     assert sorted(reds["public"] + reds["private"] + reds["test"]) == list(range(20))
 
 
 def test_labels_stay_with_their_images(fashion: Path, folder: Path) -> None:
     clothes = load_dataset("fashion-mnist:private")
-    assert (clothes.images[:, 0, 0, 0] % 10).tolist() == clothes.labels.tolist()
+    assert (clothes.inputs[:, 0, 0, 0] % 10).tolist() == clothes.labels.tolist()
     animals = load_dataset(f"imagefolder:{folder}")
-    assert (animals.images[:, 0, 0, 0] // 10).tolist() == animals.labels.tolist()
+    assert (animals.inputs[:, 0, 0, 0] // 10).tolist() == animals.labels.tolist()
 
 
 @pytest.mark.needs("fashion-mnist")
 def test_fashion_mnist_is_the_published_one() -> None:
     dataset = load_dataset("fashion-mnist:public")
-    assert dataset.images.shape == (20_000, 1, 28, 28)
+    assert dataset.inputs.shape == (20_000, 1, 28, 28)
     assert dataset.digest == "e43a753a66419706b9ecc471f34adae1100df9b877558e447d20d05e74f4094e"
     assert len(load_dataset("fashion-mnist:private").labels) == 40_000
     assert np.bincount(load_dataset("fashion-mnist:test").labels).tolist() == [1000] * 10
@@ -130,7 +131,7 @@ def test_fashion_mnist_is_the_published_one() -> None:
 def test_debians_fashion_mnist_is_read_without_torchvision(fashion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     dataset = load_dataset("fashion-mnist:public")
-    assert (dataset.images.shape, dataset.num_classes) == ((10, 1, 28, 28), 10)
+    assert (dataset.inputs.shape, dataset.num_classes) == ((10, 1, 28, 28), 10)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,7 @@ class _Photographs:
         self.data = np.arange(30 if train else 5, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 32, 32, 3), np.uint8)
         self.data[..., 2] = 7
         self.targets = list(range(len(self.data)))
+        self.classes = [f"class {number}" for number in range(100)]
 
 
 def stub_torchvision(monkeypatch: pytest.MonkeyPatch, dataset_class: object) -> None:
@@ -172,9 +174,9 @@ def stub_torchvision(monkeypatch: pytest.MonkeyPatch, dataset_class: object) -> 
 def test_cifar_is_turned_to_channels_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stub_torchvision(monkeypatch, _Photographs)
     dataset = load_dataset("cifar100:public")
-    assert (dataset.images.shape, dataset.num_classes) == ((10, 3, 32, 32), 100)
-    assert dataset.images[:, 0, 0, 0].tolist() == dataset.labels.tolist()
-    assert np.unique(dataset.images[:, 2]).tolist() == [7]
+    assert (dataset.inputs.shape, dataset.num_classes) == ((10, 3, 32, 32), 100)
+    assert dataset.inputs[:, 0, 0, 0].tolist() == dataset.labels.tolist()
+    assert np.unique(dataset.inputs[:, 2]).tolist() == [7]
     assert len(load_dataset("cifar10:test").labels) == 5
     assert capsys.readouterr().out == ""
 
@@ -191,8 +193,8 @@ def test_a_failed_download_names_the_remedy(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_images_of_a_folder_get_one_size(folder: Path) -> None:
-    assert load_dataset(f"imagefolder:{folder}:test").images.shape == (4, 3, 64, 64)
-    assert load_dataset(f"imagefolder:{folder},size=16:test").images.shape == (4, 3, 16, 16)
+    assert load_dataset(f"imagefolder:{folder}:test").inputs.shape == (4, 3, 64, 64)
+    assert load_dataset(f"imagefolder:{folder},size=16:test").inputs.shape == (4, 3, 16, 16)
 
 
 def test_the_digest_follows_images_and_class_count_but_not_labels() -> None:
@@ -210,7 +212,8 @@ def test_the_digest_follows_images_and_class_count_but_not_labels() -> None:
     [
         (
             "digts:public",
-            "data set 'digts' is unknown, must be one of digits, fashion-mnist, cifar10, cifar100, imagefolder, synthetic"
+            "data set 'digts' is unknown, must be one of digits, fashion-mnist, cifar10, cifar100, imagefolder, unlabelled, "
+            "npy, csv, synthetic or package.module:callable"
             " (did you mean digits?)",
         ),
         ("digits:pub", "data set 'digits:pub': split 'pub' is unknown, must be one of public, private, test, or left out"),
@@ -246,21 +249,21 @@ def test_a_spec_that_breaks_a_rule_is_refused_by_name(spec: str, message: str) -
 
 
 def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"needs at least one folder, named after a class, and images in each$"):
+    with pytest.raises(ValueError, match=r"needs at least one folder, named after a class, and images in each; for images without"):
         load_dataset(f"imagefolder:{tmp_path}")
 
 
 def test_a_split_without_a_single_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cats").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "cats" / "only.png")
-    with pytest.raises(ValueError, match=r"is empty: it has too few images for this split; add images, or use another split$"):
+    with pytest.raises(ValueError, match=r"is empty: it has too few samples for this split; add samples, or use another split$"):
         load_dataset(f"imagefolder:{tmp_path}:test")
     assert load_dataset(f"imagefolder:{tmp_path}:private").labels.tolist() == [0]
 
 
 def test_pixels_become_numbers_from_minus_one_to_one() -> None:
     images = np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1)
-    inputs = to_input(images)
+    inputs = to_input(images, Preprocessing())
     assert (inputs.dtype, inputs.shape) == (torch.float32, images.shape)
     assert inputs.flatten().tolist() == [-1.0, pytest.approx(-0.6, abs=1e-7), 1.0]
 
@@ -268,7 +271,7 @@ def test_pixels_become_numbers_from_minus_one_to_one() -> None:
 def test_input_is_a_copy_even_of_a_read_only_array() -> None:
     images = np.zeros((1, 1, 2, 2), np.uint8)
     images.flags.writeable = False
-    to_input(images).fill_(5.0)
+    to_input(images, Preprocessing()).fill_(5.0)
     assert images.sum() == 0
 
 
@@ -281,5 +284,5 @@ def test_the_digits_are_those_of_scikit_learn() -> None:
         (np.rint(image * (255 / 16)).astype(np.uint8).tobytes(), int(label))
         for image, label in zip(bunch.images, bunch.target, strict=True)
     )
-    ours = sorted((image.tobytes(), int(label)) for part in splits for image, label in zip(part.images, part.labels, strict=True))
+    ours = sorted((image.tobytes(), int(label)) for part in splits for image, label in zip(part.inputs, part.labels, strict=True))
     assert ours == theirs

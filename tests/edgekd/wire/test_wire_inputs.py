@@ -53,13 +53,13 @@ def test_stored_files_are_decoded_to_the_pixels_of_the_teacher(folder: Path) -> 
     ids = np.array([3, 0, 5, 3])
     for encoding in inputs.encodings:
         sent = inputs.encode(ids, encoding)
-        assert np.array_equal(decoded(sent.data, encoding, sent.lengths, sent.pixels_crc32), dataset.images[ids])
+        assert np.array_equal(decoded(sent.data, encoding, sent.lengths, sent.pixels_crc32), dataset.inputs[ids])
 
 
 def test_a_changed_file_is_rejected(folder: Path) -> None:
     dataset = load_dataset(f"imagefolder:{folder},size=8:public")
     ids = np.arange(4)
-    dataset.files[2].write_bytes(file_of(255 - dataset.images[2]))
+    Path(dataset.files[2]).write_bytes(file_of(255 - dataset.inputs[2]))
     sent = PublicInputs(dataset).encode(ids, InputEncoding.STORED)
     with pytest.raises(ChunkError, match="the decoders of both ends differ"):
         decoded(sent.data, InputEncoding.STORED, sent.lengths, sent.pixels_crc32)
@@ -69,10 +69,10 @@ def test_a_changed_file_is_rejected(folder: Path) -> None:
 def test_a_file_that_is_gone_or_has_grown_is_named(change: Callable[[Path], object], folder: Path) -> None:
     dataset = load_dataset(f"imagefolder:{folder},size=8:public")
     inputs = PublicInputs(dataset)
-    change(dataset.files[2])
-    with pytest.raises(InputChangedError, match=f"{dataset.files[2].name}, of sample 2, was changed or deleted"):
+    change(Path(dataset.files[2]))
+    with pytest.raises(InputChangedError, match=f"{Path(dataset.files[2]).name}, of sample 2, was changed or deleted"):
         inputs.encode(np.arange(4), InputEncoding.STORED)
-    assert inputs.encode(np.arange(4), InputEncoding.PIXELS).data == dataset.images[:4].tobytes()
+    assert inputs.encode(np.arange(4), InputEncoding.PIXELS).data == dataset.inputs[:4].tobytes()
 
 
 def test_a_broken_image_is_named_when_it_is_loaded(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_rows_fit_into_a_chunk_by_the_size_of_their_files(folder: Path) -> None:
     Image.fromarray(np.random.RandomState(2).randint(0, 256, (600, 600, 3), dtype=np.uint8)).save(big)  # noise: 1.08 MB
     dataset = load_dataset(f"imagefolder:{folder},size=8")
     inputs = PublicInputs(dataset)
-    sample = dataset.files.index(big)
+    sample = dataset.files.index(str(big))
     assert inputs.num_fitting(np.array([sample, 0, sample, 0]), InputEncoding.STORED) == 2
     assert inputs.num_fitting(np.array([0, 1, sample, 0]), InputEncoding.STORED) == 4
     assert inputs.num_fitting(np.array([sample] * 3), InputEncoding.PIXELS) == 3

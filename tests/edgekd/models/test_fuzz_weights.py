@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from edgekd.data.models import load_weights, weights_digest
+from edgekd.models.weights import load_weights, weights_digest
 
 pytestmark = pytest.mark.promise(number=16)
 in_one_folder = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])

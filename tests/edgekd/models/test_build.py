@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
 from edgekd.data.datasets import load_dataset
-from edgekd.data.models import build_model, load_weights, save_weights, weights_digest
+from edgekd.data.preprocessing import Preprocessing
 from edgekd.data.tensors import to_input
+from edgekd.models.build import build_model
+from edgekd.models.input import choose_preprocessing
+from edgekd.models.weights import load_weights, save_weights, weights_digest
 
 SHAPE = (1, 8, 8)
 
@@ -80,7 +84,7 @@ def test_the_built_in_model_takes_images_of_any_size_and_learns_from_them(shape:
 
 def test_the_built_in_model_learns_digits_in_a_hundred_steps() -> None:
     train, test = load_dataset("digits"), load_dataset("digits:test")
-    inputs, labels = to_input(train.images), torch.from_numpy(train.labels)
+    inputs, labels = to_input(train.inputs, Preprocessing()), torch.from_numpy(train.labels)
     model = cnn(spec="cnn:width=8")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     order = torch.arange(100 * 64) % len(labels)
@@ -89,7 +93,7 @@ def test_the_built_in_model_learns_digits_in_a_hundred_steps() -> None:
         nn.functional.cross_entropy(model(inputs[ids]), labels[ids]).backward()
         optimizer.step()
     with torch.inference_mode():
-        right = model.eval()(to_input(test.images)).argmax(1) == torch.from_numpy(test.labels)
+        right = model.eval()(to_input(test.inputs, Preprocessing())).argmax(1) == torch.from_numpy(test.labels)
     assert right.float().mean().item() > 0.9
 
 
@@ -112,11 +116,13 @@ def test_building_leaves_torchs_random_state_as_it_was() -> None:
     assert torch.rand(3).tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 32, 32)])
-def test_a_torchvision_model_takes_grey_and_coloured_images(shape: tuple[int, int, int]) -> None:
-    model = build_model("torchvision:squeezenet1_1", num_classes=5, input_shape=shape, seed=0).eval()
+def test_a_torchvision_model_takes_grey_and_coloured_images() -> None:
+    model = build_model("torchvision:squeezenet1_1", num_classes=5, input_shape=(3, 32, 32), seed=0).eval()
+    grey = np.zeros((2, 1, 32, 32), np.uint8)
     with torch.inference_mode():
-        assert model(torch.rand(2, *shape)).shape == (2, 5)
+        for images in (grey, np.repeat(grey, 3, axis=1)):
+            rules = choose_preprocessing("torchvision:squeezenet1_1", images.shape[1:], images.dtype)
+            assert model(to_input(images, rules)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
@@ -150,7 +156,7 @@ def test_a_users_own_callable_is_called_with_classes_and_shape(user_models: None
     assert [list(tensor.shape) for tensor in model.state_dict().values()] == [[4, 12], [4]]
 
 
-FORMS = "cnn[:width=16], torchvision:NAME, timm:NAME or package.module:callable"
+FORMS = "cnn[:width=16], torchvision:NAME[@WEIGHTS], timm:NAME[@pretrained] or package.module:callable"
 
 
 @pytest.mark.parametrize(
@@ -162,12 +168,12 @@ FORMS = "cnn[:width=16], torchvision:NAME, timm:NAME or package.module:callable"
         ("cnn:width=1025", "model cnn: width=1025 is too large, must be in 1 .. 1024"),
         ("cnn:depth=3", "model cnn: unknown option 'depth', must be one of width"),
         ("torchvision:resnet81", "model 'torchvision:resnet81' is unknown (did you mean resnet18 or "),
-        ("torchvision:alexnet", "model 'torchvision:alexnet' cannot take images of 1x8x8: "),
+        ("torchvision:alexnet", "model 'torchvision:alexnet' cannot take samples of 1x8x8: "),
         ("not_there:net", f"model 'not_there:net' cannot be imported: No module named 'not_there'; must be {FORMS}"),
         ("user.models:net", "model 'user.models:net' cannot be imported: module 'user.models' has no attribute 'net'"),
         ("user.models:answer", "model 'user.models:answer' names a int, must be a callable"),
         ("user.models:no_module", "model 'user.models:no_module' returned a int, must be a torch.nn.Module"),
-        ("user.models:too_few_logits", "model 'user.models:too_few_logits' returns [1, 9] for an image of 1x8x8, "),
+        ("user.models:too_few_logits", "model 'user.models:too_few_logits' returns [1, 9] for a sample of 1x8x8, "),
         ("builtins:dict", "model 'builtins:dict' returned a dict, must be a torch.nn.Module"),
         ("os:getcwd", "model 'os:getcwd' failed for num_classes=10 and input_shape=(1, 8, 8): TypeError: "),
     ],
@@ -178,7 +184,7 @@ def test_a_model_that_cannot_serve_is_refused_by_name(spec: str, message: str, u
 
 
 def test_a_model_that_answers_with_a_tuple_is_refused(user_models: None) -> None:
-    with pytest.raises(ValueError, match=r"returns tuple for an image of 1x8x8, must be \[1, 10\] logits$"):
+    with pytest.raises(ValueError, match=r"returns tuple for a sample of 1x8x8, must be \[1, 10\] logits$"):
         build_model("user.models:PairOfLogits", num_classes=10, input_shape=SHAPE, seed=0)
 
 

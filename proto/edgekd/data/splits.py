@@ -1,0 +1,60 @@
+"""Names of splits, and the assignment of samples to them, which is part of the protocol: edge and cloud must agree on it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekd.wire.order import permutation
+
+SPLITS = ("public", "private", "test")
+ALL = "all"
+"""A split of all samples, for data sets that have no test part of their own."""
+
+_SPLIT_SEED = 0
+
+WITH_PATH = ("imagefolder:", "unlabelled:", "npy:", "csv:")
+"""Beginnings of names whose data are files of the user."""
+
+_OWN_SPLIT = re.compile(r"[\w.]+:\w+:\w+")
+
+Ids = npt.NDArray[np.int64]
+
+
+def train_ids(num_train: int, split: str) -> Ids:
+    """Return the ids of a split of the training part: public is the first third of a permutation, private the rest."""
+    order = permutation(_SPLIT_SEED, num_train, 0)
+    num_public = num_train // 3
+    return {"public": order[:num_public], "private": order[num_public:], "": order}[split]
+
+
+def whole_ids(num_samples: int, split: str) -> Ids:
+    """Return the ids of a split of a data set without a test part. The last fifth of a permutation is the test split."""
+    order = all_ids(num_samples)
+    if split == ALL:
+        return order
+    num_train = num_samples - num_samples // 5
+    return order[num_train:] if split == "test" else order[:num_train][train_ids(num_train, split)]
+
+
+def all_ids(num_samples: int) -> Ids:
+    """Return the ids of all samples, in a fixed random order, so that the first n are a random sample."""
+    return permutation(_SPLIT_SEED, num_samples, 0)
+
+
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+"""Names of folders that are the test split of an image folder."""
+
+
+def contains_test(dataset: str) -> bool:
+    """Return whether the name of a data set selects samples of its test split, by a name other than :test."""
+    return dataset.startswith(WITH_PATH) and dataset.rpartition(":")[2] in (ALL, *TEST_FOLDERS)
+
+
+def split_of(dataset: str, split: str) -> str:
+    """Name another split of the same data set: fashion-mnist:private, test -> fashion-mnist:test."""
+    base, colon, last = dataset.rpartition(":")
+    has_folders = dataset.startswith("imagefolder:") and (Path(base.partition(":")[2].partition(",")[0]) / last).is_dir()
+    is_split = last in (*SPLITS, ALL) or has_folders or _OWN_SPLIT.fullmatch(dataset) is not None
+    return f"{base if colon and is_split else dataset}:{split}"

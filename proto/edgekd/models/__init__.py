@@ -1,0 +1,1 @@
+"""Models by name, their weights, cards, inputs, classes and devices. May load torch."""
