@@ -12,7 +12,7 @@ from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import load_dataset, resized
 from edgekd.data.preprocessing import Preprocessing
 from edgekd.models.build import card_of
-from edgekd.models.classes import outputs_of, relabelled
+from edgekd.models.classes import BY_NAME, outputs_of, relabelled
 from edgekd.models.input import choose_preprocessing
 from edgekd.wire.class_names import digest_of_names
 
@@ -110,6 +110,15 @@ def check_teacher(described: Described, data: TrainingData, source: str) -> None
             f"{source} serves {described.dataset_name} (digest {described.dataset_digest[:12]}), "
             f"this edge has {public.name} (digest {public.digest[:12]}): name the same data set with --public"
         )
+
+
+def map_test_classes(test: Dataset, described: Described, class_map: str | None, source: str) -> Dataset:
+    """Return the test data as `map_classes` does. They may lack classes of the teacher, which is logged."""
+    missing = [name for name in described.class_names if name not in test.class_names]
+    if class_map is None and test.class_names and missing and set(test.class_names) < set(described.class_names):
+        logger.warning("%s has no samples of %d classes, among them %r", test.name, len(missing), missing[0])
+        class_map = BY_NAME
+    return map_classes(test, described, class_map, source)
 
 
 def map_classes(dataset: Dataset, described: Described, class_map: str | None, source: str) -> Dataset:

@@ -20,7 +20,7 @@ from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import Ring, RingShape, prefetch_limit
 from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_writer import CheckpointWriter, check_space
-from edge_student.run.data import check_teacher, load_test_data, load_training_data, map_classes, name_of_source
+from edge_student.run.data import check_teacher, load_test_data, load_training_data, map_classes, map_test_classes, name_of_source
 from edge_student.run.profile_match import load_profile
 from edge_student.run.promise import Promise
 from edge_student.run.result import Outcome, collect_caveats, load_finished_result, remove_old_files, save
@@ -142,7 +142,7 @@ class Run:
             check_teacher(described, data, source)
             check_same_teacher(resumed, described, config.out)
             data = replace(data, private=map_classes(data.private, described, config.class_map, source))
-            test = None if test is None else map_classes(test, described, config.class_map, source)
+            test = None if test is None else map_test_classes(test, described, config.class_map, source)
             recipe["labels"] = labels_digest(data.private.labels)
             check_recipe(resumed, recipe, config.out)
             data = data.share() if self._num_shards > 1 else data

@@ -100,8 +100,10 @@ def test_the_served_accuracy_is_that_of_plain_torch(in_home: Path, tmp_path: Pat
     assert share == pytest.approx(100 * accuracy, abs=0.06)
 
 
-def test_weights_without_use_are_noticed(in_home: Path, tmp_path: Path) -> None:
-    flags = ("--weights", "weights.pt", "--normalize", "1e4/0.5")
+def test_classes_in_a_wrong_order_are_noticed(in_home: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join([*NAMES[1:], NAMES[0]]))
+    flags = ("--weights", "weights.pt", "--normalize", "imagenet", "--classes", str(names))
     finished = run(serve_command(in_home, tmp_path, *flags))
     assert finished.returncode == 0
     assert re.search(r"WARNING the teacher agrees with .* of the public labels, where guessing would with 33.3 %", finished.stderr)

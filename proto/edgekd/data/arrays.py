@@ -99,7 +99,10 @@ def user_dataset(factory: Any, spec: str, split: str) -> Loaded:
         raise ValueError(
             f"data set '{spec}' has labels for {len(labels)} of {len(inputs)} items, must have them for all or for none"
         )
-    names = tuple(str(name) for name in getattr(items, "classes", ()))
+    classes = getattr(items, "classes", None)
+    if classes is not None and not isinstance(classes, list | tuple):
+        raise ValueError(f"data set '{spec}': classes is a {type(classes).__name__}, must be a list of class names")
+    names = tuple(map(str, classes or ()))
     if not names:
         if is_split:
             raise ValueError(f"data set '{spec}' needs an attribute `classes` with the class names: one split may lack a class")
@@ -143,12 +146,15 @@ def _item(items: Any, sample: int, spec: str, labels: dict[int, int]) -> npt.NDA
     if len(parts) == 2:
         try:
             labels[sample] = operator.index(parts[1].item() if hasattr(parts[1], "item") else parts[1])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"data set '{spec}': the label of item {sample} is {str(parts[1])[:80]}, must be an integer") from None
     value = parts[0]
     kind = type(value).__name__
     is_array = isinstance(value, np.ndarray) or hasattr(value, "detach")  # an image of Pillow has its channels last
-    array = np.asarray(value.detach() if hasattr(value, "detach") else value) if is_array else None
+    try:
+        array = np.asarray(value.detach() if hasattr(value, "detach") else value) if is_array else None
+    except (TypeError, RuntimeError) as error:  # a type or device that NumPy does not have
+        raise ValueError(f"data set '{spec}': item {sample} cannot be converted: {error}; return float32 on the CPU") from None
     if array is None or array.dtype not in _DTYPES or not array.ndim or not array.size:
         kind += f" of {array.dtype} {list(array.shape)}" if array is not None else ""
         raise ValueError(
@@ -244,6 +250,8 @@ def _read_table(path: str, label: str | None) -> tuple[npt.NDArray[np.float32], 
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"csv:{path} is not a CSV file in UTF-8: {error}") from None
     header = [name.strip() for name in rows[0]] if rows else []
+    if header and all(_is_number(name) for name in header):
+        raise ValueError(f"csv:{path}: the first row has numbers, must have the names of the columns")
     if label is not None and label not in header:
         raise ValueError(f"csv:{path} has no column {label!r}{closest(label, header)}; its first row has {', '.join(header)[:200]}")
     column = None if label is None else header.index(label)
@@ -265,6 +273,14 @@ def _read_table(path: str, label: str | None) -> tuple[npt.NDArray[np.float32], 
     if not numbers or not len(numbers[0]):
         raise ValueError(f"csv:{path} has no numbers, must have a row of column names and then rows of numbers")
     return np.stack(numbers), None if column is None else labels
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _window_starts(labels: list[str] | None, num_rows: int, window: int, step: int) -> npt.NDArray[np.int64]:

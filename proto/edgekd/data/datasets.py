@@ -46,6 +46,9 @@ def load_dataset(spec: str) -> Dataset:
         raise ValueError(f"data set '{spec}' is empty: it has too few samples for this split; add samples, or use another split")
     if isinstance(inputs, np.ndarray):
         inputs = np.require(inputs, requirements=["C", "W"])
+    shape = inputs.shape[1:]
+    if len(shape) == 3 and inputs.dtype == np.uint8 and shape[0] not in (1, 3) and shape[2] in (1, 3):
+        raise ValueError(f"data set '{spec}' has samples of {list(shape)}, with channels last: move them first, [C, H, W]")
     num_classes = 0 if labels is None else loaded.num_classes or len(loaded.class_names)
     return Dataset(
         name=spec,

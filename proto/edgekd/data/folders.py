@@ -97,11 +97,15 @@ def _split_folder(root: Path, split: str) -> tuple[Path, IdsOf]:
     folders = {folder.name: folder for folder in _subfolders(root)}
     if split and split not in (*SPLITS, ALL):
         return folders[split], all_ids
+    known = {*SPLITS, *_TRAIN, *TEST_FOLDERS}
+    capitals = [name for name in folders if name not in known and name.lower() in known and any(_subfolders(folders[name]))]
+    if capitals:
+        raise ValueError(f"imagefolder:{root} has the folders {', '.join(capitals)}: write names of split folders in lower case")
     train, test = (next((folders[name] for name in names if name in folders), None) for names in (_TRAIN, TEST_FOLDERS))
     is_divided = train is not None and any(_subfolders(train)) and (test is not None or "public" in folders)
     if train is None or not (is_divided or folders.keys() == {train.name}):
         return root, partial(whole_ids, split=split)
-    if others := sorted(folders.keys() - {*SPLITS, *_TRAIN, *TEST_FOLDERS}):
+    if others := sorted(folders.keys() - known):
         raise ValueError(
             f"imagefolder:{root} has split folders, {', '.join(sorted(folders.keys() - {*others}))}, and also {', '.join(others)}: "
             f"move the others away, or name a split, imagefolder:{root}:{others[0]}"

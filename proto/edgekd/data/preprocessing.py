@@ -109,6 +109,8 @@ class Preprocessing:
         """Raise ValueError, with the rule, if samples of this shape and type cannot be preprocessed so."""
         channels = self.shape_of(shape)[0]
         if np.dtype(dtype) == np.uint8:
+            if self.mean and (max(self.mean) > 1 or max(self.std) > 1):
+                raise ValueError(f"normalization is {self.normalization}, but uint8 samples are divided by 255: divide both by 255")
             if not self.mean:
                 raise ValueError("normalization is none, but the samples are uint8: name imagenet, signed, unit or MEAN/STD")
         elif self.resize is not None:

@@ -82,6 +82,19 @@ def test_split_folders_beside_other_folders_are_refused(tmp_path: Path) -> None:
         load_dataset(f"imagefolder:{tmp_path},size=8:private")
 
 
+def test_split_folders_in_capitals_are_refused(tmp_path: Path) -> None:
+    for split in ("Train", "Val"):
+        write_images(tmp_path / split, "cat dog", 4)
+    with pytest.raises(ValueError, match="has the folders Train, Val: write names of split folders in lower case"):
+        load_dataset(f"imagefolder:{tmp_path}")
+
+
+def test_channels_last_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"has samples of \[8, 8, 3\], with channels last: move them first"):
+        load_dataset(f"npy:{tmp_path}/x.npy:all")
+
+
 def test_folders_above_and_hidden_ones_are_no_splits(tmp_path: Path) -> None:
     write_images(tmp_path / "a", "cat dog", 4)
     for name in ("..", ".", ".hidden"):
@@ -315,6 +328,7 @@ def test_windows_of_a_table_do_not_span_a_change_of_the_label(tmp_path: Path) ->
         ("x,y\n1,2\n1\n", ",window=1", "row 3 has 1 values, must have 2"),
         ("x,y\n1,2\n1,nan\n", ",window=1", "row 3 has a value that is not finite"),
         ("x,y\n", ",window=1", "has no numbers"),
+        ("1,2\n3,4\n", ",window=1", "the first row has numbers, must have the names of the columns"),
         ("", ",window=1", "has no numbers"),
         ("x,y\n1,\xe9\n", ",window=1", "row 2 has a value that is not a number"),
     ],

@@ -141,6 +141,7 @@ def test_a_network_of_three_channels_gets_grey_images_repeated() -> None:
         ((6, 30), np.float32, {"resize": "24"}, "only images of 1 or 3 channels"),
         ((3, 8, 8), np.float32, {"resize": "24"}, "only uint8 images can be resized"),
         ((3, 8, 8), np.uint8, {"normalize": "none"}, "normalization is none, but the samples are uint8"),
+        ((3, 8, 8), np.uint8, {"normalize": "123.7/58.4"}, "uint8 samples are divided by 255: divide both by 255"),
         ((6, 30), np.float32, {"normalize": "imagenet"}, "has 3 channels, but the model's input has 6"),
     ],
 )
