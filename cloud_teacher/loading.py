@@ -1,8 +1,8 @@
 """Loads a teacher: data set, model, weights, preprocessing and classes, and checks that they fit each other.
 
 A teacher that gets other inputs than it was trained with, or that has its classes in another order, returns wrong logits without
-an error. The facts come from the model card or from flags. An assumption is logged, and the
-agreement with the public labels tests it.
+an error. The facts come from the model card or from flags. An assumption is logged, and the agreement with the public labels
+tests it.
 """
 
 import logging
@@ -80,10 +80,9 @@ def load_teacher(config: TeacherConfig) -> Teacher:
 def measure_agreement(teacher: Teacher, store: LogitStore) -> float | None:
     """Return the share of public labels that the teacher's largest logit equals, and log it.
 
-    Returns None for untrained weights, and where labels are missing or have other classes.
-
-    Uses all samples if the store has all logits, else the first ones, which it computes. Logs a warning if the share is so small
-    that the preprocessing or the order of the classes must be wrong.
+    Returns None for untrained weights, and where labels are missing or have other classes. Uses all samples if the store has all
+    logits, else the first ones, which it computes. Logs a warning if the share is so small that the preprocessing or the order of
+    the classes must be wrong.
     """
     labels = _labels_of(teacher) if teacher.is_trained else None
     if labels is None:

@@ -22,10 +22,10 @@ from edgekd.cli.progress import Progress
 from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import load_dataset, resized
 from edgekd.data.preprocessing import Preprocessing
-from edgekd.data.rows import chunks
 from edgekd.data.splits import contains_test, split_of
 from edgekd.data.tensors import normalized
 from edgekd.files import named_by, replace_atomically
+from edgekd.models.accuracy import accuracy
 from edgekd.models.build import build_model
 from edgekd.models.card import ModelCard
 from edgekd.models.classes import outputs_of, relabelled
@@ -33,7 +33,6 @@ from edgekd.models.devices import choose_device
 from edgekd.models.input import choose_preprocessing
 from edgekd.models.weights import save_weights, weights_digest
 
-_EVALUATION_BATCH, _EVALUATION_BYTES = 512, 8 << 20
 _EXIT_INTERRUPTED = 130
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def train(config: TrainConfig) -> int:
     if training.num_steps == 0:
         logger.warning("interrupted before the first step: saved nothing")
         return _EXIT_INTERRUPTED
-    accuracy = evaluate(model, test, device, preprocessing)
+    test_accuracy = accuracy(model, test, device, preprocessing)
     card = ModelCard(
         preprocessing=preprocessing,
         model=config.model,
@@ -70,7 +69,7 @@ def train(config: TrainConfig) -> int:
         class_names=dataset.class_names,
         num_classes=dataset.num_classes,
         digest=weights_digest(config.model, model, preprocessing),
-        accuracy=accuracy,
+        accuracy=test_accuracy,
     )
     save_weights(model, config.out, card)
     description = {
@@ -87,20 +86,8 @@ def train(config: TrainConfig) -> int:
     replace_atomically(config.out.with_suffix(".json"), lambda fresh: fresh.write_text(text))
     if training.is_interrupted:
         logger.warning("interrupted after %d of %d epochs: saved the weights of the last step", training.num_epochs, config.epochs)
-    logger.info("%s: test accuracy %.1f %%, %.1f s", config.out, 100 * accuracy, description["wall_clock_s"])
+    logger.info("%s: test accuracy %.1f %%, %.1f s", config.out, 100 * test_accuracy, description["wall_clock_s"])
     return _EXIT_INTERRUPTED if training.is_interrupted else 0
-
-
-@torch.inference_mode()
-def evaluate(model: nn.Module, dataset: Dataset, device: torch.device, preprocessing: Preprocessing) -> float:
-    """Return the model's accuracy on a resized data set, a fraction. Leaves the model in evaluation mode."""
-    model.eval()
-    num_correct = 0
-    for part in chunks(dataset.inputs, _EVALUATION_BYTES, _EVALUATION_BATCH):
-        inputs = normalized(dataset.inputs[part], preprocessing)
-        predictions = model(inputs.to(device)).argmax(1).cpu().numpy()
-        num_correct += int((predictions == dataset.labels[part]).sum())
-    return num_correct / len(dataset.labels)
 
 
 class _Training:
@@ -148,9 +135,11 @@ class _Training:
                 if not np.isfinite(loss):
                     raise ValueError(f"the loss is {loss} in epoch {epoch}, must be finite: lower --lr, which is {self._config.lr}")
                 self.num_epochs = epoch
-                accuracy = evaluate(self._model, self._test, self._device, self._preprocessing)
+                test_accuracy = accuracy(self._model, self._test, self._device, self._preprocessing)
                 seconds = time.perf_counter() - started
-                progress.line(f"epoch {epoch}/{epochs}  loss {loss:.4f}  test accuracy {100 * accuracy:.1f} %  {seconds:.1f} s")
+                progress.line(
+                    f"epoch {epoch}/{epochs}  loss {loss:.4f}  test accuracy {100 * test_accuracy:.1f} %  {seconds:.1f} s"
+                )
 
     def _epoch(self, order: np.ndarray, is_stopped: Callable[[], bool], progress: Progress) -> float | None:
         """Train one epoch. Returns the mean loss, or None if it was interrupted."""

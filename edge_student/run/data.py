@@ -12,6 +12,7 @@ from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import load_dataset, resized
 from edgekd.data.preprocessing import Preprocessing
 from edgekd.models.build import card_of
+from edgekd.models.card import ModelCard
 from edgekd.models.classes import BY_NAME, outputs_of, relabelled
 from edgekd.models.input import choose_preprocessing
 from edgekd.wire.class_names import digest_of_names
@@ -153,6 +154,17 @@ def map_classes(dataset: Dataset, described: Described, class_map: str | None, s
             *((source, dataset.name) if own else (dataset.name, source)),
         )
     return dataset
+
+
+def student_card(config: StudentConfig, data: TrainingData, described: Described) -> ModelCard:
+    """Return the model card of the student."""
+    return ModelCard(
+        model=config.model,
+        preprocessing=data.preprocessing,
+        input_shape=data.input_shape,
+        class_names=described.class_names or data.private.class_names,
+        num_classes=described.num_classes,
+    )
 
 
 def name_of_source(address: str | None) -> str:

@@ -20,7 +20,15 @@ from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import Ring, RingShape, prefetch_limit
 from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_writer import CheckpointWriter, check_space
-from edge_student.run.data import check_teacher, load_test_data, load_training_data, map_classes, map_test_classes, name_of_source
+from edge_student.run.data import (
+    check_teacher,
+    load_test_data,
+    load_training_data,
+    map_classes,
+    map_test_classes,
+    name_of_source,
+    student_card,
+)
 from edge_student.run.profile_match import load_profile
 from edge_student.run.promise import Promise
 from edge_student.run.result import Outcome, collect_caveats, load_finished_result, remove_old_files, save
@@ -166,13 +174,7 @@ class Run:
                 worker.use_ring(ring, start=resumed.num_cycles, stop=config.cycles)
                 controller = self._make_controller(ring, resumed)
                 resume_training(resumed, trainer, controller, config)
-                card = ModelCard(
-                    model=config.model,
-                    preprocessing=data.preprocessing,
-                    input_shape=data.input_shape,
-                    class_names=described.class_names or data.private.class_names,
-                    num_classes=described.num_classes,
-                )
+                card = student_card(config, data, described)
                 with self._signals.deferred():
                     return self._train_and_save(Parts(worker, ring, trainer, controller), recipe, described, test, card)
 

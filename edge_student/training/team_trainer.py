@@ -11,7 +11,6 @@ from copy import deepcopy
 import numpy as np
 import torch
 
-from edge_student.training.accuracy import accuracy
 from edge_student.training.batches import ALL_ROWS, Batches
 from edge_student.training.loss import combined_loss
 from edge_student.training.recipe import Recipe
@@ -20,6 +19,7 @@ from edge_student.training.sgd import Sgd
 from edge_student.training.trainer import BatchSource, Schedule, check_tensors, split_snapshot
 from edgekd.data.dataset import Dataset
 from edgekd.data.tensors import normalized
+from edgekd.models.accuracy import accuracy
 from edgekd.wire.inputs import Inputs
 from edgekd.wire.layouts import Decoded
 from scheduler.model.state import Task

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from edge_student.ipc.ring import Ring
-from edge_student.training.accuracy import accuracy
 from edge_student.training.recipe import Recipe
 from edge_student.training.trainer import BatchSource, Schedule, check_tensors, split_snapshot
 from edge_student.workers.board import Board
@@ -19,6 +18,7 @@ from edge_student.workers.shared_model import SharedModel
 from edge_student.workers.step import CHUNK, ShardStep
 from edge_student.workers.worker import Assignment
 from edgekd.data.dataset import Dataset
+from edgekd.models.accuracy import accuracy
 from scheduler.model.state import Task
 
 

@@ -9,7 +9,6 @@ permutation, so that the first n of them are a random sample. The loaders are in
 import contextlib
 import hashlib
 import json
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -22,11 +21,10 @@ from edgekd.data.folders import has_folder, resized_files
 from edgekd.data.preprocessing import Preprocessing
 from edgekd.data.rows import MOST_IN_MEMORY, FileRows, Samples, chunks, write_rows
 from edgekd.data.sources import SOURCES, WITH_ARGUMENT
-from edgekd.data.splits import ALL, SPLITS
+from edgekd.data.splits import ALL, OWN, SPLITS
 from edgekd.data.user_modules import import_attribute
 from edgekd.files import write_json
 
-_OWN = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<callable>[^\W\d]\w*)(:(?P<split>[^\W\d]\w*))?")
 _RESIZED_ROWS = 256
 _FORMS = f"{', '.join(SOURCES)} or package.module:callable"
 
@@ -86,7 +84,7 @@ def _parse(spec: str) -> tuple[str, str, str]:
     name, _, rest = spec.partition(":")
     argument, _, split = rest.rpartition(":")
     if name not in SOURCES:
-        match = _OWN.fullmatch(spec)
+        match = OWN.fullmatch(spec)
         if match is None or match["callable"] in SPLITS:
             raise ValueError(f"data set '{name[:200]}' is unknown, must be one of {_FORMS}{closest(name, SOURCES)}")
         return match["module"], match["callable"], match["split"] or ""

@@ -17,7 +17,8 @@ _SPLIT_SEED = 0
 WITH_PATH = ("imagefolder:", "unlabelled:", "npy:", "csv:")
 """Beginnings of names whose data are files of the user."""
 
-_OWN_SPLIT = re.compile(r"[\w.]+:\w+:\w+")
+OWN = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<callable>[^\W\d]\w*)(:(?P<split>[^\W\d]\w*))?")
+"""A data set of the user's own code: package.module:callable[:SPLIT]."""
 
 Ids = npt.NDArray[np.int64]
 
@@ -56,5 +57,6 @@ def split_of(dataset: str, split: str) -> str:
     """Name another split of the same data set: fashion-mnist:private, test -> fashion-mnist:test."""
     base, colon, last = dataset.rpartition(":")
     has_folders = dataset.startswith("imagefolder:") and (Path(base.partition(":")[2].partition(",")[0]) / last).is_dir()
-    is_split = last in (*SPLITS, ALL) or has_folders or _OWN_SPLIT.fullmatch(dataset) is not None
+    own = None if dataset.startswith(WITH_PATH) else OWN.fullmatch(dataset)
+    is_split = last in (*SPLITS, ALL) or has_folders or (own is not None and own["split"] is not None)
     return f"{base if colon and is_split else dataset}:{split}"

@@ -7,7 +7,6 @@ Every field is optional in a card that a user writes, except `normalize`.
 """
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,6 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 METADATA_KEY = "edgekd"
 """Key of the card in the metadata of a safetensors file."""
 _MAX_BYTES = 16 << 20
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,17 +67,13 @@ def kept_outputs(text: str, class_names: Sequence[str], num_classes: int) -> lis
 
 def read_class_map(text: str) -> dict[str, str]:
     """Return the map of --class-map FILE, a JSON object {"name at this edge": "name at the teacher"}. Raises ValueError."""
-    path = expanded(Path(text))
-    with named_by("--class-map"):
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"--class-map {path} has more than {_MAX_BYTES} bytes")
-        content = path.read_text(encoding="utf-8")
+    content = _read("--class-map", text)
     try:
         pairs = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"--class-map {path} is not valid JSON: {error}") from None
+        raise ValueError(f"--class-map {text} is not valid JSON: {error}") from None
     if not isinstance(pairs, dict) or not all(isinstance(name, str) for name in pairs.values()):
-        raise ValueError(f'--class-map {path} must be a JSON object of names, such as {{"cat": "tabby"}}')
+        raise ValueError(f'--class-map {text} must be a JSON object of names, such as {{"cat": "tabby"}}')
     return pairs
 
 
@@ -86,20 +82,17 @@ def outputs_of(own: Sequence[str], teacher: Sequence[str], class_map: str | None
 
     Raises ValueError unless both have the same names, in any order, or --class-map relates them.
     """
-    if class_map is None:
-        if set(own) != set(teacher):
-            missing = [name for name in own if name not in set(teacher)]
-            extra = [name for name in teacher if name not in set(own)]
-            details = [f"only {edge} has {_few(missing)}"] * bool(missing) + [f"only {source} has {_few(extra)}"] * bool(extra)
-            remedy = (
-                "write --class-map FILE, a JSON object of the edge's names and the teacher's"
-                if missing
-                else f"serve with --keep-classes, or train for all of the teacher's classes with --class-map {BY_NAME}"
-            )
-            raise ValueError(f"class names differ: {' and '.join(details)}: {remedy}")
-        names: Mapping[str, str] = {name: name for name in own}
-    else:
-        names = {name: name for name in own} if class_map == BY_NAME else read_class_map(class_map)
+    if class_map is None and set(own) != set(teacher):
+        missing = [name for name in own if name not in set(teacher)]
+        extra = [name for name in teacher if name not in set(own)]
+        details = [f"only {edge} has {_few(missing)}"] * bool(missing) + [f"only {source} has {_few(extra)}"] * bool(extra)
+        remedy = (
+            "write --class-map FILE, a JSON object of the edge's names and the teacher's"
+            if missing
+            else f"serve with --keep-classes, or train for all of the teacher's classes with --class-map {BY_NAME}"
+        )
+        raise ValueError(f"class names differ: {' and '.join(details)}: {remedy}")
+    names = {name: name for name in own} if class_map is None or class_map == BY_NAME else read_class_map(class_map)
     position, counts = {name: number for number, name in enumerate(teacher)}, Counter(teacher)
     outputs = []
     for name in own:
@@ -130,12 +123,17 @@ def _few(names: Sequence[str], count: int = 5) -> str:
 
 
 def _lines(flag: str, text: str) -> tuple[str, ...]:
+    lines = _read(flag, text).splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise ValueError(f"{flag} {text} has no names, must have one per line")
+    return names
+
+
+def _read(flag: str, text: str) -> str:
+    """Return the content of the small text file that a flag names. Raises ValueError."""
     path = expanded(Path(text))
     with named_by(flag):
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"{flag} {path} has more than {_MAX_BYTES} bytes")
-        lines = path.read_text(encoding="utf-8").splitlines()
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not names:
-        raise ValueError(f"{flag} {path} has no names, must have one per line")
-    return names
+        return path.read_text(encoding="utf-8")

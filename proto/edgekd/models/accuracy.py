@@ -1,4 +1,4 @@
-"""The accuracy of a student."""
+"""The accuracy of a model, teacher or student."""
 
 import torch
 
@@ -10,16 +10,16 @@ from edgekd.data.tensors import normalized
 _BATCH, _BATCH_BYTES = 500, 8 << 20
 
 
-def accuracy(student: torch.nn.Module, test: Dataset, device: str, preprocessing: Preprocessing) -> float:
-    """Return the fraction of `test` that `student` on `device` classifies correctly. The student stays in evaluation mode.
+def accuracy(model: torch.nn.Module, test: Dataset, device: torch.device | str, preprocessing: Preprocessing) -> float:
+    """Return the fraction of `test` that `model` on `device` classifies correctly. The model stays in evaluation mode.
 
-    The samples of `test` have the size of the student's input.
+    The samples of `test` have the size of the model's input.
     """
-    student.eval()
+    model.eval()
     num_right = 0
     with torch.inference_mode():
         for part in chunks(test.inputs, _BATCH_BYTES, _BATCH):
             inputs = normalized(test.inputs[part], preprocessing).to(device)
-            predicted = student(inputs).argmax(dim=1).cpu().numpy()
+            predicted = model(inputs).argmax(dim=1).cpu().numpy()
             num_right += int((predicted == test.labels[part]).sum())
     return num_right / len(test.labels)
