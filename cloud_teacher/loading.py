@@ -185,6 +185,9 @@ def _log(teacher: Teacher, spec: str, card: ModelCard | None) -> None:
     source = "the model card" if card is not None else "flags"
     if rules != default_preprocessing(teacher.dataset.inputs.dtype):
         logger.info("preprocessing from %s: %s", source, rules)
+    if card is None and rules.resize is None and teacher.is_trained and len(teacher.dataset.input_shape) == 3:
+        height, width = teacher.dataset.input_shape[1:]
+        logger.info("no --resize: assuming that the weights are for images of %d x %d pixels, those of the data set", height, width)
     logger.info(
         "data set %s, %d samples, %d classes, digest %s",
         *(teacher.dataset.name, key.num_samples, key.num_classes, key.dataset_digest[:16]),

@@ -80,10 +80,12 @@ def _remove_old_files(out: Path, first_run: str) -> None:
 
 
 def check_data_and_model(config: CompareConfig) -> None:
-    """Check the names of data sets and models before a teacher is trained. Raises ValueError."""
+    """Check data sets and models before a teacher is trained. Raises ValueError."""
     data = load_training_data(config)
-    if config.teacher is None and data.public is None:
-        load_dataset(config.public_dataset)
+    if config.teacher is None:
+        public = data.public or load_dataset(config.public_dataset)
+        if not public.is_labelled:
+            raise ValueError(f"{public.name} has no labels, so no local teacher can be trained: name a trained one with --teacher")
     check_models(config, data.private, data.input_shape)
 
 

@@ -116,7 +116,9 @@ def check_recipe(resumed: ResumeState, recipe: Mapping[str, Any], out: Path) -> 
         elif name == "labels":
             difference = "the labels, mapped by class name to the teacher's outputs, differ from"
         else:
-            difference = f"{flag} is {shown(value)}, must be {shown(resumed.recipe.get(name))} as in"
+            stored = resumed.recipe.get(name, _FORMER.get(name))
+            is_now = "is not given" if value is None else f"is {shown(value)}"
+            difference = f"{flag} {is_now}, must be {'omitted' if stored is None else shown(stored)} as in"
         raise CheckpointError(f"{difference} the checkpoint in {out}: use the same value, or {NO_RESUME}")
 
 

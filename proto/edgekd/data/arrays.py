@@ -1,6 +1,7 @@
 """Data sets that are not images: arrays in NumPy files, windows of a CSV table, and a PyTorch data set of the user's own."""
 
 import csv
+import hashlib
 import inspect
 import io
 import logging
@@ -24,6 +25,8 @@ from edgekd.files import expanded, named_by
 
 MAX_ROWS = 1 << 24
 """Rows of one window: more than any model at an edge reads."""
+DIGESTS = Path("~/.cache/edgekd/digests")
+
 logger = logging.getLogger(__name__)
 
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
@@ -32,12 +35,13 @@ _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 def npy(argument: str, split: str) -> Loaded:
     """FILE.npy[,labels=FILE.npy]: samples [N, ...] of uint8 or float32, and labels, integers or names [N].
 
-    The file is not loaded: rows are read when they are needed.
+    The file is not loaded: rows are read when they are needed. Digests of a large file are kept, so that only the first start reads
+    all of it.
     """
-    path, options = _options("npy:FILE", argument, ("labels",))
+    path, options = parse_options("npy:FILE", argument, ("labels",))
     all_inputs = _open_npy(path)
     ids = whole_ids(len(all_inputs), split)
-    inputs = all_inputs.select(ids)
+    inputs = all_inputs.select(ids, digests=_digests_file(expanded(Path(path)), split))
     in_memory: Samples = inputs[:] if inputs.nbytes <= MOST_IN_MEMORY else inputs
     if "labels" not in options:
         return Loaded(in_memory, None, ())
@@ -45,7 +49,7 @@ def npy(argument: str, split: str) -> Loaded:
     values = _read_labels(file)
     if len(values) != len(all_inputs):
         raise ValueError(f"npy:{path}: {file} has {len(values)} labels for {len(all_inputs)} samples, must have one for each")
-    labels, names = _index(values.tolist())
+    labels, names = index_labels(values.tolist())
     return Loaded(in_memory, labels[ids], names)
 
 
@@ -56,7 +60,7 @@ def csv_windows(argument: str, split: str) -> Loaded:
     changes, and each part is cut into windows from its first row on, `step` rows apart. So a window has one label, and windows do
     not overlap by default. Incomplete windows are dropped.
     """
-    path, options = _options("csv:FILE", argument, ("window", "step", "label"))
+    path, options = parse_options("csv:FILE", argument, ("window", "step", "label"))
     if "window" not in options:
         raise ValueError(f"csv:{path} needs window=ROWS, the number of rows of a sample")
     window = _count(f"csv:{path}", "window", options["window"])
@@ -72,7 +76,7 @@ def csv_windows(argument: str, split: str) -> Loaded:
     inputs = np.ascontiguousarray(windows, np.float32)
     if labels is None:
         return Loaded(inputs, None, ())
-    indices, names = _index(labels)
+    indices, names = index_labels(labels)
     return Loaded(inputs, indices[starts], names)
 
 
@@ -207,11 +211,21 @@ def _open_npy(path: str) -> FileRows:
     if not isinstance(array, np.memmap) or array.ndim < 2 or array.size == 0:
         raise ValueError(f"npy:{path} must be one array [samples, ...] with at least two dimensions and one value; use numpy.save")
     if array.dtype not in _DTYPES:
-        raise ValueError(f"npy:{path} has {array.dtype}, must be float32 or uint8; convert it with .astype")
+        order = " in big-endian order" if array.dtype == np.dtype(">f4") else ""
+        raise ValueError(f"npy:{path} has {array.dtype}{order}, must be float32 or uint8; convert it with .astype(numpy.float32)")
     if not array.flags.c_contiguous:
         raise ValueError(f"npy:{path} is in Fortran order, must be in C order; save numpy.ascontiguousarray of it")
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     return FileRows(descriptor, sample_shape=array.shape[1:], dtype=array.dtype, row_ids=np.arange(len(array)), offset=array.offset)
+
+
+def _digests_file(file: Path, split: str) -> Path:
+    """Return the file that keeps the digests of a split. A changed array has another one."""
+    status = file.stat()
+    identity = f"{file.resolve()} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {split}"
+    folder = DIGESTS.expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{file.stem}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
 
 
 def _read_labels(file: Path) -> npt.NDArray[Any]:
@@ -226,7 +240,7 @@ def _read_labels(file: Path) -> npt.NDArray[Any]:
     return values
 
 
-def _index(values: Sequence[Any]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+def index_labels(values: Sequence[Any]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
     """Return labels and class names. The distinct values are the classes, in numerical order if all are numbers, else of text."""
     numbers = {value: _as_int(value) for value in set(values)}
     are_numbers = None not in numbers.values()
@@ -292,7 +306,7 @@ def _window_starts(labels: list[str] | None, num_rows: int, window: int, step: i
     return np.concatenate(parts)
 
 
-def _options(form: str, argument: str, allowed: Sequence[str]) -> tuple[str, dict[str, str]]:
+def parse_options(form: str, argument: str, allowed: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Return path and options of PATH,key=value,... Raises ValueError for an unknown or repeated option."""
     path, *parts = argument.split(",")
     options: dict[str, str] = {}

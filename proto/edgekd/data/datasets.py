@@ -3,7 +3,7 @@
 A data set is NAME[:SPLIT]. The splits public, private and test are disjoint, and the same on every machine. Without a split it is
 the whole training part, public followed by private. The test split is the data set's own test part if it has one, else the last
 fifth of a fixed permutation. Of the rest, a fixed permutation assigns the first third to public. Samples are in the order of that
-permutation, so that the first n of them are a random sample. The loaders are in sources.py, folders.py and arrays.py.
+permutation, so that the first n of them are a random sample. The loaders are in sources.py and beside it.
 """
 
 import contextlib
@@ -91,7 +91,11 @@ def _parse(spec: str) -> tuple[str, str, str]:
     if split in SPLITS:
         return name, argument, split
     if name in WITH_ARGUMENT:
-        is_named = split == ALL or (name == "imagefolder" and has_folder(argument, split))
+        is_named = (
+            split == ALL
+            or (name == "imagefolder" and has_folder(argument, split))
+            or (name == "hf" and bool(argument) and split.isidentifier())
+        )
         return (name, argument, split) if is_named else (name, rest, "")
     if rest:
         allowed = ", ".join(SPLITS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgekd.cli.settings import parse_numbers
+from edgekd.cli.settings import closest, parse_numbers
 from edgekd.data.decoded import decode_files
 from edgekd.data.loaded import Loaded
 from edgekd.data.preprocessing import MAX_SIZE, ResizeRule
@@ -82,6 +82,12 @@ def _parse(name: str, argument: str) -> tuple[Path, int]:
     if size > MAX_SIZE:
         raise ValueError(f"{name}:{path}: size={size} is too large, must be in 1 .. {MAX_SIZE}")
     if not path or not expanded(Path(path)).is_dir():
+        folder, _, split = path.rpartition(":")
+        if folder and expanded(Path(folder)).is_dir():
+            names = (*SPLITS, ALL, *(entry.name for entry in _subfolders(expanded(Path(folder)))))
+            raise ValueError(
+                f"{name}:{path}: split '{split}' is unknown, must be one of {', '.join(names[:20])}{closest(split, names)}"
+            )
         kind = "a folder of images for each class" if name == "imagefolder" else "images"
         raise ValueError(f"{name}:PATH is '{path}', must be a folder with {kind}")
     return expanded(Path(path)), size
@@ -153,6 +159,17 @@ def _class_folders(folder: Path, spec: str) -> dict[Path, list[str]]:
 
 
 def _images(folder: Path) -> list[str]:
-    """Return the image files below a folder, sorted by folder and name."""
-    walk = sorted(os.walk(folder, followlinks=True))
-    return [os.path.join(path, name) for path, _, names in walk for name in sorted(names) if name.lower().endswith(SUFFIXES)]
+    """Return the image files below a folder, sorted by folder and name. Follows links, except to a folder that contains them."""
+    walk = []
+    for path, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _contains(os.path.join(path, name), path)]
+        walk.append((path, names))
+    return [os.path.join(path, name) for path, names in sorted(walk) for name in sorted(names) if name.lower().endswith(SUFFIXES)]
+
+
+def _contains(link: str, folder: str) -> bool:
+    """Return whether a symbolic link leads to `folder` or to a folder above it, so that following it would never end."""
+    if not os.path.islink(link):
+        return False
+    target = os.path.realpath(link)
+    return os.path.commonpath([target, os.path.realpath(folder)]) == target

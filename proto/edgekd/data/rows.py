@@ -81,10 +81,10 @@ class FileRows:
                 part, position = part[num_read:], position + num_read
         return rows
 
-    def select(self, ids: slice | npt.NDArray[np.int64]) -> "FileRows":
+    def select(self, ids: slice | npt.NDArray[np.int64], digests: Path | None = None) -> "FileRows":
         """Return an array of these rows, without reading them."""
-        row_ids = self._row_ids[ids]
-        return FileRows(self._file, sample_shape=self.shape[1:], dtype=self.dtype, row_ids=row_ids, offset=self._offset)
+        row_ids, shape = self._row_ids[ids], self.shape[1:]
+        return FileRows(self._file, sample_shape=shape, dtype=self.dtype, row_ids=row_ids, offset=self._offset, digests=digests)
 
     def __reduce__(self) -> tuple[Callable[..., "FileRows"], tuple[Any, ...]]:
         return _attach, (reduction.DupFd(self._file.descriptor), self.shape[1:], self.dtype.str, self._row_ids, self._offset)

@@ -2,7 +2,7 @@
 
 A source is a function of (argument, split) that returns the loaded samples. split is public, private, test, or empty for the whole
 training part. Data of the user also have the split all, and image folders have the names of their folders. Loaders of the
-user's own files are in folders.py and arrays.py.
+user's own files are in folders.py, arrays.py and hugging_face.py.
 """
 
 import contextlib
@@ -20,9 +20,10 @@ import numpy.typing as npt
 from edgekd.cli.settings import parse_numbers
 from edgekd.data.arrays import csv_windows, npy
 from edgekd.data.folders import image_folder, unlabelled_images
+from edgekd.data.hugging_face import hugging_face
 from edgekd.data.loaded import Loaded
 from edgekd.data.preprocessing import MAX_SIZE
-from edgekd.data.splits import SPLITS, train_ids, whole_ids
+from edgekd.data.splits import OWN_SOURCES, SPLITS, train_ids, whole_ids
 from edgekd.errors import WorldError
 from edgekd.wire.limits import MAX_CLASSES
 
@@ -110,9 +111,10 @@ SOURCES: dict[str, Source] = {
     "unlabelled": unlabelled_images,
     "npy": npy,
     "csv": csv_windows,
+    "hf": hugging_face,
     "synthetic": _synthetic,
 }
-WITH_ARGUMENT = ("imagefolder", "unlabelled", "npy", "csv", "synthetic")
+WITH_ARGUMENT = (*OWN_SOURCES, "synthetic")
 """Sources that are NAME:ARGUMENT[:SPLIT]."""
 
 

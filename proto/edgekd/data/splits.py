@@ -14,8 +14,8 @@ ALL = "all"
 
 _SPLIT_SEED = 0
 
-WITH_PATH = ("imagefolder:", "unlabelled:", "npy:", "csv:")
-"""Beginnings of names whose data are files of the user."""
+OWN_SOURCES = ("imagefolder", "unlabelled", "npy", "csv", "hf")
+"""Sources of the user's own data, SOURCE:ARGUMENT[:SPLIT]."""
 
 OWN = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<callable>[^\W\d]\w*)(:(?P<split>[^\W\d]\w*))?")
 """A data set of the user's own code: package.module:callable[:SPLIT]."""
@@ -50,13 +50,19 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 def contains_test(dataset: str) -> bool:
     """Return whether the name of a data set selects samples of its test split, by a name other than :test."""
-    return dataset.startswith(WITH_PATH) and dataset.rpartition(":")[2] in (ALL, *TEST_FOLDERS)
+    return _is_own(dataset) and dataset.rpartition(":")[2] in (ALL, *TEST_FOLDERS)
 
 
 def split_of(dataset: str, split: str) -> str:
     """Name another split of the same data set: fashion-mnist:private, test -> fashion-mnist:test."""
     base, colon, last = dataset.rpartition(":")
     has_folders = dataset.startswith("imagefolder:") and (Path(base.partition(":")[2].partition(",")[0]) / last).is_dir()
-    own = None if dataset.startswith(WITH_PATH) else OWN.fullmatch(dataset)
-    is_split = last in (*SPLITS, ALL) or has_folders or (own is not None and own["split"] is not None)
+    own = None if _is_own(dataset) else OWN.fullmatch(dataset)
+    is_of_hub = dataset.startswith("hf:") and ":" in base
+    is_split = last in (*SPLITS, ALL) or has_folders or is_of_hub or (own is not None and own["split"] is not None)
     return f"{base if colon and is_split else dataset}:{split}"
+
+
+def _is_own(dataset: str) -> bool:
+    source, colon, _ = dataset.partition(":")
+    return bool(colon) and source in OWN_SOURCES

@@ -110,7 +110,7 @@ def read_card(weights: Path) -> ModelCard | None:
         return None
     if beside.stat().st_size > _MAX_BYTES:
         raise ValueError(f"model card {beside} has more than {_MAX_BYTES} bytes")
-    fields = _parsed(beside.read_text(encoding="utf-8"), beside)
+    fields = _parsed(beside.read_bytes(), beside)
     if isinstance(fields, dict) and "normalize" not in fields and "teacher_digest" in fields:
         fields = {**fields, "normalize": "signed"}
     return parse_card(fields, beside)
@@ -126,7 +126,7 @@ def _metadata(weights: Path) -> str | None:
         raise ValueError(f"{weights} is damaged: {error}") from None
 
 
-def _parsed(text: str, source: Path) -> Any:
+def _parsed(text: str | bytes, source: Path) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

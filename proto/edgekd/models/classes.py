@@ -136,4 +136,7 @@ def _read(flag: str, text: str) -> str:
     with named_by(flag):
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"{flag} {path} has more than {_MAX_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{flag} {path} is not text in UTF-8") from None

@@ -213,7 +213,7 @@ def test_the_digest_follows_images_and_class_count_but_not_labels() -> None:
         (
             "digts:public",
             "data set 'digts' is unknown, must be one of digits, fashion-mnist, cifar10, cifar100, imagefolder, unlabelled, "
-            "npy, csv, synthetic or package.module:callable"
+            "npy, csv, hf, synthetic or package.module:callable"
             " (did you mean digits?)",
         ),
         ("digits:pub", "data set 'digits:pub': split 'pub' is unknown, must be one of public, private, test, or left out"),

@@ -22,6 +22,7 @@ from edgekd.errors import WorldError
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path_factory.mktemp("decoded")
     monkeypatch.setattr(decoded, "CACHE", folder)
+    monkeypatch.setattr(arrays, "DIGESTS", folder / "digests")
     return folder
 
 
@@ -57,6 +58,23 @@ def test_split_folders_are_splits_and_not_classes(tmp_path: Path) -> None:
     assert values_of(splits["test"]) == set(range(100, 106))
     assert values_of(splits["public"]) | values_of(splits["private"]) == set(range(18)) == values_of(splits["all"])
     assert not values_of(splits["public"]) & values_of(splits["private"])
+
+
+def test_a_mistyped_split_of_a_folder_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path, "cat dog", 3)
+    with pytest.raises(
+        ValueError, match=r"split 'tset' is unknown, must be one of public, private, test, all, cat, dog \(did you mean test\?\)"
+    ):
+        load_dataset(f"imagefolder:{tmp_path}:tset")
+
+
+def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
+    write_images(tmp_path / "real", "cat", 3)
+    write_images(tmp_path / "data", "dog", 2, first=50)
+    (tmp_path / "data" / "cat").symlink_to(tmp_path / "real" / "cat")
+    (tmp_path / "data" / "dog" / "circle").symlink_to(tmp_path / "data")
+    dataset = load_dataset(f"imagefolder:{tmp_path}/data,size=8:all")
+    assert sorted(dataset.inputs[:][:, 0, 0, 0].tolist()) == [0, 1, 2, 50, 51]
 
 
 def test_a_public_folder_leaves_the_training_folder_to_private(tmp_path: Path) -> None:
@@ -98,7 +116,7 @@ def test_channels_last_are_refused(tmp_path: Path) -> None:
 def test_folders_above_and_hidden_ones_are_no_splits(tmp_path: Path) -> None:
     write_images(tmp_path / "a", "cat dog", 4)
     for name in ("..", ".", ".hidden"):
-        with pytest.raises(ValueError, match="imagefolder:PATH is"):
+        with pytest.raises(ValueError, match=r"split '.*' is unknown"):
             load_dataset(f"imagefolder:{tmp_path / 'a'}:{name}")
 
 
@@ -267,10 +285,24 @@ def test_npy_files_have_any_shape_and_labels_of_numbers_or_text(tmp_path: Path, 
     assert (on_disk.digest, on_disk.labels.tolist()) == (dataset.digest, dataset.labels.tolist())
 
 
+def test_only_the_first_start_reads_all_rows_of_a_large_npy_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "MOST_IN_MEMORY", 10)
+    np.save(tmp_path / "x.npy", np.arange(40, dtype=np.float32).reshape(20, 2))
+    spec = f"npy:{tmp_path}/x.npy"
+    first = load_dataset(spec).digest
+    with monkeypatch.context() as patched:
+        patched.setattr(FileRows, "__getitem__", lambda self, ids: pytest.fail("rows were read"))
+        assert load_dataset(spec).digest == first
+    assert load_dataset(f"{spec}:test").digest != first
+    np.save(tmp_path / "x.npy", np.ones((20, 2), np.float32))
+    assert load_dataset(spec).digest != first
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
         (np.zeros((4, 2)), "has float64, must be float32 or uint8; convert it with .astype"),
+        (np.zeros((4, 2), ">f4"), "has >f4 in big-endian order, must be float32 or uint8"),
         (np.zeros(4, np.float32), "at least two dimensions"),
         (np.asfortranarray(np.zeros((4, 2), np.float32)), "Fortran order"),
         (np.array([object()]), "is not a NumPy array file"),
