@@ -25,6 +25,7 @@ from edgekd.models.input import choose_preprocessing
 from edgekd.models.weights import load_weights
 
 _DEFAULT_MODEL = "cnn:width=32"
+_FEWEST_OF_CLASS = 5
 _SAMPLES = 256
 """Samples whose labels are compared with the teacher, unless all logits are computed."""
 
@@ -94,8 +95,8 @@ def measure_agreement(teacher: Teacher, store: LogitStore) -> float | None:
     if not len(ids):
         return None
     parts = np.array_split(ids, -(-len(ids) // _SAMPLES))
-    num_right = sum(int((store.rows(part).argmax(axis=1) == labels[part]).sum()) for part in parts)
-    share, num_classes = num_right / len(ids), teacher.key.num_classes
+    predicted = np.concatenate([store.rows(part).argmax(axis=1) for part in parts])
+    share, num_classes = float((predicted == labels[ids]).mean()), teacher.key.num_classes
     logger.info("the teacher agrees with %.1f %% of the labels of %d samples of %s", 100 * share, len(ids), teacher.dataset.name)
     least = min(3 / num_classes, (1 + 1 / num_classes) / 2)
     if share < least:
@@ -104,7 +105,23 @@ def measure_agreement(teacher: Teacher, store: LogitStore) -> float | None:
             " the order of --classes, and --weights",
             *(100 * share, 100 / num_classes),
         )
+    else:
+        _warn_of_confused_classes(teacher, labels[ids], predicted)
     return share
+
+
+def _warn_of_confused_classes(teacher: Teacher, labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> None:
+    """Log a warning for a class most of whose samples are predicted as another one: two classes in a wrong order look so."""
+    names = teacher.class_names or tuple(map(str, range(teacher.key.num_classes)))
+    for label in np.unique(labels).tolist():
+        found = predicted[labels == label]
+        values, counts = np.unique(found, return_counts=True)
+        most = int(values[counts.argmax()])
+        if len(found) >= _FEWEST_OF_CLASS and most != label and counts.max() > len(found) / 2:
+            logger.warning(
+                "the teacher predicts %r for %d of %d public samples of %r: check the order of the classes",
+                *(names[most], int(counts.max()), len(found), names[label]),
+            )
 
 
 def _card(config: TeacherConfig) -> ModelCard | None:

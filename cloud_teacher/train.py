@@ -175,6 +175,10 @@ def _load(spec: str, test_spec: str | None) -> tuple[Dataset, Dataset]:
     for flag, data in (("--dataset", dataset), ("--test", test)):
         if not data.is_labelled:
             raise ValueError(f"{flag} is {data.name}, which has no labels: name a data set with classes")
+    if missing := [name for name in test.class_names if name not in dataset.class_names]:
+        raise ValueError(
+            f"{test.name} has the class {missing[0]!r}, which {dataset.name} lacks: name test data of the same classes"
+        )
     if test.class_names != dataset.class_names:
         outputs = outputs_of(test.class_names, dataset.class_names, None, edge=test.name, source=dataset.name)
         test = relabelled(test, outputs, dataset.class_names)

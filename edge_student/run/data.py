@@ -11,9 +11,10 @@ from edge_student.workers.shared_dataset import SharedDataset
 from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import load_dataset, resized
 from edgekd.data.preprocessing import Preprocessing
+from edgekd.data.splits import is_own
 from edgekd.models.build import card_of
 from edgekd.models.card import ModelCard
-from edgekd.models.classes import BY_NAME, outputs_of, relabelled
+from edgekd.models.classes import BY_NAME, IN_ORDER, outputs_of, relabelled
 from edgekd.models.input import choose_preprocessing
 from edgekd.wire.class_names import digest_of_names
 
@@ -125,10 +126,14 @@ def map_test_classes(test: Dataset, described: Described, class_map: str | None,
 def map_classes(dataset: Dataset, described: Described, class_map: str | None, source: str) -> Dataset:
     """Return the data set with its labels as outputs of the teacher, by name.
 
-    Without names at one side, the numbers of classes must be equal, and the order is not checked, which is logged. Raises
-    ValueError, with the remedy, if the classes differ.
+    Without names at one side, the numbers of classes must be equal, and own data need --class-map order, because nothing else can
+    check the order. Raises ValueError, with the remedy, if the classes differ or their order is not known.
     """
     if not dataset.is_labelled:
+        return dataset
+    if class_map == IN_ORDER:
+        _check_number(dataset, described, source)
+        logger.info("classes of %s are related to those of %s by their order", dataset.name, source)
         return dataset
     own, teacher = dataset.class_names, described.class_names
     if own and teacher:
@@ -141,19 +146,28 @@ def map_classes(dataset: Dataset, described: Described, class_map: str | None, s
         raise ValueError(
             f"--class-map is {class_map}, but {dataset.name if teacher else source} has no class names to map: omit it"
         )
-    if described.num_classes != dataset.num_classes:
-        raise ValueError(
-            f"{source} has {described.num_classes} classes, {dataset.name} has {dataset.num_classes}: they must be equal"
-        )
+    _check_number(dataset, described, source)
     if own and described.classes_digest:  # too many names to send
         if described.classes_digest != digest_of_names(own):
             raise ValueError(f"{source} has other class names than {dataset.name}, or another order: use the names of the teacher")
+    elif own and is_own(dataset.name):
+        raise ValueError(
+            f"the classes of {source} have no names, so nothing checks that they are in the order of {dataset.name}: serve with "
+            f"--classes FILE, or confirm the order with --class-map {IN_ORDER}"
+        )
     elif own or teacher:
         logger.warning(
             "the classes of %s have no names: they must be in the order of %s",
             *((source, dataset.name) if own else (dataset.name, source)),
         )
     return dataset
+
+
+def _check_number(dataset: Dataset, described: Described, source: str) -> None:
+    if described.num_classes != dataset.num_classes:
+        raise ValueError(
+            f"{source} has {described.num_classes} classes, {dataset.name} has {dataset.num_classes}: they must be equal"
+        )
 
 
 def student_card(config: StudentConfig, data: TrainingData, described: Described) -> ModelCard:

@@ -11,7 +11,7 @@ from typing import ClassVar
 from edgekd.cli.cores import parse_cores
 from edgekd.cli.device_names import Device
 from edgekd.data.preprocessing import parse_normalization, parse_resize
-from edgekd.data.splits import contains_test, split_of
+from edgekd.data.splits import contains_test, overlaps, split_of
 from edgekd.wire.limits import MAX_BATCH_SIZE
 
 _MAX_SEED = 2**64 - 1
@@ -37,8 +37,8 @@ class DataSettings:
     private_samples: int | None = None
     """Number of private samples to train on, counted from the first one. (default: all)"""
     class_map: str | None = None
-    """JSON file {"class at this edge": "class at the teacher"}, or the word `names` for equal names of a teacher with more classes.
-    (default: both must have the same class names)"""
+    """JSON file {"class at this edge": "class at the teacher"}. `names` maps equal names of a teacher with more classes, `order`
+    the classes of a teacher without names. (default: both must have the same class names)"""
 
     def check_data(self) -> None:
         """Reject test splits and an empty selection. Raises ValueError."""
@@ -46,6 +46,8 @@ class DataSettings:
         for flag, dataset in (("--private", self.private), ("--public", self.public)):
             if dataset is not None and dataset.endswith(":test"):
                 raise ValueError(f"{flag} is {dataset}, must not be a test split: accuracy is measured on the test split")
+            if dataset is not None and self.test is not None and overlaps(self.test, dataset):
+                raise ValueError(f"--test is {self.test}, which contains samples of {flag} {dataset}: name data of their own")
             if dataset is not None and self.test is None and contains_test(dataset):
                 raise ValueError(f"{flag} is {dataset}, which contains the test split: name other data with --test, or :private")
 

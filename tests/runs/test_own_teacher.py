@@ -100,6 +100,36 @@ def test_the_served_accuracy_is_that_of_plain_torch(in_home: Path, tmp_path: Pat
     assert share == pytest.approx(100 * accuracy, abs=0.06)
 
 
+def test_a_teacher_without_class_names_needs_a_confirmed_order(in_home: Path, tmp_path: Path) -> None:
+    flags = (
+        "--model",
+        "own_teacher_net:build",
+        "--weights",
+        str(in_home / "weights.pt"),
+        "--normalize",
+        "imagenet",
+        "--classes",
+        "3",
+    )
+    public = f"unlabelled:{in_home / 'pictures'},size=8"
+    with teacher(tmp_path / "store", *flags, dataset=public, is_warm=False) as running:
+        status, stderr, _ = train(running.address, in_home, tmp_path / "a", "--public", public)
+        assert status == 2
+        assert "have no names, so nothing checks" in stderr
+        assert "or confirm the order with --class-map order" in stderr
+        status, stderr, result = train(running.address, in_home, tmp_path / "b", "--public", public, "--class-map", "order")
+        assert status == 0, stderr
+        assert result["accuracy"] > 0.8
+
+
+def test_two_exchanged_classes_are_named(in_home: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join([NAMES[1], NAMES[0], NAMES[2]]))
+    finished = run(serve_command(in_home, tmp_path, "--weights", "weights.pt", "--normalize", "imagenet", "--classes", str(names)))
+    assert finished.returncode == 0
+    assert re.search(f"WARNING the teacher (agrees|predicts '{NAMES[1]}' for .* public samples of '{NAMES[0]}')", finished.stderr)
+
+
 def test_classes_in_a_wrong_order_are_noticed(in_home: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("\n".join([*NAMES[1:], NAMES[0]]))

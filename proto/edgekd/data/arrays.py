@@ -8,7 +8,7 @@ import logging
 import operator
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from edgekd.data.loaded import Loaded
 from edgekd.data.rows import MOST_IN_MEMORY, FileRows, Samples, write_rows
 from edgekd.data.splits import ALL, SPLITS, whole_ids
 from edgekd.files import expanded, named_by
+from edgekd.wire.limits import MAX_CLASSES
 
 MAX_ROWS = 1 << 24
 """Rows of one window: more than any model at an edge reads."""
@@ -113,12 +114,24 @@ def user_dataset(factory: Any, spec: str, split: str) -> Loaded:
         for sample in range(num_samples):
             if sample not in labels:
                 _item(items, sample, spec, labels)
-        names = tuple(map(str, range(max(labels.values()) + 1)))
+        names = numbered_classes(labels.values(), f"data set '{spec}'")
     own = np.array([labels[sample] for sample in ids.tolist()], np.int64)
     for wrong in (own.min(), own.max()):
         if not 0 <= wrong < len(names):
             raise ValueError(f"data set '{spec}' has the label {wrong}, must be in 0 .. {len(names) - 1} for {len(names)} classes")
     return Loaded(inputs, own, names)
+
+
+def numbered_classes(labels: Iterable[int], name: str) -> tuple[str, ...]:
+    """Return the names of classes that are the numbers from 0 to the largest label. Raises ValueError for too many classes."""
+    present = set(labels)
+    if max(present) >= MAX_CLASSES:
+        raise ValueError(f"{name} has the label {max(present)}, must be below {MAX_CLASSES}: number the classes from 0")
+    if absent := max(present) + 1 - len([label for label in present if label >= 0]):
+        logger.warning(
+            "%s has no samples of %d of %d classes: labels must number the classes from 0", name, absent, max(present) + 1
+        )
+    return tuple(map(str, range(max(present) + 1)))
 
 
 def _call(factory: Any, spec: str, split: str) -> tuple[Any, bool]:
@@ -129,8 +142,9 @@ def _call(factory: Any, spec: str, split: str) -> tuple[Any, bool]:
         if takes_split and not split:
             raise TypeError(f"it takes a split, so name one, {spec}:private or {spec}:public")
         items = factory(split=split) if takes_split else factory()
-    except Exception as error:  # the user's code may raise anything, and the user must fix it
-        raise ValueError(f"data set '{spec}' failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, and the user must fix it
+        known = f"; the splits that EdgeKD uses are {', '.join(SPLITS)}" if split not in (*SPLITS, "") else ""
+        raise ValueError(f"data set '{spec}' failed: {type(error).__name__}: {error}{known}") from error
     if not hasattr(items, "__getitem__"):
         raise ValueError(
             f"data set '{spec}' is a {type(items).__name__}, must be a map-style data set with len() and items by index"
@@ -142,7 +156,7 @@ def _item(items: Any, sample: int, spec: str, labels: dict[int, int]) -> npt.NDA
     """Return the array of an item, and add its label, if it has one, to `labels`."""
     try:
         item = items[sample]
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ValueError(f"data set '{spec}' failed for item {sample}: {type(error).__name__}: {error}") from error
     parts = item if isinstance(item, tuple | list) else (item,)
     if len(parts) not in (1, 2):
@@ -266,6 +280,12 @@ def _read_table(path: str, label: str | None) -> tuple[npt.NDArray[np.float32], 
     header = [name.strip() for name in rows[0]] if rows else []
     if header and all(_is_number(name) for name in header):
         raise ValueError(f"csv:{path}: the first row has numbers, must have the names of the columns")
+    if len(header) == 1 and ";" in header[0]:
+        raise ValueError(f"csv:{path} is separated by semicolons, must be by commas: convert it")
+    if "" in header:
+        raise ValueError(
+            f"csv:{path}: column {header.index('') + 1} has no name: remove it (pandas: to_csv(index=False)), or name it"
+        )
     if label is not None and label not in header:
         raise ValueError(f"csv:{path} has no column {label!r}{closest(label, header)}; its first row has {', '.join(header)[:200]}")
     column = None if label is None else header.index(label)
@@ -277,10 +297,13 @@ def _read_table(path: str, label: str | None) -> tuple[npt.NDArray[np.float32], 
             raise ValueError(f"csv:{path}: row {number} has {len(row)} values, must have {len(header)} as the first row")
         if column is not None:
             labels.append(row.pop(column).strip())
+            if not labels[-1]:
+                raise ValueError(f"csv:{path}: row {number} has no {label}: remove the row, or fill it in")
         try:
             values = np.array(row, np.float32)
         except ValueError:
-            raise ValueError(f"csv:{path}: row {number} has a value that is not a number: {','.join(row)[:80]!r}") from None
+            hint = "" if column is not None else "; a column of classes is label=COLUMN"
+            raise ValueError(f"csv:{path}: row {number} has a value that is not a number: {','.join(row)[:80]!r}{hint}") from None
         if not np.isfinite(values).all():
             raise ValueError(f"csv:{path}: row {number} has a value that is not finite: remove the row, or fill it in")
         numbers.append(values)

@@ -6,6 +6,7 @@ have. A split that has no folder of its own is taken from the others, see `_spli
 
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from edgekd.wire.inputs import open_rgb, square_pixels
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _TRAIN = ("train", "training")
+_SPLIT_LIKE = re.compile(r"(train|test|val|eval|dev)", re.IGNORECASE)
 
 IdsOf = Callable[[int], npt.NDArray[np.int64]]
 
@@ -78,19 +80,26 @@ def _squares(names: Sequence[str], size: int, part: str, root: Path) -> Samples:
 def _parse(name: str, argument: str) -> tuple[Path, int]:
     """Return folder and size of PATH[,size=64]."""
     path, _, options = argument.partition(",")
+    if ":" in options:
+        _check_split(name, argument, expanded(Path(path)))
     size = parse_numbers(f"{name}:PATH", options, {"size": 64})["size"]
     if size > MAX_SIZE:
         raise ValueError(f"{name}:{path}: size={size} is too large, must be in 1 .. {MAX_SIZE}")
     if not path or not expanded(Path(path)).is_dir():
-        folder, _, split = path.rpartition(":")
-        if folder and expanded(Path(folder)).is_dir():
-            names = (*SPLITS, ALL, *(entry.name for entry in _subfolders(expanded(Path(folder)))))
-            raise ValueError(
-                f"{name}:{path}: split '{split}' is unknown, must be one of {', '.join(names[:20])}{closest(split, names)}"
-            )
+        _check_split(name, path, expanded(Path(path.rpartition(":")[0])))
         kind = "a folder of images for each class" if name == "imagefolder" else "images"
         raise ValueError(f"{name}:PATH is '{path}', must be a folder with {kind}")
     return expanded(Path(path)), size
+
+
+def _check_split(name: str, spec: str, root: Path) -> None:
+    """Raise ValueError for a name that ends in an unknown split, if what precedes it is a folder."""
+    base, _, split = spec.rpartition(":")
+    if base and root.is_dir():
+        names = tuple(dict.fromkeys((*SPLITS, ALL, *(entry.name for entry in _subfolders(root)))))
+        raise ValueError(
+            f"{name}:{spec}: split '{split}' is unknown, must be one of {', '.join(names[:20])}{closest(split, names)}"
+        )
 
 
 def _split_folder(root: Path, split: str) -> tuple[Path, IdsOf]:
@@ -110,6 +119,7 @@ def _split_folder(root: Path, split: str) -> tuple[Path, IdsOf]:
     train, test = (next((folders[name] for name in names if name in folders), None) for names in (_TRAIN, TEST_FOLDERS))
     is_divided = train is not None and any(_subfolders(train)) and (test is not None or "public" in folders)
     if train is None or not (is_divided or folders.keys() == {train.name}):
+        _reject_unknown_splits(root, folders)
         return root, partial(whole_ids, split=split)
     if others := sorted(folders.keys() - known):
         raise ValueError(
@@ -124,10 +134,20 @@ def _split_folder(root: Path, split: str) -> tuple[Path, IdsOf]:
     if split == "test" and test is not None:
         return test, all_ids
     if split == ALL:
-        return train, all_ids
+        raise ValueError(f"imagefolder:{root}:all: it has split folders: name one of them, {', '.join(sorted(folders))}")
     if split != "test" and "public" in folders:  # private is then all that is not test
         return train, all_ids if test is not None else partial(whole_ids, split="")
     return train, partial(whole_ids if test is None else train_ids, split=split)
+
+
+def _reject_unknown_splits(root: Path, folders: dict[str, Path]) -> None:
+    """Raise ValueError if the folders are probably splits of unknown names: split-like names, and the same folders in each."""
+    inner = [{entry.name for entry in _subfolders(folder)} for folder in folders.values()]
+    if len(folders) > 1 and any(map(_SPLIT_LIKE.match, folders)) and all(inner) and set.intersection(*inner):
+        raise ValueError(
+            f"imagefolder:{root} has the folders {', '.join(sorted(folders))}, with the same folders in each, as splits have: name "
+            f"them train and test, or one of them, imagefolder:{root}:{min(folders)}; classes must have other names"
+        )
 
 
 def has_folder(argument: str, name: str) -> bool:

@@ -65,6 +65,9 @@ class _Items:
         self.classes: list[str] = []
         if label is not None:
             values, names = list(rows[label]), getattr(rows.features[label], "names", None)
+            for value in values:
+                if not isinstance(value, int | str):
+                    raise ValueError(f"hf: column {label!r} has the value {value!r}, must have integers or text: name label=COLUMN")
             if names is None:
                 indices, names = index_labels(values)
                 values = indices.tolist()
@@ -126,7 +129,7 @@ def _select(loaded: Any, spec: str, split: str) -> tuple[Any, npt.NDArray[np.int
 
 
 def _known(spec: str, split: str, parts: Any) -> str:
-    names = (*SPLITS, ALL, *parts)
+    names = tuple(dict.fromkeys((*SPLITS, ALL, *parts)))
     if split and split not in names:
         raise ValueError(f"{spec}: split '{split}' is unknown, must be one of {', '.join(names)}{closest(split, names)}")
     return split

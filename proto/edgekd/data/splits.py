@@ -16,6 +16,7 @@ _SPLIT_SEED = 0
 
 OWN_SOURCES = ("imagefolder", "unlabelled", "npy", "csv", "hf")
 """Sources of the user's own data, SOURCE:ARGUMENT[:SPLIT]."""
+BUILT_IN = ("digits", "fashion-mnist", "cifar10", "cifar100", "synthetic")
 
 OWN = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<callable>[^\W\d]\w*)(:(?P<split>[^\W\d]\w*))?")
 """A data set of the user's own code: package.module:callable[:SPLIT]."""
@@ -44,25 +45,40 @@ def all_ids(num_samples: int) -> Ids:
     return permutation(_SPLIT_SEED, num_samples, 0)
 
 
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 """Names of folders that are the test split of an image folder."""
 
 
 def contains_test(dataset: str) -> bool:
     """Return whether the name of a data set selects samples of its test split, by a name other than :test."""
-    return _is_own(dataset) and dataset.rpartition(":")[2] in (ALL, *TEST_FOLDERS)
+    return is_own(dataset) and dataset.rpartition(":")[2] in (ALL, *TEST_FOLDERS)
+
+
+def overlaps(test: str, training: str) -> bool:
+    """Return whether two splits of one data set share samples: equal ones, and a split with one that includes it."""
+    base, split = _parts_of(test)
+    other, other_split = _parts_of(training)
+    if base != other:
+        return False
+    return split in (other_split, ALL) or (split == "" and other_split in ("public", "private"))
 
 
 def split_of(dataset: str, split: str) -> str:
     """Name another split of the same data set: fashion-mnist:private, test -> fashion-mnist:test."""
+    return f"{_parts_of(dataset)[0]}:{split}"
+
+
+def _parts_of(dataset: str) -> tuple[str, str]:
+    """Return the name of a data set without its split, and the split, empty if there is none."""
     base, colon, last = dataset.rpartition(":")
     has_folders = dataset.startswith("imagefolder:") and (Path(base.partition(":")[2].partition(",")[0]) / last).is_dir()
-    own = None if _is_own(dataset) else OWN.fullmatch(dataset)
+    own = None if dataset.partition(":")[0] in OWN_SOURCES else OWN.fullmatch(dataset)
     is_of_hub = dataset.startswith("hf:") and ":" in base
     is_split = last in (*SPLITS, ALL) or has_folders or is_of_hub or (own is not None and own["split"] is not None)
-    return f"{base if colon and is_split else dataset}:{split}"
+    return (base, last) if colon and is_split else (dataset, "")
 
 
-def _is_own(dataset: str) -> bool:
+def is_own(dataset: str) -> bool:
+    """Return whether the name is of the user's own data, whose classes have no order that both ends know."""
     source, colon, _ = dataset.partition(":")
-    return bool(colon) and source in OWN_SOURCES
+    return bool(colon) and (source in OWN_SOURCES or (source not in BUILT_IN and OWN.fullmatch(dataset) is not None))

@@ -40,9 +40,13 @@ def choose_preprocessing(
     if card is not None and card.input_shape and shape != card.input_shape:
         raise ValueError(
             f"the model card has inputs of shape {list(card.input_shape)}, but the data set gives {list(shape)}: "
-            f"name a data set of this size, for example with size={card.input_shape[-1]}, or --resize {card.input_shape[-1]}"
+            f"name a data set of this size{_size_hint(card.input_shape)}"
         )
     return rules
+
+
+def _size_hint(shape: tuple[int, ...]) -> str:
+    return f", for example with size={shape[-1]}, or --resize {shape[-1]}" if len(shape) == 3 else ""
 
 
 def _channels(model: str, sample_shape: Sequence[int], rules: Preprocessing, card: ModelCard | None) -> int:

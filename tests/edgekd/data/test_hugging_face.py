@@ -57,6 +57,13 @@ def test_arrays_and_text_labels_of_named_columns(tmp_path: Path) -> None:
     assert [int(row[0]) % 2 for row in dataset.inputs[:]] == [1 - label for label in dataset.labels]
 
 
+@pytest.mark.parametrize("values", [[0, None] * 6, [[0], [1]] * 6, [0.0, 0.5] * 6])
+def test_labels_that_name_no_class_are_refused(tmp_path: Path, values: list[object]) -> None:
+    datasets.Dataset.from_dict({"x": [[1.0, 2.0]] * 12, "label": values}).save_to_disk(tmp_path / "odd")
+    with pytest.raises(ValueError, match=r"column .label. has the value .*, must have integers or text"):
+        load_dataset(f"hf:{tmp_path}/odd")
+
+
 def test_hidden_labels_are_no_labels(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"x": [[1.0, 2.0]] * 6, "label": [-1] * 6}).save_to_disk(tmp_path / "hidden")
     assert not load_dataset(f"hf:{tmp_path}/hidden").is_labelled
@@ -69,7 +76,7 @@ def test_hidden_labels_are_no_labels(tmp_path: Path) -> None:
         (",label=labl", r"has no column 'labl' \(did you mean label\?\)"),
         (",size=0", "size is '0', must be in"),
         (",sise=8", "has the option 'sise=8', must be config="),
-        (":tset", "split 'tset' is unknown, must be one of public, private, test, all, train, test, night"),
+        (":tset", "split 'tset' is unknown, must be one of public, private, test, all, train, night"),
     ],
 )
 def test_a_wrong_name_is_explained(saved: str, options: str, message: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.data import arrays, decoded
+from edgekd.data import arrays, decoded, splits
 from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import load_dataset, resized
 from edgekd.data.preprocessing import parse_preprocessing
@@ -53,11 +53,33 @@ def values_of(dataset: Dataset) -> set[int]:
 def test_split_folders_are_splits_and_not_classes(tmp_path: Path) -> None:
     write_images(tmp_path / "train", "cat dog", 9)
     write_images(tmp_path / "val", "cat dog", 3, first=100)
-    splits = {split: load_dataset(f"imagefolder:{tmp_path},size=8:{split}") for split in ("public", "private", "test", "all")}
+    splits = {split: load_dataset(f"imagefolder:{tmp_path},size=8:{split}") for split in ("public", "private", "test")}
     assert {dataset.class_names for dataset in splits.values()} == {("cat", "dog")}
     assert values_of(splits["test"]) == set(range(100, 106))
-    assert values_of(splits["public"]) | values_of(splits["private"]) == set(range(18)) == values_of(splits["all"])
+    assert values_of(splits["public"]) | values_of(splits["private"]) == set(range(18))
     assert not values_of(splits["public"]) & values_of(splits["private"])
+
+
+@pytest.mark.parametrize("names", ["train_images test_images", "Train_1 val2", "test val", "holdout dev"])
+def test_folders_that_look_like_splits_are_no_classes(tmp_path: Path, names: str) -> None:
+    for number, name in enumerate(names.split()):
+        write_images(tmp_path / name, "cat dog", 2, first=50 * number)
+    with pytest.raises(ValueError, match="with the same folders in each, as splits have: name them train and test"):
+        load_dataset(f"imagefolder:{tmp_path},size=8")
+
+
+def test_folders_within_classes_are_allowed(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        write_images(tmp_path / name, "indoor outdoor", 2, first=50 * number)
+    assert load_dataset(f"imagefolder:{tmp_path},size=8:all").class_names == ("cat", "dog")
+
+
+def test_all_of_split_folders_is_not_one_of_them(tmp_path: Path) -> None:
+    for number, name in enumerate(("training", "testing")):
+        write_images(tmp_path / name, "cat dog", 3, first=50 * number)
+    assert values_of(load_dataset(f"imagefolder:{tmp_path},size=8:test")) == set(range(50, 56))
+    with pytest.raises(ValueError, match="it has split folders: name one of them, testing, training"):
+        load_dataset(f"imagefolder:{tmp_path},size=8:all")
 
 
 def test_a_mistyped_split_of_a_folder_is_named(tmp_path: Path) -> None:
@@ -66,6 +88,8 @@ def test_a_mistyped_split_of_a_folder_is_named(tmp_path: Path) -> None:
         ValueError, match=r"split 'tset' is unknown, must be one of public, private, test, all, cat, dog \(did you mean test\?\)"
     ):
         load_dataset(f"imagefolder:{tmp_path}:tset")
+    with pytest.raises(ValueError, match=r"split 'tset' is unknown"):
+        load_dataset(f"imagefolder:{tmp_path},size=8:tset")
 
 
 def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
@@ -470,3 +494,32 @@ def test_a_large_data_set_is_read_into_a_file(module: str, monkeypatch: pytest.M
 def test_an_unusable_data_set_is_named_with_the_cause(module: str, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_dataset(f"{module}:{name}:all")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (",x,activity\n0,1,walk\n", "column 1 has no name: remove it"),
+        ("x;activity\n1;walk\n", "is separated by semicolons"),
+        ("x,activity\n1,walk\n2,\n", "row 3 has no activity"),
+    ],
+)
+def test_a_table_with_gaps_is_explained(tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(f"csv:{tmp_path}/t.csv,window=1,label=activity")
+
+
+def test_a_label_that_is_no_class_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="things has the label 1000000000000, must be below"):
+        arrays.numbered_classes([0, 10**12], "things")
+    assert arrays.numbered_classes([0, 2], "things") == ("0", "1", "2")
+
+
+def test_a_test_set_that_contains_training_data_is_recognised() -> None:
+    assert splits.overlaps("fashion-mnist", "fashion-mnist:private")
+    assert splits.overlaps("imagefolder:a,size=8:all", "imagefolder:a,size=8:private")
+    assert splits.overlaps("imagefolder:a:night", "imagefolder:a:night") == splits.overlaps("npy:a", "npy:a") is True
+    assert not splits.overlaps("imagefolder:b:all", "imagefolder:a:private")
+    assert not splits.overlaps("fashion-mnist:test", "fashion-mnist:private")
+    assert not splits.overlaps("fashion-mnist:public", "fashion-mnist:private")
