@@ -92,9 +92,7 @@ def dataset(size: int) -> str:
 def make_trainer(size: int) -> Trainer:
     private, public = load_dataset(f"{dataset(size)}:private"), load_dataset(f"{dataset(size)}:public")
     student = build_model("cnn", num_classes=NUM_CLASSES, input_shape=private.inputs.shape[1:], seed=0)
-    recipe = Recipe(
-        alpha=0.1, temperature=4, lr=0.01, momentum=0.9, batch_size=PRIVATE_BATCH, public_batch=PUBLIC_BATCH, seed=0, device="cpu"
-    )
+    recipe = Recipe(alpha=0.1, temperature=4, lr=0.01, batch_size=PRIVATE_BATCH, public_batch=PUBLIC_BATCH, seed=0, device="cpu")
     trainer = TeamTrainer(student=student, private=private, public=public, recipe=recipe)
     trainer.warm_up(NUM_CLASSES)
     return trainer

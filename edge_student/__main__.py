@@ -20,7 +20,9 @@ from edgekd.cli.logs import set_log_context
 if TYPE_CHECKING:
     from edge_student.settings.doctor import DoctorConfig
     from edge_student.settings.fetch import FetchConfig
+    from edge_student.settings.inference import EvaluateConfig, ExportConfig, PredictConfig
     from edge_student.settings.student import CalibrateConfig, CompareConfig, StudentConfig, TrainConfig
+    from edge_student.settings.watch import WatchConfig
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,34 @@ def doctor(config: DoctorConfig) -> int:
     return check_device(config)
 
 
+def evaluate(config: EvaluateConfig) -> int:
+    """Measure the accuracy of a trained student."""
+    from edge_student.inference.evaluate import evaluate as measure
+
+    return measure(config)
+
+
+def predict(config: PredictConfig) -> int:
+    """Predict the classes of files."""
+    from edge_student.inference.predict import predict as predict_files
+
+    return predict_files(config)
+
+
+def export(config: ExportConfig) -> int:
+    """Export a trained student, and check the file."""
+    from edge_student.inference.export import export as write
+
+    return write(config)
+
+
+def watch(config: WatchConfig) -> int:
+    """Show a running training."""
+    from edge_student.watch import watch as show
+
+    return show(config)
+
+
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -127,6 +157,18 @@ COMMANDS: dict[str, Command] = {
         "edge_student.settings.student:CompareConfig",
         compare,
         "Train the same student under several policies and compare wall-clock.",
+    ),
+    "watch": ("edge_student.settings.watch:WatchConfig", watch, "Show a running training in another shell."),
+    "evaluate": (
+        "edge_student.settings.inference:EvaluateConfig",
+        evaluate,
+        "Measure the accuracy of a trained student, by class.",
+    ),
+    "predict": ("edge_student.settings.inference:PredictConfig", predict, "Predict the classes of files with a trained student."),
+    "export": (
+        "edge_student.settings.inference:ExportConfig",
+        export,
+        "Export a trained student to ONNX, torch.export or ExecuTorch.",
     ),
     "doctor": (
         "edge_student.settings.doctor:DoctorConfig",

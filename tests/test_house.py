@@ -90,7 +90,7 @@ def test_package_files_are_only_a_docstring() -> None:
     more = [
         name_of(path)
         for path in package_sources()
-        if path.name == "__init__.py"
+        if path.name == "__init__.py" and name_of(path) != "edge_student/__init__.py"  # it has the Python interface
         if len((module := ast.parse(text_of(path))).body) != 1 or ast.get_docstring(module) is None
     ]
     assert more == []
@@ -203,7 +203,11 @@ def undeclared(path: Path, local: set[str], required: set[str], optional: set[st
 def test_packages_import_only_declared_dependencies() -> None:
     """A dependency of a dependency may vanish with the next version of it, so each imported package is declared here."""
     ours = {Path(package).name for package in PACKAGES}
-    found = [line for path in package_sources() for line in undeclared(path, ours, declared(), declared("timm", "hf"))]
+    found = [
+        line
+        for path in package_sources()
+        for line in undeclared(path, ours, declared(), declared("timm", "hf", "onnx", "executorch", "tensorboard"))
+    ]
     assert found == []
 
 

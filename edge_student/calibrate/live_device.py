@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from edge_student.calibrate.visits import Visit
@@ -102,6 +102,10 @@ class LiveDevice:
         finally:
             with self._changed:
                 self._visit = None
+
+    def spare_work(self, index: int) -> nullcontext[bool]:
+        """Return no work: a measurement has none."""
+        return nullcontext(False)
 
     def has_batch(self, index: int) -> bool:
         """Return True: all batches are received before a visit."""

@@ -16,13 +16,19 @@ from edge_student.report.verdict import Summary, median_of
 _PARTS = ("forward", "backward", "stall", "hold")
 _MAX_NAMED = 3
 _PIPE_WIDTH = 170
+_WIDE = 130
+"""Columns of a terminal from which the table has all columns; report.json has them in any case."""
 
 
 def print_table(summary: Sequence[Summary], runs: Sequence[dict[str, Any]], report: dict[str, Any]) -> None:
     """Print one row per policy: median wall-clock, intervals, time per part, verdict.
 
-    With a profile, the modelled seconds have a column of their own.
+    With a profile, the modelled seconds have a column of their own. A narrow terminal has no room for the parts.
     """
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width, and rich would wrap the table at 80 columns
+        console = Console(width=_PIPE_WIDTH)
+    parts = _PARTS if console.width >= _WIDE else ()
     host, config = report["host"], report["config"]
     num_cores = len(host["cores_used"])
     is_modelled = config.get("profile") is not None
@@ -33,7 +39,8 @@ def print_table(summary: Sequence[Summary], runs: Sequence[dict[str, Any]], repo
     # The minimum width keeps policy names whole on a narrow terminal.
     longest_name = max((len(row.policy) for row in summary), default=0)
     table.add_column("policy", no_wrap=True, min_width=longest_name)
-    for name in ("runs", "wall-clock", "interval", "vs os-default", "interval", *_PARTS, "accuracy"):
+    columns = ["interval", "vs os-default", "interval", *parts, "accuracy"] if parts else ["vs os-default", "interval"]
+    for name in ("runs", "wall-clock", *columns):
         table.add_column(name, justify="right")
     if is_modelled:
         table.add_column("modelled", justify="right")
@@ -43,17 +50,14 @@ def print_table(summary: Sequence[Summary], runs: Sequence[dict[str, Any]], repo
             row.policy,
             str(row.num_runs),
             format_number(row.median_s),
-            format_interval(row.ci95),
+            *([format_interval(row.ci95)] if parts else []),
             format_number(row.ratio_vs_os_default),
             format_interval(row.ratio_ci95),
-            *(format_number(median_of(runs, row.policy, f"{part}_s")) for part in _PARTS),
-            format_number(median_of(runs, row.policy, "accuracy")),
+            *(format_number(median_of(runs, row.policy, f"{part}_s")) for part in parts),
+            *([format_number(median_of(runs, row.policy, "accuracy"))] if parts else []),
             *([format_number(row.predicted_s)] if is_modelled else []),
             row.verdict,
         )
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width, and rich would wrap the table at 80 columns
-        console = Console(width=_PIPE_WIDTH)
     console.print(table)
 
 

@@ -4,7 +4,7 @@ import errno
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_file import Checkpoint
 from edge_student.run.resume import ResumeState
 from edge_student.settings.student import TrainConfig
+from edge_student.training.optimizers import Rule
 from edge_student.training.trainer import Trainer
 from edgekd.errors import WorldError
 from edgekd.files import free_bytes
 from scheduler.control.controller import Controller
 
-RESULT_FILES = ("result.json", "student.safetensors", "events.jsonl", "trace.json")
+RESULT_FILES = ("result.json", "student.safetensors", "events.jsonl", "trace.json", "metrics.jsonl")
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,9 @@ MAX_BUFFERED_RECORDS = 20_000
 class CheckpointWriter:
     """Writes the checkpoints of one run into `config.out`. Call `begin`, `on_cycle` after every cycle, and `end` in all cases.
 
-    `identity` has the constant values: run_id, recipe and teacher. `caveats` returns the caveats so far. A failed write (for
-    example a full disk) does not stop training: it is logged and added to `notes`. With --checkpoint-every 0 nothing is written.
+    `identity` has the constant values: run_id, recipe and teacher. `caveats` returns the caveats so far, `accuracies` grows with
+    the evaluations. A failed write (for example a full disk) does not stop training: it is logged and added to `notes`. With
+    --checkpoint-every 0 nothing is written.
     """
 
     def __init__(
@@ -51,13 +53,15 @@ class CheckpointWriter:
         log: EventFile,
         resumed: ResumeState,
         caveats: Callable[[], Caveats],
+        accuracies: Sequence[tuple[int, float]],
     ) -> None:
         self._config, self._identity, self._caveats = config, dict(identity), caveats
         self._trainer, self._controller, self._buffer, self._log = trainer, controller, buffer, log
+        self._accuracies = accuracies
         self._resumed, self._started, self._next = resumed, 0.0, math.inf
         self._failures: list[str] = []
         self._student_bytes = _size_of(trainer.student)
-        self._checkpoint_bytes = 2 * self._student_bytes  # an estimate, until the first checkpoint is written
+        self._checkpoint_bytes = _arrays_of(config) * self._student_bytes  # an estimate, until the first checkpoint is written
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -127,6 +131,8 @@ class CheckpointWriter:
             "loss": loss if math.isfinite(loss) else None,
             "resumed_at": list(self._resumed.resumed_at),
             "learnt": self._controller.to_json(),
+            "accuracies": [list(pair) for pair in self._accuracies],
+            "num_private_steps": self._trainer.num_private_steps,
         }
         return Checkpoint(facts=facts, tensors=self._trainer.snapshot())
 
@@ -138,7 +144,9 @@ def check_space(config: TrainConfig, student: torch.nn.Module, *, is_resumed: bo
     """
     out, has_checkpoints = config.out, config.checkpoint_every > 0
     student_bytes = _size_of(student)
-    needed = _OTHER_BYTES + (_bytes_of_files(out, student_bytes, 2 * student_bytes) if has_checkpoints else student_bytes)
+    needed = _OTHER_BYTES + (
+        _bytes_of_files(out, student_bytes, _arrays_of(config) * student_bytes) if has_checkpoints else student_bytes
+    )
     free = free_bytes(out)
     if not is_resumed:
         replaced = [out / name for name in (*checkpoint_file.FILES, *RESULT_FILES)]
@@ -153,6 +161,11 @@ def _bytes_of_files(out: Path, student_bytes: int, checkpoint_bytes: int) -> int
     """Return the bytes of two checkpoints, unless they exist, a temporary one, and the student's weights."""
     names = (checkpoint_file.NEWEST, checkpoint_file.PREVIOUS)
     return (1 + sum(not (out / name).exists() for name in names)) * checkpoint_bytes + student_bytes
+
+
+def _arrays_of(config: TrainConfig) -> int:
+    """Return the number of arrays of a checkpoint that are as large as the student: the student and the optimizer's states."""
+    return 1 + len(Rule(name=config.optimizer).state_names)
 
 
 def _size_of(student: torch.nn.Module) -> int:

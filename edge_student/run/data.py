@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edge_student.ipc.messages import Described
+from edge_student.run.objects import NO_OBJECTS, Objects
 from edge_student.settings.student import StudentConfig
 from edge_student.training.batches import check_same_kind, check_same_shape
 from edge_student.workers.shared_dataset import SharedDataset
@@ -12,8 +13,9 @@ from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import load_dataset, resized
 from edgekd.data.preprocessing import Preprocessing
 from edgekd.data.splits import is_own
+from edgekd.files import expanded, named_by
 from edgekd.models.build import card_of
-from edgekd.models.card import ModelCard
+from edgekd.models.card import ModelCard, read_card
 from edgekd.models.classes import BY_NAME, IN_ORDER, outputs_of, relabelled
 from edgekd.models.input import choose_preprocessing
 from edgekd.wire.class_names import digest_of_names
@@ -52,13 +54,13 @@ class TrainingData:
         return replace(self, private=private.dataset, public=None if public is None else public.dataset, shared=(private, public))
 
 
-def load_training_data(config: StudentConfig) -> TrainingData:
-    """Load the private and the public data.
+def load_training_data(config: StudentConfig, objects: Objects = NO_OBJECTS) -> TrainingData:
+    """Load the private and the public data, or take those of the caller.
 
     Raises ValueError for an unknown name, more --private-samples than exist, samples that do not fit the student's preprocessing,
     and private data without labels unless alpha is 0.
     """
-    private = load_dataset(config.private)
+    private = objects.private or load_dataset(config.private)
     limit = config.private_samples
     if limit is not None and limit > len(private.labels):
         raise ValueError(f"--private-samples is {limit}, must be at most {len(private.labels)}, the size of {private.name}")
@@ -72,11 +74,11 @@ def load_training_data(config: StudentConfig) -> TrainingData:
         config.model,
         private.input_shape,
         private.inputs.dtype,
-        card=card_of(config.model),
+        card=_start_card(config, objects),
         normalize=config.normalize,
         resize=config.resize,
     )
-    public = None if config.input_encoding else load_dataset(config.public_dataset)
+    public = None if config.input_encoding else objects.public or load_dataset(config.public_dataset)
     return TrainingData(
         private=resized(private, preprocessing),
         public=None if public is None else resized(public, preprocessing),
@@ -84,9 +86,34 @@ def load_training_data(config: StudentConfig) -> TrainingData:
     )
 
 
-def load_test_data(config: StudentConfig, data: TrainingData, note: Callable[[str], None]) -> Dataset | None:
-    """Load the data that measure the accuracy; None, with a note, if they have no labels. Raises ValueError for other samples."""
-    test = load_dataset(config.test_dataset)
+def _start_card(config: StudentConfig, objects: Objects) -> ModelCard | None:
+    """Return the card of the weights from which the student starts; None without weights or card.
+
+    Raises ValueError for weights with unknown preprocessing.
+    """
+    if config.init is None:
+        return None if objects.student is not None else card_of(config.model)
+    with named_by("--init"):
+        card = read_card(expanded(config.init))
+    if card is None and config.normalize is None:
+        raise ValueError(
+            f"the normalization of --init {config.init} is not known: give --normalize imagenet, signed, unit or MEAN/STD, as it "
+            "was trained, or a model card"
+        )
+    return card
+
+
+def load_test_data(
+    config: StudentConfig, data: TrainingData, note: Callable[[str], None], objects: Objects = NO_OBJECTS
+) -> Dataset | None:
+    """Load the data that measure the accuracy, or take those of the caller; None, with a note, if there are none with labels.
+
+    Raises ValueError for samples of another shape or type.
+    """
+    if objects.private is not None and objects.test is None and config.test is None:
+        note("the accuracy was not measured, because no test data were given")
+        return None
+    test = objects.test or load_dataset(config.test_dataset)
     if not test.is_labelled:
         note(f"the accuracy was not measured, because {test.name} has no labels; name labelled data with --test")
         logger.warning("%s has no labels, so the accuracy is not measured; name labelled data with --test", test.name)

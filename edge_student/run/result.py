@@ -17,10 +17,13 @@ from edge_student.host.disturbance import DISTURBED
 from edge_student.host.environment import spinning_variables
 from edge_student.host.provenance import describe_host, describe_software
 from edge_student.ipc.messages import Described, Finished
+from edge_student.monitor.evaluation import Evaluation
+from edge_student.monitor.metrics import NAME as METRICS
+from edge_student.monitor.metrics import keep_until
+from edge_student.monitor.promise import Promise
 from edge_student.run import checkpoint_file
 from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_writer import RESULT_FILES
-from edge_student.run.promise import Promise
 from edge_student.run.resume import ResumeState
 from edge_student.settings.student import TrainConfig, jsonable
 from edge_student.training.trainer import Trainer
@@ -61,6 +64,7 @@ class Outcome:
     disturbance: dict[str, Any] | None
     disturbances: list[str]
     promise: Promise
+    evaluation: Evaluation
     accuracy: float | None
     is_unlabelled: bool
     interruption: BaseException | None
@@ -77,6 +81,7 @@ def remove_old_files(out: Path, resumed: ResumeState) -> None:
     """Remove the files of an earlier run. A resumed run keeps its files, except result.json of its earlier part."""
     if resumed.resumed_at:
         (out / "result.json").unlink(missing_ok=True)  # result.json marks the other files as complete
+        keep_until(out / METRICS, resumed.num_cycles)
         return
     if (out / checkpoint_file.NEWEST).exists():
         logger.warning("removing the checkpoint of an earlier run in %s; use --resume to continue such a run", out)
@@ -162,10 +167,13 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "policy": config.policy,
         "seed": config.seed,
         "cycles": outcome.trainer.num_cycles,
+        "private_steps": outcome.trainer.num_private_steps,
         "wall_clock_s": resumed.wall_clock_s + outcome.ended - outcome.started,
         "resumed_at": list(resumed.resumed_at),
         "disturbance": outcome.disturbance,
         "accuracy": outcome.accuracy,
+        "accuracies": [list(pair) for pair in outcome.evaluation.accuracies],
+        "evaluation_s": outcome.evaluation.seconds,
         "is_unlabelled": outcome.is_unlabelled,
         "alpha": config.alpha,
         "loss": loss if math.isfinite(loss) else None,
@@ -196,12 +204,15 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(
             f"resumed from a checkpoint at cycle {cycles}: wall-clock and totals cover all kept cycles, disturbance the last part"
         )
+    if trainer.num_private_steps:
+        notes.append(f"{trainer.num_private_steps} steps on private data alone filled the time without logits")
+        logger.info(notes[-1])
     if trainer.num_cycles and not math.isfinite(trainer.last_loss):
         notes.append(f"the loss is {trainer.last_loss}: training diverged; try a smaller --lr")
         logger.warning(notes[-1])
     broken = outcome.promise.broken(
         trainer.num_cycles - outcome.resumed.num_cycles,
-        outcome.ended,
+        outcome.ended - outcome.evaluation.seconds,
         outcome.loop.logits_wait_s,
         [*outcome.disturbances, *outcome.caveats.notes],
     )

@@ -17,9 +17,12 @@ import torch
 
 from edge_student.events.log_file import Totals
 from edge_student.ipc.messages import Described
+from edge_student.monitor.evaluation import parse_accuracies
 from edge_student.run import checkpoint_file
 from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_file import NO_RESUME, Checkpoint, CheckpointError
+from edge_student.run.objects import NO_OBJECTS, Objects
+from edge_student.run.recipe import recipe_flags
 from edge_student.settings.student import TrainConfig
 from edge_student.training.trainer import Trainer
 from edgekd.wire.identity import read_id
@@ -30,10 +33,18 @@ logger = logging.getLogger(__name__)
 
 # Flags that the weights depend on, besides the data sets' digests.
 _RECIPE = (
-    *("model", "alpha", "temperature", "lr", "momentum", "batch_size", "public_batch", "seed", "encoding", "top_k"),
+    *("model", "alpha", "temperature", "lr", "batch_size", "public_batch", "seed", "encoding", "top_k"),
     *("normalize", "resize", "class_map"),
 )
-_FORMER = {"shards": 1}
+_FORMER = {
+    "shards": 1,
+    "optimizer": "sgd",
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup": 0,
+    "augment": "none",
+    "while_starved": "wait",
+}
 """Values of flags that did not exist when a checkpoint was written."""
 _KEYS = (
     *("run_id", "recipe", "teacher", "num_cycles", "totals", "marks", "wall_clock_s", "events_bytes", "loss", "resumed_at"),
@@ -61,6 +72,8 @@ class ResumeState:
     teacher: Mapping[str, Any] | None = None
     controller_state: Any = None
     snapshot: Mapping[str, torch.Tensor] | None = None
+    accuracies: tuple[tuple[int, float], ...] = ()
+    num_private_steps: int = 0
 
     @property
     def num_shards(self) -> int | None:
@@ -68,9 +81,10 @@ class ResumeState:
         return None if self.recipe is None else int(self.recipe.get("shards", _FORMER["shards"]))
 
 
-def flags_of(config: TrainConfig) -> dict[str, Any]:
+def flags_of(config: TrainConfig, objects: Objects = NO_OBJECTS) -> dict[str, Any]:
     """Return the flags that the weights depend on, as plain values by flag name. Needs no data set."""
-    return {**{name: getattr(config, name) for name in _RECIPE}, "encoding": config.encoding.value}
+    own = {name: getattr(config, name) for name in _RECIPE}
+    return {**own, "encoding": config.encoding.value, **recipe_flags(config, objects)}
 
 
 def labels_digest(labels: npt.NDArray[np.int64]) -> str:
@@ -78,9 +92,9 @@ def labels_digest(labels: npt.NDArray[np.int64]) -> str:
     return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
 
 
-def recipe_of(config: TrainConfig, private_digest: str, num_private: int, num_shards: int) -> dict[str, Any]:
-    """Return all that the weights depend on, except teacher and public data, as plain values by flag name."""
-    return {**flags_of(config), "private": private_digest, "private_samples": num_private, "shards": num_shards}
+def recipe_of(flags: Mapping[str, Any], private_digest: str, num_private: int, num_shards: int) -> dict[str, Any]:
+    """Return all that the weights depend on, except teacher and public data: `flags_of` and the rest, by flag name."""
+    return {**flags, "private": private_digest, "private_samples": num_private, "shards": num_shards}
 
 
 def load_resume_state(config: TrainConfig) -> ResumeState:
@@ -145,6 +159,7 @@ def resume_training(resumed: ResumeState, trainer: Trainer, controller: Controll
         except ValueError as error:
             raise CheckpointError(f"{where}: {error}; {NO_RESUME}") from None
         trainer.last_loss = resumed.loss
+        trainer.num_private_steps = resumed.num_private_steps
         logger.info("resuming after %d of %d cycles", resumed.num_cycles, config.cycles)
     if config.checkpoint_every:
         trainer.enable_snapshots()
@@ -152,7 +167,7 @@ def resume_training(resumed: ResumeState, trainer: Trainer, controller: Controll
 
 def _to_resume_state(found: Checkpoint, where: str) -> ResumeState:
     facts = found.facts
-    check_keys(facts, required=_KEYS, where=where)
+    check_keys(facts, required=_KEYS, optional=("accuracies", "num_private_steps"), where=where)
     teacher, recipe = mapping(facts["teacher"], where), mapping(facts["recipe"], where)
     resumed_at = listing(facts["resumed_at"], where)
     if not all(is_whole(cycle) for cycle in resumed_at):
@@ -177,4 +192,6 @@ def _to_resume_state(found: Checkpoint, where: str) -> ResumeState:
         teacher=teacher,
         controller_state=facts["learnt"],
         snapshot=found.tensors,
+        accuracies=parse_accuracies(facts.get("accuracies", []), where),
+        num_private_steps=whole({"num_private_steps": 0, **facts}, "num_private_steps", where, least=0, most=None),
     )

@@ -5,6 +5,7 @@ training state and log up to that point are saved.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -18,9 +19,15 @@ from edge_student.host.disturbance import findings
 from edge_student.host.sampler import DisturbanceSampler
 from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import Ring, RingShape, prefetch_limit
+from edge_student.monitor.evaluation import Evaluation, StoppedEarly
+from edge_student.monitor.metrics import Callback, Metrics
+from edge_student.monitor.promise import Promise
+from edge_student.monitor.tensorboard import TensorBoard
+from edge_student.monitor.watch import Watch
 from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_writer import CheckpointWriter, check_space
 from edge_student.run.data import (
+    TrainingData,
     check_teacher,
     load_test_data,
     load_training_data,
@@ -29,8 +36,9 @@ from edge_student.run.data import (
     name_of_source,
     student_card,
 )
+from edge_student.run.objects import NO_OBJECTS, Objects
 from edge_student.run.profile_match import load_profile
-from edge_student.run.promise import Promise
+from edge_student.run.recipe import check_initial_classes
 from edge_student.run.result import Outcome, collect_caveats, load_finished_result, remove_old_files, save
 from edge_student.run.resume import (
     ResumeState,
@@ -52,14 +60,12 @@ from edge_student.run.setup import (
 )
 from edge_student.run.shards import choose_shards
 from edge_student.run.signals import SignalHandler
-from edge_student.run.watch import Watch
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.student import TrainConfig
 from edge_student.training.trainer import Trainer
 from edge_student.workers.sharded_trainer import ShardedTrainer
-from edgekd.cli.progress import Progress
 from edgekd.data.dataset import Dataset
-from edgekd.files import claim_folder, make_folder, remove_if_empty
+from edgekd.files import claim_folder, expanded, make_folder, remove_if_empty
 from edgekd.models.build import check_model
 from edgekd.models.card import ModelCard
 from edgekd.models.devices import choose_device
@@ -83,6 +89,14 @@ class Parts(NamedTuple):
     controller: Controller
 
 
+class Observers(NamedTuple):
+    """What follows a training after every cycle."""
+
+    checkpoints: CheckpointWriter
+    evaluation: Evaluation
+    metrics: Metrics
+
+
 class Run:
     """One training run on `cores`. Use as a context manager and call `execute()` once; it writes its files to `config.out`.
 
@@ -92,23 +106,40 @@ class Run:
     The constructor raises ValueError for a wrong setting or a locked folder, and CheckpointError for a checkpoint it cannot resume.
     """
 
-    def __init__(self, config: TrainConfig, cores: tuple[int, ...], signals: SignalHandler | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        cores: tuple[int, ...],
+        signals: SignalHandler | None = None,
+        objects: Objects = NO_OBJECTS,
+    ) -> None:
         self._config = config
+        self._objects = objects
         self._cores = cores
         self._signals = signals or SignalHandler()
         with ExitStack() as lock:
             if make_folder(config.out):
                 lock.callback(remove_if_empty, config.out)
             lock.callback(os.close, claim_folder(config.out))
+            self._data: TrainingData | None = None
+            if config.epochs is not None:
+                self._data = load_training_data(config, objects)
+                cycles = math.ceil(config.epochs * len(self._data.private.labels) / config.batch_size)
+                self._config = config = replace(config, cycles=cycles)
+                logger.info("%g epochs of %d private samples are %d cycles", config.epochs, len(self._data.private.labels), cycles)
             self._resumed = load_resume_state(config) if config.resume else ResumeState()
             self.run_id = self._resumed.run_id or new_run_id()
             """Identifies this run at both ends. A resumed run keeps its id."""
             self._device = str(choose_device(config.device))
-            check_model(config.model)  # here, so that a wrong name is rejected before the worker starts
+            if objects.student is None:
+                check_model(config.model)  # here, so that a wrong name is rejected before the worker starts
             self._num_shards = choose_shards(config, config.policy, len(cores), self._resumed.num_shards)
             # The number of shards is checked once it is known, see `_check_profile`.
             self._profile = load_profile(config, cores, device=self._device, num_shards=None)
             self._policy = self._make_policy()
+            self._callbacks: list[Callback] = [*objects.callbacks]
+            if config.tensorboard is not None:
+                self._callbacks.append(TensorBoard(expanded(config.tensorboard)))
             self._buffer = EventBuffer()
             self._sampler = DisturbanceSampler(cores, teacher=config.teacher)
             self._disturbance: dict[str, Any] | None = None
@@ -130,25 +161,27 @@ class Run:
         Raises ValueError for a user's mistake and WorldError if the teacher stays unavailable; progress up to then is saved.
         """
         config, resumed = self._config, self._resumed
-        check_recipe(resumed, flags_of(config), config.out)
+        flags = flags_of(config, self._objects)
+        check_recipe(resumed, flags, config.out)
         if (result := load_finished_result(config, resumed)) is not None:
             logger.info("all %d cycles are trained already: nothing to do", config.cycles)
             return result
         self._max_threads = limit_torch_threads(config.torch_threads)
         # Without a teacher, the public data set identifies the cache. With one, data is loaded while the worker connects.
-        data = load_training_data(config) if config.teacher is None else None
+        data = load_training_data(config, self._objects) if config.teacher is None and self._data is None else self._data
         digest = data.public.digest if data is not None and data.public is not None else ""
         with CommWorkerProcess(self._configure(digest)) as worker:
             # The test data is loaded here too, so that a missing file ends the run before the training.
-            data = data or load_training_data(config)
-            test = load_test_data(config, data, self._notes.append)
-            recipe = recipe_of(config, data.private.digest, len(data.private.labels), self._num_shards)
+            data = data or load_training_data(config, self._objects)
+            test = load_test_data(config, data, self._notes.append, self._objects)
+            recipe = recipe_of(flags, data.private.digest, len(data.private.labels), self._num_shards)
             check_recipe(resumed, recipe, config.out)
             described = worker.await_description()
             self._check_class(worker)
             source = name_of_source(config.teacher)
             check_teacher(described, data, source)
             check_same_teacher(resumed, described, config.out)
+            check_initial_classes(config, described.class_names)
             data = replace(data, private=map_classes(data.private, described, config.class_map, source))
             test = None if test is None else map_test_classes(test, described, config.class_map, source)
             recipe["labels"] = labels_digest(data.private.labels)
@@ -160,6 +193,7 @@ class Run:
                 config,
                 data,
                 ring,
+                objects=self._objects,
                 device=self._device,
                 num_shards=self._num_shards,
                 is_resumed=resumed.num_shards is not None,
@@ -193,17 +227,8 @@ class Run:
             replaced = trainer.replaced if isinstance(trainer, ShardedTrainer) else []
             return collect_caveats(loop, log, resumed, parts.worker.finished, (*self._notes, *replaced, *more))
 
-        checkpoints = CheckpointWriter(
-            config=config,
-            identity={"run_id": self.run_id, "recipe": recipe, "teacher": asdict(described)},
-            trainer=trainer,
-            controller=parts.controller,
-            buffer=self._buffer,
-            log=log,
-            resumed=resumed,
-            caveats=caveats,
-        )
-        interruption = self._train(parts, loop, checkpoints)
+        observers = self._observe(parts, loop, log, recipe, described, test, caveats)
+        interruption = self._train(parts, loop, observers)
         parts.worker.close()
         accuracy = None
         if interruption is None and test is not None:
@@ -220,7 +245,7 @@ class Run:
                 resumed=resumed,
                 described=described,
                 card=card,
-                caveats=caveats(*checkpoints.notes),
+                caveats=caveats(*observers.checkpoints.notes),
                 prefetch=parts.ring.shape.num_slots,
                 comm_is_idle=self._comm_is_idle,
                 max_threads=self._max_threads,
@@ -230,11 +255,57 @@ class Run:
                 disturbance=self._disturbance,
                 disturbances=findings(self._disturbance) or self._disturbances,
                 promise=self._promise,
+                evaluation=observers.evaluation,
                 accuracy=accuracy,
                 is_unlabelled=test is None,
                 interruption=interruption,
             )
         )
+
+    def _observe(
+        self,
+        parts: Parts,
+        loop: SchedulerLoop,
+        log: EventFile,
+        recipe: dict[str, Any],
+        described: Described,
+        test: Dataset | None,
+        caveats: Callable[[], Caveats],
+    ) -> Observers:
+        """Return what follows the training after every cycle."""
+        trainer, resumed = parts.trainer, self._resumed
+        evaluation = Evaluation(
+            trainer,
+            test,
+            every=self._config.eval_every,
+            early_stop=self._config.early_stop,
+            frozen=self._config.frozen,
+            former=resumed.accuracies,
+            record=self._buffer.record,
+        )
+        checkpoints = CheckpointWriter(
+            config=self._config,
+            identity={"run_id": self.run_id, "recipe": recipe, "teacher": asdict(described)},
+            trainer=trainer,
+            controller=parts.controller,
+            buffer=self._buffer,
+            log=log,
+            resumed=resumed,
+            caveats=caveats,
+            accuracies=evaluation.accuracies,
+        )
+        metrics = Metrics(
+            out=self._config.out,
+            policy=self._config.policy,
+            cycles=self._config.cycles,
+            trainer=trainer,
+            controller=parts.controller,
+            loop=loop,
+            evaluation=evaluation,
+            callbacks=self._callbacks,
+            former_s=resumed.wall_clock_s,
+        )
+        return Observers(checkpoints, evaluation, metrics)
 
     def _save(self, outcome: Outcome) -> dict[str, Any]:
         """Save the result files; afterwards raise the interruption, if there was one."""
@@ -339,43 +410,54 @@ class Run:
             record=self._buffer.record,
         )
 
-    def _train(self, parts: Parts, loop: SchedulerLoop, checkpoints: CheckpointWriter) -> BaseException | None:
+    def _train(self, parts: Parts, loop: SchedulerLoop, observers: Observers) -> BaseException | None:
         """Run all cycles between two readings of the counters. Returns the exception that ended them, to be raised after saving."""
-        progress = Progress(self._config.policy, self._config.cycles)
         with no_full_collections():
             self._sampler.before()
             with self._watch(parts, loop) as watch:
-                interruption = self._run_cycles(parts, loop, checkpoints, progress)
+                interruption = self._run_cycles(parts, loop, observers)
             self._notes += watch.notes
             self._disturbances = watch.disturbances
-            steps = [self._read_disturbance, loop.finish, lambda: checkpoints.end(self._ended), progress.close]
+            steps = [
+                *(self._read_disturbance, observers.metrics.close, loop.finish),
+                lambda: observers.checkpoints.end(self._ended),
+            ]
             if interruption is not None:  # last, because the reading can take seconds while the caller waits for the end
                 steps = [*steps[1:], steps[0]]
-            return _run_all(steps, interruption)
+            try:
+                return _run_all(steps, interruption)
+            finally:
+                self._notes += observers.metrics.notes
 
-    def _run_cycles(
-        self, parts: Parts, loop: SchedulerLoop, checkpoints: CheckpointWriter, progress: Progress
-    ) -> BaseException | None:
+    def _run_cycles(self, parts: Parts, loop: SchedulerLoop, observers: Observers) -> BaseException | None:
+        checkpoints, evaluation, metrics = observers
         start = parts.controller.state.num_backward
 
         def on_cycle(num_cycles: int) -> None:
-            progress.reach(num_cycles)
             self._signals.raise_lost()
             if isinstance(parts.trainer, ShardedTrainer):
                 self._buffer.record({"event": "shards", "index": num_cycles - 1, **parts.trainer.shard_spans()})
-            self._promise.on_cycle(num_cycles - start, time.monotonic(), loop.logits_wait_s)
+            self._promise.on_cycle(num_cycles - start, time.monotonic() - evaluation.seconds, loop.logits_wait_s)
             with self._signals.deferred():
                 checkpoints.on_cycle()
+            evaluation.on_cycle(num_cycles)
+            metrics.on_cycle(num_cycles)
 
         self._started = time.monotonic()
         checkpoints.begin(self._started)
+        metrics.begin(self._started, start)
         self._promise.begin(self._started)
         self._buffer.record({"event": "start", "time": self._started, "clock_monotonic_s": self._started, "cycle": start})
         try:
             with self._signals.allowed():
                 self._signals.raise_lost()
+                evaluation.begin(start)
                 loop.start()
                 parts.trainer.train(self._config.cycles, loop, parts.ring, on_cycle, start=start)
+        except StoppedEarly as stop:
+            self._notes.append(f"stopped early at cycle {parts.trainer.num_cycles} of {self._config.cycles}: {stop}")
+            logger.info(self._notes[-1])
+            return None
         except BaseException as error:
             return error
         finally:

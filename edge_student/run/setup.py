@@ -12,6 +12,8 @@ from edge_student.host.memory import keep_freed_memory
 from edge_student.ipc.messages import Configure, Described
 from edge_student.ipc.ring import Ring, RingShape
 from edge_student.run.data import TrainingData
+from edge_student.run.objects import NO_OBJECTS, Objects
+from edge_student.run.recipe import check_loss, make_recipe, prepare_student
 from edge_student.settings.student import StudentConfig
 from edge_student.training.recipe import Recipe
 from edge_student.training.team_trainer import TeamTrainer
@@ -22,8 +24,7 @@ from edge_student.workers.server import stop_server
 from edge_student.workers.shard import rows_of
 from edge_student.workers.sharded_trainer import ShardedTrainer
 from edge_student.workers.shared_model import ModelNotDivisible
-from edgekd.data.preprocessing import Preprocessing
-from edgekd.models.build import build_model
+from edgekd.models.build import build_model, check_output
 from scheduler.live.binding import TeamBinding, WorkersBinding
 from scheduler.policies.registry import LaunchOptions
 
@@ -69,6 +70,7 @@ def open_trainer(
     data: TrainingData,
     ring: Ring,
     *,
+    objects: Objects = NO_OBJECTS,
     device: str,
     num_shards: int,
     is_resumed: bool = False,
@@ -83,12 +85,18 @@ def open_trainer(
     trained with one too, unless the user asked for shards or the run had shards when it began (`is_resumed`).
     """
     num_classes, shape = ring.shape.num_classes, data.input_shape
-    student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
-    recipe, sharded = _recipe(config, device, data.preprocessing), None
+    if objects.student is None:
+        student = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=config.seed)
+    else:
+        student = objects.student.train()
+        check_output(config.model, student, num_classes, shape)
+    recipe, sharded = make_recipe(config, device, data, objects), None
+    prepare_student(student, config, num_classes=num_classes, is_resumed=is_resumed)
     if num_shards > 1:
         assert data.shared is not None, "compute workers read shared data sets"
         private, public = data.shared
         try:
+            check_loss(recipe, num_shards, num_classes)
             if config.shards is not None or is_resumed or not _team_is_faster(config.model, student, shape, recipe, num_shards):
                 sharded = ShardedTrainer(
                     student=student,
@@ -130,20 +138,6 @@ def _team_is_faster(name: str, student: torch.nn.Module, input_shape: tuple[int,
     return True
 
 
-def _recipe(config: StudentConfig, device: str, preprocessing: Preprocessing) -> Recipe:
-    return Recipe(
-        alpha=config.alpha,
-        temperature=config.temperature,
-        lr=config.lr,
-        momentum=config.momentum,
-        batch_size=config.batch_size,
-        public_batch=config.public_batch,
-        seed=config.seed,
-        device=device,
-        preprocessing=preprocessing,
-    )
-
-
 def ring_shape(config: StudentConfig, described: Described) -> RingShape:
     """Return a ring with one slot per batch, limited by --prefetch, --cycles and --ring-mib. Slots include inputs if received."""
     num_slots = min(config.prefetch or config.cycles, config.cycles)
@@ -156,6 +150,11 @@ def bind_compute(trainer: Trainer, max_threads: int) -> TeamBinding | WorkersBin
     """Return what gives a trainer its cores. A team has at most `max_threads` threads."""
     if isinstance(trainer, ShardedTrainer):
         return WorkersBinding(trainer)
+    return bind_team(max_threads)
+
+
+def bind_team(max_threads: int) -> TeamBinding:
+    """Return what gives the team of threads of the calling thread its cores."""
     return TeamBinding(TorchTeam(), max_threads=max_threads)
 
 

@@ -15,9 +15,14 @@ def choose_shards(config: StudentConfig, policy: str, num_cores: int, former: in
 def _default_shards(config: StudentConfig, policy: str, num_cores: int) -> int:
     """Return the number of shards of a run without --shards: one for each core, if every shard has 8 rows.
 
-    The baselines of plain torch have one team of threads, and so have --torch-threads and a GPU.
+    The baselines of plain torch have one team of threads, and so have --torch-threads, --while-starved private and a GPU.
     """
-    if kind_of(policy).launch_options.has_team or config.torch_threads is not None or config.device != "cpu":
+    if (
+        kind_of(policy).launch_options.has_team
+        or config.torch_threads is not None
+        or config.device != "cpu"
+        or config.while_starved != "wait"
+    ):
         return 1
     rows = (config.batch_size + config.public_batch) // _MIN_ROWS
     return max(1, min(num_cores, rows, config.batch_size, config.public_batch))

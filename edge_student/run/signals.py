@@ -32,6 +32,18 @@ class SignalHandler:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self.handle)
 
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals during the block, and leave them to their former handlers afterwards."""
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        before = {number: signal.getsignal(number) for number in numbers}
+        self.install()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def handle(self, number: int, frame: object) -> None:
         """Raise the exception of a signal, or store it if signals are deferred."""
         kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt

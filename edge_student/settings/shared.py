@@ -6,13 +6,19 @@ have no slots, because Python cannot inherit from several classes with slots.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from edgekd.cli.cores import parse_cores
 from edgekd.cli.device_names import Device
+from edgekd.cli.optimizer_names import OptimizerName
+from edgekd.cli.settings import closest
 from edgekd.data.preprocessing import parse_normalization, parse_resize
 from edgekd.data.splits import contains_test, overlaps, split_of
+from edgekd.data.user_modules import names_callable
 from edgekd.wire.limits import MAX_BATCH_SIZE
+
+SCHEDULE_NAMES = ("constant", "cosine", "step")
+AUGMENT_NAMES = ("none", "crop-flip")
 
 _MAX_SEED = 2**64 - 1
 _MAX_SHARDS = 64
@@ -97,9 +103,7 @@ class TrainingSettings:
     temperature: float = 4.0
     """Softmax temperature of teacher and student logits in the loss."""
     lr: float = 0.05
-    """Learning rate of SGD."""
-    momentum: float = 0.9
-    """Momentum of SGD, at least 0 and below 1."""
+    """Learning rate."""
     batch_size: int = 32
     """Private samples in one step."""
     shards: int | None = None
@@ -115,8 +119,6 @@ class TrainingSettings:
         check_at_least_one("--batch-size", self.batch_size)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"--alpha is {self.alpha}, must be in 0 .. 1")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"--momentum is {self.momentum}, must be at least 0 and below 1")
         for flag, number in (("--temperature", self.temperature), ("--lr", self.lr)):
             if not 0 < number < float("inf"):
                 raise ValueError(f"{flag} is {number}, must be above 0 and finite")
@@ -127,6 +129,74 @@ class TrainingSettings:
             raise ValueError(f"--batch-size is {self.batch_size}, must be at most {_MAX_PRIVATE_BATCH}")
         if not 0 <= self.seed < _MAX_SEED:
             raise ValueError(f"--seed is {self.seed}, must be in 0 .. 2^64-2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSettings:
+    """Optimizer, schedule, augmentation and start weights."""
+
+    help_group: ClassVar[str] = "recipe"
+
+    init: Path | None = None
+    """Weights from which the student starts, .safetensors or .pt. A file without a model card needs --normalize.
+    (default: random weights)"""
+    init_except: str | None = None
+    """Tensors of --init that keep their random weights, comma-separated: `head` for the last layer, names, names of modules, or
+    patterns, for example layer4.*."""
+    freeze: str | None = None
+    """Parameters that are not trained, comma-separated: names, names of modules, or patterns, for example layer[12].*."""
+    optimizer: OptimizerName = "sgd"
+    """Optimizer: sgd, adam or adamw. adam and adamw need a smaller --lr, for example 0.001."""
+    momentum: float = 0.9
+    """Momentum of sgd, at least 0 and below 1."""
+    weight_decay: float = 0.0
+    """Weight decay, at least 0. adamw decouples it from the gradient."""
+    schedule: str = "constant"
+    """Learning rate over the cycles: constant, cosine, or step, a tenth after 1/2 and 3/4 of the cycles. package.module:callable
+    gets (cycle, cycles) and returns a factor."""
+    warmup: int = 0
+    """Cycles in which the learning rate rises linearly from near 0."""
+    clip_grad: float | None = None
+    """Largest norm of all gradients together; larger ones are scaled down. (default: not limited)"""
+    augment: str = "none"
+    """Random changes of the private samples: none, crop-flip, or package.module:callable, which gets an array [B, ...] and a NumPy
+    generator."""
+    loss: str | None = None
+    """package.module:callable in place of Eq. 1, which gets (private logits, labels, public logits, teacher logits) and returns a
+    mean
+    over the rows. --alpha and --temperature are then unused."""
+
+    while_starved: Literal["wait", "private"] = "wait"
+    """What training does without logits: wait, or take steps on private data alone. With private, results depend on the link,
+    and one team of threads trains."""
+
+    def check_recipe(self) -> None:
+        """Check ranges and combinations. Raises ValueError."""
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"--momentum is {self.momentum}, must be at least 0 and below 1")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"--weight-decay is {self.weight_decay}, must be at least 0 and finite")
+        if self.clip_grad is not None and not 0 < self.clip_grad < float("inf"):
+            raise ValueError(f"--clip-grad is {self.clip_grad}, must be above 0 and finite")
+        if self.warmup < 0:
+            raise ValueError(f"--warmup is {self.warmup}, must be at least 0")
+        if self.init_except is not None and self.init is None:
+            raise ValueError(f"--init-except is {self.init_except}, but there is no --init: omit it")
+        for flag, value, known in (("--schedule", self.schedule, SCHEDULE_NAMES), ("--augment", self.augment, AUGMENT_NAMES)):
+            if value not in known and not names_callable(value):
+                raise ValueError(
+                    f"{flag} is {value!r}, must be {', '.join(known)} or package.module:callable{closest(value, known)}"
+                )
+        if self.loss is not None and not names_callable(self.loss):
+            raise ValueError(f"--loss is {self.loss!r}, must be package.module:callable")
+        for flag, patterns in (("--freeze", self.freeze), ("--init-except", self.init_except)):
+            if patterns is not None and not all(part.strip() for part in patterns.split(",")):
+                raise ValueError(f"{flag} is {patterns!r}, must be names or patterns separated by commas")
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The patterns of --freeze."""
+        return tuple(part.strip() for part in (self.freeze or "").split(",") if part.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

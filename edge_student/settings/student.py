@@ -13,6 +13,7 @@ from edge_student.settings.shared import (
     ComputeSettings,
     DataSettings,
     ModelSettings,
+    RecipeSettings,
     TrainingSettings,
     check_at_least_one,
 )
@@ -21,9 +22,11 @@ from edgekd.wire.limits import MAX_STRIDE
 
 LogitsFrom = Literal["online", "hybrid", "offline"]
 
+_MAX_EPOCHS = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StudentConfig(DataSettings, ModelSettings, TrainingSettings, ComputeSettings, BufferSettings, LinkSettings):
+class StudentConfig(DataSettings, ModelSettings, TrainingSettings, RecipeSettings, ComputeSettings, BufferSettings, LinkSettings):
     """Settings that `train`, `compare` and `calibrate` share."""
 
     prefetch: int | None = field(default=None, metadata={"group": "receiving"})
@@ -38,6 +41,7 @@ class StudentConfig(DataSettings, ModelSettings, TrainingSettings, ComputeSettin
         self.check_data()
         self.check_model_settings()
         self.check_training()
+        self.check_recipe()
         self.check_cores()
         self.check_buffer()
         self.check_link_settings()
@@ -45,6 +49,10 @@ class StudentConfig(DataSettings, ModelSettings, TrainingSettings, ComputeSettin
             raise ValueError(f"--shards is {self.shards}, must be at most {self.public_batch}: each has a row of --public-batch")
         if self.shards is not None and self.shards > 1 and self.device != "cpu":
             raise ValueError(f"--shards is {self.shards}, but --device is {self.device}: shards are for the CPU; omit it")
+        if self.while_starved == "private" and (self.shards or 1) > 1:
+            raise ValueError(f"--shards is {self.shards}, but --while-starved private trains with one team: omit --shards")
+        if self.while_starved == "private" and self.alpha == 0:
+            raise ValueError("--while-starved is private, but --alpha is 0, so private labels are not used: omit one of them")
         check_at_least_one("--prefetch", self.prefetch)
         check_at_least_one("--streams", self.streams)
         if self.streams is not None and self.streams > MAX_STRIDE:
@@ -58,6 +66,12 @@ class TrainConfig(StudentConfig):
     teacher: str | None = field(default=None, metadata={"group": "receiving"})
     """Teacher address HOST:PORT. Several addresses with the same logits, separated by commas, allow failover. Required unless
     --logits is offline."""
+    epochs: float | None = field(default=None, metadata={"group": "training"})
+    """Passes over the private data, in place of --cycles."""
+    eval_every: int | None = field(default=None, metadata={"group": "training"})
+    """Cycles between two measurements of the accuracy. Training waits for them. (default: measured once, at the end)"""
+    early_stop: int | None = field(default=None, metadata={"group": "training"})
+    """End after this number of measurements of --eval-every without a higher accuracy. (default: train all cycles)"""
     policy: str = field(default="adaptive", metadata={"group": "cores"})
     """Scheduling policy: os-default, os-tuned, os-workers, static:<c>, random, comm-priority, comp-priority, compute-first,
     elastic, dynamic or adaptive."""
@@ -69,8 +83,17 @@ class TrainConfig(StudentConfig):
     checkpoint_every: float = field(default=60.0, metadata={"group": "output"})
     """Seconds between two checkpoints; 0 disables them. The end of a run, normal or not, also writes one."""
 
+    tensorboard: Path | None = field(default=None, metadata={"group": "output"})
+    """Folder for TensorBoard's files; requires the extra edgekd[tensorboard]. metrics.jsonl in --out has the same numbers."""
+
     def __post_init__(self) -> None:
         StudentConfig.__post_init__(self)
+        check_at_least_one("--eval-every", self.eval_every)
+        check_at_least_one("--early-stop", self.early_stop)
+        if self.early_stop is not None and self.eval_every is None:
+            raise ValueError(f"--early-stop is {self.early_stop}, but the accuracy is measured once: name --eval-every CYCLES")
+        if self.epochs is not None and not 0 < self.epochs < _MAX_EPOCHS:
+            raise ValueError(f"--epochs is {self.epochs}, must be above 0 and below {_MAX_EPOCHS}")
         if not 0 <= self.checkpoint_every < float("inf"):
             raise ValueError(f"--checkpoint-every is {self.checkpoint_every}, must be at least 0 and finite")
         if self.logits == "offline":

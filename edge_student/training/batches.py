@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge_student.training.augment import augmented
 from edge_student.training.recipe import Recipe
 from edgekd.data.dataset import Dataset
 from edgekd.data.tensors import resized
@@ -13,6 +14,7 @@ from edgekd.wire.inputs import Inputs
 from edgekd.wire.order import batch_ids
 
 ALL_ROWS = slice(None)
+_STARVED = 1 << 16  # the part of a step without logits, for its random numbers; other parts are shards
 
 
 class InputSource(Protocol):
@@ -52,7 +54,19 @@ class Batches:
             public = resized(received[rows], recipe.preprocessing)
         else:
             public = self.public.inputs[batch_ids(recipe.seed, len(self.public.inputs), recipe.public_batch, cycle)[rows]]
-        return np.concatenate([self.private.inputs[ids], public]), self.private.labels[ids]
+        private = self.private.inputs[ids]
+        if recipe.augment is not None:
+            private = augmented(recipe.augment, private, seed=recipe.seed, cycle=cycle, part=rows.start or 0)
+        return np.concatenate([private, public]), self.private.labels[ids]
+
+    def starved(self, number: int) -> tuple[Inputs, npt.NDArray[np.int64]]:
+        """Return the private samples and labels of a step without logits, in an order of their own."""
+        recipe = self._recipe
+        ids = batch_ids(recipe.seed + 2, len(self.private.inputs), recipe.batch_size, number)
+        samples = self.private.inputs[ids]
+        if recipe.augment is not None:
+            samples = augmented(recipe.augment, samples, seed=recipe.seed, cycle=number, part=_STARVED)
+        return samples, self.private.labels[ids]
 
 
 class HasShape(Protocol):

@@ -1,7 +1,14 @@
-"""The distillation loss (Eq. 1)."""
+"""The distillation loss (Eq. 1), and losses of the user in its place."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+
+from edge_student.training.own_code import OwnCodeError
+
+OwnLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""A function of (private logits, private labels, public logits, teacher logits) that returns a scalar, a mean over the rows."""
 
 
 def prediction_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -45,3 +52,38 @@ def combined_loss(
     private = prediction_loss(private_logits, labels)
     public = distillation_loss(public_logits, teacher_logits, temperature)
     return (alpha * private_share) * private + ((1.0 - alpha) * public_share) * public
+
+
+def own_loss(loss: OwnLoss, *parts: torch.Tensor) -> torch.Tensor:
+    """Return the loss of the user's function for (private logits, labels, public logits, teacher logits); a scalar.
+
+    Raises OwnCodeError if it fails, or returns anything but a scalar with a gradient.
+    """
+    try:
+        value = loss(*parts)
+    except Exception as error:  # the user's code may raise anything
+        raise OwnCodeError(f"--loss failed: {type(error).__name__}: {error}") from error
+    if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
+        found = f"a tensor of {list(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+        raise OwnCodeError(f"--loss returned {found}, must be a scalar tensor that is computed from the student's logits")
+    return value.reshape(())
+
+
+def is_mean_over_rows(loss: OwnLoss, *, num_shards: int, num_private: int, num_public: int, num_classes: int) -> bool:
+    """Return whether the mean of the losses of all shards is the loss of the whole batch, measured with random logits."""
+    random = torch.Generator().manual_seed(0)
+    private, public, teacher = (
+        torch.randn((rows, num_classes), generator=random) for rows in (num_private, num_public, num_public)
+    )
+    labels = torch.randint(num_classes, (num_private,), generator=random)
+    private.requires_grad_()
+    public.requires_grad_()
+    whole = float(own_loss(loss, private, labels, public, teacher).detach())
+    parts = [
+        float(own_loss(loss, *(part[number::num_shards] for part in (private, labels, public, teacher))).detach())
+        for number in range(num_shards)
+    ]
+    return abs(sum(parts) / num_shards - whole) <= _TOLERANCE * max(1e-6, abs(whole))
+
+
+_TOLERANCE = 1e-3

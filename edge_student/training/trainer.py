@@ -1,11 +1,12 @@
 """What the rest of a run expects of a trainer, whether it trains with one team of threads or with one process for each shard."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 
+from edge_student.training.recipe import Recipe
 from edgekd.data.dataset import Dataset
 from edgekd.wire.inputs import Inputs
 from edgekd.wire.layouts import Decoded
@@ -20,6 +21,9 @@ class Schedule(Protocol):
 
     def has_batch(self, index: int) -> bool:
         """Return whether the Comm of this cycle is done. Never blocks."""
+
+    def spare_work(self, index: int) -> AbstractContextManager[bool]:
+        """Return a context for work that needs no logits while batch `index` has not arrived; its value is False if it has."""
 
     def complete_cycle(self) -> None:
         """Report the tasks of the present cycle as done, after an exception at which compute completed them. Never blocks."""
@@ -39,10 +43,13 @@ class Trainer(Protocol):
     """Trains a student cycle by cycle."""
 
     student: torch.nn.Module
+    recipe: Recipe
     num_shards: int
     """Number of shards of a batch, 1 for one team of threads."""
     num_cycles: int
     """Number of cycles with a completed optimiser step."""
+    num_private_steps: int
+    """Number of steps on private data alone, see `Recipe.trains_while_starved`."""
     last_loss: float
 
     def train(
@@ -66,9 +73,12 @@ class Trainer(Protocol):
         """Return the fraction of `test` that the student classifies correctly."""
 
 
-def split_snapshot(snapshot: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """Return the tensors of the parts student, momentum and random, by name. Raises ValueError for a tensor of another part."""
-    parts: dict[str, dict[str, torch.Tensor]] = {"student": {}, "momentum": {}, "random": {}}
+def split_snapshot(snapshot: Mapping[str, torch.Tensor], state_names: Sequence[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the tensors of the parts student, random, and each state of the optimizer, by name.
+
+    Raises ValueError for a tensor of another part.
+    """
+    parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in ("student", "random", *state_names)}
     for name, tensor in snapshot.items():
         part, _, rest = name.partition(".")
         if part not in parts:

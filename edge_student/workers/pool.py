@@ -7,8 +7,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import NamedTuple
 
+from edge_student.training.own_code import OwnCodeError
 from edge_student.workers.board import Board
-from edge_student.workers.server import CONTEXT, start_server
+from edge_student.workers.server import CONTEXT, WorkerProcess, start_server
 from edge_student.workers.worker import Assignment, work
 from edgekd.errors import WorldError
 
@@ -51,7 +52,8 @@ class WorkerPool:
     def await_phases(self, num_phases: int) -> None:
         """Wait until all workers have completed the phases below `num_phases`. A worker that was killed is replaced.
 
-        Raises WorkerFailed for an exception in a worker, and WorldError if workers are killed again and again.
+        Raises WorkerFailed for an exception in a worker, OwnCodeError for one of the user's code, and WorldError if workers are
+        killed again and again.
         """
         self._await(lambda: self._board.num_done >= num_phases)
 
@@ -77,7 +79,7 @@ class WorkerPool:
 
     def _start(self, number: int) -> _Running:
         errors, sending = CONTEXT.Pipe(duplex=False)
-        process = CONTEXT.Process(target=work, args=(self._assign(number), sending), name=f"edgekd-shard-{number}")
+        process = WorkerProcess(target=work, args=(self._assign(number), sending), name=f"edgekd-shard-{number}")
         process.start()
         sending.close()
         return _Running(process, errors)
@@ -88,7 +90,8 @@ class WorkerPool:
                 continue
             worker.process.join()
             with contextlib.suppress(EOFError, OSError):  # it sent nothing, or was killed while it sent
-                raise WorkerFailed(worker.errors.recv())
+                failure = worker.errors.recv()
+                raise failure if isinstance(failure, OwnCodeError) else WorkerFailed(failure)
             status = worker.process.exitcode
             cause = f"the worker of shard {number} (process {worker.process.pid}) ended with status {status}"
             if status is None or (status >= 0 and status != _UNKNOWN_STATUS):

@@ -3,11 +3,45 @@
 import multiprocessing
 import os
 import signal
-from multiprocessing import forkserver
+import threading
+from multiprocessing import forkserver, popen_forkserver, spawn
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 _LIBRARIES = ("torchvision", "timm")
+
+
+_PREPARING = threading.Lock()
+
+
+class _Popen(popen_forkserver.Popen):
+    """Starts a process that does not run the caller's script again.
+
+    multiprocessing would import `__main__` in the process, which fails in a notebook and repeats a script without a main guard.
+    Code of `__main__` reaches the workers by value.
+    """
+
+    def _launch(self, process_obj: Any) -> None:
+        with _PREPARING:
+            original: Any = spawn.get_preparation_data
+
+            def without_main(name: str) -> dict[str, Any]:
+                return {key: value for key, value in original(name).items() if not key.startswith("init_main_")}
+
+            spawn.get_preparation_data = without_main
+            try:
+                super()._launch(process_obj)  # type: ignore[misc]
+            finally:
+                spawn.get_preparation_data = original
+
+
+class WorkerProcess(ForkServerProcess):
+    """A process of the fork server."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _Popen(process_obj)
 
 
 def start_server(model: str = "") -> None:

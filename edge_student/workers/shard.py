@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from edge_student.training.batches import Batches
-from edge_student.training.loss import combined_loss
+from edge_student.training.frozen import set_training
+from edge_student.training.loss import combined_loss, own_loss
 from edge_student.training.recipe import Recipe
 from edge_student.workers.shared_model import SharedModel
 from edgekd.data.tensors import normalized
@@ -53,7 +54,7 @@ class Shard:
         self._rows = rows
         self._batches = batches
         self._recipe = recipe
-        self._student = model.load(rows.number).train()
+        self._student = set_training(model.load(rows.number), recipe.frozen)
         self._parameters = list(self._student.parameters())
         self._gradients = model.gradient_views(rows.number)
         self._has_gradient = model.arrays["has_gradient"][rows.number]
@@ -82,24 +83,31 @@ class Shard:
 
         `teacher_logits` has the whole batch, float32 or float16 [public batch, classes].
         """
+        loss = self._loss(torch.from_numpy(np.ascontiguousarray(teacher_logits[self._rows.slice])).to(torch.float32))
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._logits = self._labels = None
+        self._write_gradients()
+        return float(loss.detach())
+
+    def _loss(self, teacher: torch.Tensor) -> torch.Tensor:
+        """Return the shard's part of the loss of the batch."""
         assert self._logits is not None
         assert self._labels is not None
         recipe, rows = self._recipe, self._rows
         num_private = rows.of(recipe.batch_size)
-        loss = combined_loss(
-            self._logits[:num_private],
+        private, public = self._logits[:num_private], self._logits[num_private:]
+        if recipe.loss is not None:
+            return own_loss(recipe.loss, private, self._labels, public, teacher) / rows.num_shards
+        return combined_loss(
+            private,
             self._labels,
-            self._logits[num_private:],
-            torch.from_numpy(np.ascontiguousarray(teacher_logits[rows.slice])).to(torch.float32),
+            public,
+            teacher,
             alpha=recipe.alpha,
             temperature=recipe.temperature,
             private_share=num_private / recipe.batch_size,
             public_share=rows.of(recipe.public_batch) / recipe.public_batch,
         )
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._logits = self._labels = None
-        self._write_gradients()
-        return float(loss.detach())
 
     @torch.no_grad()
     def _write_gradients(self) -> None:

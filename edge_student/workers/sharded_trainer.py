@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
+import cloudpickle
 import torch
 
 from edge_student.ipc.ring import Ring
@@ -14,7 +15,7 @@ from edge_student.workers.divisible import check_divisible, prefers_channels_las
 from edge_student.workers.pool import WorkerPool
 from edge_student.workers.shard import rows_of
 from edge_student.workers.shared_dataset import SharedDataset
-from edge_student.workers.shared_model import SharedModel
+from edge_student.workers.shared_model import ModelNotDivisible, SharedModel
 from edge_student.workers.step import CHUNK, ShardStep
 from edge_student.workers.worker import Assignment
 from edgekd.data.dataset import Dataset
@@ -45,12 +46,19 @@ class ShardedTrainer:
         self._ring = ring
         self._has_inputs = public is not None
         self._datasets = (private,) if public is None else (private, public)
-        self._recipe = recipe
+        self.recipe = recipe
         shape = recipe.preprocessing.shape_of(private.dataset.input_shape)
         check_divisible(student, shape)
         num_rows = rows_of(num_shards)[0].total(recipe)
-        self._model = SharedModel(student, num_shards, CHUNK, is_channels_last=prefers_channels_last(student, shape, num_rows))
+        self._model = SharedModel(
+            student,
+            num_shards,
+            CHUNK,
+            state_names=recipe.rule.state_names,
+            is_channels_last=prefers_channels_last(student, shape, num_rows),
+        )
         self._board = Board(num_shards)
+        pickled = _pickled(recipe)
         self._defer_signals = defer_signals
 
         def assign(number: int) -> Assignment:
@@ -61,7 +69,7 @@ class ShardedTrainer:
                 private=private,
                 public=public,
                 ring=ring,
-                recipe=recipe,
+                recipe=pickled,
                 keeps_memory=keeps_memory,
             )
 
@@ -69,6 +77,7 @@ class ShardedTrainer:
         self.num_shards = num_shards
         self.num_cycles = 0
         """Number of cycles with a completed optimiser step."""
+        self.num_private_steps = 0
         self.last_loss = float("nan")
 
     def __enter__(self) -> "ShardedTrainer":
@@ -129,27 +138,33 @@ class ShardedTrainer:
         Every cycle and shard has its own random stream, so random numbers are no part of the state.
         """
         student = {f"student.{name}": _copy(tensor) for name, tensor in self.student.state_dict().items()}
-        momentum = {f"momentum.{n}": _copy(tensor) for n, tensor in enumerate(self._model.momentum_views())}
-        return student | momentum
+        optimizer = {
+            f"{name}.{n}": _copy(tensor)
+            for name in self.recipe.rule.state_names
+            for n, tensor in enumerate(self._model.state_views(name))
+        }
+        return student | optimizer
 
     def restore(self, snapshot: Mapping[str, torch.Tensor], num_cycles: int) -> None:
         """Restore a `snapshot` taken after `num_cycles` cycles.
 
         Raises ValueError if it is of another student; the weights are then unchanged.
         """
-        parts = split_snapshot(snapshot)
-        student, momentum = parts["student"], parts["momentum"]
-        views = {str(n): view for n, view in enumerate(self._model.momentum_views())}
-        check_tensors(student, self.student.state_dict(), is_complete=True)
-        check_tensors(momentum, views, is_complete=True)
-        self.student.load_state_dict(student)
-        for n, view in views.items():
-            view.copy_(momentum[n])
+        names = self.recipe.rule.state_names
+        parts = split_snapshot(snapshot, names)
+        views = {name: {str(n): view for n, view in enumerate(self._model.state_views(name))} for name in names}
+        check_tensors(parts["student"], self.student.state_dict(), is_complete=True)
+        for name in names:
+            check_tensors(parts[name], views[name], is_complete=True)
+        self.student.load_state_dict(parts["student"])
+        for name in names:
+            for n, view in views[name].items():
+                view.copy_(parts[name][n])
         self.num_cycles = num_cycles
 
     def accuracy(self, test: Dataset) -> float:
         """Return the fraction of `test` that the student classifies correctly."""
-        return accuracy(self.student, test, self._recipe.device, self._recipe.preprocessing)
+        return accuracy(self.student, test, self.recipe.device, self.recipe.preprocessing)
 
     def _train_cycle(self, cycle: int, schedule: Schedule, *, is_last: bool) -> None:
         """Train one cycle. Phases are granted as early as possible, so that workers need not wait for this thread between them."""
@@ -178,9 +193,16 @@ class ShardedTrainer:
         for worker in range(self._board.num_shards):
             # Not that of a worker which has taken its step: a Forward of the next cycle may have changed the shards' buffers since.
             if self._board.done_by(worker) < 2 * cycle + 2:
-                ShardStep(self._model, worker, self._board.progress_of(worker), self._recipe).run()
+                ShardStep(self._model, worker, self._board.progress_of(worker), self.recipe).run(cycle)
         schedule.complete_cycle()
         self._count(cycle + 1)
+
+
+def _pickled(recipe: Recipe) -> bytes:
+    try:
+        return cloudpickle.dumps(recipe)  # type: ignore[no-any-return]
+    except Exception as error:  # functions of the user may hold anything
+        raise ModelNotDivisible(f"a function of the recipe cannot be sent to another process ({error})") from error
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

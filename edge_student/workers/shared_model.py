@@ -1,7 +1,7 @@
 """A model whose parameters and buffers lie in shared memory, and its transfer to the compute workers.
 
-Parameters, momentum and the gradients of each shard are flat float32 arrays with the same order of elements. The optimiser step is
-elementwise, so each worker steps its own slice of them.
+Parameters, the optimizer's states and the gradients of each shard are flat float32 arrays with the same order of elements. The
+optimiser step is elementwise, so each worker steps its own slice of them.
 """
 
 import io
@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import cloudpickle
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -49,9 +50,9 @@ class SharedModel:
 
     Arrays of `arrays`:
 
-    - parameters, momentum: float32 [P]
+    - parameters: float32 [P]; one more array of this shape for each state of the optimizer, by its name
     - gradients: float32 [shards, P]; has_gradient: uint8 [shards, parameters]
-    - undo: float32 [shards, 2, chunk], the part of parameters and momentum that the step is updating
+    - undo: float32 [shards, 1 + states, chunk], the part of parameters and states that the step is updating
     - buffers: float32 [B], the float32 buffers after the last cycle; shard_buffers: float32 [shards, B], after a shard's Forward
     - other_buffers: uint8 [bytes], the buffers of other types; other_shard_buffers: uint8 [shards, bytes]
 
@@ -60,7 +61,15 @@ class SharedModel:
     Raises ModelNotDivisible for parameters that are not float32 on the CPU, and for a model that cannot be pickled.
     """
 
-    def __init__(self, student: nn.Module, num_shards: int, chunk: int, *, is_channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        num_shards: int,
+        chunk: int,
+        *,
+        state_names: Sequence[str] = ("momentum",),
+        is_channels_last: bool = False,
+    ) -> None:
         parameters, buffers = list(student.parameters()), list(_unique(student.buffers()))
         for tensor in (*parameters, *buffers):
             if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
@@ -77,10 +86,10 @@ class SharedModel:
         self.arrays = SharedArrays(
             {
                 "parameters": ("float32", (size,)),
-                "momentum": ("float32", (size,)),
+                **dict.fromkeys(state_names, ("float32", (size,))),
                 "gradients": ("float32", (num_shards, size)),
                 "has_gradient": ("uint8", (num_shards, len(parameters))),
-                "undo": ("float32", (num_shards, 2, chunk)),
+                "undo": ("float32", (num_shards, 1 + len(state_names), chunk)),
                 "buffers": ("float32", (buffer_size,)),
                 "shard_buffers": ("float32", (num_shards, buffer_size)),
                 "other_buffers": ("uint8", (other_size,)),
@@ -109,9 +118,9 @@ class SharedModel:
         flat = torch.from_numpy(self.arrays["gradients"][worker])
         return [part.of(flat) for part in self.parameters]
 
-    def momentum_views(self) -> list[torch.Tensor]:
-        """Return the momentum of each parameter."""
-        flat = torch.from_numpy(self.arrays["momentum"])
+    def state_views(self, name: str) -> list[torch.Tensor]:
+        """Return one state of the optimizer for each parameter."""
+        flat = torch.from_numpy(self.arrays[name])
         return [part.of(flat) for part in self.parameters]
 
     def _views(self, floats: npt.NDArray[np.float32], others: npt.NDArray[np.uint8]) -> list[torch.Tensor]:
@@ -125,8 +134,11 @@ class SharedModel:
         return views
 
 
-class _Pickler(pickle.Pickler):
-    """Replaces the parameters and buffers of a model with their numbers. Tensors that two modules share keep one number."""
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Replaces the parameters and buffers of a model with their numbers. Tensors that two modules share keep one number.
+
+    The code of a model that is defined in a notebook or a script is pickled too.
+    """
 
     def __init__(self, file: io.BytesIO, tensors: Sequence[torch.Tensor]) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)

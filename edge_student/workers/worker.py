@@ -4,6 +4,7 @@ A worker that was killed is replaced by a new process, which reads from the boar
 """
 
 import os
+import pickle
 import signal
 import traceback
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ from edge_student.host.memory import keep_freed_memory
 from edge_student.ipc.parent_death import die_with_parent
 from edge_student.ipc.ring import Ring
 from edge_student.training.batches import Batches
+from edge_student.training.own_code import OwnCodeError
 from edge_student.training.recipe import Recipe
 from edge_student.workers.board import Board
 from edge_student.workers.server import leave_server_to_trainer
@@ -31,7 +33,10 @@ _MOST_CHARACTERS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """What a worker needs, as it is passed to its process. `keeps_memory`: see `keep_freed_memory`."""
+    """What a worker needs, as it is passed to its process. `keeps_memory`: see `keep_freed_memory`.
+
+    `recipe` is a `Recipe`, pickled with the code of functions that are defined in a notebook or a script.
+    """
 
     number: int
     board: Board
@@ -39,12 +44,12 @@ class Assignment:
     private: SharedDataset
     public: SharedDataset | None
     ring: Ring
-    recipe: Recipe
+    recipe: bytes
     keeps_memory: bool
 
 
 def work(assignment: Assignment, errors: Connection) -> None:
-    """Run one worker. An exception is sent through `errors` as text; the process ends then."""
+    """Run one worker. An exception is sent through `errors`, as text unless the user's code caused it; the process ends then."""
     os.setsid()  # a terminal's Ctrl-C reaches only the trainer
     leave_server_to_trainer()
     die_with_parent(signal.SIGKILL)
@@ -53,6 +58,8 @@ def work(assignment: Assignment, errors: Connection) -> None:
     torch.set_num_threads(1)
     try:
         Worker(assignment).run()
+    except OwnCodeError as error:
+        errors.send(OwnCodeError(str(error)[:_MOST_CHARACTERS]))
     except Exception:
         errors.send(traceback.format_exc()[-_MOST_CHARACTERS:])
 
@@ -61,7 +68,7 @@ class Worker:
     """Computes the granted phases in order."""
 
     def __init__(self, assignment: Assignment) -> None:
-        recipe = assignment.recipe
+        recipe: Recipe = pickle.loads(assignment.recipe)
         self._number = assignment.number
         self._board = assignment.board
         self._model = assignment.model
@@ -93,7 +100,7 @@ class Worker:
             while self._board.num_gradients <= cycle:
                 self._bell.wait()
             with self._timed("step", cycle):
-                self._step.run()
+                self._step.run(cycle)
             self._board.set_done(self._number, 2 * cycle + 2)
 
     def _timed(self, part: str, cycle: int) -> AbstractContextManager[None]:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-GROUPS = ("data", "model", "training", "receiving", "serving", "cores", "security", "output")
+GROUPS = ("data", "model", "training", "recipe", "receiving", "serving", "cores", "security", "output")
 """Help groups in the order of --help. Fields without a group come first."""
 
 _MAX_HELP_COLUMNS = 100

@@ -6,6 +6,7 @@ Only the calling thread redraws the bar. A thread that wakes ten times a second 
 import logging
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -21,13 +22,15 @@ _LOG_S = 60.0
 class Progress:
     """Count steps up to `total`. Between two redraws a call costs less than a microsecond.
 
-    Use it as a context manager, or call `close` at the end. With `is_logged=False`, only `line` writes to the log.
+    Use it as a context manager, or call `close` at the end. With `is_logged=False`, only `line` writes to the log. `status` returns
+    a short text that is shown with the progress.
     """
 
-    def __init__(self, label: str, total: int, *, is_logged: bool = True) -> None:
+    def __init__(self, label: str, total: int, *, is_logged: bool = True, status: Callable[[], str] | None = None) -> None:
         self._label = label
         self._total = total
         self._is_logged = is_logged
+        self._status = status
         self._done = 0
         self._next_redraw = 0.0
         self._next_tenth = 1
@@ -38,10 +41,18 @@ class Progress:
             import rich.progress
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.table import Column
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = rich.progress.Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
-            self._task = self._bar.add_task(label, total=total)
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None, table_column=Column(ratio=1)),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(),
+            )
+            console = Console(stderr=True)
+            self._bar = rich.progress.Progress(*columns, console=console, auto_refresh=False, transient=True, expand=True)
+            self._task = self._bar.add_task(label, total=total, status="")
             self._bar.start()
 
     def __enter__(self) -> Self:
@@ -66,11 +77,12 @@ class Progress:
         if self._bar is not None:
             if now >= self._next_redraw:
                 self._next_redraw = now + _REDRAW_S
-                self._bar.update(self._task, completed=num_done, refresh=True)
+                self._bar.update(self._task, completed=num_done, status=self._status() if self._status else "", refresh=True)
         elif self._is_logged and (num_done * 10 >= self._total * self._next_tenth or now >= self._next_log):
             self._next_tenth = num_done * 10 // self._total + 1
             self._next_log = now + _LOG_S
-            logger.info("%s: %d of %d", self._label, num_done, self._total)
+            status = f", {self._status()}" if self._status else ""
+            logger.info("%s: %d of %d%s", self._label, num_done, self._total, status)
 
     def line(self, text: str) -> None:
         """Write a permanent line, for example the result of an epoch. On a terminal it appears above the bar."""

@@ -101,17 +101,24 @@ def _positional(config_class: type[Any]) -> Sequence[str]:
 
 
 def _with_flags_of_positionals(argv: Sequence[str], positional: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
-    """Put the flag before each positional value, so that both spellings are read by the same rules."""
+    """Put the flag before each positional value, so that both spellings are read by the same rules. A tuple takes all values."""
     given = {arg.partition("=")[0] for arg in argv}
     names = [name for name in positional if _flag(name) not in given]
     args: list[str] = []
+    collected: list[str] = []
     needs_value = False
     for arg in argv:
         is_value = arg == "-" or not arg.startswith("-")
-        args.append(f"{_flag(names.pop(0))}={arg}" if names and is_value and not needs_value else arg)
+        if names and is_value and not needs_value:
+            if typing.get_origin(hints[names[0]]) is tuple:
+                collected.append(arg)
+            else:
+                args.append(f"{_flag(names.pop(0))}={arg}")
+        else:
+            args.append(arg)
         name = arg.removeprefix("--").removeprefix("no-").replace("-", "_")
         needs_value = not is_value and "=" not in arg and hints.get(name) is not bool
-    return args
+    return [*args, *([_flag(names[0]), *collected] if collected else [])]
 
 
 def _config_path(argv: Sequence[str]) -> Path:

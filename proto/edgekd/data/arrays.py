@@ -134,6 +134,28 @@ def numbered_classes(labels: Iterable[int], name: str) -> tuple[str, ...]:
     return tuple(map(str, range(max(present) + 1)))
 
 
+def read_items(items: Any, name: str) -> Loaded:
+    """Read a map-style data set of (x, y), (x,) or x, all of it and in its order. Class names are its attribute `classes`, if any.
+
+    Raises ValueError, naming the data set, for items of different shapes, labels of a part of the items, and negative labels.
+    """
+    try:
+        num_samples = len(items)
+    except TypeError:
+        raise ValueError(f"{name} has no len(), must be a map-style data set with len() and items by index") from None
+    labels: dict[int, int] = {}
+    inputs = _collect((_item(items, sample, name, labels) for sample in range(num_samples)), num_samples, name)
+    if not labels:
+        return Loaded(inputs, None, ())
+    if len(labels) != num_samples:
+        raise ValueError(f"{name} has labels for {len(labels)} of {num_samples} items, must have them for all or for none")
+    if min(labels.values()) < 0:
+        raise ValueError(f"{name} has the label {min(labels.values())}, must be at least 0")
+    classes = getattr(items, "classes", None)
+    names = tuple(map(str, classes)) if isinstance(classes, list | tuple) else ()
+    return Loaded(inputs, np.array([labels[sample] for sample in range(num_samples)], np.int64), names)
+
+
 def _call(factory: Any, spec: str, split: str) -> tuple[Any, bool]:
     """Call the user's factory. Returns the data set and whether it is one split."""
     try:

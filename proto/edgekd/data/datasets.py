@@ -9,15 +9,18 @@ permutation, so that the first n of them are a random sample. The loaders are in
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from edgekd.cli.settings import closest
 from edgekd.data import tensors
-from edgekd.data.arrays import user_dataset
+from edgekd.data.arrays import numbered_classes, read_items, user_dataset
 from edgekd.data.dataset import Dataset
 from edgekd.data.folders import has_folder, resized_files
+from edgekd.data.loaded import Loaded
 from edgekd.data.preprocessing import Preprocessing
 from edgekd.data.rows import MOST_IN_MEMORY, FileRows, Samples, chunks, write_rows
 from edgekd.data.sources import SOURCES, WITH_ARGUMENT
@@ -39,6 +42,26 @@ def load_dataset(spec: str) -> Dataset:
         loaded = SOURCES[name](argument, split)
     else:
         loaded = user_dataset(import_attribute(name, argument, what=f"data set '{spec}'", forms=_FORMS), spec, split)
+    return _checked(spec, loaded)
+
+
+def dataset_of(items: Any, name: str, classes: Sequence[str] | None = None) -> Dataset:
+    """Return a data set of a map-style PyTorch data set of (x, y) or (x,), which is read once and not divided.
+
+    Class names are `classes`, or else the attribute `classes`, or the numbers from 0 to the largest label. `name` is for messages.
+    Raises ValueError as `load_dataset`.
+    """
+    loaded = read_items(items, name)
+    if loaded.labels is not None:
+        largest = int(loaded.labels.max())
+        names = tuple(classes or ()) or loaded.class_names or numbered_classes(loaded.labels.tolist(), name)
+        if largest >= len(names) or len(set(names)) < len(names):
+            raise ValueError(f"{name} has labels up to {largest} for {len(names)} classes: name every class, once")
+        loaded = loaded._replace(class_names=names)
+    return _checked(name, loaded)
+
+
+def _checked(spec: str, loaded: Loaded) -> Dataset:
     inputs, labels = loaded.inputs, loaded.labels
     if len(inputs) == 0:
         raise ValueError(f"data set '{spec}' is empty: it has too few samples for this split; add samples, or use another split")

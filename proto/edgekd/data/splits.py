@@ -80,5 +80,4 @@ def _parts_of(dataset: str) -> tuple[str, str]:
 
 def is_own(dataset: str) -> bool:
     """Return whether the name is of the user's own data, whose classes have no order that both ends know."""
-    source, colon, _ = dataset.partition(":")
-    return bool(colon) and (source in OWN_SOURCES or (source not in BUILT_IN and OWN.fullmatch(dataset) is not None))
+    return dataset.partition(":")[0] not in BUILT_IN

@@ -50,7 +50,13 @@ def normalized(samples: Inputs, rules: Preprocessing) -> "torch.Tensor":
     import torch  # local, so that a program without a model does not spend a second on the import
 
     # torch warns about read-only memory, even if it only reads.
-    source = torch.from_numpy(samples if samples.flags.writeable else samples.copy())
+    return normalize(torch.from_numpy(samples if samples.flags.writeable else samples.copy()), rules)
+
+
+def normalize(source: "torch.Tensor", rules: Preprocessing) -> "torch.Tensor":
+    """Convert a tensor of samples as `normalized` does."""
+    import torch
+
     values = source.to(torch.float32, copy=True)
     is_done = not rules.mean or (rules.mean, rules.std) == NAMED["unit"]
     if source.dtype == torch.uint8:

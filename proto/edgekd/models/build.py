@@ -38,7 +38,7 @@ def build_model(spec: str, *, num_classes: int, input_shape: Sequence[int], seed
         model = _builder(spec)(num_classes, shape)
         if not isinstance(model, nn.Module):
             raise ValueError(f"model '{spec}' returned a {type(model).__name__}, must be a torch.nn.Module")
-        _check_output(spec, model, num_classes, shape)
+        check_output(spec, model, num_classes, shape)
     return model.train()
 
 
@@ -90,8 +90,11 @@ def _builder(spec: str) -> Callable[[int, tuple[int, ...]], Any]:
     return lambda num_classes, shape: _call(spec, factory, num_classes, shape)
 
 
-def _check_output(spec: str, model: nn.Module, num_classes: int, shape: tuple[int, ...]) -> None:
-    """Run one image of zeros, so that a model of another input or output shape fails now and not in the first step."""
+def check_output(spec: str, model: nn.Module, num_classes: int, shape: tuple[int, ...]) -> None:
+    """Run one sample of zeros, so that a model of another input or output shape fails now and not in the first step.
+
+    The model is left in evaluation mode. Raises ValueError.
+    """
     size = "x".join(map(str, shape))
     try:
         with torch.inference_mode():

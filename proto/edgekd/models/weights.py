@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import safetensors
@@ -39,8 +39,8 @@ def save_weights(model: nn.Module, path: Path, card: ModelCard | None = None) ->
     replace_atomically(path, lambda fresh: fresh.write_bytes(data))
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Read weights into `model`. An error leaves the model unchanged.
+def load_weights(model: nn.Module, path: Path, *, kept: Collection[str] = ()) -> None:
+    """Read weights into `model`, except the tensors of the names in `kept`. An error leaves the model unchanged.
 
     Raises ValueError naming the first mismatch if the file does not fit the model, and OSError if it cannot be read.
     """
@@ -49,6 +49,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if state and all(name.startswith(_FORMER_PREFIX) for name in state) and not expected.keys() & state.keys():
         logger.info("%s is of a former version: its names are read without the prefix %r", path, _FORMER_PREFIX)
         state = {name.removeprefix(_FORMER_PREFIX): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items() if name not in kept}
+    state |= {name: expected[name] for name in kept}
     for name, tensor in expected.items():
         if name not in state:
             raise ValueError(f"{path} does not fit the model: '{name}' is missing; was it saved from another --model?")

@@ -154,10 +154,10 @@ def test_a_signal_in_a_step_is_raised_after_it_was_counted() -> None:
     step = trainer._optimizer.step
     seen: list[int] = []
 
-    def torn_step() -> None:
+    def torn_step(**settings: Any) -> None:
         seen.append(trainer.num_cycles)
         signals.handle(signal.SIGTERM, None)
-        step()
+        step(**settings)
 
     trainer._optimizer.step = torn_step  # type: ignore[method-assign]
     with pytest.raises(Terminated):
@@ -433,8 +433,8 @@ class FullDisk:
 
     def __init__(self, out: Path, every: float) -> None:
         self.buffer, self.log = EventBuffer(), EventFile(out / "events.jsonl")
-        self.config = SimpleNamespace(out=out, checkpoint_every=every)
-        trainer = SimpleNamespace(num_cycles=7, last_loss=0.5, snapshot=dict, student=torch.nn.Linear(1, 1))
+        self.config = SimpleNamespace(out=out, checkpoint_every=every, optimizer="sgd")
+        trainer = SimpleNamespace(num_private_steps=0, num_cycles=7, last_loss=0.5, snapshot=dict, student=torch.nn.Linear(1, 1))
         self.checkpoints = CheckpointWriter(
             config=self.config,  # type: ignore[arg-type]
             identity={},
@@ -444,6 +444,7 @@ class FullDisk:
             log=self.log,
             resumed=ResumeState(),
             caveats=Caveats,
+            accuracies=[],
         )
 
 

@@ -1,6 +1,7 @@
 """A model in shared memory, and which models can be there."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_models_that_cannot_be_in_shards_are_refused_with_the_cause() -> None:
     with pytest.raises(ModelNotDivisible, match="not float32"):
         SharedModel(torch.nn.Linear(2, 2).double(), 1, 16)
     student = torch.nn.Linear(2, 2)
-    student.hook = lambda: None  # type: ignore[assignment]
+    student.lock = threading.Lock()  # type: ignore[assignment]
     with pytest.raises(ModelNotDivisible, match="cannot be sent to another process"):
         SharedModel(student, 1, 16)
 

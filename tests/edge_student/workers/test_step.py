@@ -1,35 +1,52 @@
 """The optimiser step of a shard, also after a worker was killed in the middle of it."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from small_training import RECIPE
 
+from edge_student.training.optimizers import Rule
+from edge_student.training.recipe import Recipe
 from edge_student.workers import step as step_module
 from edge_student.workers.board import Board
 from edge_student.workers.shared_model import SharedModel
 from edge_student.workers.step import ShardStep, combine_buffers
 
 SHARDS = 2
+RECIPES = [RECIPE, replace(RECIPE, rule=Rule(name="adamw", weight_decay=0.1), clip_grad=0.5, lrs=(0.1, 0.2, 0.3))]
+CYCLE = 2
 
 
 class Killed(Exception):
     """Stands for a SIGKILL."""
 
 
-def fresh() -> tuple[SharedModel, Board]:
-    """Return a model of 130 parameters with gradients and momentum, in chunks of 16 elements."""
+@pytest.fixture(params=RECIPES)
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    return request.param
+
+
+def fresh(recipe: Recipe = RECIPE) -> tuple[SharedModel, Board]:
+    """Return a model of 130 parameters with gradients and states of the optimizer, in chunks of 16 elements."""
     torch.manual_seed(1)
-    model = SharedModel(torch.nn.Linear(12, 10), SHARDS, 16)
+    model = SharedModel(torch.nn.Linear(12, 10), SHARDS, 16, state_names=recipe.rule.state_names)
     generator = np.random.default_rng(2)
     model.arrays["gradients"][:] = generator.normal(size=model.arrays["gradients"].shape)
-    model.arrays["momentum"][:] = generator.normal(size=model.arrays["momentum"].shape)
+    for name in recipe.rule.state_names:
+        model.arrays[name][:] = np.abs(generator.normal(size=model.arrays[name].shape))
     model.arrays["has_gradient"][:] = 1
     return model, Board(SHARDS)
 
 
-def steps(model: SharedModel, board: Board) -> list[ShardStep]:
-    return [ShardStep(model, n, board.progress_of(n), RECIPE) for n in range(SHARDS)]
+def steps(model: SharedModel, board: Board, recipe: Recipe = RECIPE) -> list[ShardStep]:
+    return [ShardStep(model, n, board.progress_of(n), recipe) for n in range(SHARDS)]
+
+
+def results(model: SharedModel, recipe: Recipe) -> list[np.ndarray]:
+    return [model.arrays[name].copy() for name in ("parameters", *recipe.rule.state_names)]
 
 
 @pytest.fixture(autouse=True)
@@ -38,56 +55,65 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def expected() -> tuple[np.ndarray, np.ndarray]:
-    model, board = fresh()
-    for each in steps(model, board):
-        each.run()
-    return model.arrays["parameters"].copy(), model.arrays["momentum"].copy()
+def expected(recipe: Recipe) -> list[np.ndarray]:
+    model, board = fresh(recipe)
+    for each in steps(model, board, recipe):
+        each.run(CYCLE)
+    return results(model, recipe)
 
 
-def test_all_slices_together_are_the_step_of_torch_on_the_sum(expected: tuple[np.ndarray, np.ndarray]) -> None:
-    model, _ = fresh()
+def test_all_slices_together_are_the_step_of_torch_on_the_sum(recipe: Recipe, expected: list[np.ndarray]) -> None:
+    model, _ = fresh(recipe)
     parameter = torch.nn.Parameter(torch.from_numpy(model.arrays["parameters"].copy()))
-    optimizer = torch.optim.SGD([parameter], lr=RECIPE.lr, momentum=RECIPE.momentum)
-    optimizer.state[parameter]["momentum_buffer"] = torch.from_numpy(model.arrays["momentum"].copy())
+    if recipe.rule.name == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD([parameter], lr=recipe.lr, momentum=0.9)
+        state = {"momentum_buffer": model.arrays["momentum"]}
+    else:
+        optimizer = torch.optim.AdamW([parameter], lr=recipe.lrs[CYCLE], weight_decay=0.1)
+        state = {name: model.arrays[name] for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter]["step"] = torch.tensor(float(CYCLE))
+    for name, values in state.items():
+        optimizer.state[parameter][name] = torch.from_numpy(values.copy())
     parameter.grad = torch.from_numpy(model.arrays["gradients"].sum(axis=0))
+    if recipe.clip_grad is not None:
+        assert torch.nn.utils.clip_grad_norm_([parameter], recipe.clip_grad) > recipe.clip_grad
     optimizer.step()
-    assert np.allclose(expected[0], parameter.detach().numpy(), rtol=1e-6)
+    assert np.allclose(expected[0], parameter.detach().numpy(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["_keep", "_restore", "_update"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("number", range(4))
 def test_a_step_that_was_killed_is_completed_by_another_worker(
-    name: str, when: str, number: int, expected: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+    name: str, when: str, number: int, recipe: Recipe, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, board = fresh()
+    model, board = fresh(recipe)
     calls = 0
     original = getattr(ShardStep, name)
 
-    def dies(self: ShardStep, start: int, stop: int) -> None:
+    def dies(self: ShardStep, start: int, stop: int, *more: Any) -> None:
         nonlocal calls
         calls += 1
         if calls <= number:
-            original(self, start, stop)
+            original(self, start, stop, *more)
             return
         if when == "after":
-            original(self, start, stop)
+            original(self, start, stop, *more)
         elif name == "_update":
-            model.arrays["parameters"][start : start + (stop - start) // 2] = np.nan  # half done
-            model.arrays["momentum"][start : start + (stop - start) // 2] = np.nan
+            for array in ("parameters", *recipe.rule.state_names):
+                model.arrays[array][start : start + (stop - start) // 2] = np.nan  # half done
         raise Killed
 
     for n in range(SHARDS):
         with monkeypatch.context() as patch:
             patch.setattr(ShardStep, name, dies)
             try:
-                steps(model, board)[n].run()
+                steps(model, board, recipe)[n].run(CYCLE)
             except Killed:
                 calls = -100
-        steps(model, board)[n].run()
-    assert np.array_equal(model.arrays["parameters"], expected[0])
-    assert np.array_equal(model.arrays["momentum"], expected[1])
+        steps(model, board, recipe)[n].run(CYCLE)
+    for found, wanted in zip(results(model, recipe), expected, strict=True):
+        assert np.array_equal(found, wanted)
 
 
 def test_a_parameter_without_a_gradient_is_not_stepped() -> None:
@@ -95,7 +121,7 @@ def test_a_parameter_without_a_gradient_is_not_stepped() -> None:
     before = model.arrays["parameters"].copy()
     model.arrays["has_gradient"][:, 1] = 0  # the bias
     for each in steps(model, board):
-        each.run()
+        each.run(0)
     assert np.array_equal(model.arrays["parameters"][120:], before[120:])
     assert not np.array_equal(model.arrays["parameters"][:120], before[:120])
 

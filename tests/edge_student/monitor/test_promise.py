@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_student.run.promise import Promise
+from edge_student.monitor.promise import Promise
 
 
 def promise_of_100_cycles(first_waits_s: float = 0.0) -> Promise:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge_student.run.watch import Watch
+from edge_student.monitor.watch import Watch
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 

@@ -1,0 +1,1 @@
+"""Uses a trained student: evaluates it, predicts with it, and exports it."""
