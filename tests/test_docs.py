@@ -17,7 +17,9 @@ from matplotlib.text import Text
 import cloud_teacher.settings
 import edge_student.settings.doctor
 import edge_student.settings.fetch
+import edge_student.settings.inference
 import edge_student.settings.student
+import edge_student.settings.watch
 import scheduler.settings
 from edgekd.cli.command import parse
 from edgekd.models.card import parse_card
@@ -37,6 +39,10 @@ CONFIGS: dict[tuple[str, str], type[Any]] = {
     ("edge-student", "calibrate"): edge_student.settings.student.CalibrateConfig,
     ("edge-student", "fetch"): edge_student.settings.fetch.FetchConfig,
     ("edge-student", "doctor"): edge_student.settings.doctor.DoctorConfig,
+    ("edge-student", "watch"): edge_student.settings.watch.WatchConfig,
+    ("edge-student", "evaluate"): edge_student.settings.inference.EvaluateConfig,
+    ("edge-student", "predict"): edge_student.settings.inference.PredictConfig,
+    ("edge-student", "export"): edge_student.settings.inference.ExportConfig,
     ("core-scheduler", "simulate"): scheduler.settings.SimulateConfig,
     ("core-scheduler", "figures"): scheduler.settings.FiguresConfig,
     ("core-scheduler", "fit"): scheduler.settings.FitConfig,
