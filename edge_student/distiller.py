@@ -1,22 +1,21 @@
 """The Python interface: trains a student in this process, as `edge-student train` does."""
 
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
+import torch
 from torch import nn
 
-from edge_student.host.environment import settle
+from edge_student.host.borrowed import borrowed_process
 from edge_student.monitor.metrics import Callback
 from edge_student.run.objects import Objects, name_of
 from edge_student.run.run import Run
 from edge_student.run.signals import SignalHandler
+from edge_student.settings.keywords import check_names, train_config
 from edge_student.settings.link import PublicInputs
 from edge_student.settings.student import TrainConfig
 from edge_student.training.augment import Augment
@@ -24,17 +23,13 @@ from edge_student.training.loss import OwnLoss
 from edge_student.training.schedule import Schedule
 from edgekd.cli.flags import hints_of
 from edgekd.cli.optimizer_names import OptimizerName
-from edgekd.cli.settings import closest
 from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import dataset_of
-from scheduler.live.threads import allowed_cores, confine_process
-from scheduler.policies.registry import kind_of
 
 DataSource = str | Dataset | Any
 """The name of a data set, or a map-style PyTorch data set of (x, y) or (x,)."""
 
-_RUNNING = threading.Lock()
-_OBJECTS = ("model", "private", "public", "test", "loss", "augment", "schedule", "cycles", "epochs", "resume", "out")
+_NAMED = ("model", "private", "public", "test", "loss", "augment", "schedule", "cycles", "epochs", "resume", "out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +85,9 @@ class Distiller:
         out: str | Path = "runs/distiller",
         **settings: Any,
     ) -> None:
-        known = hints_of(TrainConfig).keys() - {*_OBJECTS}
-        for name in settings:
-            if name not in known:
-                raise ValueError(f"unknown setting {name}{closest(name, known)}")
+        check_names(settings, hints_of(TrainConfig).keys() - {*_NAMED})
+        if classes is not None and isinstance(private, str | Dataset):
+            raise ValueError("classes names the classes of a data set of your own, but private has names already: omit it")
         names: dict[str, Any] = {}
         self._objects = Objects(
             student=None if isinstance(student, str) else student,
@@ -128,14 +122,18 @@ class Distiller:
         config.check_secrets()
         signals = SignalHandler()
         is_main = threading.current_thread() is threading.main_thread()
-        if not _RUNNING.acquire(blocking=False):
-            raise ValueError("another training runs in this process, which has one set of cores: wait for its end")
+        student = self._objects.student
+        trained = [] if student is None else [parameter for parameter in student.parameters() if parameter.requires_grad]
+        num_threads = torch.get_num_threads()
         try:
-            with signals.installed() if is_main else nullcontext(), _cores(config) as cores:
+            with signals.installed() if is_main else nullcontext(), borrowed_process(config.cores) as cores:
+                torch.set_num_threads(min(num_threads, len(cores)))  # torch counted the cores when it was loaded
                 with Run(config, cores, signals, self._objects) as run:
                     details = run.execute()
         finally:
-            _RUNNING.release()
+            torch.set_num_threads(num_threads)
+            for parameter in trained:  # --freeze is for this training only
+                parameter.requires_grad_(True)
         return Result(
             accuracy=details["accuracy"],
             loss=details["loss"],
@@ -147,32 +145,7 @@ class Distiller:
         )
 
     def _config(self, **more: Any) -> TrainConfig:
-        given = {name: value for name, value in {**self._settings, **more}.items() if value is not None}
-        hints = hints_of(TrainConfig)
-        return TrainConfig(**{name: _converted(name, value, hints[name]) for name, value in given.items()})
-
-
-def _converted(name: str, value: Any, hint: Any) -> Any:
-    """Return a setting in its type, as the command line would read it. Raises ValueError in its words."""
-    kinds = [kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)) if kind is not NoneType]
-    flag = f"--{name.replace('_', '-')}"
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            if value not in get_args(kind):
-                raise ValueError(f"{flag} is {value!r}, must be {', '.join(map(repr, get_args(kind)))}")
-            return value
-        if issubclass(kind, Enum):
-            known = [member.value for member in kind]
-            if value not in known and not isinstance(value, kind):
-                raise ValueError(f"{flag} is {value!r}, must be {', '.join(map(repr, known))}")
-            return kind(value)
-        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-            return value
-        if kind is Path and isinstance(value, str):
-            return Path(value)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-    raise ValueError(f"{flag} is {value!r}, must be {' or '.join(kind.__name__ for kind in kinds)}")
+        return train_config({**self._settings, **more})
 
 
 def _is_sent(public: DataSource) -> bool:
@@ -180,11 +153,12 @@ def _is_sent(public: DataSource) -> bool:
 
 
 def _data(source: DataSource, name: str, names: dict[str, Any], classes: Sequence[str] | None) -> Dataset | None:
-    """Return the data set of an object; None for a name, which is put into `names`."""
+    """Return the data set of an object, None for a name. Its name is put into `names`."""
     if isinstance(source, str):
         names[name] = source
         return None
-    return source if isinstance(source, Dataset) else dataset_of(source, name, classes)
+    names[name] = source.name if isinstance(source, Dataset) else f"{name_of(type(source))} ({name})"
+    return source if isinstance(source, Dataset) else dataset_of(source, names[name], classes)
 
 
 def _function(value: Any, name: str, names: dict[str, Any]) -> Callable[..., Any] | None:
@@ -192,13 +166,3 @@ def _function(value: Any, name: str, names: dict[str, Any]) -> Callable[..., Any
         return value  # type: ignore[no-any-return]
     names[name] = value
     return None
-
-
-@contextmanager
-def _cores(config: TrainConfig) -> Iterator[tuple[int, ...]]:
-    """Confine the process to the cores of the settings, and give it its former cores back."""
-    before = allowed_cores()
-    try:
-        yield settle(os.environ, config.cores, kind_of(config.policy).launch_options.spin_count)
-    finally:
-        confine_process(frozenset(before))

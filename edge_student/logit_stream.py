@@ -1,6 +1,5 @@
 """For a training loop of the user: public batches with a teacher's logits, and the scheduler's tasks as context managers."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -9,11 +8,14 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from edge_student.host.environment import settle
+from edge_student.host.borrowed import borrowed_process
 from edge_student.ipc.ring import Ring, prefetch_limit
 from edge_student.run.setup import bind_team, configure_worker, ring_shape
 from edge_student.run.worker_process import CommWorkerProcess
-from edge_student.settings.student import TrainConfig
+from edge_student.settings.keywords import check_names, train_config
+from edge_student.settings.link import LinkSettings
+from edge_student.settings.shared import BufferSettings
+from edgekd.cli.flags import hints_of
 from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import dataset_of, load_dataset
 from edgekd.wire.identity import new_run_id
@@ -21,9 +23,11 @@ from edgekd.wire.order import batch_ids
 from scheduler.control.controller import Controller
 from scheduler.live.binding import CommBinding
 from scheduler.live.loop import SchedulerLoop
-from scheduler.live.threads import allowed_cores, confine_process, may_leave_idle_priority
+from scheduler.live.threads import may_leave_idle_priority
 from scheduler.model.state import Task
 from scheduler.policies.registry import kind_of, make_policy
+
+_SETTINGS = hints_of(LinkSettings).keys() | hints_of(BufferSettings).keys() | {"cores", "seed", "prefetch", "streams"}
 
 
 class Batch:
@@ -36,14 +40,14 @@ class Batch:
         self.index = index
         self.inputs = inputs
         self._loop, self._ring = loop, ring
-        self.num_done = 0
+        self.is_done = False
+        """Whether both tasks are done."""
 
     @contextmanager
     def forward(self) -> Iterator[torch.Tensor]:
         """Run the Forward task: wait for cores, and yield `inputs`. The logits may still be on their way."""
         with self._loop.task(Task.FORWARD):
             yield self.inputs
-        self.num_done = 1
 
     @contextmanager
     def backward(self) -> Iterator[torch.Tensor]:
@@ -53,7 +57,7 @@ class Batch:
         """
         with self._loop.task(Task.BACKWARD):
             yield torch.from_numpy(self._ring.logits(self.index)).to(torch.float32)
-        self.num_done = 2
+        self.is_done = True
 
 
 class LogitStream:
@@ -63,17 +67,21 @@ class LogitStream:
     - `public`: the data set that the teacher serves: a name, or a map-style PyTorch data set.
     - `policy`: a scheduling policy that pins one team of threads, or "os-default".
 
-    Every other setting has the name and the default of a flag of `edge-student train`, such as public_batch=128, seed=0 or
-    encoding="int8". The training has one team of threads, and no checkpoints: they are the caller's. Raises ValueError for a wrong
-    setting, and edgekd.errors.WorldError if the teacher fails.
+    Settings of receiving, cores and security have the name and the default of a flag of `edge-student train`, such as
+    public_batch=128, seed=0 or encoding="int8". The training has one team of threads, and no checkpoints: they are the caller's.
+    Raises ValueError for a wrong setting, and edgekd.errors.WorldError if the teacher fails.
     """
 
     def __init__(self, *, teacher: str, public: Any, cycles: int, policy: str = "adaptive", **settings: Any) -> None:
-        given = {**settings, "public": public} if isinstance(public, str) else settings
-        self._config = TrainConfig(teacher=teacher, cycles=cycles, policy=policy, shards=1, **given)
+        check_names(settings, _SETTINGS)
+        name = {"public": public} if isinstance(public, str) else {}
+        self._config = train_config({**settings, **name, "teacher": teacher, "cycles": cycles, "policy": policy, "shards": 1})
         if self._config.input_encoding is not None:
             raise ValueError("public_inputs must be local: this stream has the logits of your own public data")
-        self.public: Dataset = load_dataset(public) if isinstance(public, str) else dataset_of(public, "public")
+        if isinstance(public, str):
+            public = load_dataset(public)
+        self.public: Dataset = public if isinstance(public, Dataset) else dataset_of(public, "public")
+        self._is_used = False
         self._resources = ExitStack()
         self.num_classes = 0
         """Number of classes of the teacher, known within the context."""
@@ -83,9 +91,8 @@ class LogitStream:
         config = self._config
         config.check_secrets()
         with ExitStack() as stack:
-            stack.callback(confine_process, frozenset(allowed_cores()))
+            cores = stack.enter_context(borrowed_process(config.cores))
             launch_options = kind_of(config.policy).launch_options
-            cores = settle(os.environ, config.cores, launch_options.spin_count)
             worker = stack.enter_context(
                 CommWorkerProcess(configure_worker(config, config.teacher, launch_options, cores, run_id=new_run_id()))
             )
@@ -124,6 +131,7 @@ class LogitStream:
                 comp_binding=bind_team(torch.get_num_threads()),
                 record=lambda record: None,
             )
+            stack.callback(self._loop.finish)
             self._resources = stack.pop_all()
         return self
 
@@ -133,13 +141,13 @@ class LogitStream:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches in order. Each must have had its two tasks before the next one."""
         config, inputs = self._config, self.public.inputs
+        if self._is_used:
+            raise ValueError("a LogitStream gives its batches once: make another one")
+        self._is_used = True
         self._loop.start()
-        try:
-            for index in range(config.cycles):
-                ids = batch_ids(config.seed, len(inputs), config.public_batch, index)
-                batch = Batch(index, torch.from_numpy(np.ascontiguousarray(inputs[ids])), self._loop, self._ring)
-                yield batch
-                if batch.num_done != 2:
-                    raise ValueError(f"batch {index} was not used within `forward()` and then `backward()`")
-        finally:
-            self._loop.finish()
+        for index in range(config.cycles):
+            ids = batch_ids(config.seed, len(inputs), config.public_batch, index)
+            batch = Batch(index, torch.from_numpy(np.ascontiguousarray(inputs[ids])), self._loop, self._ring)
+            yield batch
+            if not batch.is_done:
+                raise ValueError(f"batch {index} was not used within `forward()` and then `backward()`")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_student.settings.watch import WatchConfig
-from edgekd.files import expanded
+from edgekd.files import expanded, is_locked
 
 METRICS, RESULT = "metrics.jsonl", "result.json"
 _KEPT = 600
@@ -33,7 +33,7 @@ def watch(config: WatchConfig) -> int:
         console.print(render(out, follower, console.width))
         return 0
     with Live(render(out, follower, console.width), console=console, auto_refresh=False) as live:
-        while not (out / RESULT).exists() or follower.read():
+        while is_locked(out):
             time.sleep(config.every)
             follower.read()
             live.update(render(out, follower, console.width), refresh=True)
@@ -127,7 +127,7 @@ def spark(values: Sequence[float], width: int) -> str:
 
 
 def _state(out: Path, follower: Follower) -> str:
-    if (out / RESULT).exists():
-        return "ended"
+    if not is_locked(out):
+        return "ended" if (out / RESULT).exists() else "ended without a result: it was killed, or the machine was"
     silent = time.time() - follower.last_change
     return f"no record for {silent:.0f} s" if silent > _QUIET_S else "running"

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from edge_student.calibrate.visits import Visit
@@ -103,9 +103,9 @@ class LiveDevice:
             with self._changed:
                 self._visit = None
 
-    def spare_work(self, index: int) -> nullcontext[bool]:
-        """Return no work: a measurement has none."""
-        return nullcontext(False)
+    def is_starved(self, index: int) -> bool:
+        """Return False: all batches are received before a visit."""
+        return False
 
     def has_batch(self, index: int) -> bool:
         """Return True: all batches are received before a visit."""

@@ -20,7 +20,7 @@ _MOST_ROWS = 25
 
 def evaluate(config: EvaluateConfig) -> int:
     """Print the accuracy and write evaluation.json and confusion.png. Returns the exit status."""
-    student = load_student(expanded(config.student))
+    student = load_student(expanded(config.student), config.model)
     predict = predictor_of(student) if config.exported is None else open_exported(expanded(config.exported))
     dataset = in_outputs(load_samples(config.data, student), student)
     num_classes = student.card.num_classes

@@ -3,8 +3,10 @@
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from edge_student.inference.data import load_samples
@@ -24,28 +26,39 @@ _TOLERANCE = 1e-4
 
 def export(config: ExportConfig) -> int:
     """Write the student in another format, check it, and print the largest difference. Returns the exit status."""
-    student = load_student(expanded(config.student))
+    student = load_student(expanded(config.student), config.model)
     samples = load_samples(config.data, student).inputs
     out = expanded(config.out or config.student.with_suffix(FORMATS[config.format]))
     first = np.ascontiguousarray(samples[slice(2)])
     example = torch.from_numpy(first if len(first) > 1 else np.concatenate([first, first]))
-    replace_atomically(out, lambda fresh: _write(student, example, config.format, fresh))
+    if out.suffix != FORMATS[config.format]:
+        raise ValueError(f"--out is {out}, must end in {FORMATS[config.format]} for --format {config.format}")
     rows = samples[slice(_MOST)]
-    theirs, ours = open_exported(out), predictor_of(student)
+
+    def write_and_check(fresh: Path) -> None:
+        _write(student, example, config.format, fresh)
+        difference, agreement = _compare(student, fresh, rows)
+        print(
+            f"{out}: {fresh.stat().st_size:,} bytes. On {len(rows)} samples of {config.data}, logits differ by at most "
+            f"{difference:.2g}, and {100 * agreement:.2f} % of the predicted classes agree."
+        )
+
+    replace_atomically(out, write_and_check)
+    return 0
+
+
+def _compare(student: Student, path: Path, rows: npt.NDArray[Any]) -> tuple[float, float]:
+    """Return the largest difference of a logit from torch, and the share of samples with the same predicted class.
+
+    Raises WorldError for a file that differs too much, which is then not kept.
+    """
+    theirs, ours = open_exported(path), predictor_of(student)
     parts = [rows[begin : begin + BATCH] for begin in range(0, len(rows), BATCH)]
     expected, found = (np.concatenate([predict(part) for part in parts]) for predict in (ours, theirs))
-    difference = float(np.abs(expected - found).max())
-    scale = max(1.0, float(np.abs(expected).max()))
-    agreement = float((expected.argmax(axis=1) == found.argmax(axis=1)).mean())
-    print(
-        f"{out}: {out.stat().st_size:,} bytes. On {len(rows)} samples of {config.data}, logits differ by at most {difference:.2g}, "
-        f"and {100 * agreement:.2f} % of the predicted classes agree."
-    )
-    if not difference <= _TOLERANCE * scale:
-        raise WorldError(
-            f"{out} differs from the student by {difference:.2g}, must be at most {_TOLERANCE * scale:.2g}: do not use it"
-        )
-    return 0
+    difference, most = float(np.abs(expected - found).max()), _TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not difference <= most:
+        raise WorldError(f"the exported student differs from torch by {difference:.2g}, must be at most {most:.2g}: it is not kept")
+    return difference, float((expected.argmax(axis=1) == found.argmax(axis=1)).mean())
 
 
 def _write(student: Student, example: torch.Tensor, format_name: str, path: Path) -> None:
@@ -56,6 +69,8 @@ def _write(student: Student, example: torch.Tensor, format_name: str, path: Path
             {"onnx": _write_onnx, "pt2": _write_pt2, "executorch": _write_executorch}[format_name](student, example, path)
     except ImportError as error:
         raise ValueError(f"--format {format_name} needs a package: pip install edgekd[{format_name}] ({error})") from None
+    except OSError:
+        raise
     except Exception as error:  # the exporters raise errors of many types for a model that they do not support
         raise ValueError(f"{student.card.model} cannot be exported as {format_name}: {type(error).__name__}: {error}") from error
 

@@ -1,16 +1,18 @@
 """Predicts the class of files with a trained student."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_student.inference.runtimes import open_exported, predictor_of
+from edge_student.inference.runtimes import BATCH, open_exported, predictor_of
 from edge_student.inference.student import Student, load_student
 from edge_student.settings.inference import PredictConfig
-from edgekd.data.tensors import resized_image
+from edgekd.data.preprocessing import Preprocessing
+from edgekd.data.tensors import resized, resized_image
 from edgekd.errors import WorldError
 from edgekd.files import expanded
 from edgekd.wire.inputs import open_rgb, square_pixels
@@ -21,12 +23,13 @@ _MOST = 3
 
 def predict(config: PredictConfig) -> int:
     """Print the most probable classes of each file, one line for each sample. Returns the exit status."""
-    student = load_student(expanded(config.student))
+    student = load_student(expanded(config.student), config.model)
     run = predictor_of(student) if config.exported is None else open_exported(expanded(config.exported))
     names = student.class_names or tuple(map(str, range(student.card.num_classes)))
     for file in config.files:
         samples = read_samples(expanded(Path(file)), student)
-        for number, probabilities in enumerate(_softmax(run(samples))):
+        parts = [run(samples[begin : begin + BATCH]) for begin in range(0, len(samples), BATCH)]
+        for number, probabilities in enumerate(_softmax(np.concatenate(parts))):
             best = np.argsort(-probabilities, kind="stable")[:_MOST].tolist()
             where = file if len(samples) == 1 else f"{file}[{number}]"
             if config.json:
@@ -41,30 +44,32 @@ def read_samples(file: Path, student: Student) -> npt.NDArray[Any]:
 
     Raises ValueError for samples that do not fit, and WorldError for a file that is no image.
     """
-    shape = student.card.input_shape
+    shape, rules = student.card.input_shape, student.preprocessing
     if file.suffix == ".npy":
         samples: npt.NDArray[Any] = np.load(file, allow_pickle=False)
-        samples = samples[np.newaxis] if samples.shape == shape else samples
+        samples = samples[np.newaxis] if samples.ndim == len(shape) else samples
         if samples.dtype not in (np.dtype(np.uint8), np.dtype(np.float32)):
             raise ValueError(f"{file} has {samples.dtype}, must be uint8 or float32")
-        student.preprocessing.check(samples.shape[1:], samples.dtype)
-        if student.preprocessing.shape_of(samples.shape[1:]) != shape:
-            raise ValueError(f"{file} has samples of {list(samples.shape[1:])}, the student takes {list(shape)}")
-        return samples
-    if len(shape) != 3:
+        rules.check(samples.shape[1:], samples.dtype)
+        samples = resized(samples, rules)
+    elif len(shape) != 3:
         raise ValueError(f"the student takes samples of {list(shape)}, which are no images: name .npy files")
+    else:
+        samples = _pixels(file, shape, rules)[np.newaxis]
+    if (found := replace(rules, resize=None).shape_of(samples.shape[1:])) != shape:
+        raise ValueError(f"{file} has samples of {list(found)}, the student takes {list(shape)}")
+    return np.ascontiguousarray(samples)
+
+
+def _pixels(file: Path, shape: tuple[int, ...], rules: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Return the pixels of an image as the data sets decode it, uint8 [C, H, W]."""
     try:
-        if student.preprocessing.resize is not None:
-            pixels = resized_image(open_rgb(file), student.preprocessing.resize)
-        else:
-            pixels = square_pixels(file, shape[-1])
+        pixels = square_pixels(file, shape[-1]) if rules.resize is None else resized_image(open_rgb(file), rules.resize)
+    except FileNotFoundError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise WorldError(f"{file} cannot be read as an image: {error}") from error
-    if student.preprocessing.channels == 0 and shape[0] == 1:
-        pixels = _to_grey(pixels)
-    return np.ascontiguousarray(pixels)[np.newaxis]
+    return _to_grey(pixels) if rules.channels == 0 and shape[0] == 1 else pixels
 
 
 def _to_grey(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -38,7 +38,7 @@ def open_exported(path: Path) -> Predictor:
     path.open("rb").close()  # an unreadable file raises the OSError of the operating system
     openers = {".onnx": _open_onnx, ".pt2": _open_pt2, ".pte": _open_executorch}
     if path.suffix not in openers:
-        raise ValueError(f"{path} must end in .safetensors, {', '.join(openers)}")
+        raise ValueError(f"{path} must end in {', '.join(openers)}")
     try:
         return openers[path.suffix](path)
     except ImportError as error:

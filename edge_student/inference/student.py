@@ -35,23 +35,20 @@ class Student(nn.Module):
         return logits
 
 
-def load_student(path: str | Path, model: nn.Module | None = None) -> Student:
+def load_student(path: str | Path, model: nn.Module | str | None = None) -> Student:
     """Load the student of a run, `student.safetensors`, in evaluation mode.
 
-    `model` is a module of the same architecture; without it, the model of the name in the file is built. Raises ValueError if the
-    file is damaged, has no model card, or does not fit the model, and OSError if it cannot be read.
+    `model` is a module of the same architecture, or its name. Without it, the model of the name in the file is built, unless that
+    name is code: it must be confirmed. Raises ValueError if the file is damaged, has no model card, does not fit the model, or
+    names code, and OSError if it cannot be read.
     """
     path = Path(path)
     card = read_card(path)
     if card is None:
         raise ValueError(f"{path} has no model card: use the student.safetensors of a run")
-    if model is None:
-        model = build_model(card.model, num_classes=card.num_classes, input_shape=card.input_shape, seed=0)
+    if model is None and is_user_model(card.model):
+        raise ValueError(f"{path} names the code {card.model}: confirm it with --model {card.model}, or in Python with model=")
+    if not isinstance(model, nn.Module):
+        model = build_model(model or card.model, num_classes=card.num_classes, input_shape=card.input_shape, seed=0)
     load_weights(model, path)
     return Student(model, card).eval()
-
-
-def needs_code(path: Path) -> str:
-    """Return the name of the user's code that `load_student` would import; empty if it imports none."""
-    card = read_card(path)
-    return card.model if card is not None and is_user_model(card.model) else ""

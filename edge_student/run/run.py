@@ -69,6 +69,7 @@ from edgekd.files import claim_folder, expanded, make_folder, remove_if_empty
 from edgekd.models.build import check_model
 from edgekd.models.card import ModelCard
 from edgekd.models.devices import choose_device
+from edgekd.models.weights import load_weights
 from edgekd.wire.identity import new_run_id
 from scheduler.control.controller import Controller
 from scheduler.live.binding import CommBinding
@@ -139,7 +140,9 @@ class Run:
             self._policy = self._make_policy()
             self._callbacks: list[Callback] = [*objects.callbacks]
             if config.tensorboard is not None:
-                self._callbacks.append(TensorBoard(expanded(config.tensorboard)))
+                board = TensorBoard(expanded(config.tensorboard))
+                self._callbacks.append(board)
+                lock.callback(board.close)
             self._buffer = EventBuffer()
             self._sampler = DisturbanceSampler(cores, teacher=config.teacher)
             self._disturbance: dict[str, Any] | None = None
@@ -165,6 +168,8 @@ class Run:
         check_recipe(resumed, flags, config.out)
         if (result := load_finished_result(config, resumed)) is not None:
             logger.info("all %d cycles are trained already: nothing to do", config.cycles)
+            if self._objects.student is not None:
+                load_weights(self._objects.student, config.out / "student.safetensors")
             return result
         self._max_threads = limit_torch_threads(config.torch_threads)
         # Without a teacher, the public data set identifies the cache. With one, data is loaded while the worker connects.
@@ -396,7 +401,8 @@ class Run:
             prefetch=prefetch_limit(ring.shape.num_slots, self._config.cycles),
             profile=self._profile,
             comp_moves_at_boundaries=self._num_shards == 1,
-            inputs_travel=self._config.input_encoding is not None,
+            # A Forward that must not begin without logits waits as one whose inputs travel with them.
+            inputs_travel=self._config.input_encoding is not None or self._config.while_starved == "private",
             done=resumed.num_cycles,
         )
 

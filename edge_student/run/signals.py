@@ -37,12 +37,12 @@ class SignalHandler:
         """Handle the signals during the block, and leave them to their former handlers afterwards."""
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         before = {number: signal.getsignal(number) for number in numbers}
-        self.install()
         try:
+            self.install()
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python
 
     def handle(self, number: int, frame: object) -> None:
         """Raise the exception of a signal, or store it if signals are deferred."""

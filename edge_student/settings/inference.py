@@ -12,7 +12,10 @@ class _StudentFile:
     help_group: ClassVar[str] = "model"
 
     student: Path = Path("runs/train/student.safetensors")
-    """Trained student, the student.safetensors of a run. A model of your own must be importable, as in training."""
+    """Trained student, the student.safetensors of a run."""
+    model: str | None = None
+    """Model of the student, package.module:callable. It confirms that the code which --student names is run. (default: the model
+    that --student names, unless it is code)"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,8 +35,9 @@ def set_training(student: nn.Module, patterns: Sequence[str]) -> nn.Module:
     student.train()
     if patterns:
         for prefix, module in student.named_modules():
-            own = [name for name, _ in module.named_parameters(prefix, recurse=False)]
-            if own and any(True for _ in module.buffers(recurse=False)) and all(matches(name, patterns) for name in own):
+            buffers = [name for name, _ in module.named_buffers(prefix, recurse=False)]
+            parameters = [name for name, _ in module.named_parameters(prefix, recurse=False)]
+            if buffers and all(matches(name, patterns) for name in parameters or buffers):
                 module.eval()
     return student
 

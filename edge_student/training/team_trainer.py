@@ -89,19 +89,19 @@ class TeamTrainer:
             on_cycle(self.num_cycles)
 
     def _train_while_starved(self, cycle: int, schedule: Schedule) -> None:
-        """Take steps on L_p alone until the logits of `cycle` are there."""
-        recipe, has_work = self.recipe, True
-        while has_work:
-            with schedule.spare_work(cycle) as has_work, ExitStack() as signals_deferred:
-                if not has_work:
-                    break
-                samples, labels = self._batches.starved(self.num_private_steps)
-                logits = self.student(normalized(samples, recipe.preprocessing).to(recipe.device))
-                self._optimizer.zero_grad()
-                prediction_loss(logits, torch.from_numpy(labels).to(recipe.device)).backward()  # type: ignore[no-untyped-call]
-                if recipe.clip_grad is not None:
-                    self._optimizer.clip(recipe.clip_grad)
-                signals_deferred.enter_context(self._defer_signals())
+        """Take steps on L_p alone until the logits of `cycle` are there, on the cores that compute had last.
+
+        For the scheduler, training waits: these steps are no tasks, and comm keeps its cores.
+        """
+        recipe = self.recipe
+        while schedule.is_starved(cycle):
+            samples, labels = self._batches.starved(self.num_private_steps)
+            logits = self.student(normalized(samples, recipe.preprocessing).to(recipe.device))
+            self._optimizer.zero_grad()
+            prediction_loss(logits, torch.from_numpy(labels).to(recipe.device)).backward()  # type: ignore[no-untyped-call]
+            if recipe.clip_grad is not None:
+                self._optimizer.clip(recipe.clip_grad)
+            with self._defer_signals():
                 self._optimizer.step(lr=recipe.lr_of(cycle), num_steps=cycle + self.num_private_steps)
                 self.num_private_steps += 1
                 if self._rollback is not None:

@@ -22,8 +22,8 @@ class Schedule(Protocol):
     def has_batch(self, index: int) -> bool:
         """Return whether the Comm of this cycle is done. Never blocks."""
 
-    def spare_work(self, index: int) -> AbstractContextManager[bool]:
-        """Return a context for work that needs no logits while batch `index` has not arrived; its value is False if it has."""
+    def is_starved(self, index: int) -> bool:
+        """Return whether the Comm of this cycle is not done. Never blocks. Raises its failure."""
 
     def complete_cycle(self) -> None:
         """Report the tasks of the present cycle as done, after an exception at which compute completed them. Never blocks."""

@@ -1,5 +1,6 @@
 """A `Trainer` with one process for each shard of a batch."""
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -58,7 +59,7 @@ class ShardedTrainer:
             is_channels_last=prefers_channels_last(student, shape, num_rows),
         )
         self._board = Board(num_shards)
-        pickled = _pickled(recipe)
+        pickled, cores = _pickled(recipe), frozenset(os.sched_getaffinity(0))
         self._defer_signals = defer_signals
 
         def assign(number: int) -> Assignment:
@@ -70,6 +71,7 @@ class ShardedTrainer:
                 public=public,
                 ring=ring,
                 recipe=pickled,
+                cores=cores,
                 keeps_memory=keeps_memory,
             )
 

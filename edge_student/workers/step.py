@@ -76,7 +76,8 @@ class ShardStep:
             return None
         chunks = (self._gradient(start, stop) for start, stop in self._chunks(0, self._gradients.shape[1]))
         norm = math.sqrt(sum(float(torch.dot(gradient, gradient)) for gradient in chunks))
-        return min(1.0, limit / (norm + _CLIP_EPS))
+        factor = limit / (norm + _CLIP_EPS)
+        return 1.0 if factor > 1.0 else factor  # NaN stays NaN, as in torch
 
     def _gradient(self, start: int, stop: int) -> torch.Tensor:
         """Return the sum over the shards, in a tensor that the next call overwrites."""

@@ -33,9 +33,10 @@ _MOST_CHARACTERS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """What a worker needs, as it is passed to its process. `keeps_memory`: see `keep_freed_memory`.
+    """The parts of a worker, as they are passed to its process.
 
-    `recipe` is a `Recipe`, pickled with the code of functions that are defined in a notebook or a script.
+    `cores` are those of the training. `recipe` is a `Recipe`, pickled with the code of functions that are defined in a notebook or
+    a script. `keeps_memory`: see `keep_freed_memory`.
     """
 
     number: int
@@ -45,12 +46,14 @@ class Assignment:
     public: SharedDataset | None
     ring: Ring
     recipe: bytes
+    cores: frozenset[int]
     keeps_memory: bool
 
 
 def work(assignment: Assignment, errors: Connection) -> None:
     """Run one worker. An exception is sent through `errors`, as text unless the user's code caused it; the process ends then."""
     os.setsid()  # a terminal's Ctrl-C reaches only the trainer
+    os.sched_setaffinity(0, assignment.cores)  # the server that forked this process may be of a training on other cores
     leave_server_to_trainer()
     die_with_parent(signal.SIGKILL)
     if assignment.keeps_memory:

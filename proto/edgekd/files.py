@@ -134,6 +134,20 @@ def claim_folder(folder: Path) -> int:
     return descriptor
 
 
+def is_locked(folder: Path) -> bool:
+    """Return whether a run has locked the folder, see `claim_folder`. Raises OSError if the folder cannot be opened."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def mark_complete(folder: Path, meta: Mapping[str, Any]) -> None:
     """Write meta.json, which marks the other files of a folder as complete.
 

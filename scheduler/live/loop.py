@@ -102,30 +102,11 @@ class SchedulerLoop:
         """Return whether comm has delivered this batch. Never blocks."""
         return self._controller.state.num_comm > index
 
-    @contextmanager
-    def spare_work(self, index: int) -> Iterator[bool]:
-        """Surround work that needs no logits, done while batch `index` has not arrived. Yields False if there is none to do.
-
-        Waits while compute has no cores, and binds compute to its cores. The work counts as no task: for the policy, compute waits.
-        Raises the error that made the comm worker fail.
-        """
+    def is_starved(self, index: int) -> bool:
+        """Return whether comm has not delivered this batch. Never blocks. Raises the error that made the comm worker fail."""
         with self._changed:
-            while True:
-                self._raise_failure()
-                assert self._placement is not None, "start() comes first"
-                assert self._requested_by is not None
-                has_work = not self.has_batch(index)
-                if not has_work or self._placement.comp:
-                    break
-                self._changed.wait()
-            placement, requested_by = self._placement, self._requested_by
-            if has_work:
-                self._comp.occupy(placement.comp)
-        if has_work and not self._comp.moves_at_once:
-            self._bind_team(placement, requested_by)
-        yield has_work
-        with self._changed:
-            self._comp.in_use = frozenset()
+            self._raise_failure()
+            return not self.has_batch(index)
 
     def complete_cycle(self) -> None:
         """Report the tasks of the present cycle as done, after an exception at which compute completed them. Never blocks."""
@@ -172,7 +153,8 @@ class SchedulerLoop:
     @property
     def decision(self) -> Decision | None:
         """The decision in force; None before `start`."""
-        return self._decision
+        with self._changed:
+            return self._decision
 
     @property
     def holds_compute(self) -> bool:

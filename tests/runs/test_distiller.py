@@ -199,11 +199,88 @@ def test_importing_the_package_does_not_load_torch() -> None:
 
 def test_cores_and_signal_handlers_are_given_back(address: str, tmp_path: Path) -> None:
     script = """
-import os, signal, sys
+import os, signal, sys, threading, time, torch
 from edge_student import Distiller
-before = os.sched_getaffinity(0), signal.getsignal(signal.SIGINT)
-Distiller("cnn:width=4", private="digits:private", teacher=sys.argv[1], out=sys.argv[2], cores=str(min(before[0]))).fit(cycles=3)
-assert (os.sched_getaffinity(0), signal.getsignal(signal.SIGINT)) == before
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+def state():
+    masks = [os.sched_getaffinity(int(tid)) for tid in os.listdir("/proc/self/task")]
+    return set(map(frozenset, masks)), signal.getsignal(signal.SIGINT), torch.get_num_threads(), os.environ.get("GOMP_SPINCOUNT")
+torch.set_num_threads(2)
+before = state()
+settings = {"private": "digits:private", "teacher": sys.argv[1], "out": sys.argv[2], "cores": str(min(os.sched_getaffinity(0)))}
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Linear(8, 10))
+for shards in (1, 2):
+    Distiller(model, shards=shards, torch_threads=1 if shards == 1 else None, freeze="1", **settings).fit(cycles=3)
+    assert state() == before, (state(), before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 """
     finished = python(script, address, str(tmp_path))
     assert finished.returncode == 0, finished.stderr
+
+
+def test_a_finished_training_is_loaded_when_it_resumes(address: str, tmp_path: Path) -> None:
+    script = """
+import sys, torch
+from edge_student import Distiller
+def make():
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+settings = {"private": "digits:private", "teacher": sys.argv[1], "out": sys.argv[2], "shards": 1}
+trained, again = make(), make()
+Distiller(trained, **settings).fit(cycles=5)
+assert Distiller(again, **settings).fit(cycles=5, resume=True).cycles == 5
+assert torch.equal(trained[1].weight, again[1].weight)
+before = again[1].weight.clone()
+assert Distiller(again, **settings).fit(cycles=5).cycles == 5
+assert not torch.equal(before, again[1].weight)
+"""
+    finished = python(script, address, str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+
+
+LOOP = """
+import sys, torch
+from edge_student.logit_stream import LogitStream
+def stream(**settings):
+    settings = {"public_batch": 16, "encoding": "int8", **settings}
+    return LogitStream(teacher=sys.argv[1], public="digits:public", cycles=6, **settings)
+with stream() as batches:
+    for batch in batches:  # left early
+        with batch.forward() as inputs:
+            assert inputs.shape == (16, 1, 8, 8) and inputs.dtype == torch.uint8
+        with batch.backward() as teacher:
+            assert teacher.shape == (16, 10) and teacher.dtype == torch.float32
+        if batch.index == 2:
+            break
+    try:
+        next(iter(batches))
+    except ValueError as error:
+        print(error)
+try:
+    with stream() as batches:
+        for batch in batches:
+            with batch.forward():
+                pass
+except ValueError as error:
+    print(error)
+for wrong in ({"lr": 1.0}, {"encoding": "int9"}, {"public_inputs": "stream"}):
+    try:
+        stream(**wrong)
+    except ValueError as error:
+        print(error)
+with stream():
+    print("ended")
+"""
+
+
+def test_a_loop_of_the_user_may_end_early_and_errors_are_explained(address: str) -> None:
+    finished = python(LOOP, address)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines() == [
+        "a LogitStream gives its batches once: make another one",
+        "batch 0 was not used within `forward()` and then `backward()`",
+        "unknown setting lr",
+        "--encoding is 'int9', must be 'float32', 'float16', 'int8', 'topk'",
+        "--public is digits:public, but with --public-inputs stream the teacher sends its own; omit one of them",
+        "ended",
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,14 @@ from PIL import Image
 from processes import run, train
 
 from edge_student.inference.evaluate import describe, table
-from edge_student.inference.student import load_student
+from edge_student.inference.predict import read_samples
+from edge_student.inference.student import Student, load_student
 from edge_student.watch import spark
 from edgekd.data.datasets import load_dataset
+from edgekd.data.preprocessing import parse_preprocessing
+from edgekd.data.tensors import resized
+from edgekd.models.card import ModelCard
+from edgekd.models.weights import save_weights
 
 pytestmark = pytest.mark.slow
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "executorch": ".pte"}
@@ -79,6 +85,28 @@ def test_predict_reads_images_and_arrays(trained: Path, tmp_path: Path) -> None:
         assert max(line["classes"].values()) == pytest.approx(float(row.max()), abs=1e-3)
 
 
+def test_arrays_are_resized_by_the_rule_of_the_student(tmp_path: Path) -> None:
+    rules = parse_preprocessing("imagenet", "8", 3)
+    card = ModelCard(preprocessing=rules, input_shape=(3, 8, 8), num_classes=2)
+    student = Student(torch.nn.Flatten(), card)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16), np.uint8)
+    np.save(tmp_path / "large.npy", images)
+    found = read_samples(tmp_path / "large.npy", student)
+    assert np.array_equal(found, resized(images, rules))
+    np.save(tmp_path / "plain.npy", images)
+    plain = Student(torch.nn.Flatten(), replace(card, preprocessing=parse_preprocessing("imagenet")))
+    with pytest.raises(ValueError, match=r"has samples of \[3, 16, 16\], the student takes \[3, 8, 8\]"):
+        read_samples(tmp_path / "plain.npy", plain)
+
+
+def test_code_that_a_file_names_is_not_run(tmp_path: Path) -> None:
+    card = ModelCard(preprocessing=parse_preprocessing("unit"), model="os:getcwd", input_shape=(4,), num_classes=2)
+    save_weights(torch.nn.Linear(4, 2), tmp_path / "s.safetensors", card)
+    with pytest.raises(ValueError, match="names the code os:getcwd: confirm it with --model os:getcwd"):
+        load_student(tmp_path / "s.safetensors")
+    assert load_student(tmp_path / "s.safetensors", torch.nn.Linear(4, 2))(torch.zeros(1, 4, dtype=torch.uint8)).shape == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -99,7 +127,7 @@ def test_watch_shows_the_newest_record(trained: Path) -> None:
     status, stdout, stderr = edge("watch", str(trained), "--once")
     assert status == 0, stderr
     assert "60 of 60" in stdout
-    assert "waited for logits" in stdout
+    assert "% of the time" in stdout
     assert "ended" in stdout
 
 

@@ -166,5 +166,15 @@ def test_private_steps_fill_the_time_without_logits(tmp_path: Path) -> None:
         assert train(slow.address, tmp_path / "wait", "--cycles", "3")["private_steps"] == 0
 
 
+@pytest.mark.parametrize("policy", ["os-default", "static:1", "random", "comp-priority", "elastic", "dynamic"])
+@pytest.mark.parametrize("inputs", ["local", "stream"])
+def test_private_steps_hold_no_logits_back_under_any_policy(policy: str, inputs: str, tmp_path: Path) -> None:
+    with teacher(tmp_path / "store", "--rate-limit", "40kbit") as slow:
+        flags = ("--policy", policy, "--public-inputs", inputs, "--cycles", "3", "--while-starved", "private", "--prefetch", "1")
+        result = train(slow.address, tmp_path / "out", *flags)
+    assert result["cycles"] == 3
+    assert result["private_steps"] > 0
+
+
 def test_epochs_are_passes_over_the_private_data(address: str, tmp_path: Path) -> None:
     assert train(address, tmp_path, "--epochs", "2.5")["cycles"] == 20  # 64 samples, 8 in a batch

@@ -34,8 +34,8 @@ class Boundaries:
     def has_batch(self, index: int) -> bool:
         return True
 
-    def spare_work(self, index: int) -> nullcontext:
-        return nullcontext(False)
+    def is_starved(self, index: int) -> bool:
+        return False
 
     def complete_cycle(self) -> None:
         self.tasks.append(Task.BACKWARD)

@@ -42,16 +42,19 @@ def npy(argument: str, split: str) -> Loaded:
     path, options = parse_options("npy:FILE", argument, ("labels",))
     all_inputs = _open_npy(path)
     ids = whole_ids(len(all_inputs), split)
-    inputs = all_inputs.select(ids, digests=_digests_file(expanded(Path(path)), split))
-    in_memory: Samples = inputs[:] if inputs.nbytes <= MOST_IN_MEMORY else inputs
+    inputs: Samples = all_inputs.select(ids)
+    if inputs.nbytes <= MOST_IN_MEMORY:
+        inputs = inputs[:]
+    else:
+        inputs = all_inputs.select(ids, digests=_digests_file(expanded(Path(path)), split))
     if "labels" not in options:
-        return Loaded(in_memory, None, ())
+        return Loaded(inputs, None, ())
     file = expanded(Path(options["labels"]))
     values = _read_labels(file)
     if len(values) != len(all_inputs):
         raise ValueError(f"npy:{path}: {file} has {len(values)} labels for {len(all_inputs)} samples, must have one for each")
     labels, names = index_labels(values.tolist())
-    return Loaded(in_memory, labels[ids], names)
+    return Loaded(inputs, labels[ids], names)
 
 
 def csv_windows(argument: str, split: str) -> Loaded:
@@ -152,7 +155,9 @@ def read_items(items: Any, name: str) -> Loaded:
     if min(labels.values()) < 0:
         raise ValueError(f"{name} has the label {min(labels.values())}, must be at least 0")
     classes = getattr(items, "classes", None)
-    names = tuple(map(str, classes)) if isinstance(classes, list | tuple) else ()
+    if classes is not None and not isinstance(classes, list | tuple):
+        raise ValueError(f"{name}: classes is a {type(classes).__name__}, must be a list of class names")
+    names = tuple(map(str, classes or ()))
     return Loaded(inputs, np.array([labels[sample] for sample in range(num_samples)], np.int64), names)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgekd.files import expanded
 from edgekd.wire.order import permutation
 
 SPLITS = ("public", "private", "test")
@@ -71,7 +72,7 @@ def split_of(dataset: str, split: str) -> str:
 def _parts_of(dataset: str) -> tuple[str, str]:
     """Return the name of a data set without its split, and the split, empty if there is none."""
     base, colon, last = dataset.rpartition(":")
-    has_folders = dataset.startswith("imagefolder:") and (Path(base.partition(":")[2].partition(",")[0]) / last).is_dir()
+    has_folders = dataset.startswith("imagefolder:") and (expanded(Path(base.partition(":")[2].partition(",")[0])) / last).is_dir()
     own = None if dataset.partition(":")[0] in OWN_SOURCES else OWN.fullmatch(dataset)
     is_of_hub = dataset.startswith("hf:") and ":" in base
     is_split = last in (*SPLITS, ALL) or has_folders or is_of_hub or (own is not None and own["split"] is not None)

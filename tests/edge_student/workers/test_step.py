@@ -81,36 +81,42 @@ def test_all_slices_together_are_the_step_of_torch_on_the_sum(recipe: Recipe, ex
     assert np.allclose(expected[0], parameter.detach().numpy(), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["_keep", "_restore", "_update"])
+KILLS = [(name, number) for name in ("_keep", "_update") for number in range(4)] + [("_restore", 0)]
+
+
+@pytest.mark.parametrize(("name", "number"), KILLS)
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("number", range(4))
 def test_a_step_that_was_killed_is_completed_by_another_worker(
     name: str, when: str, number: int, recipe: Recipe, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`number` is that of the call of the method `name` before or after which the worker is killed."""
     model, board = fresh(recipe)
     calls = 0
     original = getattr(ShardStep, name)
 
+    def half_done(self: ShardStep, start: int, stop: int, *more: Any) -> None:
+        for array in ("parameters", *recipe.rule.state_names):
+            model.arrays[array][start : start + (stop - start) // 2] = np.nan
+        raise Killed
+
     def dies(self: ShardStep, start: int, stop: int, *more: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls <= number:
+        if calls <= number or when == "after":
             original(self, start, stop, *more)
-            return
-        if when == "after":
-            original(self, start, stop, *more)
-        elif name == "_update":
-            for array in ("parameters", *recipe.rule.state_names):
-                model.arrays[array][start : start + (stop - start) // 2] = np.nan  # half done
-        raise Killed
+        if calls > number:
+            if name == "_update" and when == "before":
+                half_done(self, start, stop)
+            raise Killed
 
     for n in range(SHARDS):
-        with monkeypatch.context() as patch:
-            patch.setattr(ShardStep, name, dies)
-            try:
-                steps(model, board, recipe)[n].run(CYCLE)
-            except Killed:
-                calls = -100
+        killed = [("_update", half_done)] if name == "_restore" else []  # a chunk is restored after a first kill only
+        for method, replacement in [*killed, (name, dies)]:
+            calls = 0
+            with monkeypatch.context() as patch:
+                patch.setattr(ShardStep, method, replacement)
+                with pytest.raises(Killed):
+                    steps(model, board, recipe)[n].run(CYCLE)
         steps(model, board, recipe)[n].run(CYCLE)
     for found, wanted in zip(results(model, recipe), expected, strict=True):
         assert np.array_equal(found, wanted)
