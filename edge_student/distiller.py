@@ -20,7 +20,7 @@ from edge_student.settings.link import PublicInputs
 from edge_student.settings.student import TrainConfig
 from edge_student.training.augment import Augment
 from edge_student.training.loss import OwnLoss
-from edge_student.training.schedule import Schedule
+from edge_student.training.schedule import LearningRateSchedule
 from edgekd.cli.flags import hints_of
 from edgekd.cli.optimizer_names import OptimizerName
 from edgekd.data.dataset import Dataset
@@ -79,7 +79,7 @@ class Distiller:
         optimizer: OptimizerName = "sgd",
         loss: OwnLoss | str | None = None,
         augment: Augment | str = "none",
-        schedule: Schedule | str = "constant",
+        schedule: LearningRateSchedule | str = "constant",
         classes: Sequence[str] | None = None,
         callbacks: Sequence[Callback] = (),
         out: str | Path = "runs/distiller",

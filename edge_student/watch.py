@@ -52,7 +52,7 @@ class Follower:
         self.last_change = 0.0
 
     def read(self) -> bool:
-        """Read what is new; return whether there was something. A file that was replaced is read from its start."""
+        """Read the new records; return whether there were any. A file that was replaced is read from its start."""
         try:
             status = self._path.stat()
         except FileNotFoundError:

@@ -5,6 +5,7 @@ import numpy as np
 from edge_student.inference.student import Student
 from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import load_dataset, resized
+from edgekd.data.splits import Ids
 from edgekd.models.classes import outputs_of, relabelled
 
 
@@ -37,8 +38,8 @@ def in_outputs(dataset: Dataset, student: Student) -> Dataset:
     return dataset
 
 
-def count_confusions(labels: "np.ndarray", predicted: "np.ndarray", num_classes: int) -> "np.ndarray":
-    """Return int64 [classes, classes]: the number of samples by label (row) and prediction (column)."""
+def count_confusions(labels: Ids, predicted: Ids, num_classes: int) -> Ids:
+    """Return the number of samples by label (row) and prediction (column), int64 [classes, classes], of int64 [N] each."""
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (labels, predicted), 1)
     return counts

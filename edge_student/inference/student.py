@@ -30,7 +30,7 @@ class Student(nn.Module):
         return self.card.preprocessing
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        """Return the logits, float32 [B, classes]."""
+        """Return the logits, float32 [B, classes], of samples [B, ...] of the size of the model's input."""
         logits: torch.Tensor = self.model(normalize(samples, self.card.preprocessing))
         return logits
 

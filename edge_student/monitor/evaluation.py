@@ -51,7 +51,7 @@ class Evaluation:
         return len(values) - 1 - values.index(max(values)) >= self._early_stop
 
     def on_cycle(self, num_cycles: int) -> None:
-        """Evaluate if it is due. Raises StoppedEarly."""
+        """Measure the accuracy, a fraction, after `num_cycles` cycles if it is due. Raises StoppedEarly."""
         if self._every is None or self._test is None or num_cycles % self._every:
             return
         started = time.monotonic()

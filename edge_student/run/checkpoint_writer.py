@@ -18,7 +18,7 @@ from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_file import Checkpoint
 from edge_student.run.resume import ResumeState
 from edge_student.settings.student import TrainConfig
-from edge_student.training.optimizers import Rule
+from edge_student.training.optimizers import OptimizerRule
 from edge_student.training.trainer import Trainer
 from edgekd.errors import WorldError
 from edgekd.files import free_bytes
@@ -165,7 +165,7 @@ def _bytes_of_files(out: Path, student_bytes: int, checkpoint_bytes: int) -> int
 
 def _arrays_of(config: TrainConfig) -> int:
     """Return the number of arrays of a checkpoint that are as large as the student: the student and the optimizer's states."""
-    return 1 + len(Rule(name=config.optimizer).state_names)
+    return 1 + len(OptimizerRule(name=config.optimizer).state_names)
 
 
 def _size_of(student: torch.nn.Module) -> int:

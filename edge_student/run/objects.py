@@ -1,4 +1,4 @@
-"""What a Python program passes to a run in place of names in the settings."""
+"""Objects that a Python program passes to a run in place of names in the settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -9,7 +9,7 @@ from torch import nn
 from edge_student.monitor.metrics import Callback
 from edge_student.training.augment import Augment
 from edge_student.training.loss import OwnLoss
-from edge_student.training.schedule import Schedule
+from edge_student.training.schedule import LearningRateSchedule
 from edgekd.data.dataset import Dataset
 
 
@@ -23,7 +23,7 @@ class Objects:
     test: Dataset | None = None
     loss: OwnLoss | None = None
     augment: Augment | None = None
-    schedule: Schedule | None = None
+    schedule: LearningRateSchedule | None = None
     callbacks: tuple[Callback, ...] = ()
 
     def names(self) -> dict[str, str]:

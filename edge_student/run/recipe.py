@@ -1,4 +1,4 @@
-"""Makes the recipe of a training of its flags, and prepares the student: start weights and frozen parts."""
+"""Converts flags to the recipe of a training, and prepares the student: start weights and frozen parts."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from edge_student.training.augment import AUGMENTS, check_augment
 from edge_student.training.frozen import freeze
 from edge_student.training.initial import HEAD, load_initial
 from edge_student.training.loss import is_mean_over_rows
-from edge_student.training.optimizers import Rule
+from edge_student.training.optimizers import OptimizerRule
 from edge_student.training.recipe import Recipe
 from edge_student.training.schedule import SCHEDULES, learning_rates
 from edge_student.workers.shared_model import ModelNotDivisible
@@ -36,7 +36,7 @@ def make_recipe(config: StudentConfig, device: str, data: TrainingData, objects:
         temperature=config.temperature,
         lr=config.lr,
         lrs=learning_rates(schedule, lr=config.lr, warmup=config.warmup, cycles=config.cycles),
-        rule=Rule(name=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay),
+        rule=OptimizerRule(name=config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay),
         clip_grad=config.clip_grad,
         augment=augment,
         loss=loss,
@@ -128,7 +128,7 @@ def recipe_flags(config: StudentConfig, objects: Objects = NO_OBJECTS) -> dict[s
 
 
 def _known_or_own(spec: str, flag: str, known: Mapping[str, Any]) -> Any:
-    """Return what a name stands for: a known function, or one of the user's code."""
+    """Return the known function of this name, or one of the user's code. Raises ValueError."""
     if spec in known:
         return known[spec]
     module, _, name = spec.partition(":")

@@ -91,7 +91,7 @@ class Parts(NamedTuple):
 
 
 class Observers(NamedTuple):
-    """What follows a training after every cycle."""
+    """The parts that follow a training after every cycle."""
 
     checkpoints: CheckpointWriter
     evaluation: Evaluation
@@ -277,7 +277,7 @@ class Run:
         test: Dataset | None,
         caveats: Callable[[], Caveats],
     ) -> Observers:
-        """Return what follows the training after every cycle."""
+        """Return the parts that follow the training after every cycle."""
         trainer, resumed = parts.trainer, self._resumed
         evaluation = Evaluation(
             trainer,

@@ -147,14 +147,14 @@ def ring_shape(config: StudentConfig, described: Described) -> RingShape:
 
 
 def bind_compute(trainer: Trainer, max_threads: int) -> TeamBinding | WorkersBinding:
-    """Return what gives a trainer its cores. A team has at most `max_threads` threads."""
+    """Return the binding that gives a trainer its cores. A team has at most `max_threads` threads."""
     if isinstance(trainer, ShardedTrainer):
         return WorkersBinding(trainer)
     return bind_team(max_threads)
 
 
 def bind_team(max_threads: int) -> TeamBinding:
-    """Return what gives the team of threads of the calling thread its cores."""
+    """Return the binding that gives the team of threads of the calling thread its cores."""
     return TeamBinding(TorchTeam(), max_threads=max_threads)
 
 

@@ -167,8 +167,8 @@ class RecipeSettings:
     over the rows. --alpha and --temperature are then unused."""
 
     while_starved: Literal["wait", "private"] = "wait"
-    """What training does without logits: wait, or take steps on private data alone. With private, results depend on the link,
-    and one team of threads trains."""
+    """While no logits are there, wait, or take steps on private data alone. With private, results depend on the link, and one team
+    of threads trains."""
 
     def check_recipe(self) -> None:
         """Check ranges and combinations. Raises ValueError."""

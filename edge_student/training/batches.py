@@ -60,7 +60,7 @@ class Batches:
         return np.concatenate([private, public]), self.private.labels[ids]
 
     def starved(self, number: int) -> tuple[Inputs, npt.NDArray[np.int64]]:
-        """Return the private samples and labels of a step without logits, in an order of their own."""
+        """Return the private samples [B, ...] and labels [B] of step `number` without logits, in an order of their own."""
         recipe = self._recipe
         ids = batch_ids(recipe.seed + 2, len(self.private.inputs), recipe.batch_size, number)
         samples = self.private.inputs[ids]

@@ -19,7 +19,7 @@ _EPS = 1e-8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class OptimizerRule:
     """An optimizer and its hyperparameters, except the learning rate. `momentum` is for sgd only.
 
     Adam and AdamW have the betas 0.9 and 0.999, and eps 1e-8 (Kingma and Ba, "Adam", 2015; Loshchilov and Hutter, "Decoupled Weight
@@ -95,7 +95,7 @@ class Optimizer:
     Results are bit-identical to those of torch.optim's classes for parameters that have a gradient in every step.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], rule: Rule) -> None:
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], rule: OptimizerRule) -> None:
         self._parameters = list(parameters)
         self._rule = rule
         self._states: dict[str, list[torch.Tensor | None]] = {name: [None] * len(self._parameters) for name in rule.state_names}
@@ -122,7 +122,7 @@ class Optimizer:
         torch.nn.utils.clip_grad_norm_(self._parameters, max_norm, foreach=False)
 
     def step(self, *, lr: float, num_steps: int) -> None:
-        """Take one step against the gradients, after `num_steps` earlier ones."""
+        """Take one step against the gradients, in place, at rate `lr`, after `num_steps` earlier ones."""
         updated = [n for n, parameter in enumerate(self._parameters) if parameter.grad is not None]
         states = {name: [kept[n] for n in updated] for name, kept in self._states.items()}
         gradients = [gradient for n in updated if (gradient := self._parameters[n].grad) is not None]

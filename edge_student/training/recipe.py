@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from edge_student.training.augment import Augment
 from edge_student.training.loss import OwnLoss
-from edge_student.training.optimizers import Rule
+from edge_student.training.optimizers import OptimizerRule
 from edgekd.data.preprocessing import Preprocessing
 
 
@@ -22,7 +22,7 @@ class Recipe:
     temperature: float
     lr: float
     lrs: tuple[float, ...] = ()
-    rule: Rule = field(default_factory=Rule)
+    rule: OptimizerRule = field(default_factory=OptimizerRule)
     clip_grad: float | None = None
     augment: Augment | None = None
     loss: OwnLoss | None = None

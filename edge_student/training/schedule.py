@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from edge_student.training.own_code import OwnCodeError
 
-Schedule = Callable[[int, int], float]
+LearningRateSchedule = Callable[[int, int], float]
 """A function of (cycle, cycles) that returns the factor of the learning rate in that cycle."""
 
 _STEP_FACTOR = 0.1
@@ -22,10 +22,10 @@ def step(cycle: int, cycles: int) -> float:
     return float(_STEP_FACTOR ** sum(cycle >= share * cycles for share in _STEPS_AT))
 
 
-SCHEDULES: dict[str, Schedule | None] = {"constant": None, "cosine": cosine, "step": step}
+SCHEDULES: dict[str, LearningRateSchedule | None] = {"constant": None, "cosine": cosine, "step": step}
 
 
-def learning_rates(schedule: Schedule | None, *, lr: float, warmup: int, cycles: int) -> tuple[float, ...]:
+def learning_rates(schedule: LearningRateSchedule | None, *, lr: float, warmup: int, cycles: int) -> tuple[float, ...]:
     """Return the learning rate of each cycle; empty for a constant rate without warm-up.
 
     In the first `warmup` cycles the rate rises linearly to the scheduled one. The schedule counts from the end of the warm-up.
@@ -41,7 +41,7 @@ def learning_rates(schedule: Schedule | None, *, lr: float, warmup: int, cycles:
     return tuple(rates)
 
 
-def _factor(schedule: Schedule, cycle: int, cycles: int) -> float:
+def _factor(schedule: LearningRateSchedule, cycle: int, cycles: int) -> float:
     try:
         factor = float(schedule(cycle, cycles))
     except Exception as error:  # the user's code may raise anything

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 
-from edge_student.training.optimizers import Optimizer, Rule
+from edge_student.training.optimizers import Optimizer, OptimizerRule
 
 LR = 0.1
-CASES: list[tuple[Rule, Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]]] = [
-    (Rule(momentum=0.0), lambda p: torch.optim.SGD(p, lr=LR)),
-    (Rule(), lambda p: torch.optim.SGD(p, lr=LR, momentum=0.9)),
-    (Rule(weight_decay=0.01), lambda p: torch.optim.SGD(p, lr=LR, momentum=0.9, weight_decay=0.01)),
-    (Rule(name="adam", weight_decay=0.01), lambda p: torch.optim.Adam(p, lr=LR, weight_decay=0.01, foreach=False)),
-    (Rule(name="adamw", weight_decay=0.01), lambda p: torch.optim.AdamW(p, lr=LR, weight_decay=0.01, foreach=False)),
+CASES: list[tuple[OptimizerRule, Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]]] = [
+    (OptimizerRule(momentum=0.0), lambda p: torch.optim.SGD(p, lr=LR)),
+    (OptimizerRule(), lambda p: torch.optim.SGD(p, lr=LR, momentum=0.9)),
+    (OptimizerRule(weight_decay=0.01), lambda p: torch.optim.SGD(p, lr=LR, momentum=0.9, weight_decay=0.01)),
+    (OptimizerRule(name="adam", weight_decay=0.01), lambda p: torch.optim.Adam(p, lr=LR, weight_decay=0.01, foreach=False)),
+    (OptimizerRule(name="adamw", weight_decay=0.01), lambda p: torch.optim.AdamW(p, lr=LR, weight_decay=0.01, foreach=False)),
 ]
 
 
@@ -32,7 +32,7 @@ def differentiate(model: torch.nn.ModuleList) -> None:
 @pytest.mark.parametrize(("rule", "make"), CASES)
 @pytest.mark.parametrize("max_norm", [None, 0.01])
 def test_steps_are_those_of_torch_bit_by_bit(
-    rule: Rule, make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer], max_norm: float | None
+    rule: OptimizerRule, make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer], max_norm: float | None
 ) -> None:
     ours = model_of(3)
     optimizer = Optimizer(ours.parameters(), rule)
@@ -54,8 +54,8 @@ def test_steps_are_those_of_torch_bit_by_bit(
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("rule", [Rule(), Rule(name="adamw")])
-def test_a_restored_state_goes_on_with_the_same_bits(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", [OptimizerRule(), OptimizerRule(name="adamw")])
+def test_a_restored_state_goes_on_with_the_same_bits(rule: OptimizerRule) -> None:
     def train(model: torch.nn.ModuleList, optimizer: Optimizer, steps: range) -> None:
         for step in steps:
             torch.manual_seed(step)
@@ -80,9 +80,9 @@ def test_a_restored_state_goes_on_with_the_same_bits(rule: Rule) -> None:
 def test_training_does_not_import_the_compiler(name: str) -> None:
     script = f"""
 import sys, torch
-from edge_student.training.optimizers import Optimizer, Rule
+from edge_student.training.optimizers import Optimizer, OptimizerRule
 layer = torch.nn.Linear(2, 2)
-optimizer = Optimizer(layer.parameters(), Rule(name="{name}"))
+optimizer = Optimizer(layer.parameters(), OptimizerRule(name="{name}"))
 layer(torch.ones(1, 2)).sum().backward()
 optimizer.clip(1.0)
 optimizer.step(lr=0.1, num_steps=0)

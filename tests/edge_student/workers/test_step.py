@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_training import RECIPE
 
-from edge_student.training.optimizers import Rule
+from edge_student.training.optimizers import OptimizerRule
 from edge_student.training.recipe import Recipe
 from edge_student.workers import step as step_module
 from edge_student.workers.board import Board
@@ -16,7 +16,7 @@ from edge_student.workers.shared_model import SharedModel
 from edge_student.workers.step import ShardStep, combine_buffers
 
 SHARDS = 2
-RECIPES = [RECIPE, replace(RECIPE, rule=Rule(name="adamw", weight_decay=0.1), clip_grad=0.5, lrs=(0.1, 0.2, 0.3))]
+RECIPES = [RECIPE, replace(RECIPE, rule=OptimizerRule(name="adamw", weight_decay=0.1), clip_grad=0.5, lrs=(0.1, 0.2, 0.3))]
 CYCLE = 2
 
 
