@@ -88,6 +88,14 @@ class Distiller:
         check_names(settings, hints_of(TrainConfig).keys() - {*_NAMED})
         if classes is not None and isinstance(private, str | Dataset):
             raise ValueError("classes names the classes of a data set of your own, but private has names already: omit it")
+        if not isinstance(student, str | nn.Module):
+            raise ValueError(
+                f"student is a {type(student).__name__}, must be an instance of torch.nn.Module or the name of a model"
+            )
+        if callable(callbacks) or not all(map(callable, callbacks)):
+            raise ValueError("callbacks must be a list of functions")
+        if classes is not None and (isinstance(classes, str) or not all(isinstance(name, str) for name in classes)):
+            raise ValueError("classes must be a list of names")
         names: dict[str, Any] = {}
         self._objects = Objects(
             student=None if isinstance(student, str) else student,
@@ -124,7 +132,7 @@ class Distiller:
         is_main = threading.current_thread() is threading.main_thread()
         student = self._objects.student
         trained = [] if student is None else [parameter for parameter in student.parameters() if parameter.requires_grad]
-        num_threads = torch.get_num_threads()
+        num_threads, random_state = torch.get_num_threads(), torch.get_rng_state()
         try:
             with signals.installed() if is_main else nullcontext(), borrowed_process(config.cores) as cores:
                 torch.set_num_threads(min(num_threads, len(cores)))  # torch counted the cores when it was loaded
@@ -132,6 +140,7 @@ class Distiller:
                     details = run.execute()
         finally:
             torch.set_num_threads(num_threads)
+            torch.set_rng_state(random_state)
             for parameter in trained:  # --freeze is for this training only
                 parameter.requires_grad_(True)
         return Result(

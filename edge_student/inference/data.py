@@ -6,7 +6,7 @@ from edge_student.inference.student import Student
 from edgekd.data.dataset import Dataset
 from edgekd.data.datasets import load_dataset, resized
 from edgekd.data.splits import Ids
-from edgekd.models.classes import outputs_of, relabelled
+from edgekd.models.classes import relabelled
 
 
 def load_samples(spec: str, student: Student) -> Dataset:
@@ -31,8 +31,8 @@ def in_outputs(dataset: Dataset, student: Student) -> Dataset:
         if set(dataset.class_names) <= set(names):
             position = {name: number for number, name in enumerate(names)}
             return relabelled(dataset, [position[name] for name in dataset.class_names], names)
-        outputs = outputs_of(dataset.class_names, names, None, edge=dataset.name, source="the student")
-        return relabelled(dataset, outputs, names)
+        missing = [name for name in dataset.class_names if name not in names]
+        raise ValueError(f"{dataset.name} has the class {missing[0]!r}, which the student lacks: it has {', '.join(names[:8])}")
     if dataset.num_classes > student.card.num_classes:
         raise ValueError(f"{dataset.name} has {dataset.num_classes} classes, the student has {student.card.num_classes}")
     return dataset

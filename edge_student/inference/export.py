@@ -13,6 +13,7 @@ from edge_student.inference.data import load_samples
 from edge_student.inference.runtimes import BATCH, FORMATS, open_exported, predictor_of
 from edge_student.inference.student import Student, load_student
 from edge_student.settings.inference import ExportConfig
+from edgekd.data.dataset import Dataset
 from edgekd.errors import WorldError
 from edgekd.files import expanded, replace_atomically
 
@@ -27,38 +28,52 @@ _TOLERANCE = 1e-4
 def export(config: ExportConfig) -> int:
     """Write the student in another format, check it, and print the largest difference. Returns the exit status."""
     student = load_student(expanded(config.student), config.model)
-    samples = load_samples(config.data, student).inputs
     out = expanded(config.out or config.student.with_suffix(FORMATS[config.format]))
-    first = np.ascontiguousarray(samples[slice(2)])
-    example = torch.from_numpy(first if len(first) > 1 else np.concatenate([first, first]))
-    if out.suffix != FORMATS[config.format]:
-        raise ValueError(f"--out is {out}, must end in {FORMATS[config.format]} for --format {config.format}")
-    rows = samples[slice(_MOST)]
-
-    def write_and_check(fresh: Path) -> None:
-        _write(student, example, config.format, fresh)
-        difference, agreement = _compare(student, fresh, rows)
-        print(
-            f"{out}: {fresh.stat().st_size:,} bytes. On {len(rows)} samples of {config.data}, logits differ by at most "
-            f"{difference:.2g}, and {100 * agreement:.2f} % of the predicted classes agree."
-        )
-
-    replace_atomically(out, write_and_check)
+    export_student(student, load_samples(config.data, student), config.format, out)
     return 0
 
 
-def _compare(student: Student, path: Path, rows: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return the largest difference of a logit from torch, and the share of samples with the same predicted class.
+def export_student(student: Student, data: Dataset, format_name: str, out: Path) -> float:
+    """Write the student in a format of `FORMATS`, and check it on up to 1,000 samples. Returns the largest difference of a logit.
+
+    `data` has the size of the student's input (`load_samples`). Raises ValueError if the model cannot be exported, a package is
+    missing, or `out` has another suffix, WorldError for a file that differs too much, which is not kept, and OSError.
+    """
+    samples = data.inputs
+    first = np.ascontiguousarray(samples[slice(2)])
+    example = torch.from_numpy(first if len(first) > 1 else np.concatenate([first, first]))
+    if out.suffix != FORMATS[format_name]:
+        raise ValueError(f"--out is {out}, must end in {FORMATS[format_name]} for --format {format_name}")
+    rows = samples[slice(_MOST)]
+
+    differences: list[float] = []
+
+    def write_and_check(fresh: Path) -> None:
+        _write(student, example, format_name, fresh)
+        difference, largest, agreement = _compare(student, fresh, rows)
+        differences.append(difference)
+        print(
+            f"{out}: {fresh.stat().st_size:,} bytes. On {len(rows)} samples of {data.name}, logits differ by at most "
+            f"{difference:.2g}, of {largest:.3g} for the largest, and {100 * agreement:.2f} % of the predicted classes agree."
+        )
+
+    replace_atomically(out, write_and_check)
+    return differences[0]
+
+
+def _compare(student: Student, path: Path, rows: npt.NDArray[Any]) -> tuple[float, float, float]:
+    """Return the largest difference of a logit from torch, the largest logit, and the share of equal predicted classes.
 
     Raises WorldError for a file that differs too much, which is then not kept.
     """
     theirs, ours = open_exported(path), predictor_of(student)
     parts = [rows[begin : begin + BATCH] for begin in range(0, len(rows), BATCH)]
     expected, found = (np.concatenate([predict(part) for part in parts]) for predict in (ours, theirs))
-    difference, most = float(np.abs(expected - found).max()), _TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    difference, largest = float(np.abs(expected - found).max()), float(np.abs(expected).max())
+    most = _TOLERANCE * max(1.0, largest)
     if not difference <= most:
         raise WorldError(f"the exported student differs from torch by {difference:.2g}, must be at most {most:.2g}: it is not kept")
-    return difference, float((expected.argmax(axis=1) == found.argmax(axis=1)).mean())
+    return difference, largest, float((expected.argmax(axis=1) == found.argmax(axis=1)).mean())
 
 
 def _write(student: Student, example: torch.Tensor, format_name: str, path: Path) -> None:

@@ -46,10 +46,15 @@ def read_samples(file: Path, student: Student) -> npt.NDArray[Any]:
     """
     shape, rules = student.card.input_shape, student.preprocessing
     if file.suffix == ".npy":
-        samples: npt.NDArray[Any] = np.load(file, allow_pickle=False)
+        try:
+            samples: npt.NDArray[Any] = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{file} is not a NumPy array file: save one with numpy.save") from error
         samples = samples[np.newaxis] if samples.ndim == len(shape) else samples
         if samples.dtype not in (np.dtype(np.uint8), np.dtype(np.float32)):
             raise ValueError(f"{file} has {samples.dtype}, must be uint8 or float32")
+        if samples.ndim != 1 + len(shape) or not len(samples):
+            raise ValueError(f"{file} has the shape {list(samples.shape)}, must be [samples, {', '.join(map(str, shape))}]")
         rules.check(samples.shape[1:], samples.dtype)
         samples = resized(samples, rules)
     elif len(shape) != 3:

@@ -28,7 +28,7 @@ def predictor_of(student: Student) -> Predictor:
 
     def predict(samples: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            return student(torch.from_numpy(np.ascontiguousarray(samples))).numpy()  # type: ignore[no-any-return]
+            return student(torch.tensor(samples)).numpy()  # type: ignore[no-any-return]
 
     return predict
 
@@ -40,13 +40,29 @@ def open_exported(path: Path) -> Predictor:
     if path.suffix not in openers:
         raise ValueError(f"{path} must end in {', '.join(openers)}")
     try:
-        return openers[path.suffix](path)
+        return _named(openers[path.suffix](path), path)
     except ImportError as error:
         raise ValueError(f"{path} needs a package that is not installed: {_remedy(path.suffix)} ({error})") from None
     except (ValueError, WorldError, OSError):
         raise
     except Exception as error:  # every runtime has errors of its own
         raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {str(error)[:300]}") from error
+
+
+def _named(predictor: Predictor, path: Path) -> Predictor:
+    """Return the predictor with errors that name its file."""
+
+    def predict(samples: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        try:
+            return predictor(samples)
+        except Exception as error:  # every runtime has errors of its own
+            problem = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{path} cannot take samples of {samples.dtype} {list(samples.shape[1:])}: was it exported from this student? "
+                f"({type(error).__name__}: {problem})"
+            ) from error
+
+    return predict
 
 
 def _remedy(suffix: str) -> str:

@@ -66,6 +66,10 @@ def load_training_data(config: StudentConfig, objects: Objects = NO_OBJECTS) -> 
         raise ValueError(f"--private-samples is {limit}, must be at most {len(private.labels)}, the size of {private.name}")
     if limit is not None:
         private = private.head(limit)
+    if not private.is_labelled and (config.loss is not None or objects.loss is not None):
+        raise ValueError(
+            f"--private {private.name} has no labels, which a loss of your own gets: omit --loss, or name labelled data"
+        )
     if not private.is_labelled and config.alpha > 0:
         raise ValueError(
             f"--private {private.name} has no labels, and --alpha is {config.alpha}: train on logits alone with --alpha 0"

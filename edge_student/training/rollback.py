@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import torch
 
+from edgekd.wire.order import mix
+
 
 class RollbackState:
     """Copies of a student's buffers, by name, and of the generator states, from the last call of `save`."""
@@ -37,6 +39,16 @@ def generator_states(device: str) -> dict[str, torch.Tensor]:
     if torch.device(device).type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
+
+
+def seed_generators(device: str, *stream: int) -> None:
+    """Seed the generators of a student on `device` for a stream of random numbers, named by whole numbers from 0 on."""
+    seed = 0
+    for number in stream:
+        seed = mix(seed + number)
+    torch.default_generator.manual_seed(seed >> 1)
+    if torch.device(device).type == "cuda":
+        torch.cuda.manual_seed_all(seed >> 1)
 
 
 def restore_generators(states: Mapping[str, torch.Tensor], device: str) -> None:

@@ -16,7 +16,7 @@ from edge_student.training.frozen import set_training
 from edge_student.training.loss import combined_loss, own_loss, prediction_loss
 from edge_student.training.optimizers import Optimizer
 from edge_student.training.recipe import Recipe
-from edge_student.training.rollback import RollbackState, restore_generators
+from edge_student.training.rollback import RollbackState, restore_generators, seed_generators
 from edge_student.training.trainer import BatchSource, Schedule, check_tensors, split_snapshot
 from edgekd.data.dataset import Dataset
 from edgekd.data.tensors import normalized
@@ -96,6 +96,7 @@ class TeamTrainer:
         recipe = self.recipe
         while schedule.is_starved(cycle):
             samples, labels = self._batches.starved(self.num_private_steps)
+            seed_generators(self.recipe.device, self.recipe.seed, self.num_private_steps, 1)
             logits = self.student(normalized(samples, recipe.preprocessing).to(recipe.device))
             self._optimizer.zero_grad()
             prediction_loss(logits, torch.from_numpy(labels).to(recipe.device)).backward()  # type: ignore[no-untyped-call]
@@ -148,8 +149,12 @@ class TeamTrainer:
         return accuracy(self.student, test, self.recipe.device, self.recipe.preprocessing)
 
     def _forward(self, student: torch.nn.Module, cycle: int, received: Inputs | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the logits of [private ; public] and the private labels."""
+        """Return the logits of [private ; public], float32 [B, classes], and the private labels, int64.
+
+        Every cycle has its own random stream, so that dropout depends neither on the program before the training nor on a resume.
+        """
         inputs, labels = self._batches.rows(cycle, ALL_ROWS, received)
+        seed_generators(self.recipe.device, self.recipe.seed, cycle, 0)
         logits = student(normalized(inputs, self.recipe.preprocessing).to(self.recipe.device))
         if logits.is_cuda:
             torch.cuda.synchronize()  # a task ends when its work is done, not when it is queued

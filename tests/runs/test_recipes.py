@@ -166,6 +166,15 @@ def test_private_steps_fill_the_time_without_logits(tmp_path: Path) -> None:
         assert train(slow.address, tmp_path / "wait", "--cycles", "3")["private_steps"] == 0
 
 
+def test_dropout_depends_on_the_seed_only(address: str, shards: tuple[str, ...], tmp_path: Path) -> None:
+    flags = ("--model", "tests.support.noisy_student:make", "--cycles", "6", *shards)
+    for name in "ab":
+        train(address, tmp_path / name, *flags)
+    train(address, tmp_path / "c", *flags[:3], "3", *shards)
+    train(address, tmp_path / "c", *flags, "--resume")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") == weights(tmp_path / "c")
+
+
 @pytest.mark.parametrize("policy", ["os-default", "static:1", "random", "comp-priority", "elastic", "dynamic"])
 @pytest.mark.parametrize("inputs", ["local", "stream"])
 def test_private_steps_hold_no_logits_back_under_any_policy(policy: str, inputs: str, tmp_path: Path) -> None:
