@@ -1,5 +1,6 @@
 """The diagnosis of a connection: a socket probe finds the cause of UNAVAILABLE, and whether a retry can help."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -54,11 +55,12 @@ def cause_for(answer: bytes) -> Cause | None:
     with socket.create_server(("127.0.0.1", 0)) as other:
 
         def serve() -> None:
-            while True:
-                connection, _ = other.accept()
-                with connection:
-                    connection.recv(1000)
-                    connection.sendall(answer)
+            with contextlib.suppress(OSError):  # the block has ended
+                while True:
+                    connection, _ = other.accept()
+                    with connection:
+                        connection.recv(1000)
+                        connection.sendall(answer)
 
         threading.Thread(target=serve, daemon=True).start()
         return find_cause("127.0.0.1", other.getsockname()[1], TlsFiles())
