@@ -40,24 +40,43 @@ class Batch:
         self.index = index
         self.inputs = inputs
         self._loop, self._ring = loop, ring
-        self.is_done = False
+        self._next: Task | None = Task.FORWARD
+
+    @property
+    def is_done(self) -> bool:
         """Whether both tasks are done."""
+        return self._next is None
+
+    def close(self) -> None:
+        """End the use of the batch, with its stream."""
+        self._next = None
 
     @contextmanager
     def forward(self) -> Iterator[torch.Tensor]:
-        """Run the Forward task: wait for cores, and yield `inputs`. The logits may still be on their way."""
+        """Run the Forward task: wait for cores, and yield `inputs`. The logits may still be on their way.
+
+        Raises ValueError unless it is the next task of the batch, and WorldError if the teacher fails.
+        """
+        self._check(Task.FORWARD)
         with self._loop.task(Task.FORWARD):
             yield self.inputs
+        self._next = Task.BACKWARD
 
     @contextmanager
     def backward(self) -> Iterator[torch.Tensor]:
         """Run the Backward task: wait for cores and for the logits, and yield the teacher's logits, float32 [B, classes].
 
-        They are valid within the block only.
+        They are valid within the block only. Raises as `forward`.
         """
+        self._check(Task.BACKWARD)
         with self._loop.task(Task.BACKWARD):
             yield torch.from_numpy(self._ring.logits(self.index)).to(torch.float32)
-        self.is_done = True
+        self._next = None
+
+    def _check(self, task: Task) -> None:
+        if self._next is not task:
+            raise ValueError(f"batch {self.index}: use `forward()` once, then `backward()` once, within the stream's block")
+        self._next = None  # until the task is done
 
 
 class LogitStream:
@@ -82,6 +101,8 @@ class LogitStream:
             public = load_dataset(public)
         self.public: Dataset = public if isinstance(public, Dataset) else dataset_of(public, "public")
         self._is_used = False
+        self._loop: SchedulerLoop | None = None
+        self._batch: Batch | None = None
         self._resources = ExitStack()
         self.num_classes = 0
         """Number of classes of the teacher, known within the context."""
@@ -136,18 +157,21 @@ class LogitStream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._batch is not None:
+            self._batch.close()
         self._resources.close()
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches in order. Each must have had its two tasks before the next one."""
         config, inputs = self._config, self.public.inputs
-        if self._is_used:
-            raise ValueError("a LogitStream gives its batches once: make another one")
+        if self._is_used or self._loop is None:
+            raise ValueError("a LogitStream gives its batches once, within a `with` block: make another one")
         self._is_used = True
         self._loop.start()
         for index in range(config.cycles):
             ids = batch_ids(config.seed, len(inputs), config.public_batch, index)
             batch = Batch(index, torch.from_numpy(np.ascontiguousarray(inputs[ids])), self._loop, self._ring)
+            self._batch = batch
             yield batch
             if not batch.is_done:
                 raise ValueError(f"batch {index} was not used within `forward()` and then `backward()`")

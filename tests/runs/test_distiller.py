@@ -268,6 +268,20 @@ for wrong in ({"lr": 1.0}, {"encoding": "int9"}, {"public_inputs": "stream"}):
         stream(**wrong)
     except ValueError as error:
         print(error)
+with stream() as batches:
+    kept = iter(batches)
+    batch = next(kept)
+    for task in (batch.backward, batch.forward, batch.forward):
+        try:
+            with task():
+                pass
+        except ValueError as error:
+            print(error)
+try:
+    with batch.backward():
+        pass
+except ValueError as error:
+    print(error)
 with stream():
     print("ended")
 """
@@ -277,10 +291,11 @@ def test_a_loop_of_the_user_may_end_early_and_errors_are_explained(address: str)
     finished = python(LOOP, address)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.splitlines() == [
-        "a LogitStream gives its batches once: make another one",
+        "a LogitStream gives its batches once, within a `with` block: make another one",
         "batch 0 was not used within `forward()` and then `backward()`",
         "unknown setting lr",
         "--encoding is 'int9', must be 'float32', 'float16', 'int8', 'topk'",
         "--public is digits:public, but with --public-inputs stream the teacher sends its own; omit one of them",
+        *["batch 0: use `forward()` once, then `backward()` once, within the stream's block"] * 3,
         "ended",
     ]
