@@ -1,6 +1,7 @@
 """Calculations of the benchmarks: plans and summaries of measurements."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -224,3 +225,13 @@ def test_every_benchmark_can_be_imported() -> None:
     finished = subprocess.run([sys.executable, "-c", script], cwd=BENCHMARKS, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert "overhead" in names
+
+
+def test_the_plain_script_has_the_settings_that_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import plain_script  # type: ignore[import-not-found, unused-ignore]
+
+    settings = plain_script.Settings(teacher="127.0.0.1:1")
+    used = set(re.findall(r"\bsettings\.(\w+)", (BENCHMARKS / "plain_script.py").read_text(encoding="utf-8"))) - {"shared"}
+    assert {"lr", "momentum"} <= used
+    assert {name for name in used if not hasattr(settings, name)} == set()

@@ -104,6 +104,8 @@ class TrainingSettings:
     """Softmax temperature of teacher and student logits in the loss."""
     lr: float = 0.05
     """Learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd, at least 0 and below 1."""
     batch_size: int = 32
     """Private samples in one step."""
     shards: int | None = None
@@ -119,6 +121,8 @@ class TrainingSettings:
         check_at_least_one("--batch-size", self.batch_size)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"--alpha is {self.alpha}, must be in 0 .. 1")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"--momentum is {self.momentum}, must be at least 0 and below 1")
         for flag, number in (("--temperature", self.temperature), ("--lr", self.lr)):
             if not 0 < number < float("inf"):
                 raise ValueError(f"{flag} is {number}, must be above 0 and finite")
@@ -147,8 +151,6 @@ class RecipeSettings:
     """Parameters that are not trained, comma-separated: names, names of modules, or patterns, for example layer[12].*."""
     optimizer: OptimizerName = "sgd"
     """Optimizer: sgd, adam or adamw. adam and adamw need a smaller --lr, for example 0.001."""
-    momentum: float = 0.9
-    """Momentum of sgd, at least 0 and below 1."""
     weight_decay: float = 0.0
     """Weight decay, at least 0. adamw decouples it from the gradient."""
     schedule: str = "constant"
@@ -172,8 +174,6 @@ class RecipeSettings:
 
     def check_recipe(self) -> None:
         """Check ranges and combinations. Raises ValueError."""
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"--momentum is {self.momentum}, must be at least 0 and below 1")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"--weight-decay is {self.weight_decay}, must be at least 0 and finite")
         if self.clip_grad is not None and not 0 < self.clip_grad < float("inf"):
