@@ -118,9 +118,10 @@ class Distiller:
     def fit(self, cycles: int | None = None, *, epochs: float | None = None, resume: bool = False) -> Result:
         """Train for `cycles` optimiser steps (200 by default) or `epochs` passes over the private data. Returns the result.
 
-        A second call continues with the trained weights and a new state of the optimizer. With `resume`, training continues from
-        the checkpoint in `out`, with the same bits as without the interruption. May be called in any thread; in the main thread,
-        Ctrl-C saves a checkpoint and then raises KeyboardInterrupt.
+        A second call continues with the weights of the caller's module, unless there is `init`, and a new state of the optimizer; a
+        student that is given by name is built again. With `resume`, training continues from the checkpoint in `out`, with the same
+        bits as without the interruption. May be called in any thread; in the main thread, Ctrl-C saves a checkpoint and then raises
+        KeyboardInterrupt.
 
         Raises ValueError for a wrong setting, edgekd.errors.WorldError if teacher or disk fail, and KeyboardInterrupt.
         """

@@ -10,6 +10,7 @@ import torch
 
 from edge_student.host.borrowed import borrowed_process
 from edge_student.ipc.ring import Ring, prefetch_limit
+from edge_student.run.data import check_public, name_of_source
 from edge_student.run.setup import bind_team, configure_worker, ring_shape
 from edge_student.run.worker_process import CommWorkerProcess
 from edge_student.settings.keywords import check_names, train_config
@@ -118,11 +119,7 @@ class LogitStream:
                 CommWorkerProcess(configure_worker(config, config.teacher, launch_options, cores, run_id=new_run_id()))
             )
             described = worker.await_description()
-            if described.dataset_digest != self.public.digest:
-                raise ValueError(
-                    f"the teacher serves {described.dataset_name} (digest {described.dataset_digest[:12]}), public is "
-                    f"{self.public.name} (digest {self.public.digest[:12]}): name the same data set"
-                )
+            check_public(described, self.public, name_of_source(config.teacher))
             self.num_classes, self.class_names = described.num_classes, tuple(described.class_names)
             self._ring = Ring.create(ring_shape(config, described))
             stack.callback(self._ring.close)

@@ -27,7 +27,6 @@ class Evaluation:
         *,
         every: int | None,
         early_stop: int | None,
-        frozen: Sequence[str] = (),
         former: Sequence[tuple[int, float]] = (),
         record: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -35,7 +34,6 @@ class Evaluation:
         self._test = test
         self._every = every
         self._early_stop = early_stop
-        self._frozen = frozen
         self._record = record
         self.accuracies: list[tuple[int, float]] = list(former)
         """Pairs of (cycles, accuracy), in order; a resumed run begins with those of its earlier part."""
@@ -56,7 +54,7 @@ class Evaluation:
             return
         started = time.monotonic()
         accuracy = self._trainer.accuracy(self._test)
-        set_training(self._trainer.student, self._frozen)
+        set_training(self._trainer.student, self._trainer.recipe.frozen)
         ended = time.monotonic()
         self.seconds += ended - started
         self.accuracies.append((num_cycles, accuracy))

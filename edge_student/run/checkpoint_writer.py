@@ -13,6 +13,7 @@ import torch
 
 from edge_student.events.buffer import EventBuffer
 from edge_student.events.log_file import EventFile
+from edge_student.monitor.metrics import NAME as METRICS
 from edge_student.run import checkpoint_file
 from edge_student.run.caveats import Caveats
 from edge_student.run.checkpoint_file import Checkpoint
@@ -24,7 +25,7 @@ from edgekd.errors import WorldError
 from edgekd.files import free_bytes
 from scheduler.control.controller import Controller
 
-RESULT_FILES = ("result.json", "student.safetensors", "events.jsonl", "trace.json", "metrics.jsonl")
+RESULT_FILES = ("result.json", "student.safetensors", "events.jsonl", "trace.json", METRICS)
 
 logger = logging.getLogger(__name__)
 

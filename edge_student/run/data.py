@@ -138,7 +138,13 @@ def check_teacher(described: Described, data: TrainingData, source: str) -> None
         shape = data.preprocessing.shape_of(described.input_shape)[1:] if data.preprocessing.resize else described.input_shape[1:]
         kind: tuple[int | str, ...] = (*described.input_shape[:1], *shape, described.input_dtype)
         check_same_shape(source, kind, private.name, (*private.input_shape, str(private.inputs.dtype)))
-    elif described.dataset_digest != public.digest:
+    else:
+        check_public(described, public, source)
+
+
+def check_public(described: Described, public: Dataset, source: str) -> None:
+    """Raise ValueError if `source` has the logits of another public data set."""
+    if described.dataset_digest != public.digest:
         raise ValueError(
             f"{source} serves {described.dataset_name} (digest {described.dataset_digest[:12]}), "
             f"this edge has {public.name} (digest {public.digest[:12]}): name the same data set with --public"

@@ -117,8 +117,8 @@ def recipe_flags(config: StudentConfig, objects: Objects = NO_OBJECTS) -> dict[s
     )
     flags: dict[str, Any] = {name: getattr(config, name) for name in names}
     if config.init is not None:
-        with named_by("--init"):
-            flags["init"] = hashlib.sha256(expanded(config.init).read_bytes()).hexdigest()
+        with named_by("--init"), expanded(config.init).open("rb") as file:
+            flags["init"] = hashlib.file_digest(file, "sha256").hexdigest()
     else:
         flags["init"] = None
     flags |= objects.names()

@@ -284,7 +284,6 @@ class Run:
             test,
             every=self._config.eval_every,
             early_stop=self._config.early_stop,
-            frozen=self._config.frozen,
             former=resumed.accuracies,
             record=self._buffer.record,
         )

@@ -20,7 +20,7 @@ from edgekd.cli.progress import Progress
 from edgekd.cli.settings import closest
 from edgekd.data.loaded import Loaded
 from edgekd.data.rows import MOST_IN_MEMORY, FileRows, Samples, write_rows
-from edgekd.data.splits import ALL, SPLITS, whole_ids
+from edgekd.data.splits import ALL, SPLITS, Ids, whole_ids
 from edgekd.files import expanded, named_by
 from edgekd.wire.limits import MAX_CLASSES
 
@@ -94,23 +94,11 @@ def user_dataset(factory: Any, spec: str, split: str) -> Loaded:
     items, is_split = _call(factory, spec, split)
     if not is_split and split not in ("", ALL, *SPLITS):
         raise ValueError(f"data set '{spec}': split '{split}' is unknown, must be one of {', '.join(SPLITS)} or {ALL}, or left out")
-    try:
-        num_samples = len(items)
-    except TypeError:
-        raise ValueError(f"data set '{spec}' has no len(), must be a map-style data set with len() and items by index") from None
+    num_samples = _length(items, spec)
     ids = np.arange(num_samples) if is_split else whole_ids(num_samples, split)
-    labels: dict[int, int] = {}
-    inputs = _collect((_item(items, sample, spec, labels) for sample in ids.tolist()), len(ids), spec)
+    inputs, labels, names = _read(items, ids, spec)
     if not labels:
         return Loaded(inputs, None, ())
-    if len(labels) != len(inputs):
-        raise ValueError(
-            f"data set '{spec}' has labels for {len(labels)} of {len(inputs)} items, must have them for all or for none"
-        )
-    classes = getattr(items, "classes", None)
-    if classes is not None and not isinstance(classes, list | tuple):
-        raise ValueError(f"data set '{spec}': classes is a {type(classes).__name__}, must be a list of class names")
-    names = tuple(map(str, classes or ()))
     if not names:
         if is_split:
             raise ValueError(f"data set '{spec}' needs an attribute `classes` with the class names: one split may lack a class")
@@ -118,11 +106,49 @@ def user_dataset(factory: Any, spec: str, split: str) -> Loaded:
             if sample not in labels:
                 _item(items, sample, spec, labels)
         names = numbered_classes(labels.values(), f"data set '{spec}'")
+    return Loaded(inputs, _checked_labels(labels, ids, names, spec), names)
+
+
+def read_items(items: Any, spec: str) -> Loaded:
+    """Read a map-style data set of (x, y), (x,) or x, all of it and in its order. Class names are its attribute `classes`, if any.
+
+    Raises ValueError, naming the data set, for items of different shapes, labels of a part of the items, and labels below 0 or
+    without a class.
+    """
+    ids = np.arange(_length(items, spec))
+    inputs, labels, names = _read(items, ids, spec)
+    return Loaded(inputs, _checked_labels(labels, ids, names, spec) if labels else None, names if labels else ())
+
+
+def _length(items: Any, spec: str) -> int:
+    try:
+        return len(items)
+    except TypeError:
+        raise ValueError(f"data set '{spec}' has no len(), must be a map-style data set with len() and items by index") from None
+
+
+def _read(items: Any, ids: Ids, spec: str) -> tuple[Samples, dict[int, int], tuple[str, ...]]:
+    """Return the inputs of these items, in this order, their labels by item, empty without labels, and the class names, if any."""
+    labels: dict[int, int] = {}
+    inputs = _collect((_item(items, sample, spec, labels) for sample in ids.tolist()), len(ids), spec)
+    if labels and len(labels) != len(inputs):
+        raise ValueError(
+            f"data set '{spec}' has labels for {len(labels)} of {len(inputs)} items, must have them for all or for none"
+        )
+    classes = getattr(items, "classes", None) if labels else None
+    if classes is not None and not isinstance(classes, list | tuple):
+        raise ValueError(f"data set '{spec}': classes is a {type(classes).__name__}, must be a list of class names")
+    return inputs, labels, tuple(map(str, classes or ()))
+
+
+def _checked_labels(labels: dict[int, int], ids: Ids, names: Sequence[str], spec: str) -> Ids:
+    """Return the labels of these items, int64 [N]. Without names, they must be at least 0."""
     own = np.array([labels[sample] for sample in ids.tolist()], np.int64)
     for wrong in (own.min(), own.max()):
-        if not 0 <= wrong < len(names):
-            raise ValueError(f"data set '{spec}' has the label {wrong}, must be in 0 .. {len(names) - 1} for {len(names)} classes")
-    return Loaded(inputs, own, names)
+        if wrong < 0 or (names and wrong >= len(names)):
+            allowed = f"in 0 .. {len(names) - 1} for {len(names)} classes" if names else "at least 0"
+            raise ValueError(f"data set '{spec}' has the label {wrong}, must be {allowed}")
+    return own
 
 
 def numbered_classes(labels: Iterable[int], name: str) -> tuple[str, ...]:
@@ -135,30 +161,6 @@ def numbered_classes(labels: Iterable[int], name: str) -> tuple[str, ...]:
             "%s has no samples of %d of %d classes: labels must number the classes from 0", name, absent, max(present) + 1
         )
     return tuple(map(str, range(max(present) + 1)))
-
-
-def read_items(items: Any, name: str) -> Loaded:
-    """Read a map-style data set of (x, y), (x,) or x, all of it and in its order. Class names are its attribute `classes`, if any.
-
-    Raises ValueError, naming the data set, for items of different shapes, labels of a part of the items, and negative labels.
-    """
-    try:
-        num_samples = len(items)
-    except TypeError:
-        raise ValueError(f"{name} has no len(), must be a map-style data set with len() and items by index") from None
-    labels: dict[int, int] = {}
-    inputs = _collect((_item(items, sample, name, labels) for sample in range(num_samples)), num_samples, name)
-    if not labels:
-        return Loaded(inputs, None, ())
-    if len(labels) != num_samples:
-        raise ValueError(f"{name} has labels for {len(labels)} of {num_samples} items, must have them for all or for none")
-    if min(labels.values()) < 0:
-        raise ValueError(f"{name} has the label {min(labels.values())}, must be at least 0")
-    classes = getattr(items, "classes", None)
-    if classes is not None and not isinstance(classes, list | tuple):
-        raise ValueError(f"{name}: classes is a {type(classes).__name__}, must be a list of class names")
-    names = tuple(map(str, classes or ()))
-    return Loaded(inputs, np.array([labels[sample] for sample in range(num_samples)], np.int64), names)
 
 
 def _call(factory: Any, spec: str, split: str) -> tuple[Any, bool]:

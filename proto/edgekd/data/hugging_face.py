@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekd.cli.settings import closest
-from edgekd.data.arrays import index_labels, parse_options, user_dataset
+from edgekd.data.arrays import index_labels, parse_options, read_items
 from edgekd.data.loaded import Loaded
 from edgekd.data.preprocessing import MAX_SIZE
 from edgekd.data.splits import ALL, SPLITS, TEST_FOLDERS, all_ids, train_ids, whole_ids
@@ -43,8 +43,7 @@ def hugging_face(argument: str, split: str) -> Loaded:
     columns = list(rows.column_names)
     column = _column(columns, options.get("input"), _INPUTS, f"hf:{name}", "input")
     label = _label_column(rows, columns, options.get("label"), f"hf:{name}")
-    items = _Items(rows, ids, column, label, int(size))
-    return user_dataset(lambda split: items, f"hf:{argument}", split or ALL)
+    return read_items(_Items(rows, ids, column, label, int(size)), f"hf:{argument}")
 
 
 class _Items:

@@ -2,16 +2,16 @@
 
 import importlib
 import os
-import re
 import sys
 from typing import Any
 
-_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+from edgekd.data.splits import OWN
 
 
 def names_callable(text: str) -> bool:
     """Return whether `text` has the form package.module:callable."""
-    return _OWN.fullmatch(text) is not None
+    match = OWN.fullmatch(text)
+    return match is not None and match["split"] is None
 
 
 def import_attribute(module: str, name: str, *, what: str, forms: str) -> Any:
